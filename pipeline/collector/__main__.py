@@ -1,0 +1,68 @@
+"""The collector's process: audit one kernel, print its snapshot as JSON lines in a frame.
+
+The frame starts with FRAME on a line of its own and ends with a line that counts the rows, or names the error.
+"""
+
+import argparse
+import json
+import logging
+import sys
+
+from .status import CollectError
+
+FRAME = "list-lru-audit snapshot 1"
+_ROWS_A_LINE = 1000
+
+
+def main(argv=None):
+    """Audit the kernel that the arguments name; return the exit code."""
+    parser = argparse.ArgumentParser(prog="list-lru-audit collector", description=__doc__.splitlines()[0])
+    parser.add_argument("source", help="path of a core, or live:")
+    parser.add_argument("--vmlinux", help="file with this kernel's DWARF")
+    parser.add_argument("--debug-dir", action="append", default=[], help="directory to search for it by build id")
+    parser.add_argument("--btf-dir", help="directory of BTF files by release and architecture")
+    args = parser.parse_args(argv)
+    print("\n" + FRAME)
+    try:
+        snapshot = _take(args)
+    except CollectError as e:
+        _line({"error": {"status": e.status, "error_type": e.error_type, "error": str(e)}})
+        return 1
+    rows = {}
+    for table in snapshot.tables:
+        rows[table.name] = len(table.rows)
+        for start in range(0, len(table.rows), _ROWS_A_LINE):
+            part = table.rows[start : start + _ROWS_A_LINE]
+            _line({"table": table.name, "columns": table.columns, "rows": part})
+    if snapshot.unsupported:
+        _line({"unsupported": snapshot.unsupported})
+    _line({"end": rows})
+    return 0
+
+
+def _take(args):
+    try:
+        import drgn
+    except ImportError as e:
+        message = "drgn cannot be imported by %s: %s; install drgn 0.0.31 or newer" % (sys.executable, e)
+        raise CollectError("no_drgn", message, "ImportError") from e
+    # Its warnings speak of debug info that this collector does without.
+    logging.getLogger("drgn").setLevel(logging.ERROR)
+    from . import kernel, snapshot
+
+    try:
+        return snapshot.take(kernel.open_kernel(args.source, args.vmlinux, args.debug_dir, args.btf_dir))
+    except drgn.FaultError as e:
+        message = "%s: memory is missing, the core is truncated or was filtered: %s" % (args.source, e)
+        raise CollectError("bad_core", message, "FaultError") from e
+    except (LookupError, AttributeError) as e:
+        # A type, member or symbol of this kernel that the collector relies on.
+        raise CollectError("no_types", "%s: %s" % (args.source, e), type(e).__name__) from e
+
+
+def _line(record):
+    print(json.dumps(record, separators=(",", ":")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

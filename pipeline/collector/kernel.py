@@ -1,0 +1,233 @@
+"""Open a kernel, dead or alive, with types and symbols from the first source that has them.
+
+What comes back is an ordinary drgn program: the rest of the collector does not know whether its types came from
+DWARF or from the BTF inside the kernel.
+"""
+
+import lzma
+import os
+import tarfile
+
+from drgn import FaultError, FindObjectFlags, MissingDebugInfoError, ModuleFileStatus, Object, Program
+
+from . import kallsyms
+from .btf import Btf, BtfError
+from .status import CollectError
+
+# BTF declares per-CPU variables only. These are the other globals that the collector and drgn's helpers read, as
+# the kernel declares them.
+_DECLARATIONS = {
+    "__cpu_online_mask": "struct cpumask",
+    "__cpu_possible_mask": "struct cpumask",
+    "__per_cpu_offset": "unsigned long []",
+    "_totalram_pages": "atomic_long_t",
+    "init_task": "struct task_struct",
+    "init_uts_ns": "struct uts_namespace",
+    "list_lrus": "struct list_head",
+    "max_low_pfn": "unsigned long",
+    "max_pfn": "unsigned long",
+    # CONFIG_SPARSEMEM_EXTREME, a pointer since v4.15 (83e3c48729d9): every distribution's kernel that has BTF.
+    "mem_section": "struct mem_section **",
+    "memcg_list_lrus": "struct list_head",
+    "memcg_nr_cache_ids": "int",
+    "min_low_pfn": "unsigned long",
+    "node_states": "nodemask_t []",
+    "nr_cpu_ids": "unsigned int",
+    "nr_node_ids": "unsigned int",
+    "nr_vmap_nodes": "unsigned int",
+    "page_offset_base": "unsigned long",
+    "radix_tree_node_cachep": "struct kmem_cache *",
+    "root_mem_cgroup": "struct mem_cgroup *",
+    "saved_command_line": "char *",
+    "slab_caches": "struct list_head",
+    "super_blocks": "struct list_head",
+    "timekeeper_data": "struct tk_data []",
+    "tk_core": "struct tk_data",
+    "vmap_area_root": "struct rb_root",
+    "vmap_nodes": "struct vmap_node *",
+    "vmap_zone_size": "unsigned int",
+    "vmemmap_base": "unsigned long",
+}
+# drgn asks whether these exist: the memmap is virtually contiguous if the kernel can populate it.
+_FUNCTIONS = ("vmemmap_populate",)
+
+
+class Kernel:
+    """An opened kernel.
+
+    :ivar prog: the ``drgn.Program``.
+    :ivar types_source: ``dwarf``, ``btf`` (the kernel's own) or ``btf-dir``.
+    :ivar source: the path of the core, or ``live:``, for messages.
+    """
+
+    def __init__(self, prog, types_source, source):
+        self.prog = prog
+        self.types_source = types_source
+        self.source = source
+
+
+def open_kernel(source, vmlinux=None, debug_dirs=(), btf_dir=None):
+    """Open a core or the running kernel and find its types and symbols.
+
+    Files that the user named come first; then the BTF in the kernel, which costs a tenth of a second where DWARF
+    costs seconds and half a gigabyte; then ``btf_dir``; then what drgn finds in its standard places.
+
+    :param source: the path of an ELF or kdump-compressed core, or ``live:``.
+    :param vmlinux: a file with this kernel's DWARF, or None.
+    :param debug_dirs: directories to search by build id for it.
+    :param btf_dir: directory of BTF files by release and architecture (the layout of BTFHub-archive), or None.
+    :raises CollectError: with the status that says why.
+    """
+    prog = Program()
+    _attach(prog, source)
+    return with_types(prog, source, vmlinux, debug_dirs, btf_dir)
+
+
+def with_types(prog, source, vmlinux=None, debug_dirs=(), btf_dir=None):
+    """Give types and symbols to a program that is already attached to a kernel; else as open_kernel()."""
+    if vmlinux is not None or debug_dirs:
+        _load_dwarf(prog, source, vmlinux, debug_dirs)
+        return Kernel(prog, "dwarf", source)
+    try:
+        return Kernel(prog, _load_btf(prog, source, btf_dir), source)
+    except CollectError as no_btf:
+        try:
+            prog.load_debug_info(main=True)
+        except MissingDebugInfoError:
+            raise no_btf from None
+        return Kernel(prog, "dwarf", source)
+
+
+def _attach(prog, source):
+    try:
+        if source == "live:":
+            prog.set_kernel()
+        else:
+            prog.set_core_dump(source)
+        prog["VMCOREINFO"]
+    except PermissionError as e:
+        remedy = "run as root; under lockdown=confidentiality it cannot be read" if source == "live:" else "run as root"
+        raise CollectError("denied", "%s: %s" % (e.filename or source, remedy), "PermissionError") from e
+    except FileNotFoundError as e:
+        if source == "live:":
+            message = "%s is missing: this kernel has no CONFIG_PROC_KCORE" % e.filename
+            raise CollectError("denied", message, "FileNotFoundError") from e
+        raise CollectError("unreachable", "%s: no such file" % source, "FileNotFoundError") from e
+    except LookupError as e:
+        raise CollectError(
+            "bad_core",
+            "%s: not the core of a Linux kernel with VMCOREINFO; dump it with kdump, or start QEMU with "
+            "-device vmcoreinfo and load qemu_fw_cfg in the guest" % source,
+            type(e).__name__,
+        ) from e
+    except Exception as e:
+        # drgn reports what libelf and libkdumpfile could not read as plain Exception, ValueError or FaultError.
+        raise CollectError("bad_core", "%s: %s" % (source, e), type(e).__name__) from e
+
+
+def _load_dwarf(prog, source, vmlinux, debug_dirs):
+    prog.create_loaded_modules()
+    module = prog.main_module()
+    if vmlinux is not None:
+        try:
+            module.try_file(vmlinux)
+        except OSError as e:
+            raise CollectError("no_types", "%s: %s" % (vmlinux, e.strerror), type(e).__name__) from e
+        if module.debug_file_status != ModuleFileStatus.HAVE:
+            raise _not_its_vmlinux(module, vmlinux, source)
+        _check_symbols(prog, vmlinux, source)
+        return
+    prog.debug_info_options.directories = tuple(map(os.path.abspath, debug_dirs))
+    prog.debug_info_options.try_kmod = ()
+    try:
+        prog.load_debug_info(main=True)
+    except MissingDebugInfoError as e:
+        build_id = module.build_id.hex() if module.build_id else "unknown"
+        message = "no vmlinux of build id %s under %s" % (build_id, ", ".join(map(str, debug_dirs)))
+        raise CollectError("no_types", message, type(e).__name__) from e
+
+
+def _not_its_vmlinux(module, vmlinux, source):
+    build_id = module.build_id.hex() if module.build_id else "unknown"
+    return CollectError(
+        "mismatch", "%s is not the vmlinux, with DWARF, of %s, whose build id is %s" % (vmlinux, source, build_id)
+    )
+
+
+def _check_symbols(prog, vmlinux, source):
+    # A core from before v5.9 (0935288c6e00) has no build id in VMCOREINFO, but the addresses of some symbols.
+    vmcoreinfo = prog["VMCOREINFO"].string_().decode()
+    for line in vmcoreinfo.splitlines():
+        if line.startswith("SYMBOL(init_uts_ns)="):
+            if prog.symbol("init_uts_ns").address != int(line.split("=")[1], 16):
+                raise _not_its_vmlinux(prog.main_module(), vmlinux, source)
+
+
+def _load_btf(prog, source, btf_dir):
+    """Register finders for the kernel's own types, symbols and globals; return the types_source."""
+    prog.register_symbol_finder("kallsyms", kallsyms.load(prog), enable_index=0)
+    types_source, blob = "btf", _own_btf(prog, source)
+    if blob is None and btf_dir is not None:
+        types_source, blob = "btf-dir", _btf_from_dir(prog, btf_dir)
+    if blob is None:
+        raise CollectError("no_types", "%s: this kernel has no BTF; give --vmlinux, --debug-dir or --btf-dir" % source)
+    try:
+        btf = Btf(prog, blob)
+    except BtfError as e:
+        raise CollectError("no_types", "%s: its BTF cannot be read: %s; give --vmlinux" % (source, e)) from e
+
+    def find_object(prog, name, flags, filename):
+        if filename is not None:
+            return None
+        try:
+            if flags & FindObjectFlags.VARIABLE and name in _DECLARATIONS:
+                return Object(prog, _DECLARATIONS[name], address=prog.symbol(name).address)
+            if flags & FindObjectFlags.FUNCTION and name in _FUNCTIONS:
+                function_type = prog.function_type(prog.void_type(), (), True)
+                return Object(prog, function_type, address=prog.symbol(name).address)
+        except LookupError:
+            return None
+        return btf.find_constant(name) if flags & FindObjectFlags.CONSTANT else None
+
+    prog.register_type_finder("btf", btf.find_type, enable_index=0)
+    prog.register_object_finder("btf", find_object, enable_index=-1)
+    return types_source
+
+
+def _own_btf(prog, source):
+    if source == "live:":
+        try:
+            with open("/sys/kernel/btf/vmlinux", "rb") as f:
+                return f.read()
+        except OSError:
+            return None
+    try:
+        start, stop = prog.symbol("__start_BTF").address, prog.symbol("__stop_BTF").address
+    except LookupError:
+        return None
+    try:
+        return prog.read(start, stop - start)
+    except FaultError:
+        return None
+
+
+def _btf_from_dir(prog, btf_dir):
+    """Return the BTF for the kernel's release and architecture from RELEASE.btf or RELEASE.btf.tar.xz, or None."""
+    release = prog["UTS_RELEASE"].string_().decode()
+    arch = {"X86_64": "x86_64", "AARCH64": "arm64"}.get(prog.platform.arch.name, prog.platform.arch.name.lower())
+    for folder, _, files in os.walk(btf_dir):
+        # In BTFHub-archive's layout a folder above the file names the architecture; a flat folder has none.
+        parts = folder.split(os.sep)
+        if any(other in parts and other != arch for other in ("x86_64", "arm64")):
+            continue
+        path = os.path.join(folder, release + ".btf")
+        try:
+            if release + ".btf" in files:
+                with open(path, "rb") as f:
+                    return f.read()
+            if release + ".btf.tar.xz" in files:
+                with tarfile.open(path + ".tar.xz") as archive:
+                    return archive.extractfile(release + ".btf").read()
+        except (OSError, KeyError, tarfile.TarError, lzma.LZMAError) as e:
+            raise CollectError("no_types", "%s: %s" % (path, e), type(e).__name__) from e
+    return None

@@ -1,0 +1,76 @@
+"""Every memory cgroup, online or dying: its ids, its path and its place in the tree."""
+
+from .memory import Members, has_member
+from .status import CollectError
+
+_MOST_MEMCGS = 1 << 22
+_LONGEST_NAME_BYTES = 256
+_CSS_ONLINE = 1 << 1
+
+
+class Memcg:
+    """A ``struct mem_cgroup``.
+
+    :ivar css_id: ``css.id``. :ivar cache_id: ``kmemcg_id``, the index of its lists, or None where it has none: the
+        root, and, since a dead memcg's lists went to its parent, one that is not online.
+    :ivar memcg_id: ``id.id``, v4.7+, or None. :ivar path: bytes, as cgroup_path() gives it.
+    :ivar parent: Memcg, None for the root. :ivar online: CSS_ONLINE.
+    """
+
+    def __init__(self, address, fields, path, parent):
+        self.address = address
+        self.css_id = fields.css_id
+        self.memcg_id = getattr(fields, "memcg_id", None)
+        self.online = bool(fields.flags & _CSS_ONLINE)
+        self.cache_id = fields.cache_id if self.online and fields.cache_id >= 0 else None
+        self.path = path
+        self.parent = parent
+
+
+def walk(prog):
+    """Return all memcgs of ``root_mem_cgroup``'s tree, parents before children.
+
+    A dying memcg stays in the tree until its last reference is gone (css_release_work_fn()).
+
+    :raises CollectError: ``bad_core``: the tree does not end.
+    """
+    memcg_type = prog.type("struct mem_cgroup")
+    paths = dict(
+        first_child="css.children.next",
+        next="css.sibling.next",
+        flags="css.flags",
+        css_id="css.id",
+        cgroup="css.cgroup",
+        cache_id="kmemcg_id",
+    )
+    if has_member(memcg_type, "id.id"):  # v4.7 (73f576c04b94)
+        paths["memcg_id"] = "id.id"
+    members = Members(prog, memcg_type, **paths)
+    css_offset = memcg_type.member("css").offset
+    css_type = prog.type("struct cgroup_subsys_state")
+    children_offset = css_offset + css_type.member("children").offset
+    sibling_offset = css_offset + css_type.member("sibling").offset
+    cgroup = Members(prog, "struct cgroup", kn="kn")
+    kernfs_node = Members(prog, "struct kernfs_node", name="name")
+
+    def name_of(fields):
+        kn = cgroup.read(prog, fields.cgroup).kn
+        return prog.read_c_string(kernfs_node.read(prog, kn).name, max_size=_LONGEST_NAME_BYTES)
+
+    root_address = prog["root_mem_cgroup"].value_()
+    root_fields = members.read(prog, root_address)
+    found = [Memcg(root_address, root_fields, b"/", None)]
+    first_children = [root_fields.first_child]
+    # The loops append to what they iterate over: breadth first, parents before children.
+    for parent, link in zip(found, first_children):
+        head = parent.address + children_offset
+        while link != head:
+            if len(found) == _MOST_MEMCGS:
+                raise CollectError("bad_core", "the tree of memory cgroups does not end after %d" % len(found))
+            address = link - sibling_offset
+            fields = members.read(prog, address)
+            path = (b"" if parent.parent is None else parent.path) + b"/" + name_of(fields)
+            found.append(Memcg(address, fields, path, parent))
+            first_children.append(fields.first_child)
+            link = fields.next
+    return found

@@ -1,0 +1,106 @@
+"""Bulk reads of kernel memory: whole structs in one read, many objects in few."""
+
+import struct
+from collections import namedtuple
+
+from drgn import PlatformFlags, TypeKind, offsetof, sizeof
+
+# Objects are read together where they lie on the same or on neighbouring pages of this size, so that no page is
+# read that holds none of them: it could be missing from a filtered core or from the kernel's mappings.
+_PAGE_SHIFT = 12
+_LONGEST_READ_BYTES = 1 << 20
+
+
+class Members:
+    """Chosen members of a C struct, decoded together from one read.
+
+    :param struct_type: the struct, as drgn Type or name.
+    :param paths: name of a decoded field to the path of the member, such as ``next="s_list.next"``. Integers and
+        pointers become int, char arrays bytes.
+    :raises LookupError: the struct lacks a member.
+    """
+
+    def __init__(self, prog, struct_type, **paths):
+        struct_type = prog.type(struct_type)
+        members = sorted((offsetof(struct_type, path), _format(struct_type, path), name) for name, path in paths.items())
+        self._start = members[0][0]
+        code = "<" if prog.platform.flags & PlatformFlags.IS_LITTLE_ENDIAN else ">"
+        at = self._start
+        for offset, member_code, _ in members:
+            code += "%dx%s" % (offset - at, member_code)
+            at = offset + struct.calcsize("<" + member_code)
+        self._struct = struct.Struct(code)
+        self._fields = namedtuple("Fields", [name for _, _, name in members])
+        self.end = at
+
+    def read(self, prog, address):
+        """Read and decode the members of the struct at an address, in one read."""
+        return self._fields._make(self._struct.unpack(prog.read(address + self._start, self._struct.size)))
+
+    def decode(self, data, offset=0):
+        """Decode the members of the struct that starts at an offset of data."""
+        return self._fields._make(self._struct.unpack_from(data, offset + self._start))
+
+
+def has_member(struct_type, path):
+    """Return whether a struct has a member, given as a path such as ``lru.nr_items``."""
+    try:
+        offsetof(struct_type, path)
+    except (LookupError, TypeError):  # no such member; a member of what is no struct
+        return False
+    return True
+
+
+def _format(struct_type, path):
+    member_type = struct_type
+    for name in path.split("."):
+        member_type = member_type.unaliased().member(name).type
+    member_type = member_type.unaliased()
+    if member_type.kind is TypeKind.ARRAY:
+        return "%ds" % sizeof(member_type)
+    if member_type.kind is TypeKind.POINTER:
+        return "Q"
+    if member_type.kind is TypeKind.ENUM:
+        member_type = member_type.type
+    code = {1: "b", 2: "h", 4: "i", 8: "q"}[sizeof(member_type)]
+    return code if member_type.kind is TypeKind.INT and member_type.is_signed else code.upper()
+
+
+def read_each(prog, addresses, size):
+    """Read objects of one size, many in a read.
+
+    :return: dict of address to bytes.
+    """
+    objects = {}
+    for start, end, run in _runs(sorted(set(addresses)), size):
+        data = prog.read(start, end - start)
+        for address in run:
+            objects[address] = data[address - start : address - start + size]
+    return objects
+
+
+def _runs(addresses, size):
+    run = []
+    start = end = 0
+    for address in addresses:
+        near = address >> _PAGE_SHIFT <= (end - 1 >> _PAGE_SHIFT) + 1
+        if run and near and address + size - start <= _LONGEST_READ_BYTES:
+            run.append(address)
+            end = max(end, address + size)
+            continue
+        if run:
+            yield start, end, run
+        run, start, end = [address], address, address + size
+    if run:
+        yield start, end, run
+
+
+def text(data):
+    """Return bytes of the kernel as text and, where they are not UTF-8, as hex; else None.
+
+    What is not UTF-8 is backslash-escaped in the text.
+    """
+    try:
+        return data.decode(), None
+    except UnicodeDecodeError:
+        return data.decode(errors="backslashreplace"), data.hex()

@@ -1,0 +1,63 @@
+"""How much the kernel really allocated for an object, and which slab cache it lives in."""
+
+import re
+
+from drgn import FaultError
+from drgn.helpers.linux.mm import compound_head, find_vmap_area, page_size, virt_to_page
+from drgn.helpers.linux.slab import slab_object_info
+
+from .memory import Members
+from .status import CollectError
+
+_MOST_CACHES = 100000
+# The caches that a plain kmalloc(GFP_KERNEL) takes its objects from; not kmalloc-cg-, -rcl-, dma-kmalloc-.
+_KMALLOC = re.compile(rb"kmalloc-(\d+[kM]?)")
+
+
+def allocation(prog, address):
+    """Return the bytes allocated for the object at an address, and its ``struct kmem_cache *`` or None.
+
+    A slab object has its cache's ``size``, with red zones; a large kmalloc() a power of two of pages; a vmalloc()
+    its pages, without the guard page.
+    """
+    area = find_vmap_area(prog, address)
+    if area:
+        return area.vm.nr_pages.value_() * prog["PAGE_SIZE"].value_(), None
+    info = slab_object_info(prog, address)
+    if info:
+        return info.slab_cache.size.value_(), info.slab_cache
+    return page_size(compound_head(virt_to_page(prog, address))).value_(), None
+
+
+def kmalloc_sizes(prog):
+    """Return pairs (largest request, allocated bytes) of the kmalloc caches in ascending order."""
+    cache = Members(prog, "struct kmem_cache", name="name", object_size="object_size", size="size", next="list.next")
+    head = prog["slab_caches"].address_of_().value_()
+    list_offset = prog.type("struct kmem_cache").member("list").offset
+    sizes = []
+    link = prog["slab_caches"].next.value_()
+    for _ in range(_MOST_CACHES):
+        if link == head:
+            return tuple(sorted(sizes))
+        fields = cache.read(prog, link - list_offset)
+        if _KMALLOC.fullmatch(prog.read_c_string(fields.name, max_size=64)):
+            sizes.append((fields.object_size, fields.size))
+        link = fields.next
+    raise CollectError("bad_core", "the list of slab caches does not end")
+
+
+def cache_usage(cache):
+    """Return the active objects and the bytes of a slab cache, or None and None where drgn cannot tell.
+
+    slab_cache_usage() came with drgn 0.1.0; it needs CONFIG_SLUB_DEBUG's counters.
+    """
+    try:
+        from drgn.helpers.linux.slab import slab_cache_order, slab_cache_usage
+    except ImportError:
+        return None, None
+    try:
+        usage = slab_cache_usage(cache)
+    except (AttributeError, LookupError, ValueError, FaultError):
+        return None, None
+    page_bytes = cache.prog_["PAGE_SIZE"].value_()
+    return usage.active_objs, usage.num_slabs * (page_bytes << slab_cache_order(cache))

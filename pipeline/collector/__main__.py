@@ -53,7 +53,7 @@ def _take(args):
     try:
         return snapshot.take(kernel.open_kernel(args.source, args.vmlinux, args.debug_dir, args.btf_dir))
     except drgn.FaultError as e:
-        message = "%s: memory is missing, the core is truncated or was filtered: %s" % (args.source, e)
+        message = "%s: memory is missing: the core is truncated or was filtered: %s" % (args.source, e)
         raise CollectError("bad_core", message, "FaultError") from e
     except (LookupError, AttributeError) as e:
         # A type, member or symbol of this kernel that the collector relies on.

@@ -39,7 +39,7 @@ def load(prog):
             return index
     try:
         return _Kallsyms(prog).find
-    except (FaultError, IndexError, struct.error) as e:
+    except (IndexError, ValueError, struct.error) as e:
         message = "the kernel's symbol table cannot be decoded: %s; give --vmlinux" % e
         raise CollectError("no_types", message, type(e).__name__) from e
 
@@ -54,6 +54,8 @@ class _Kallsyms:
         }
         if "_stext" not in symbols:
             raise CollectError("no_types", "VMCOREINFO does not say where the kernel's text is; give --vmlinux")
+        if not any(_read_with_holes(prog, symbols["_stext"], _PAGE_BYTES)):
+            raise CollectError("bad_core", "the kernel's text is missing: the core is truncated, zeroed or filtered")
         endian = "<" if prog.platform.flags & PlatformFlags.IS_LITTLE_ENDIAN else ">"
         tables = {name[9:]: address for name, address in symbols.items() if name.startswith("kallsyms_")}
         if "names" not in tables:

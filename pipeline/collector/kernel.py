@@ -6,11 +6,12 @@ DWARF or from the BTF inside the kernel.
 
 import lzma
 import os
+import re
 import tarfile
 
 from drgn import FaultError, FindObjectFlags, MissingDebugInfoError, ModuleFileStatus, Object, Program
 
-from . import kallsyms
+from . import core_file, kallsyms
 from .btf import Btf, BtfError
 from .status import CollectError
 
@@ -57,13 +58,13 @@ class Kernel:
 
     :ivar prog: the ``drgn.Program``.
     :ivar types_source: ``dwarf``, ``btf`` (the kernel's own) or ``btf-dir``.
-    :ivar source: the path of the core, or ``live:``, for messages.
+    :ivar note: what a reader of the audit has to know of the core file, or None.
     """
 
-    def __init__(self, prog, types_source, source):
+    def __init__(self, prog, types_source, note=None):
         self.prog = prog
         self.types_source = types_source
-        self.source = source
+        self.note = note
 
 
 def open_kernel(source, vmlinux=None, debug_dirs=(), btf_dir=None):
@@ -79,32 +80,40 @@ def open_kernel(source, vmlinux=None, debug_dirs=(), btf_dir=None):
     :raises CollectError: with the status that says why.
     """
     prog = Program()
-    _attach(prog, source)
-    return with_types(prog, source, vmlinux, debug_dirs, btf_dir)
+    note = _attach(prog, source)
+    kernel = with_types(prog, source, vmlinux, debug_dirs, btf_dir)
+    kernel.note = note
+    return kernel
 
 
 def with_types(prog, source, vmlinux=None, debug_dirs=(), btf_dir=None):
     """Give types and symbols to a program that is already attached to a kernel; else as open_kernel()."""
     if vmlinux is not None or debug_dirs:
         _load_dwarf(prog, source, vmlinux, debug_dirs)
-        return Kernel(prog, "dwarf", source)
+        return Kernel(prog, "dwarf")
     try:
-        return Kernel(prog, _load_btf(prog, source, btf_dir), source)
+        return Kernel(prog, _load_btf(prog, source, btf_dir))
     except CollectError as no_btf:
+        if no_btf.status != "no_types":
+            raise
         try:
             prog.load_debug_info(main=True)
         except MissingDebugInfoError:
             raise no_btf from None
-        return Kernel(prog, "dwarf", source)
+        return Kernel(prog, "dwarf")
 
 
 def _attach(prog, source):
+    note = None
     try:
         if source == "live:":
             prog.set_kernel()
         else:
+            note = core_file.note(source)
             prog.set_core_dump(source)
         prog["VMCOREINFO"]
+    except CollectError:
+        raise
     except PermissionError as e:
         remedy = "run as root; under lockdown=confidentiality it cannot be read" if source == "live:" else "run as root"
         raise CollectError("denied", "%s: %s" % (e.filename or source, remedy), "PermissionError") from e
@@ -123,22 +132,21 @@ def _attach(prog, source):
     except Exception as e:
         # drgn reports what libelf and libkdumpfile could not read as plain Exception, ValueError or FaultError.
         raise CollectError("bad_core", "%s: %s" % (source, e), type(e).__name__) from e
+    return note
 
 
 def _load_dwarf(prog, source, vmlinux, debug_dirs):
     prog.create_loaded_modules()
     module = prog.main_module()
     if vmlinux is not None:
-        try:
-            module.try_file(vmlinux)
-        except OSError as e:
-            raise CollectError("no_types", "%s: %s" % (vmlinux, e.strerror), type(e).__name__) from e
+        if not os.path.isfile(vmlinux):
+            raise CollectError("no_types", "%s: no such file" % vmlinux)
+        module.try_file(vmlinux)
         if module.debug_file_status != ModuleFileStatus.HAVE:
             raise _not_its_vmlinux(module, vmlinux, source)
         _check_symbols(prog, vmlinux, source)
         return
     prog.debug_info_options.directories = tuple(map(os.path.abspath, debug_dirs))
-    prog.debug_info_options.try_kmod = ()
     try:
         prog.load_debug_info(main=True)
     except MissingDebugInfoError as e:
@@ -150,17 +158,16 @@ def _load_dwarf(prog, source, vmlinux, debug_dirs):
 def _not_its_vmlinux(module, vmlinux, source):
     build_id = module.build_id.hex() if module.build_id else "unknown"
     return CollectError(
-        "mismatch", "%s is not the vmlinux, with DWARF, of %s, whose build id is %s" % (vmlinux, source, build_id)
+        "mismatch",
+        "%s is not the vmlinux, with DWARF, of %s, whose build id is %s" % (vmlinux, source, build_id),
     )
 
 
 def _check_symbols(prog, vmlinux, source):
     # A core from before v5.9 (0935288c6e00) has no build id in VMCOREINFO, but the addresses of some symbols.
-    vmcoreinfo = prog["VMCOREINFO"].string_().decode()
-    for line in vmcoreinfo.splitlines():
-        if line.startswith("SYMBOL(init_uts_ns)="):
-            if prog.symbol("init_uts_ns").address != int(line.split("=")[1], 16):
-                raise _not_its_vmlinux(prog.main_module(), vmlinux, source)
+    init_uts_ns = re.search(rb"^SYMBOL\(init_uts_ns\)=([0-9a-f]+)$", prog["VMCOREINFO"].string_(), re.MULTILINE)
+    if init_uts_ns and prog.symbol("init_uts_ns").address != int(init_uts_ns.group(1), 16):
+        raise _not_its_vmlinux(prog.main_module(), vmlinux, source)
 
 
 def _load_btf(prog, source, btf_dir):

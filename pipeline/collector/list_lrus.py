@@ -286,7 +286,7 @@ class _Lazy(_Walk):
             if lru.memcg_aware:
                 lrus.append((lru, fields.xa_head, nodes))
         entries = self.entries({lru.address: head for lru, head, _ in lrus})
-        for lru, _, nodes in lrus:
+        for lru, _, _ in lrus:
             lru.list_lru_one_objects = len(entries[lru.address])
             if lru.list_lru_one_objects:
                 lru.list_lru_one_bytes = lru.list_lru_one_objects * self.size_of_object(entries[lru.address][0][1])

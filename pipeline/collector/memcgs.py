@@ -1,10 +1,9 @@
 """Every memory cgroup, online or dying: its ids, its path and its place in the tree."""
 
-from .memory import Members, has_member
+from .memory import Members, c_string, has_member
 from .status import CollectError
 
 _MOST_MEMCGS = 1 << 22
-_LONGEST_NAME_BYTES = 256
 _CSS_ONLINE = 1 << 1
 
 
@@ -35,14 +34,14 @@ def walk(prog):
     :raises CollectError: ``bad_core``: the tree does not end.
     """
     memcg_type = prog.type("struct mem_cgroup")
-    paths = dict(
-        first_child="css.children.next",
-        next="css.sibling.next",
-        flags="css.flags",
-        css_id="css.id",
-        cgroup="css.cgroup",
-        cache_id="kmemcg_id",
-    )
+    paths = {
+        "first_child": "css.children.next",
+        "next": "css.sibling.next",
+        "flags": "css.flags",
+        "css_id": "css.id",
+        "cgroup": "css.cgroup",
+        "cache_id": "kmemcg_id",
+    }
     if has_member(memcg_type, "id.id"):  # v4.7 (73f576c04b94)
         paths["memcg_id"] = "id.id"
     members = Members(prog, memcg_type, **paths)
@@ -55,7 +54,7 @@ def walk(prog):
 
     def name_of(fields):
         kn = cgroup.read(prog, fields.cgroup).kn
-        return prog.read_c_string(kernfs_node.read(prog, kn).name, max_size=_LONGEST_NAME_BYTES)
+        return c_string(prog, kernfs_node.read(prog, kn).name)
 
     root_address = prog["root_mem_cgroup"].value_()
     root_fields = members.read(prog, root_address)

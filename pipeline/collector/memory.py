@@ -8,7 +8,10 @@ from drgn import PlatformFlags, TypeKind, offsetof, sizeof
 # Objects are read together where they lie on the same or on neighbouring pages of this size, so that no page is
 # read that holds none of them: it could be missing from a filtered core or from the kernel's mappings.
 _PAGE_SHIFT = 12
+_PAGE_BYTES = 1 << _PAGE_SHIFT
 _LONGEST_READ_BYTES = 1 << 20
+_STRING_PART_BYTES = 64
+_LONGEST_STRING_BYTES = 256
 
 
 class Members:
@@ -22,7 +25,9 @@ class Members:
 
     def __init__(self, prog, struct_type, **paths):
         struct_type = prog.type(struct_type)
-        members = sorted((offsetof(struct_type, path), _format(struct_type, path), name) for name, path in paths.items())
+        members = sorted(
+            (offsetof(struct_type, path), _format(struct_type, path), name) for name, path in paths.items()
+        )
         self._start = members[0][0]
         code = "<" if prog.platform.flags & PlatformFlags.IS_LITTLE_ENDIAN else ">"
         at = self._start
@@ -54,8 +59,7 @@ def has_member(struct_type, path):
 def _format(struct_type, path):
     member_type = struct_type
     for name in path.split("."):
-        member_type = member_type.unaliased().member(name).type
-    member_type = member_type.unaliased()
+        member_type = _unaliased(_unaliased(member_type).member(name).type)
     if member_type.kind is TypeKind.ARRAY:
         return "%ds" % sizeof(member_type)
     if member_type.kind is TypeKind.POINTER:
@@ -64,6 +68,13 @@ def _format(struct_type, path):
         member_type = member_type.type
     code = {1: "b", 2: "h", 4: "i", 8: "q"}[sizeof(member_type)]
     return code if member_type.kind is TypeKind.INT and member_type.is_signed else code.upper()
+
+
+def _unaliased(some_type):
+    # drgn 0.0.31 has no Type.unaliased().
+    while some_type.kind is TypeKind.TYPEDEF:
+        some_type = some_type.type
+    return some_type
 
 
 def read_each(prog, addresses, size):
@@ -93,6 +104,19 @@ def _runs(addresses, size):
         run, start, end = [address], address, address + size
     if run:
         yield start, end, run
+
+
+def c_string(prog, address):
+    """Return the bytes of a string of at most 256 bytes, without its NUL; drgn 0.0.31 has no read_c_string()."""
+    found = b""
+    while len(found) < _LONGEST_STRING_BYTES:
+        # Not beyond the page: the next one could be missing.
+        at = address + len(found)
+        part, end, _ = prog.read(at, min(_STRING_PART_BYTES, _PAGE_BYTES - at % _PAGE_BYTES)).partition(b"\0")
+        found += part
+        if end:
+            break
+    return found[:_LONGEST_STRING_BYTES]
 
 
 def text(data):

@@ -1,12 +1,14 @@
 """How much the kernel really allocated for an object, and which slab cache it lives in."""
 
 import re
+from contextlib import contextmanager
 
-from drgn import FaultError
+from drgn import FaultError, FindObjectFlags, Object
 from drgn.helpers.linux.mm import compound_head, find_vmap_area, page_size, virt_to_page
+from drgn.helpers.linux.nodemask import for_each_node_mask
 from drgn.helpers.linux.slab import slab_object_info
 
-from .memory import Members
+from .memory import Members, c_string
 from .status import CollectError
 
 _MOST_CACHES = 100000
@@ -40,7 +42,7 @@ def kmalloc_sizes(prog):
         if link == head:
             return tuple(sorted(sizes))
         fields = cache.read(prog, link - list_offset)
-        if _KMALLOC.fullmatch(prog.read_c_string(fields.name, max_size=64)):
+        if _KMALLOC.fullmatch(c_string(prog, fields.name)):
             sizes.append((fields.object_size, fields.size))
         link = fields.next
     raise CollectError("bad_core", "the list of slab caches does not end")
@@ -55,9 +57,33 @@ def cache_usage(cache):
         from drgn.helpers.linux.slab import slab_cache_order, slab_cache_usage
     except ImportError:
         return None, None
+    prog = cache.prog_
     try:
-        usage = slab_cache_usage(cache)
+        with _nodes_that_have_slabs(prog):
+            usage = slab_cache_usage(cache)
     except (AttributeError, LookupError, ValueError, FaultError):
         return None, None
-    page_bytes = cache.prog_["PAGE_SIZE"].value_()
-    return usage.active_objs, usage.num_slabs * (page_bytes << slab_cache_order(cache))
+    return usage.active_objs, usage.num_slabs * (prog["PAGE_SIZE"].value_() << slab_cache_order(cache))
+
+
+@contextmanager
+def _nodes_that_have_slabs(prog):
+    """Let drgn's helpers see nr_node_ids as the online nodes need it.
+
+    A node that is possible but not online has no kmem_cache_node, and drgn 0.3.0 follows that NULL.
+    """
+    count = max(for_each_node_mask(prog["node_states"][prog.constant("N_ONLINE")])) + 1
+
+    def find(prog, name, flags, filename):
+        if name != "nr_node_ids" or not flags & FindObjectFlags.VARIABLE:
+            return None
+        return Object(prog, "unsigned int", count)
+
+    enabled = prog.enabled_object_finders()
+    if "online nodes" not in prog.registered_object_finders():
+        prog.register_object_finder("online nodes", find)
+    prog.set_enabled_object_finders(["online nodes", *enabled])
+    try:
+        yield
+    finally:
+        prog.set_enabled_object_finders(enabled)

@@ -15,6 +15,8 @@ _MICROSECONDS = 1000000
 # struct timekeeper.xtime_sec is plausible between these: 2000 and 2200.
 _PLAUSIBLE_SECONDS = (946684800, 7258118400)
 
+_MOST_NOTES = 5
+
 LAZY_TARGET = "v5.18-6.12"
 
 
@@ -248,7 +250,7 @@ def _target_row(kernel, found, sbs, cgroups):
         "lazy_target": LAZY_TARGET if found.layout in layouts.EAGER else None,
         "lazy_basis": "online" if found.layout in layouts.EAGER else None,
         "consistency": "raced" if found.raced else "exact",
-        "notes": "; ".join(found.raced[:5]) or None,
+        "notes": "; ".join(filter(None, [kernel.note, *found.raced[:_MOST_NOTES]])) or None,
     }
 
 

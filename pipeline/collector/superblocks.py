@@ -1,12 +1,11 @@
 """Every superblock of the kernel: its filesystem, its device, where it is mounted, and where its list_lrus are."""
 
-from .memory import Members, has_member
+from .memory import Members, c_string, has_member
 from .status import CollectError
 
 _MOST_SUPERBLOCKS = 1 << 20
 _MOST_MOUNTS = 1 << 20
 _DEEPEST_PATH = 4096
-_LONGEST_NAME_BYTES = 256
 _MAX_ERRNO = 4095
 
 
@@ -35,15 +34,15 @@ def walk(prog):
 
     :raises CollectError: ``bad_core``: the list does not end.
     """
-    paths = dict(
-        next="s_list.next",
-        s_id="s_id",
-        s_dev="s_dev",
-        s_flags="s_flags",
-        s_type="s_type",
-        s_subtype="s_subtype",
-        s_mounts="s_mounts.next",
-    )
+    paths = {
+        "next": "s_list.next",
+        "s_id": "s_id",
+        "s_dev": "s_dev",
+        "s_flags": "s_flags",
+        "s_type": "s_type",
+        "s_subtype": "s_subtype",
+        "s_mounts": "s_mounts.next",
+    }
     # Since v6.18 (09a1b33c080f) the mounts are chained by pointers, before that they are on a list_head.
     chained = not has_member(prog.type("struct super_block"), "s_mounts.next")
     if chained:
@@ -62,11 +61,9 @@ def walk(prog):
         fields = members.read(prog, address)
         fstype = fstypes.get(fields.s_type)
         if fstype is None:
-            fstype = fstypes[fields.s_type] = prog.read_c_string(
-                prog.read_word(fields.s_type), max_size=_LONGEST_NAME_BYTES
-            )
+            fstype = fstypes[fields.s_type] = c_string(prog, prog.read_word(fields.s_type))
         if fields.s_subtype:
-            fstype += b"." + prog.read_c_string(fields.s_subtype, max_size=_LONGEST_NAME_BYTES)
+            fstype += b"." + c_string(prog, fields.s_subtype)
         sb = SuperBlock(address, fstype, fields.s_id.split(b"\0")[0], fields.s_dev, fields.s_flags & 0xFFFFFFFF)
         sb.mounts, sb.mountpoint = mounts.of(fields.s_mounts, address + s_mounts_offset)
         sb.kernel_internal = not sb.mounts
@@ -146,6 +143,5 @@ class _Mounts:
     def _dentry_at(self, address):
         if address not in self._dentries:
             fields = self._dentry.read(self._prog, address)
-            name = self._prog.read_c_string(fields.name, max_size=_LONGEST_NAME_BYTES)
-            self._dentries[address] = fields.parent, name
+            self._dentries[address] = fields.parent, c_string(self._prog, fields.name)
         return self._dentries[address]

@@ -1,0 +1,42 @@
+# Set up and run: `make audit` audits the bundled cores, `make test` passes the tests; both need python3 (3.11 or
+# newer) with its venv module, and nothing else. The lab needs root and Debian's QEMU; it installs what it needs.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+TESTING := .venv/testing
+
+.PHONY: audit test lint lab lab-test clean
+
+audit: $(INSTALLED)
+	$(BIN)/lru-audit run tests/vmcores --audit bundled --warehouse warehouse
+
+test: $(TESTING) lint
+	$(BIN)/python -m pytest -m "not lab"
+
+lint: $(TESTING)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# Rebuild the bundled cores from nothing: fetches Debian's kernels, boots each, dumps it and keeps what an audit reads.
+lab: $(TESTING)
+	sh tests/lab/install-tools.sh
+	$(BIN)/python -m tests.lab bundle
+
+# Boot real kernels and audit them, at a size for every change.
+lab-test: $(TESTING)
+	sh tests/lab/install-tools.sh
+	$(BIN)/python -m pytest -m lab
+
+$(INSTALLED): setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(TESTING): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv .cache build dist *.egg-info

@@ -2,10 +2,13 @@
 
 import os
 import struct
+from collections import namedtuple
 
 from .status import CollectError
 
-# struct disk_dump_header of makedumpfile: status follows the signature, the version, utsname and the time.
+# struct disk_dump_header of makedumpfile: signature, version, utsname (six times 65 bytes), time, status.
+_SYSNAME_OFFSET = 12
+_MACHINE_OFFSET = _SYSNAME_OFFSET + 4 * 65
 _STATUS_OFFSET = 424
 _DUMP_DH_COMPRESSED_INCOMPLETE = 0x8
 _PT_LOAD = 1
@@ -13,25 +16,38 @@ _PT_LOAD = 1
 _PN_XNUM = 0xFFFF
 
 
-def note(path):
-    """Return what a reader of the audit has to know of the core file, or None.
+class CoreFile(namedtuple("CoreFile", "note machine")):
+    """What a core file says of itself.
+
+    note: what a reader of the audit has to know of it, or None. machine: utsname.machine of a header from which
+    libkdumpfile does not take it, as QEMU leaves the rest of utsname empty; else None.
+    """
+
+    __slots__ = ()
+
+
+def look(path):
+    """Return the CoreFile of a path; what is no core is left for drgn to refuse.
 
     :raises CollectError: ``bad_core``: no reader can open it as it is. :raises OSError: it cannot be read.
     """
     size = os.path.getsize(path)
+    note = machine = None
     with open(path, "rb") as f:
         head = f.read(4096)
         if head.startswith(b"makedumpfile\0"):
             message = "%s: flattened for a pipe; rearrange it: makedumpfile -R NEW < %s" % (path, path)
             raise CollectError("bad_core", message)
         if head.startswith(b"KDUMP   ") and len(head) == 4096:
-            (status,) = struct.unpack_from("<I", head, _STATUS_OFFSET)
-            return "the dump was cut short by its disk" if status & _DUMP_DH_COMPRESSED_INCOMPLETE else None
-        if head.startswith(b"\x7fELF\x02\x01") and len(head) >= 64:
+            if not head[_SYSNAME_OFFSET]:
+                machine = head[_MACHINE_OFFSET : _MACHINE_OFFSET + 65].split(b"\0")[0].decode(errors="replace")
+            if struct.unpack_from("<I", head, _STATUS_OFFSET)[0] & _DUMP_DH_COMPRESSED_INCOMPLETE:
+                note = "the dump was cut short by its disk"
+        elif head.startswith(b"\x7fELF\x02\x01") and len(head) >= 64:
             end = _elf_end(f, head)
             if end > size:
-                return "the core is truncated: %d of %d bytes" % (size, end)
-    return None
+                note = "the core is truncated: %d of %d bytes" % (size, end)
+    return CoreFile(note, machine)
 
 
 def _elf_end(f, head):

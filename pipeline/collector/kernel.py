@@ -9,7 +9,16 @@ import os
 import re
 import tarfile
 
-from drgn import FaultError, FindObjectFlags, MissingDebugInfoError, ModuleFileStatus, Object, Program
+from drgn import (
+    Architecture,
+    FaultError,
+    FindObjectFlags,
+    MissingDebugInfoError,
+    ModuleFileStatus,
+    Object,
+    Platform,
+    Program,
+)
 
 from . import core_file, kallsyms
 from .btf import Btf, BtfError
@@ -53,6 +62,9 @@ _DECLARATIONS = {
 _FUNCTIONS = ("vmemmap_populate",)
 
 
+_PLATFORMS = {"x86_64": Platform(Architecture.X86_64), "aarch64": Platform(Architecture.AARCH64)}
+
+
 class Kernel:
     """An opened kernel.
 
@@ -79,8 +91,7 @@ def open_kernel(source, vmlinux=None, debug_dirs=(), btf_dir=None):
     :param btf_dir: directory of BTF files by release and architecture (the layout of BTFHub-archive), or None.
     :raises CollectError: with the status that says why.
     """
-    prog = Program()
-    note = _attach(prog, source)
+    prog, note = _attach(source)
     kernel = with_types(prog, source, vmlinux, debug_dirs, btf_dir)
     kernel.note = note
     return kernel
@@ -103,13 +114,17 @@ def with_types(prog, source, vmlinux=None, debug_dirs=(), btf_dir=None):
         return Kernel(prog, "dwarf")
 
 
-def _attach(prog, source):
+def _attach(source):
+    """Return a program attached to the kernel, and the note on its core file."""
     note = None
     try:
         if source == "live:":
+            prog = Program()
             prog.set_kernel()
         else:
-            note = core_file.note(source)
+            file = core_file.look(source)
+            note = file.note
+            prog = Program(_PLATFORMS.get(file.machine))
             prog.set_core_dump(source)
         prog["VMCOREINFO"]
     except CollectError:
@@ -132,7 +147,7 @@ def _attach(prog, source):
     except Exception as e:
         # drgn reports what libelf and libkdumpfile could not read as plain Exception, ValueError or FaultError.
         raise CollectError("bad_core", "%s: %s" % (source, e), type(e).__name__) from e
-    return note
+    return prog, note
 
 
 def _load_dwarf(prog, source, vmlinux, debug_dirs):

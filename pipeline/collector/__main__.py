@@ -26,7 +26,8 @@ def main(argv=None):
     try:
         snapshot = _take(args)
     except CollectError as e:
-        _line({"error": {"status": e.status, "error_type": e.error_type, "error": str(e)}})
+        message = str(e) if args.source in str(e) else "%s: %s" % (args.source, e)
+        _line({"error": {"status": e.status, "error_type": e.error_type, "error": message}})
         return 1
     rows = {}
     for table in snapshot.tables:
@@ -53,11 +54,11 @@ def _take(args):
     try:
         return snapshot.take(kernel.open_kernel(args.source, args.vmlinux, args.debug_dir, args.btf_dir))
     except drgn.FaultError as e:
-        message = "%s: memory is missing: the core is truncated or was filtered: %s" % (args.source, e)
+        message = "memory is missing: the core is truncated or was filtered: %s" % e
         raise CollectError("bad_core", message, "FaultError") from e
     except (LookupError, AttributeError) as e:
         # A type, member or symbol of this kernel that the collector relies on.
-        raise CollectError("no_types", "%s: %s" % (args.source, e), type(e).__name__) from e
+        raise CollectError("no_types", str(e), type(e).__name__) from e
 
 
 def _line(record):

@@ -258,7 +258,7 @@ class _Eager(_Walk):
         data = read_each(self.prog, [address for _, _, address in at], self.one.end)
         for lru, cache_id, address in at:
             items = self.one.decode(data[address]).nr_items
-            if items:
+            if items > 0:  # transiently negative under a concurrent walk
                 lru.items_by_id[cache_id] = lru.items_by_id.get(cache_id, 0) + items
         self.pending, self.pending_ones = [], 0
 

@@ -1,0 +1,88 @@
+"""The bundled cores, opened once each with no debug info, and what the kernels said of themselves."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.collector import kernel, snapshot
+
+VMCORES = Path(__file__).parents[1] / "vmcores"
+
+
+class Core:
+    """A bundled core, its audit, and beside it the guest's own files and the reference walk with DWARF."""
+
+    def __init__(self, directory: Path) -> None:
+        self.name = directory.name
+        self.path = directory / "vmcore"
+        self.directory = directory
+
+    @cached_property
+    def kernel(self) -> kernel.Kernel:
+        return kernel.open_kernel(str(self.path))
+
+    @cached_property
+    def snapshot(self) -> snapshot.Snapshot:
+        return snapshot.take(self.kernel)
+
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        found = next(t for t in self.snapshot.tables if t.name == table)
+        return [dict(zip(found.columns, row, strict=True)) for row in found.rows]
+
+    @cached_property
+    def target(self) -> dict[str, Any]:
+        return self.rows("targets")[0]
+
+    def truth(self, name: str) -> str:
+        return (self.directory / "truth" / name).read_text()
+
+    @cached_property
+    def reference(self) -> dict[str, Any]:
+        if not self.has_truth("reference.json"):
+            pytest.skip("too large for the reference walk; crash and the guest's own files are its truth")
+        return json.loads(self.truth("reference.json"))
+
+    def has_truth(self, name: str) -> bool:
+        return (self.directory / "truth" / name).exists()
+
+    @cached_property
+    def crash(self) -> dict[str, Any]:
+        return json.loads(self.truth("crash.json"))
+
+    def slab_active(self, cache: str) -> int:
+        """Active objects of a cache in the guest's own /proc/slabinfo."""
+        found = re.search(rf"^{re.escape(cache)} +(\d+)", self.truth("slabinfo"), re.MULTILINE)
+        assert found, cache
+        return int(found.group(1))
+
+    @property
+    def eager(self) -> bool:
+        return "memcg_nr_cache_ids" in self.truth("kallsyms")
+
+
+CORES = [Core(path.parent) for path in sorted(VMCORES.glob("*/vmcore"))]
+
+
+@pytest.fixture(params=CORES, ids=lambda core: core.name)
+def core(request: pytest.FixtureRequest) -> Core:
+    return request.param
+
+
+@pytest.fixture
+def eager_core(core: Core) -> Core:
+    if not core.eager:
+        pytest.skip("a lazy kernel")
+    return core
+
+
+@pytest.fixture
+def lazy_core(core: Core) -> Core:
+    if core.eager:
+        pytest.skip("an eager kernel")
+    return core

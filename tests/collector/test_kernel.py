@@ -1,0 +1,162 @@
+"""Types and symbols without debug info, against what each kernel said of its own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from drgn import Program, TypeKind, offsetof, sizeof
+from drgn.helpers.linux.cgroup import cgroup_path, css_for_each_descendant_pre
+from drgn.helpers.linux.slab import for_each_slab_cache, slab_cache_usage, slab_object_info
+
+from pipeline.collector import kernel
+from pipeline.collector.status import CollectError
+
+
+def test_types_come_from_the_kernel_itself(core) -> None:
+    assert core.kernel.types_source == "btf"
+
+
+def test_sizes_and_offsets_are_those_of_vmcoreinfo(core) -> None:
+    """VMCOREINFO is written by the kernel's compiler; BTF must say the same of every struct in both."""
+    prog = core.kernel.prog
+    vmcoreinfo = prog["VMCOREINFO"].string_().decode()
+    checked = 0
+    for name, value in re.findall(r"^SIZE\((\w+)\)=(\d+)$", vmcoreinfo, re.MULTILINE):
+        try:
+            found = prog.type(name if name.endswith("_t") else f"struct {name}")
+        except LookupError:
+            continue
+        assert sizeof(found) == int(value), name
+        checked += 1
+    for name, member, value in re.findall(r"^OFFSET\((\w+)\.(\w+)\)=(\d+)$", vmcoreinfo, re.MULTILINE):
+        try:
+            found = prog.type(name if name.endswith("_t") else f"struct {name}")
+            offset = offsetof(found, member)
+        except LookupError:
+            continue
+        assert offset == int(value), (name, member)
+        checked += 1
+    assert checked > 30
+
+
+def test_enumerators_are_those_of_vmcoreinfo(core) -> None:
+    prog = core.kernel.prog
+    vmcoreinfo = prog["VMCOREINFO"].string_().decode()
+    checked = 0
+    for name, value in re.findall(r"^NUMBER\((PG_\w+|NR_FREE_PAGES)\)=(\d+)$", vmcoreinfo, re.MULTILINE):
+        try:
+            assert prog.constant(name).value_() == int(value), name
+        except LookupError:
+            continue
+        checked += 1
+    assert checked >= 3
+
+
+def test_symbols_are_those_of_proc_kallsyms(core) -> None:
+    prog = core.kernel.prog
+    lines = [line.split() for line in core.truth("kallsyms").splitlines()]
+    assert len(lines) >= 5
+    for address, _, name, *module in lines:
+        if not module:
+            assert int(address, 16) in {symbol.address for symbol in prog.symbols(name)}, name
+
+
+def test_slab_helpers_of_drgn(core) -> None:
+    """Iterating caches, usage and object info run on BTF; the names are those of the guest's /proc/slabinfo."""
+    prog = core.kernel.prog
+    caches = {cache.name.string_().decode(): cache for cache in for_each_slab_cache(prog)}
+    of_guest = {line.split()[0] for line in core.truth("slabinfo").splitlines()[2:]}
+    assert of_guest <= set(caches)
+    for name, used in core.reference["slab_usage"].items():
+        if used is None:
+            continue  # drgn follows the NULL kmem_cache_node of an offline node
+        usage = slab_cache_usage(caches[name])
+        assert (usage.num_slabs, usage.active_objs) == (used["slabs"], used["active_objects"]), name
+    lru = core.rows("list_lrus")[0]
+    node = prog.type("struct list_lru").member("node").offset
+    info = slab_object_info(prog, prog.read_word(lru["address"] + node))
+    assert info.allocated
+    assert info.slab_cache.name.string_().startswith(b"kmalloc-")
+
+
+def test_cgroup_helpers_of_drgn(core) -> None:
+    root = core.kernel.prog["root_mem_cgroup"].css.address_of_()
+    paths = [cgroup_path(css.cgroup).decode() for css in css_for_each_descendant_pre(root)]
+    assert sorted(paths) == sorted(memcg["path"] for memcg in core.rows("memcgs"))
+
+
+def test_types_look_like_dwarfs(core) -> None:
+    prog = core.kernel.prog
+    assert prog.type("unsigned long").size == 8
+    assert prog.type("struct list_head").member("next").type.type.tag == "list_head"
+    assert prog.type("size_t").kind is TypeKind.TYPEDEF
+    assert prog.type("struct list_lru").member("memcg_aware").type.unaliased_kind() is TypeKind.BOOL
+    # A bit field keeps its width: struct dentry has none, sk_buff has many.
+    fields = [member for member in prog.type("struct task_struct").members if member.bit_field_size]
+    assert fields
+
+
+def bad(path: Path, data: bytes) -> str:
+    path.write_bytes(data)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"hello\n", bytes(100_000), b"\x7fELF\x02\x01" + bytes(100), b"KDUMP   " + bytes(5000)]
+)
+def test_what_is_no_core_is_a_bad_core(tmp_path: Path, data: bytes) -> None:
+    with pytest.raises(CollectError) as caught:
+        kernel.open_kernel(bad(tmp_path / "core", data))
+    assert caught.value.status == "bad_core"
+    assert str(tmp_path / "core") in str(caught.value)
+
+
+def test_a_flattened_core_says_how_to_rearrange_it(tmp_path: Path) -> None:
+    with pytest.raises(CollectError, match="makedumpfile -R") as caught:
+        kernel.open_kernel(bad(tmp_path / "core", b"makedumpfile\0" + bytes(9000)))
+    assert caught.value.status == "bad_core"
+
+
+def test_a_core_that_is_not_there_is_unreachable(tmp_path: Path) -> None:
+    with pytest.raises(CollectError, match="no such file") as caught:
+        kernel.open_kernel(str(tmp_path / "none"))
+    assert caught.value.status == "unreachable"
+
+
+def test_a_core_cut_in_half_never_gives_numbers(core, tmp_path: Path) -> None:
+    from pipeline.collector import snapshot
+
+    data = core.path.read_bytes()
+    path = bad(tmp_path / "core", data[: len(data) // 2])
+    with pytest.raises((CollectError, LookupError, Exception)) as caught:
+        snapshot.take(kernel.open_kernel(path))
+    assert getattr(caught.value, "status", "bad_core") in ("bad_core", "no_types")
+
+
+def test_the_vmlinux_of_another_build_is_a_mismatch(core, tmp_path: Path) -> None:
+    with pytest.raises(CollectError, match="is not the vmlinux") as caught:
+        kernel.open_kernel(str(core.path), vmlinux=bad(tmp_path / "vmlinux", b"\x7fELF nothing"))
+    assert caught.value.status == "mismatch"
+
+
+def test_a_debug_dir_without_it_names_the_build_id(core, tmp_path: Path) -> None:
+    with pytest.raises(CollectError, match=r"no vmlinux of build id [0-9a-f]{40}") as caught:
+        kernel.open_kernel(str(core.path), debug_dirs=[str(tmp_path)])
+    assert caught.value.status == "no_types"
+
+
+def test_btf_dir_serves_a_kernel_without_btf_of_its_own(core, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prog = core.kernel.prog
+    start, stop = prog.symbol("__start_BTF").address, prog.symbol("__stop_BTF").address
+    folder = tmp_path / "debian" / "x86_64"
+    folder.mkdir(parents=True)
+    (folder / (core.target["kernel_release"] + ".btf")).write_bytes(prog.read(start, stop - start))
+    monkeypatch.setattr(kernel, "_own_btf", lambda *_: None)
+    opened = kernel.open_kernel(str(core.path), btf_dir=str(tmp_path))
+    assert opened.types_source == "btf-dir"
+    assert isinstance(opened.prog, Program)
+    with pytest.raises(CollectError, match="no BTF") as caught:
+        kernel.open_kernel(str(core.path), btf_dir=str(tmp_path / "debian" / "x86_64" / "nothing"))
+    assert caught.value.status == "no_types"

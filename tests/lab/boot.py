@@ -1,0 +1,118 @@
+"""Boots a shape under QEMU, waits until its guest is idle, and takes its report and its core."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import subprocess
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.lab import initramfs
+from tests.lab.kernels import Kernel, LabError
+from tests.lab.shapes import Shape
+
+IDLE = "LAB-IDLE "
+FAILED = "LAB: FAILED"
+IDLE_TIMEOUT_S = 1200
+"""The slowest shape, the commit message's server, takes 150 s on two cores."""
+
+
+def take_core(shape: Shape, kernel: Kernel, to: Path) -> None:
+    """Boot `shape`, leave its full ELF core in `to`/vmcore and the guest's report in `to`/truth/."""
+    to.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        initramfs.pack(shape, kernel.modules, work / "initramfs")
+        console, report = work / "console", work / "report"
+        with subprocess.Popen(qemu(shape, kernel, work), stdin=subprocess.DEVNULL) as machine:
+            try:
+                size = wait_idle(machine, console, time.monotonic() + IDLE_TIMEOUT_S)
+                with Monitor(work / "qmp") as monitor:
+                    monitor.call("stop")
+                    core = to / "vmcore"
+                    core.unlink(missing_ok=True)
+                    monitor.call("dump-guest-memory", paging=False, protocol=f"file:{core.resolve()}")
+                    monitor.call("quit")
+                machine.wait(timeout=60)
+            finally:
+                machine.kill()
+        truth = report.read_bytes()
+        if len(truth) != size:
+            raise LabError(f"the guest sent {size} bytes of report, {len(truth)} arrived; boot it again")
+        with tarfile.open(fileobj=io.BytesIO(truth)) as tar:
+            tar.extractall(to / "truth", filter="data")
+
+
+def qemu(shape: Shape, kernel: Kernel, work: Path) -> list[str | os.PathLike[str]]:
+    """The command line of the machine: a console, a report line and a QMP socket, all below `work`."""
+    command: list[str | os.PathLike[str]] = [
+        # TCG by name: a /dev/kvm that is present can still hang.
+        "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-nodefaults", "-no-user-config", "-display", "none",
+        # QEMU 7.2's cmpxchg16b sets wrong flags, on which the slab allocator of 6.4 and later relies.
+        "-cpu", "max,-cx16", "-smp", "2",
+        # Room for memory to be added makes the firmware declare the nodes without memory: possible, never online.
+        "-m", f"{shape.memory_mb}M" + (f",slots=1,maxmem={2 * shape.memory_mb}M" if shape.offline_nodes else ""),
+        # With the guest's qemu_fw_cfg this puts VMCOREINFO into the dump.
+        "-device", "vmcoreinfo",
+        "-serial", f"file:{work / 'console'}", "-serial", f"file:{work / 'report'}",
+        "-qmp", f"unix:{work / 'qmp'},server=on,wait=off",
+        "-kernel", kernel.vmlinuz, "-initrd", work / "initramfs",
+        "-append", "console=ttyS0 quiet panic=-1 rdinit=/init", "-no-reboot",
+    ]  # fmt: skip
+    for node in range(shape.nodes):
+        command += ["-object", f"memory-backend-ram,id=m{node},size={shape.memory_mb // shape.nodes}M"]
+        command += ["-numa", f"node,nodeid={node},memdev=m{node}" + (",cpus=0-1" if node == 0 else "")]
+    for node in range(shape.nodes, shape.nodes + shape.offline_nodes):
+        command += ["-numa", f"node,nodeid={node}"]
+    return command
+
+
+def wait_idle(machine: subprocess.Popen[bytes], console: Path, deadline: float) -> int:
+    """Wait for the guest's idle line; the size in bytes of the report that it has sent."""
+    while True:
+        lines = console.read_text(errors="replace").splitlines() if console.exists() else []
+        for line in lines:
+            if line.startswith(IDLE):
+                return int(line.removeprefix(IDLE))
+        last = lines[-1] if lines else "nothing"
+        if machine.poll() is not None or any(FAILED in line for line in lines):
+            raise LabError(f"the guest ended before it was idle; its console: {' | '.join(lines[-5:])}")
+        if time.monotonic() > deadline:
+            raise LabError(f"the guest was not idle in time; its console ends with: {last}")
+        time.sleep(0.2)
+
+
+class Monitor:
+    """A QMP session with a running QEMU."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(str(path))
+        self.lines = self.socket.makefile("r")
+        self.lines.readline()  # the greeting
+        self.call("qmp_capabilities")
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lines.close()
+        self.socket.close()
+
+    def call(self, command: str, **arguments: Any) -> None:
+        """Run a command to its end."""
+        request = {"execute": command, "arguments": arguments}
+        self.socket.sendall(json.dumps(request).encode())
+        for line in self.lines:
+            answer = json.loads(line)
+            if "error" in answer:
+                raise LabError(f"QEMU refuses {command}: {answer['error']['desc']}")
+            if "return" in answer:
+                return
+        raise LabError(f"QEMU went away during {command}")

@@ -1,0 +1,101 @@
+"""Makes the cores that the tests use: boots a shape, notes the truth about it, and keeps a small core."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from drgn import FaultError, Program
+from drgn.helpers.linux.cgroup import cgroup_path, css_for_each_descendant_pre
+from drgn.helpers.linux.mm import follow_phys
+from drgn.helpers.linux.slab import for_each_slab_cache, slab_cache_usage, slab_object_info
+
+from pipeline.collector import kernel, snapshot
+from tests.lab import boot, truth
+from tests.lab.kernels import Kernel, LabError
+from tests.lab.reduce import PAGE, FullCore, SmallCore
+from tests.lab.shapes import Shape
+
+VMCORES = Path(__file__).parents[1] / "vmcores"
+COSTS = ("reads", "read_bytes", "peak_rss_bytes")
+"""Columns of targets that depend on the file's format and its reader, not on the kernel."""
+
+
+def bundle(shape: Shape, built: Kernel, scratch: Path) -> Path:
+    """Make VMCORES/`shape.name` anew, vmcore and truth/; an old one is replaced only by a whole new one.
+
+    :param scratch: folder for the full core (as large as the guest's memory), which is gone in the end.
+    """
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=f"{shape.name}.") as folder:
+        full, new = Path(folder) / "full", Path(folder) / "new"
+        step(f"{shape.name}: boot {built.release}, {shape.nodes} nodes, {shape.memory_mb} MB")
+        boot.take_core(shape, built, full)
+        shutil.copytree(full / "truth", new / "truth")
+        step(f"{shape.name}: read the full core with drgn and DWARF, and with crash")
+        truth.write(full / "vmcore", built, new / "truth", walked=shape.walked)
+        step(f"{shape.name}: keep the pages of an audit")
+        small_core(full / "vmcore", built).write_kdump(new / "vmcore")
+        if audit(new / "vmcore") != audit(full / "vmcore"):
+            raise LabError(f"{shape.name}: the audit of the small core differs from that of the full core")
+        shutil.rmtree(VMCORES / shape.name, ignore_errors=True)
+        VMCORES.mkdir(exist_ok=True)
+        shutil.move(new, VMCORES / shape.name)
+    return VMCORES / shape.name
+
+
+def small_core(full: Path, built: Kernel) -> SmallCore:
+    """The small core with what the collector, and the tests of drgn's helpers, read without debug info."""
+    core = FullCore(full)
+    frames = core.touched(lambda prog: examine(kernel.with_types(prog, str(full))))
+    if b"SYMBOL(kallsyms_names)=" not in core.vmcoreinfo:
+        frames -= searched(kernel.with_types(core.program(), str(full), built.vmlinux).prog)
+    frames |= core.touched(lambda prog: examine(kernel.with_types(prog, str(full), built.vmlinux)))
+    return core.small(frames)
+
+
+def examine(opened: kernel.Kernel) -> None:
+    """Read what has to be in the small core: an audit, the slab caches, some slab objects, the memcgs' paths."""
+    snapshot.take(opened)
+    prog = opened.prog
+    for css in css_for_each_descendant_pre(prog["root_mem_cgroup"].css.address_of_()):
+        slab_object_info(prog, css)
+        cgroup_path(css.cgroup)
+    for cache in for_each_slab_cache(prog):
+        cache.name.string_()
+        # drgn 0.3.0 follows the NULL that a cache has for a possible node without memory.
+        with contextlib.suppress(FaultError):
+            slab_cache_usage(cache)
+
+
+def searched(prog: Program) -> set[int]:
+    """Page frames of the kernel image that a search for its symbol table and BTF only steps over, before v6.0.
+
+    The text's first page stays: the collector looks there whether the core was filtered. kallsyms_offsets is the
+    first, kallsyms_token_index with 256 u16 the last of the tables, up to v6.3.
+    """
+
+    def frame(name: str, end: int = 0) -> int:
+        return int(follow_phys(prog["init_mm"].address_of_(), prog.symbol(name).address + end)) // PAGE
+
+    before = range(frame("_stext") + 1, frame("kallsyms_offsets"))
+    between = range(frame("kallsyms_token_index", end=512) + 1, frame("__start_BTF"))
+    return {*before, *between}
+
+
+def audit(core: Path) -> dict[str, Any]:
+    """The rows of an audit of a core without debug info, but for COSTS."""
+    tables = snapshot.take(kernel.open_kernel(str(core))).tables
+    rows = {table.name: [dict(zip(table.columns, row, strict=True)) for row in table.rows] for table in tables}
+    for column in COSTS:
+        del rows["targets"][0][column]
+    return rows
+
+
+def step(text: str) -> None:
+    """One line of progress on stderr."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr)

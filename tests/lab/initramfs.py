@@ -1,0 +1,82 @@
+"""Packs the guest: busybox, the modules that the kernel needs, a small ext4 image, the shape, and init."""
+
+from __future__ import annotations
+
+import lzma
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from tests.lab.shapes import Shape
+
+GUEST_INIT = Path(__file__).parent / "guest" / "init"
+BUSYBOX = Path("/bin/busybox")
+MODULES = ("qemu_fw_cfg", "loop", "overlay")
+"""What init uses and some kernel builds as a module: VMCOREINFO for the dump, ext4 on loop, overlay."""
+
+
+def pack(shape: Shape, modules: Path, to: Path) -> None:
+    """Write the initramfs (cpio, uncompressed) of `shape` for the kernel whose modules are in `modules`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        for folder in ("bin", "dev", "proc", "sys", "run", "lab/modules"):
+            (root / folder).mkdir(parents=True)
+        shutil.copy(BUSYBOX, root / "bin/busybox")
+        for applet in subprocess.check_output([BUSYBOX, "--list"], text=True).split():
+            if applet != "busybox":
+                (root / "bin" / applet).symlink_to("busybox")
+        for order, module in enumerate(load_order(modules, MODULES)):
+            (root / f"lab/modules/{order:02}-{module.name.partition('.')[0]}.ko").write_bytes(content(module))
+        (root / "lab/shape").write_text(shape.assignments())
+        shutil.copy(GUEST_INIT, root / "init")
+        (root / "init").chmod(0o755)
+        if shape.ext4:
+            make_ext4(root / "lab/ext4.img")
+        names = sorted(str(path.relative_to(root)) for path in root.rglob("*"))
+        with to.open("wb") as file:
+            subprocess.run(
+                ["cpio", "--quiet", "-o", "-H", "newc", "--owner=0:0"],
+                input="\n".join(names), text=True, cwd=root, stdout=file, check=True,
+            )  # fmt: skip
+
+
+def load_order(modules: Path, wanted: tuple[str, ...]) -> list[Path]:
+    """Files of the wanted modules, each after those it depends on; a module that is built in has no file."""
+    files = {path.name.partition(".")[0].replace("-", "_"): path for path in modules.rglob("*.ko*")}
+    order: list[Path] = []
+
+    def add(name: str) -> None:
+        path = files.get(name)
+        if path is None or path in order:
+            return
+        for needed in dependencies(content(path)):
+            add(needed)
+        order.append(path)
+
+    for name in wanted:
+        add(name)
+    return order
+
+
+def content(module: Path) -> bytes:
+    """The ELF object of a module file, decompressed (busybox insmod loads plain ones only)."""
+    return lzma.decompress(module.read_bytes()) if module.suffix == ".xz" else module.read_bytes()
+
+
+def dependencies(module: bytes) -> list[str]:
+    """Names in the `depends=` field of a module's .modinfo section."""
+    field = re.search(rb"\0depends=([^\0]*)\0", module)
+    return [name.replace("-", "_") for name in field[1].decode().split(",") if name] if field else []
+
+
+def make_ext4(image: Path) -> None:
+    """An empty 2 MB ext4 without journal: small in the initramfs, and room for some hundred files."""
+    image.touch()
+    # A user's PATH may leave out the folder that mke2fs is in.
+    mke2fs = shutil.which("mke2fs", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    subprocess.run(
+        [mke2fs or "mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-N", "1024", image, "2M"], check=True
+    )

@@ -1,0 +1,16 @@
+#!/bin/sh
+# What the lab needs on a Debian machine and is missing there; as root.
+set -eu
+
+missing=
+for tool in qemu-system-x86_64:qemu-system-x86 crash:crash mke2fs:e2fsprogs cpio:cpio xz:xz-utils dpkg-deb:dpkg; do
+    command -v "${tool%%:*}" >/dev/null || missing="$missing ${tool#*:}"
+done
+dpkg -s busybox-static >/dev/null 2>&1 || missing="$missing busybox-static"
+
+if [ -n "$missing" ]; then
+    echo "lab: installing$missing" >&2
+    apt-get update -qq
+    # shellcheck disable=SC2086 # a list of words
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing >/dev/null
+fi

@@ -1,0 +1,207 @@
+"""Finds, downloads and unpacks the kernels that the lab boots, through the machine's own apt and mirror."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+SUITES = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "7": "forky"}
+"""Kernel series to the Debian suite that carries it."""
+
+ARCH = "amd64"
+
+
+class LabError(Exception):
+    """The lab cannot go on; the message is one line with the remedy."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel unpacked on this machine."""
+
+    release: str
+    vmlinuz: Path
+    modules: Path
+    """Folder that holds every module, at any depth."""
+    vmlinux: Path | None
+    """The DWARF of the -dbg package, where it was asked for."""
+
+
+class Packages(Protocol):
+    """Where .deb files come from."""
+
+    remedy: str
+    """What to do when a package is not there."""
+
+    def versions(self) -> dict[str, str]:
+        """Version by package name, the newest where there are several."""
+
+    def deb(self, name: str) -> Path:
+        """The package's file on this machine."""
+
+
+def get(series: str, packages: Packages, cache: Path, dwarf: bool) -> Kernel:
+    """The newest cloud kernel of a series, unpacked below `cache`.
+
+    :param dwarf: also unpack the vmlinux of the -dbg package (300 MB to download, 600 MB on disk).
+    """
+    versions = packages.versions()
+    release = newest(series, versions)
+    if release is None:
+        raise LabError(f"no linux-image-{series}.*-cloud-{ARCH} in {packages}; {packages.remedy}")
+    # From 7.x on linux-image is empty and depends on the packages that hold the files.
+    names = [f"linux-{part}-{release}" for part in ("image", "binary", "modules")]
+    names = [name for name in names if name in versions]
+    root = cache / "kernels" / release
+    for name in names:
+        unpack(packages, name, root)
+    if dwarf:
+        unpack(packages, f"linux-image-{release}-dbg", root, only="*/vmlinux*")
+    return Kernel(
+        release=release,
+        vmlinuz=first(root / f"boot/vmlinuz-{release}", root / f"usr/lib/modules/{release}/vmlinuz"),
+        modules=first(root / "lib/modules", root / "usr/lib/modules"),
+        vmlinux=root / f"usr/lib/debug/boot/vmlinux-{release}" if dwarf else None,
+    )
+
+
+def source(series: str, debs: Path | None, cache: Path) -> Packages:
+    """Where to take the kernel of a series from: the folder `debs` where it holds one, else the mirror."""
+    folder = Folder(debs) if debs else None
+    return folder if folder and newest(series, folder.versions()) else Mirror(SUITES[series], cache)
+
+
+def newest(series: str, versions: dict[str, str]) -> str | None:
+    """Release of the newest cloud kernel of a series among packages."""
+    pattern = re.compile(rf"linux-image-({re.escape(series)}\..*-cloud-{ARCH})")
+    found = [
+        (version_key(version), match[1]) for name, version in versions.items() if (match := pattern.fullmatch(name))
+    ]
+    return max(found)[1] if found else None
+
+
+def first(*places: Path) -> Path:
+    """The first place that exists: where Debian's packages hold a file depends on the release."""
+    for place in places:
+        if place.exists():
+            return place
+    raise LabError(f"the packages hold none of {', '.join(map(str, places))}; the lab must learn the new place")
+
+
+def unpack(packages: Packages, name: str, root: Path, only: str | None = None) -> None:
+    """Unpack a package, or its members that match the glob `only`, below `root`; a stamp there says that it is done."""
+    stamp = root / f".{name}"
+    if stamp.exists():
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", packages.deb(name)], stdout=subprocess.PIPE) as tar:
+        subprocess.run(
+            ["tar", "-x", "-C", root, *(["--wildcards", only] if only else [])], stdin=tar.stdout, check=True
+        )
+    if tar.returncode:
+        raise LabError(f"dpkg-deb cannot unpack {name}; remove its .deb and try again")
+    stamp.touch()
+
+
+def version_key(version: str) -> list[int]:
+    """Sort key of a Debian kernel version: its numbers in order."""
+    return [int(number) for number in re.findall(r"\d+", version)]
+
+
+class Folder:
+    """Packages from a folder of .deb files: stands in when a suite has left the mirror."""
+
+    remedy = "add its .deb file to that folder"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, tuple[str, Path]] = {}
+        for deb in sorted(folder.glob("*.deb")):
+            show = ["dpkg-deb", "--show", "--showformat=${Package} ${Version}", str(deb)]
+            name, version = subprocess.check_output(show, text=True).split()
+            if name not in self.files or version_key(version) > version_key(self.files[name][0]):
+                self.files[name] = version, deb
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def versions(self) -> dict[str, str]:
+        return {name: version for name, (version, _) in self.files.items()}
+
+    def deb(self, name: str) -> Path:
+        if name not in self.files:
+            raise LabError(f"no package {name} in {self}; {self.remedy}")
+        return self.files[name][1]
+
+
+class Mirror:
+    """Packages of one suite, from the mirror that this machine's own apt sources name.
+
+    apt does the work (signatures, checksums, resuming, proxies) in folders of its own below `cache`: the machine's
+    lists and sources stay as they are.
+    """
+
+    remedy = "if the suite has left the mirror, give a folder of its .deb files by --debs"
+
+    def __init__(self, suite: str, cache: Path) -> None:
+        cache = cache.resolve()
+        self.suite = suite
+        self.debs = cache / "debs"
+        self.apt = cache / "apt" / suite
+        for folder in (self.debs, self.apt / "lists/partial", self.apt / "cache/archives/partial"):
+            folder.mkdir(parents=True, exist_ok=True)
+        sources = self.apt / "sources.list"
+        sources.write_text(f"deb [arch={ARCH}] {debian_uri()} {suite} main\n")
+        self.options = [
+            f"-oDir::Etc::SourceList={sources}",
+            "-oDir::Etc::SourceParts=-",
+            f"-oDir::State::Lists={self.apt / 'lists'}",
+            f"-oDir::Cache={self.apt / 'cache'}",
+            f"-oAPT::Architecture={ARCH}",
+            "-oAcquire::Languages=none",
+            "-oAPT::Sandbox::User=",
+            "-qq",
+        ]
+        self._run("apt-get", "update", "-oAPT::Update::Error-Mode=any")
+        names = [name for name in self._run("apt-cache", "pkgnames", "linux-").split() if f"-cloud-{ARCH}" in name]
+        self.listed: dict[str, str] = {}
+        for line in self._run("apt-cache", "madison", *names).splitlines():
+            name, version, _ = (field.strip() for field in line.split("|"))
+            self.listed[name] = max(version, self.listed.get(name, ""), key=version_key)
+
+    def __str__(self) -> str:
+        return self.suite
+
+    def versions(self) -> dict[str, str]:
+        return self.listed
+
+    def deb(self, name: str) -> Path:
+        self._run("apt-get", "download", name)
+        [deb] = self.debs.glob(f"{name}_{self.listed[name].replace(':', '%3a')}_*.deb")
+        return deb
+
+    def _run(self, tool: str, *arguments: str) -> str:
+        done = subprocess.run([tool, *self.options, *arguments], cwd=self.debs, capture_output=True, text=True)
+        if done.returncode:
+            reason = " ".join(done.stderr.split())
+            raise LabError(f"{tool} {arguments[0]} of {self}: {reason}; {self.remedy}")
+        return done.stdout
+
+
+def debian_uri(etc: Path = Path("/etc/apt")) -> str:
+    """URI of the Debian mirror in this machine's apt sources: the first whose path ends in /debian."""
+    lists = [
+        etc / "sources.list",
+        *sorted(etc.glob("sources.list.d/*.list")),
+        *sorted(etc.glob("sources.list.d/*.sources")),
+    ]
+    for file in filter(Path.exists, lists):
+        found = re.search(
+            r"^(?:deb|URIs:)\s(?:[^#\n]*\s)?([a-z+]+:/\S*/debian/?)(?:\s|$)", file.read_text(), re.MULTILINE
+        )
+        if found:
+            return found[1]
+    raise LabError(f"no source in {etc} names a Debian mirror; {Mirror.remedy}")

@@ -1,0 +1,235 @@
+"""The small core for the repository: of a full core just the physical pages that an audit reads.
+
+It is written kdump-compressed, which drgn opens as it is, or as a sparse ELF core of the same pages. A page that was
+left out is a hole: reading it is a drgn.FaultError in both formats, never zeros, so a test cannot pass on memory that
+is not there. (libkdumpfile could fill holes with zeros, by its attribute file.zero_excluded; drgn 0.3.0 leaves that
+off.) The same full core gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from drgn import Architecture, FaultError, Platform, Program
+
+PAGE = 4096
+EM_X86_64 = 62
+ARCHITECTURES = {EM_X86_64: Architecture.X86_64}
+PT_LOAD, PT_NOTE = 1, 4
+NO_ADDRESS = 2**64 - 1
+
+ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
+PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
+NOTE_HEADER = struct.Struct("<III")
+
+
+class FullCore:
+    """An ELF core of physical memory, as QEMU's dump-guest-memory writes it, that records which pages are read."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            self.file = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        _, _, self.machine, _, _, table, _, _, _, size, count, _, _, _ = ELF_HEADER.unpack_from(self.file)
+        self.vmcoreinfo = b""
+        self.runs: list[tuple[int, int, int]] = []
+        """Runs of memory: first physical address, end, offset in the file."""
+        for header in range(table, table + size * count, size):
+            kind, _, offset, _, address, in_file, _, _ = PROGRAM_HEADER.unpack_from(self.file, header)
+            if kind == PT_LOAD:
+                self.runs.append((address, address + in_file, offset))
+            elif kind == PT_NOTE:
+                self.vmcoreinfo = dict(notes(self.file[offset : offset + in_file]))[b"VMCOREINFO"]
+
+    def read(self, address: int, count: int) -> bytes:
+        """Bytes at a physical address; FaultError where the core has no memory."""
+        for start, end, offset in self.runs:
+            if start <= address and address + count <= end:
+                at = offset + address - start
+                return self.file[at : at + count]
+        raise FaultError("not in the core", address)
+
+    def program(self, touched: set[int] | None = None) -> Program:
+        """A drgn program on this core, without types and symbols; page frames that it reads are added to `touched`.
+
+        Unlike drgn's own reading of the file it knows physical memory only. QEMU gives every PT_LOAD a virtual
+        address equal to the physical one, which makes drgn read physical page 0 through a NULL pointer.
+        """
+
+        def read(address: int, count: int, offset: int, physical: bool) -> bytes:
+            if touched is not None:
+                touched.update(range(address // PAGE, (address + count - 1) // PAGE + 1))
+            return self.read(address, count)
+
+        program = Program(Platform(ARCHITECTURES[self.machine]))
+        for start, end, _ in self.runs:
+            program.add_memory_segment(start, end - start, read, physical=True)
+        program.set_linux_kernel_custom(self.vmcoreinfo, is_live=False)
+        return program
+
+    def touched(self, walk: Callable[[Program], object]) -> set[int]:
+        """The page frames that `walk` reads of this core."""
+        touched: set[int] = set()
+        walk(self.program(touched))
+        return touched
+
+    def small(self, frames: Iterable[int]) -> SmallCore:
+        """The small core of these page frames."""
+        pages = {frame: self.read(frame * PAGE, PAGE) for frame in sorted(frames)}
+        # Runs without such a page are the firmware's ROM below 4 GB: no audit, and no reader of the core, needs them.
+        memory = [
+            (start // PAGE, end // PAGE)
+            for start, end, _ in self.runs
+            if any(start <= frame * PAGE < end for frame in pages)
+        ]
+        return SmallCore(self.machine, self.vmcoreinfo, self._utsname(), memory, pages)
+
+    def _utsname(self) -> bytes:
+        """The kernel's struct new_utsname: six strings of 65 bytes, the first one "Linux"."""
+        fields = dict(line.split(b"=", 1) for line in self.vmcoreinfo.splitlines() if b"=" in line)
+        namespace = self.program().read(int(fields[b"SYMBOL(init_uts_ns)"], 16), 1024)
+        start = namespace.index(b"Linux\0")
+        return bytes(namespace[start : start + 6 * 65])
+
+
+@dataclass(frozen=True)
+class SmallCore:
+    """Some pages of a core, and what the formats say about the whole."""
+
+    machine: int
+    """ELF's EM_ number."""
+    vmcoreinfo: bytes
+    utsname: bytes
+    memory: list[tuple[int, int]]
+    """Page frames of the machine's memory as (first, end), ascending."""
+    pages: dict[int, bytes]
+    """Content by page frame, ascending."""
+
+    def write_elf(self, to: Path) -> None:
+        """Write an ELF core with a PT_LOAD for each run of neighbouring pages."""
+        runs = list(neighbours(self.pages))
+        note = vmcoreinfo_note(self.vmcoreinfo)
+        notes_offset = ELF_HEADER.size + PROGRAM_HEADER.size * (1 + len(runs))
+        offset = align(notes_offset + len(note), PAGE)
+        core_type, version = 4, 1
+        head = ELF_HEADER.pack(
+            b"\x7fELF\x02\x01\x01", core_type, self.machine, version, 0, ELF_HEADER.size, 0, 0,
+            ELF_HEADER.size, PROGRAM_HEADER.size, 1 + len(runs), 0, 0, 0,
+        )  # fmt: skip
+        head += PROGRAM_HEADER.pack(PT_NOTE, 0, notes_offset, 0, 0, len(note), len(note), 0)
+        for first, count in runs:
+            size = count * PAGE
+            head += PROGRAM_HEADER.pack(PT_LOAD, 0, offset, NO_ADDRESS, first * PAGE, size, size, 0)
+            offset += size
+        head += note
+        with to.open("wb") as file:
+            file.write(head.ljust(align(len(head), PAGE), b"\0"))
+            file.writelines(self.pages.values())
+
+    def write_kdump(self, to: Path) -> None:
+        """Write a kdump-compressed core; equal pages share their data."""
+        end = max(end for _, end in self.memory)
+        present, kept = bytearray(align(end, 8 * PAGE) // 8), bytearray(align(end, 8 * PAGE) // 8)
+        for frame in itertools.chain.from_iterable(range(*run) for run in self.memory):
+            present[frame // 8] |= 1 << frame % 8
+        for frame in self.pages:
+            kept[frame // 8] |= 1 << frame % 8
+        note = vmcoreinfo_note(self.vmcoreinfo)
+        sub_blocks = align(KDUMP_SUB_HEADER.size + len(note), PAGE) // PAGE
+        bitmap_blocks = len(present + kept) // PAGE
+        offset = (1 + sub_blocks + bitmap_blocks) * PAGE + len(self.pages) * PAGE_DESCRIPTOR.size
+        descriptors: dict[bytes, bytes] = {}
+        data = []
+        for page in self.pages.values():
+            if page not in descriptors:
+                packed = zlib.compress(page, 9)
+                flags = ZLIB if len(packed) < PAGE else 0
+                data.append(packed if flags else page)
+                descriptors[page] = PAGE_DESCRIPTOR.pack(offset, len(data[-1]), flags, 0)
+                offset += len(data[-1])
+        notes_offset, dump_level = PAGE + KDUMP_SUB_HEADER.size, 31
+        header = KDUMP_HEADER.pack(
+            KDUMP, 6, self.utsname, 0, 0, 0, PAGE, sub_blocks, bitmap_blocks, end, len(self.pages), 0, 0, 0, 0
+        )
+        sub_header = KDUMP_SUB_HEADER.pack(0, dump_level, 0, 0, 0, 0, 0, notes_offset, len(note), 0, 0, 0, end, end)
+        with to.open("wb") as file:
+            file.write(header.ljust(PAGE, b"\0"))
+            file.write((sub_header + note).ljust(sub_blocks * PAGE, b"\0"))
+            file.write(present + kept)
+            file.writelines(descriptors[page] for page in self.pages.values())
+            file.writelines(data)
+
+
+# The kdump-compressed ("diskdump") format, version 6, of 64-bit little-endian machines. Blocks of a page each: the
+# header; the sub header with the notes behind it; a bitmap of the pages that the machine has; a bitmap of the pages
+# in the file. Then a descriptor for each of these, and their data. After makedumpfile's diskdump_mod.h and
+# libkdumpfile's diskdump.c; fields that no reader of a single, complete file looks at are 0.
+KDUMP = b"KDUMP   "
+KDUMP_HEADER = struct.Struct("<8s i 390s 6x qq I iiI III II i")
+"""signature, version, utsname, time (s, us), status, block and sub header and bitmap sizes, page counts, CPUs."""
+KDUMP_SUB_HEADER = struct.Struct("<Q ii QQ QQ QQ QQ QQQ")
+"""phys_base, dump level, split, first and end page, (offset, size) of vmcoreinfo, notes, eraseinfo, 64-bit pages."""
+PAGE_DESCRIPTOR = struct.Struct("<QIIQ")
+"""offset and size of the data, flags, page flags."""
+ZLIB = 1
+"""Descriptor flag: the data is compressed with zlib."""
+
+
+def read_kdump(path: Path) -> SmallCore:
+    """Read back what write_kdump() wrote."""
+    data = path.read_bytes()
+    header = KDUMP_HEADER.unpack_from(data)
+    utsname, sub_blocks, bitmap_blocks = header[2], header[7], header[8]
+    notes_offset, notes_size = KDUMP_SUB_HEADER.unpack_from(data, PAGE)[7:9]
+    bitmaps = (1 + sub_blocks) * PAGE
+    half = bitmap_blocks * PAGE // 2
+    present, kept = (set_bits(data[at : at + half]) for at in (bitmaps, bitmaps + half))
+    pages = {}
+    for index, frame in enumerate(kept):
+        descriptor = bitmaps + 2 * half + index * PAGE_DESCRIPTOR.size
+        offset, size, flags, _ = PAGE_DESCRIPTOR.unpack_from(data, descriptor)
+        page = data[offset : offset + size]
+        pages[frame] = zlib.decompress(page) if flags & ZLIB else page
+    vmcoreinfo = dict(notes(data[notes_offset : notes_offset + notes_size]))[b"VMCOREINFO"]
+    memory = [(first, first + count) for first, count in neighbours(present)]
+    return SmallCore(EM_X86_64, vmcoreinfo, utsname, memory, pages)
+
+
+def set_bits(bitmap: bytes) -> list[int]:
+    """Numbers of the bits that are set."""
+    return [8 * at + bit for at, byte in enumerate(bitmap) if byte for bit in range(8) if byte >> bit & 1]
+
+
+def neighbours(frames: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Runs of consecutive page frames, given ascending, as (first, count)."""
+    for _, group in itertools.groupby(enumerate(frames), key=lambda pair: pair[1] - pair[0]):
+        run = [frame for _, frame in group]
+        yield run[0], len(run)
+
+
+def notes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Name and description of each ELF note in `data`."""
+    at = 0
+    while at + NOTE_HEADER.size <= len(data):
+        name_size, size, _ = NOTE_HEADER.unpack_from(data, at)
+        name = at + NOTE_HEADER.size
+        description = name + align(name_size, 4)
+        yield data[name : name + name_size].rstrip(b"\0"), data[description : description + size]
+        at = description + align(size, 4)
+
+
+def vmcoreinfo_note(vmcoreinfo: bytes) -> bytes:
+    """VMCOREINFO as an ELF note."""
+    name = b"VMCOREINFO\0"
+    header = NOTE_HEADER.pack(len(name), len(vmcoreinfo), 0)
+    return header + name.ljust(align(len(name), 4), b"\0") + vmcoreinfo.ljust(align(len(vmcoreinfo), 4), b"\0")
+
+
+def align(size: int, to: int) -> int:
+    """`size` rounded up to a multiple of `to`."""
+    return -(-size // to) * to

@@ -1,0 +1,76 @@
+"""Kernels booted for the test, full cores: DWARF and BTF give the same rows, and these are what the guest says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab import kernels
+from tests.lab.__main__ import CACHE
+from tests.lab.boot import take_core
+from tests.lab.bundle import COSTS
+from tests.lab.shapes import SHAPES
+
+pytestmark = pytest.mark.lab
+
+
+@pytest.fixture(scope="module", params=["deb510-n2", "deb61-n2", "deb612-n4", "deb7-n2"])
+def booted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
+    """The folder of a full core and the guest's report, the vmlinux with DWARF, the shape."""
+    shape = SHAPES[request.param]
+    CACHE.mkdir(parents=True, exist_ok=True)
+    debs = os.environ.get("LAB_DEBS")
+    packages = kernels.source(shape.series, Path(debs) if debs else None, CACHE)
+    built = kernels.get(shape.series, packages, CACHE, dwarf=True)
+    folder = tmp_path_factory.mktemp(shape.name)
+    take_core(shape, built, folder)
+    assert built.vmlinux
+    return folder, built.vmlinux, shape
+
+
+def inspect(core: Path, *options: str | Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "pipeline", "inspect", core, "--json", *options]
+    figures: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return figures
+
+
+def collect(core: Path, *options: str | Path) -> list[str]:
+    """Every row of the collector but the one of targets, which has times."""
+    command = [sys.executable, "-m", "pipeline.collector", *options, core]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    return [line for line in lines if line and '"table":"targets"' not in line]
+
+
+def test_dwarf_and_btf_give_the_same_rows(booted: tuple[Path, Path, Any]) -> None:
+    folder, vmlinux, _ = booted
+    core = folder / "vmcore"
+    assert collect(core) == collect(core, "--vmlinux", vmlinux)
+    btf, dwarf = inspect(core), inspect(core, "--vmlinux", vmlinux)
+    assert (btf.pop("types_source"), dwarf.pop("types_source")) == ("btf", "dwarf")
+    for column in (*COSTS, "started_at", "duration_ms"):
+        btf.pop(column), dwarf.pop(column)
+    assert btf == dwarf
+
+
+def test_the_audit_is_what_the_guest_says(booted: tuple[Path, Path, Any]) -> None:
+    folder, _, shape = booted
+    found = inspect(folder / "vmcore")
+    stat = dict(line.split() for line in (folder / "truth/cgroup.stat").read_text().splitlines())
+    assert found["online_memcgs"] == int(stat["nr_descendants"])
+    assert found["dying_memcgs"] == int(stat["nr_dying_descendants"]) == shape.dying
+    assert len(found["possible_nodes"]) == shape.nodes
+    slabinfo = (folder / "truth/slabinfo").read_text().splitlines()
+    active = {line.split()[0]: int(line.split()[1]) for line in slabinfo[2:]}
+    assert 0 < found["list_lru_one_objects"] < active[found["slab_cache"]]
+    assert found["xa_node_bytes"] <= active["radix_tree_node"] * 584
+    if shape.series == "5.10":
+        assert found["list_lru_one_objects"] > 0.9 * active["kmalloc-32"]
+        assert found["wasted_bytes"] > 0
+    else:
+        assert found["wasted_bytes"] == 0

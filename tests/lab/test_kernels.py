@@ -1,0 +1,88 @@
+"""Where the lab takes kernels from."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.lab import kernels
+from tests.lab.kernels import LabError
+
+needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not on this machine")
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        (
+            "sources.list",
+            "# deb http://old.example/debian x main\ndeb [signed-by=/k] http://a.example/debian trixie main\n",
+        ),
+        ("sources.list.d/debian.sources", "Types: deb\nURIs: http://a.example/debian\nSuites: trixie\n"),
+        (
+            "sources.list.d/more.list",
+            "deb http://a.example/debian-security x main\ndeb http://a.example/debian x main\n",
+        ),
+    ],
+)
+def test_mirror_is_the_one_of_the_machines_apt(tmp_path: Path, file: str, text: str) -> None:
+    (tmp_path / "sources.list.d").mkdir()
+    (tmp_path / file).write_text(text)
+    assert kernels.debian_uri(tmp_path) == "http://a.example/debian"
+
+
+def test_a_machine_without_a_debian_mirror_is_told_to_use_debs(tmp_path: Path) -> None:
+    (tmp_path / "sources.list").write_text("deb http://a.example/ubuntu noble main\n")
+    with pytest.raises(LabError, match="--debs"):
+        kernels.debian_uri(tmp_path)
+
+
+def make_deb(folder: Path, name: str, version: str, files: dict[str, str]) -> None:
+    root = folder / f"{name}-root"
+    (root / "DEBIAN").mkdir(parents=True)
+    (root / "DEBIAN/control").write_text(
+        f"Package: {name}\nVersion: {version}\nArchitecture: amd64\nMaintainer: lab <lab@example.org>\nDescription: x\n"
+    )
+    for path, text in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    subprocess.run(["dpkg-deb", "-Znone", "--build", root, folder / f"{name}_{version}.deb"], check=True, stdout=-3)
+
+
+@needs_dpkg
+def test_newest_kernel_of_the_series_is_taken_from_a_folder(tmp_path: Path) -> None:
+    for number in ("9", "32"):
+        release = f"5.10.0-{number}-cloud-amd64"
+        files = {f"boot/vmlinuz-{release}": number, f"lib/modules/{release}/x.ko": ""}
+        make_deb(tmp_path, f"linux-image-{release}", f"5.10.{number}-1", files)
+    make_deb(tmp_path, "linux-image-5.10.0-99-amd64", "5.10.99-1", {})
+    kernel = kernels.get("5.10", kernels.Folder(tmp_path), tmp_path / "cache", dwarf=False)
+    assert (kernel.release, kernel.vmlinuz.read_text()) == ("5.10.0-32-cloud-amd64", "32")
+
+
+@needs_dpkg
+def test_files_of_a_split_kernel_are_put_together(tmp_path: Path) -> None:
+    """From 7.x on the image package is empty; linux-binary has the kernel and linux-modules the modules."""
+    release = "7.2.12+deb14-cloud-amd64"
+    make_deb(tmp_path, f"linux-image-{release}", "7.2.12-1", {})
+    make_deb(tmp_path, f"linux-binary-{release}", "7.2.12-1", {f"usr/lib/modules/{release}/vmlinuz": "kernel"})
+    make_deb(tmp_path, f"linux-modules-{release}", "7.2.12-1", {f"usr/lib/modules/{release}/loop.ko": "module"})
+    kernel = kernels.get("7", kernels.Folder(tmp_path), tmp_path / "cache", dwarf=False)
+    assert kernel.vmlinuz.read_text() == "kernel"
+    assert [path.read_text() for path in kernel.modules.rglob("*.ko")] == ["module"]
+
+
+@needs_dpkg
+def test_the_mirror_is_not_asked_for_what_the_folder_has(tmp_path: Path) -> None:
+    release = "5.10.0-32-cloud-amd64"
+    make_deb(tmp_path, f"linux-image-{release}", "5.10.223-1", {})
+    assert str(kernels.source("5.10", tmp_path, tmp_path / "cache")) == str(tmp_path)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_without_the_kernel_says_what_to_add(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match=r"linux-image-6\.1\..* add its \.deb"):
+        kernels.get("6.1", kernels.Folder(tmp_path), tmp_path / "cache", dwarf=False)

@@ -1,0 +1,230 @@
+"""What a kernel's list_lrus hold, read the slow and plain way: with DWARF, drgn's own helpers, one object at a time.
+
+The lab runs it on every full core and leaves the answer as truth/reference.json beside the small core; the collector's
+tests compare with that. Nothing here may come from pipeline/, and nothing here is clever: no bulk read, no nr_items
+taken on trust, no sample where the whole can be counted.
+
+    python -m tests.reference VMCORE VMLINUX > reference.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from drgn import Object, Program, cast, container_of, sizeof
+from drgn.helpers.linux.cgroup import cgroup_path, css_for_each_descendant_pre
+from drgn.helpers.linux.list import list_count_nodes, list_for_each_entry
+from drgn.helpers.linux.mm import compound_order, find_vmap_area, virt_to_page
+from drgn.helpers.linux.nodemask import for_each_node, for_each_node_state
+from drgn.helpers.linux.slab import find_containing_slab_cache, find_slab_cache, slab_cache_usage
+from drgn.helpers.linux.xarray import xa_for_each
+
+CSS_ONLINE = 1 << 1
+USAGE_OF = ("kmalloc-32", "kmalloc-64", "kmalloc-96", "kmalloc-128", "kmalloc-192", "radix_tree_node", "dentry")
+
+
+def read(prog: Program) -> dict[str, Any]:
+    """Everything the tests compare, as plain JSON values; sizes in bytes, addresses as integers."""
+    superblocks = list(list_for_each_entry("struct super_block", prog["super_blocks"].address_of_(), "s_list"))
+    return {
+        "release": prog["init_uts_ns"].name.release.string_().decode(),
+        "memcg_nr_cache_ids": prog["memcg_nr_cache_ids"].value_() if "memcg_nr_cache_ids" in prog else None,
+        "nr_node_ids": prog["nr_node_ids"].value_(),
+        "possible_nodes": list(for_each_node_state(prog, prog["N_POSSIBLE"])),
+        "online_nodes": list(for_each_node(prog)),
+        "sizeof": {name: sizeof(prog.type(f"struct {name}")) for name in ("list_lru", "list_lru_node", "list_lru_one")},
+        "superblocks": [superblock(sb) for sb in superblocks],
+        "list_lrus": [list_lru(lru, owner) for lru, owner in list_lrus(prog, superblocks)],
+        "memcgs": list(memcgs(prog)),
+        "slab_usage": {name: usage(prog, name) for name in USAGE_OF},
+    }
+
+
+def superblock(sb: Object) -> dict[str, Any]:
+    return {
+        "address": sb.value_(),
+        "fstype": text(sb.s_type.name),
+        "s_id": text(sb.s_id),
+        "s_dev": sb.s_dev.value_(),
+        "s_flags": sb.s_flags.value_() & 0xFFFFFFFF,
+    }
+
+
+def list_lrus(prog: Program, superblocks: list[Object]) -> Iterator[tuple[Object, dict[str, Any]]]:
+    """Every list_lru with its owner: the superblocks' two, then whatever else is on the kernel's own list."""
+    seen = set()
+    for sb in superblocks:
+        for name in ("dentry", "inode"):
+            lru = sb.member_(f"s_{name}_lru").address_of_()
+            seen.add(lru.value_())
+            yield lru, {"name": name, "superblock": sb.value_()}
+    everywhere = prog["memcg_list_lrus" if "memcg_list_lrus" in prog else "list_lrus"]
+    for lru in list_for_each_entry("struct list_lru", everywhere.address_of_(), "list"):
+        if lru.value_() not in seen:
+            yield lru, {"name": prog.symbol(lru.value_()).name, "superblock": None}
+
+
+def list_lru(lru: Object, owner: dict[str, Any]) -> dict[str, Any]:
+    prog = lru.prog_
+    nodes = list(for_each_node_state(prog, prog["N_POSSIBLE"]))
+    found: dict[str, Any] = {"address": lru.value_(), **owner, "memcg_aware": bool(lru.memcg_aware)}
+    found["node_array_bytes"] = allocated_bytes(lru.node)
+    found["root_items"] = sum(list_count_nodes(lru.node[node].lru.list.address_of_()) for node in nodes)
+    walk = lazy_lists if has_member(lru, "xa") else eager_lists
+    lists = list(walk(lru, nodes, found))
+    items: Counter[int] = Counter()
+    for cache_id, one in lists:
+        items[cache_id] += list_count_nodes(one.list.address_of_())
+    found["memcg_items"] = {str(cache_id): count for cache_id, count in sorted(items.items()) if count}
+    found["items"] = found["root_items"] + sum(items.values())
+    found["nr_items"] = nr_items(lru, nodes, lists)
+    return found
+
+
+def eager_lists(lru: Object, nodes: list[int], found: dict[str, Any]) -> Iterator[tuple[int, Object]]:
+    """Up to v5.17: on each node an array of pointers, one list_lru_one for every cache id."""
+    prog = lru.prog_
+    arrays: list[int] = []
+    objects: list[int] = []
+    for node in nodes:
+        array = lru.node[node].memcg_lrus
+        if not array:
+            continue
+        arrays.append(allocated_bytes(array))
+        for cache_id in range(prog["memcg_nr_cache_ids"]):
+            one = array.lru[cache_id]
+            objects.append(one.value_())
+            yield cache_id, one
+    assert len(set(objects)) == len(objects), "two slots share a list_lru_one"
+    found["arrays_bytes"] = arrays
+    found["objects"] = len(objects)
+    found["object_caches"] = caches(prog, objects)
+    found["xa_nodes"] = 0
+
+
+def lazy_lists(lru: Object, nodes: list[int], found: dict[str, Any]) -> Iterator[tuple[int, Object]]:
+    """From v5.18: an xarray of list_lru_memcg by cache id, each with a list for every node."""
+    objects: list[int] = []
+    for cache_id, entry in xa_for_each(lru.xa.address_of_()):
+        memcg_lists = cast("struct list_lru_memcg *", entry)
+        objects.append(memcg_lists.value_())
+        for node in nodes:
+            yield cache_id, memcg_lists.node[node]
+    xa_nodes = list(xarray_nodes(lru.xa.xa_head))
+    found["arrays_bytes"] = []
+    found["objects"] = len(objects)
+    found["object_caches"] = caches(lru.prog_, objects)
+    found["xa_nodes"] = len(xa_nodes)
+    found["xa_node_caches"] = caches(lru.prog_, xa_nodes)
+
+
+def xarray_nodes(entry: Object) -> Iterator[int]:
+    """Addresses of the xa_nodes below an entry of an xarray: a node's low bits are 10, small values are not nodes."""
+    if entry.value_() & 3 == 2 and entry.value_() > 4096:
+        node = Object(entry.prog_, "struct xa_node *", entry.value_() - 2)
+        yield node.value_()
+        for slot in node.slots:
+            yield from xarray_nodes(slot)
+
+
+def nr_items(lru: Object, nodes: list[int], lists: list[tuple[int, Object]]) -> int:
+    """The kernel's own count: kept for the whole node, or where it has none for every list."""
+    node_type = lru.node.type_.type
+    if any(member.name == "nr_items" for member in node_type.members):
+        return sum(counter(lru.node[node].nr_items) for node in nodes)
+    ones = [lru.node[node].lru for node in nodes] + [one for _, one in lists]
+    return sum(max(0, counter(one.nr_items)) for one in ones)
+
+
+def counter(value: Object) -> int:
+    """A long, or an atomic_long_t from v6.13 on."""
+    return int(value if value.type_.primitive else value.counter)
+
+
+def memcgs(prog: Program) -> Iterator[dict[str, Any]]:
+    for css in css_for_each_descendant_pre(prog["root_mem_cgroup"].css.address_of_()):
+        memcg = container_of(css, "struct mem_cgroup", "css")
+        yield {
+            "address": memcg.value_(),
+            "css_id": css.id.value_(),
+            "cache_id": memcg.kmemcg_id.value_(),
+            "memcg_id": memcg.id.id.value_(),
+            "path": cgroup_path(css.cgroup).decode(errors="backslashreplace"),
+            "online": bool(css.flags & CSS_ONLINE),
+        }
+
+
+def caches(prog: Program, addresses: list[int]) -> dict[str, dict[str, int]]:
+    """The slab caches that hold these objects: objects in each, and its slot size."""
+    per_page = Counter(address // prog["PAGE_SIZE"].value_() for address in addresses)
+    counts: Counter[str] = Counter()
+    sizes: dict[str, int] = {}
+    for page, objects in per_page.items():
+        cache = find_containing_slab_cache(prog, page * prog["PAGE_SIZE"].value_())
+        name = text(cache.name) if cache else "none"
+        counts[name] += objects
+        sizes[name] = cache.size.value_() if cache else 0
+    return {name: {"objects": counts[name], "size": sizes[name]} for name in sorted(counts)}
+
+
+def allocated_bytes(pointer: Object) -> int:
+    """Bytes that the allocation at a pointer really takes: a slab slot, a compound page, or vmalloc's pages."""
+    prog = pointer.prog_
+    area = find_vmap_area(prog, pointer)
+    if area:
+        return int(area.vm.nr_pages) * int(prog["PAGE_SIZE"])
+    cache = find_containing_slab_cache(prog, pointer)
+    if cache:
+        return int(cache.size)
+    return int(prog["PAGE_SIZE"]) << int(compound_order(virt_to_page(pointer)))
+
+
+def usage(prog: Program, name: str) -> dict[str, int] | None:
+    """What drgn counts in a slab cache; None where there is none, or drgn 0.3.0 cannot count it.
+
+    It follows the NULL that a cache has for a possible node without memory.
+    """
+    cache = find_slab_cache(prog, name)
+    if not cache or (has_member(cache, "node") and not all(cache.node[: prog["nr_node_ids"]])):
+        return None
+    used = slab_cache_usage(cache)
+    return {"slabs": used.num_slabs, "objects": used.num_objs, "active_objects": used.active_objs}
+
+
+def has_member(value: Object, name: str) -> bool:
+    try:
+        value.member_(name)
+    except LookupError:
+        return False
+    return True
+
+
+def text(value: Object) -> str:
+    return str(value.string_().decode(errors="backslashreplace"))
+
+
+def dumps(account: dict[str, Any]) -> str:
+    """read()'s answer as JSON, a row a line."""
+
+    def rows(value: Any) -> str:
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return "[\n" + ",\n".join(json.dumps(row, separators=(",", ":")) for row in value) + "\n]"
+        return json.dumps(value)
+
+    return "{\n" + ",\n".join(f'"{key}": {rows(value)}' for key, value in account.items()) + "\n}\n"
+
+
+def main() -> None:
+    core, vmlinux = sys.argv[1:]
+    prog = Program()
+    prog.set_core_dump(core)
+    prog.load_debug_info([vmlinux])
+    sys.stdout.write(dumps(read(prog)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""The report as text for a terminal, as JSON, CSV and markdown."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.report import escape, rows
+from pipeline.report.model import Report
+
+# A terminal shows the worst; every other format has all hosts.
+MOST_HOSTS = 50
+MOST_NOT_OK = 20
+_WIDE = 120
+
+
+def text(report: Report, file: TextIO) -> None:
+    """Write fleet summary, coverage with reasons, and the ranking, in 80 columns where there is no terminal.
+
+    Bytes are rounded here and nowhere else.
+    """
+    console = Console(file=file, markup=False, highlight=False, emoji=False)
+    for line in _summary(report):
+        console.print(line)
+    if len(report.not_ok):
+        console.print()
+        console.print(_coverage(report))
+        console.print()
+        console.print(_not_ok(report))
+        _say_more(console, len(report.not_ok), MOST_NOT_OK, "SELECT * FROM targets WHERE status <> 'ok'")
+    if len(report.host_waste):
+        console.print()
+        console.print(_ranking(report, wide=console.width >= _WIDE))
+        _say_more(console, len(report.host_waste), MOST_HOSTS, "SELECT * FROM host_waste")
+        console.print()
+        console.print(_legend(report))
+
+
+def json_(report: Report, file: TextIO) -> None:
+    """Write one object: `run`, `totals`, and a list of rows for each of `coverage`, `not_ok` and `host_waste`."""
+    content = {
+        "run": rows.records(report.run)[0],
+        "totals": report.totals,
+        "coverage": rows.records(report.coverage),
+        "not_ok": rows.records(report.not_ok),
+        "host_waste": rows.records(report.host_waste),
+    }
+    file.write(json.dumps(content, indent=1) + "\n")
+
+
+def csv(report: Report, file: TextIO) -> None:
+    """Write the ranking, the columns of `host_waste`."""
+    rows.csv(report.host_waste, file)
+
+
+def markdown(report: Report, file: TextIO) -> None:
+    """Write a document with summary, coverage, what failed and the ranking, numbers as they are in the views."""
+    title, *lines = _summary(report)
+    file.write(f"# {escape.markdown(title)}\n\n")
+    for line in lines:
+        file.write(f"{escape.markdown(line)}\n")
+    for name, table in (
+        ("Ranking", report.host_waste),
+        ("Coverage", report.coverage),
+        ("Not ok", report.not_ok),
+    ):
+        if len(table):
+            file.write(f"\n## {name}\n\n")
+            rows.markdown(table, file)
+
+
+RENDERERS: dict[str, Callable[[Report, TextIO], None]] = {
+    "text": text,
+    "json": json_,
+    "csv": csv,
+    "markdown": markdown,
+}
+
+
+def human_bytes(count: int) -> str:
+    """Return bytes in three digits and a binary unit, at most 8 characters and a sign: `7.44 GiB`, `-512 B`."""
+    size = float(abs(count))
+    unit = 0
+    while size >= 999.5:
+        size /= 1024
+        unit += 1
+    digits = 0 if unit == 0 or size >= 99.95 else 1 if size >= 9.995 else 2
+    return f"{'-' if count < 0 else ''}{size:.{digits}f} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB')[unit]}"
+
+
+def _summary(report: Report) -> list[str]:
+    run = rows.records(report.run)[0]
+    totals = report.totals
+    lines = [
+        f"Run {run['run_id']} of audit {escape.terminal(run['audit'])}",
+        f"{run['good']} of {run['targets']} targets good"
+        + ("" if run["complete"] else f", {run['status_not_run']} not run")
+        + f", finished {run['finished_at'][:19].replace('T', ' ')} UTC.",
+    ]
+    if totals["hosts"]:
+        share = 100 * totals["wasted_bytes"] / max(1, totals["memory_bytes"])
+        lines += [
+            f"{totals['hosts']} {'host wastes' if totals['hosts'] == 1 else 'hosts waste'} "
+            f"{human_bytes(totals['wasted_bytes'])}, {share:.1f} % of {human_bytes(totals['memory_bytes'])} memory:",
+            f"list_lrus hold {human_bytes(totals['list_lru_bytes'])}, "
+            f"a lazy kernel would hold {human_bytes(totals['lazy_bytes'])}.",
+            f"The difference: objects {human_bytes(totals['saves_objects_bytes'])}, "
+            f"one array instead of one a node {human_bytes(totals['saves_transpose_bytes'])}, "
+            f"xarrays instead of those {human_bytes(totals['saves_xarray_bytes'])}.",
+        ]
+    return lines
+
+
+def _coverage(report: Report) -> Table:
+    table = _table("status", "error type", ">targets", ">%")
+    for row in rows.records(report.coverage):
+        _add(table, row["status"], row["error_type"], row["targets"], f"{row['pct']:.1f}")
+    return table
+
+
+def _not_ok(report: Report) -> Table:
+    table = _table("target", "status", "reason")
+    for row in rows.records(report.not_ok.slice(0, MOST_NOT_OK)):
+        _add(table, row["target"], row["status"], row["error"])
+    return table
+
+
+def _ranking(report: Report, *, wide: bool) -> Table:
+    more = (">nodes", ">formula", "layout") if wide else ()
+    table = _table(">#", "target", "kernel", ">ids", ">sb", ">memcgs", ">list_lru", ">lazy", ">wasted", ">%mem", *more)
+    for row in rows.records(report.host_waste.slice(0, MOST_HOSTS)):
+        pct = row["wasted_pct_of_memory"]
+        formula = row["formula_bytes"]
+        _add(
+            table,
+            row["rank"],
+            row["target"],
+            row["kernel_release"] if wide else _version(row["kernel_release"]),
+            row["memcg_nr_cache_ids"],
+            row["superblocks"],
+            row["online_memcgs"],
+            human_bytes(row["list_lru_bytes"]),
+            human_bytes(row["lazy_bytes"]),
+            human_bytes(row["wasted_bytes"]),
+            None if pct is None else f"{pct:.1f}",
+            *((row["nr_node_ids"], None if formula is None else human_bytes(formula), row["layout"]) if wide else ()),
+        )
+    return table
+
+
+def _version(kernel_release: str | None) -> str:
+    """Return the numbers that a release begins with, `5.10.0-30` of `5.10.0-30-cloud-amd64`, or all of it."""
+    release = kernel_release or ""
+    numbers = re.match(r"\d+\.[\d.]*\d(-\d+)?", release)
+    return numbers[0] if numbers else release
+
+
+def _legend(report: Report) -> str:
+    legend = (
+        "ids: memcg_nr_cache_ids, never shrinks; sb: superblocks; memcgs: online; lazy: what Linux 5.18+ would hold"
+    )
+    if "online" in report.host_waste["lazy_basis"].to_pylist():
+        legend += " if every online memcg used every list, an upper bound: the waste is at least this"
+    return legend + "."
+
+
+def _say_more(console: Console, count: int, shown: int, query: str) -> None:
+    if count > shown:
+        console.print(f'... and {count - shown} more: lru-audit sql "{query}"')
+
+
+def _table(*columns: str) -> Table:
+    """Return a table with these columns; `>` before a name marks numbers, which are never folded."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in columns:
+        if name.startswith(">"):
+            table.add_column(name[1:], justify="right", no_wrap=True)
+        else:
+            table.add_column(name, overflow="fold")
+    return table
+
+
+def _add(table: Table, *cells: Any) -> None:
+    table.add_row(*(escape.terminal(rows.cell(value)) for value in cells))

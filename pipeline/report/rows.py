@@ -1,0 +1,141 @@
+"""Rows of any query result as table, CSV, JSON, JSON lines, markdown or Parquet; numbers stay exact."""
+
+from __future__ import annotations
+
+import csv as csv_module
+import json
+import math
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
+from typing import Any, BinaryIO, TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.cells import cell_len
+
+from pipeline.report import escape
+
+
+def table(result: pa.Table, file: TextIO) -> None:
+    """Write aligned columns for a reader, each as wide as its widest cell."""
+    titles = [escape.terminal(name) for name in result.column_names]
+    cells = [[escape.terminal(cell(value)) for value in row] for row in values(result)]
+    widths = [max(map(cell_len, column)) for column in zip(titles, *cells, strict=True)]
+    right = [_is_number(field.type) for field in result.schema]
+    for row in (titles, ["-" * width for width in widths], *cells):
+        padded = (
+            " " * (width - cell_len(text)) + text if to_right else text + " " * (width - cell_len(text))
+            for text, width, to_right in zip(row, widths, right, strict=True)
+        )
+        file.write("  ".join(padded).rstrip() + "\n")
+
+
+def csv(result: pa.Table, file: TextIO) -> None:
+    """Write RFC 4180 CSV with a header; text is escaped against spreadsheets and stays on its line."""
+    writer = csv_module.writer(file, lineterminator="\n")
+    writer.writerow([escape.csv(name) for name in result.column_names])
+    for row in values(result):
+        writer.writerow([cell(value) if is_number(value) else escape.csv(cell(value)) for value in row])
+
+
+def json_(result: pa.Table, file: TextIO) -> None:
+    """Write one JSON array with an object a row."""
+    separator = "[\n"
+    for row in values(result):
+        file.write(separator + " " + dumps(dict(zip(result.column_names, row, strict=True))))
+        separator = ",\n"
+    file.write("[]\n" if separator == "[\n" else "\n]\n")
+
+
+def jsonl(result: pa.Table, file: TextIO) -> None:
+    """Write one JSON object a line."""
+    for row in values(result):
+        file.write(dumps(dict(zip(result.column_names, row, strict=True))) + "\n")
+
+
+def markdown(result: pa.Table, file: TextIO) -> None:
+    """Write a table of GitHub's markdown."""
+    file.write("| " + " | ".join(map(escape.markdown, result.column_names)) + " |\n")
+    file.write("|" + "".join(" ---: |" if _is_number(field.type) else " --- |" for field in result.schema) + "\n")
+    for row in values(result):
+        file.write("| " + " | ".join(escape.markdown(cell(value)) for value in row) + " |\n")
+
+
+def parquet(result: pa.Table, file: BinaryIO) -> None:
+    """Write a Parquet file; the only format that needs a binary file."""
+    pq.write_table(result, file, compression="zstd")
+
+
+FORMATS: dict[str, Callable[[pa.Table, Any], None]] = {
+    "table": table,
+    "csv": csv,
+    "json": json_,
+    "jsonl": jsonl,
+    "markdown": markdown,
+    "parquet": parquet,
+}
+
+
+def values(result: pa.Table) -> Iterator[tuple[Any, ...]]:
+    """Yield rows of plain values, a batch of rows in memory at a time."""
+    for batch in result.to_batches(max_chunksize=4_096):
+        yield from zip(*map(_plain_column, batch.columns), strict=True)
+
+
+def records(result: pa.Table) -> list[dict[str, Any]]:
+    """Return rows of plain values as dicts."""
+    return [dict(zip(result.column_names, row, strict=True)) for row in values(result)]
+
+
+def cell(value: Any) -> str:
+    """Return a plain value as one text: null is empty, true and lists and maps are JSON."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else dumps(value)
+
+
+def dumps(value: Any) -> str:
+    """Return JSON in ASCII (so that no name can hide in it), NaN and infinities as null."""
+    return json.dumps(value, default=str, allow_nan=False)
+
+
+def is_number(value: Any) -> bool:
+    """Say whether a plain value is a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _plain_column(column: pa.Array) -> list[Any]:
+    try:
+        cells = column.to_pylist()
+    except (ValueError, OverflowError):  # a date that Python does not have, such as infinity
+        cells = column.cast(pa.string()).to_pylist()
+    return [_plain(value, column.type) for value in cells]
+
+
+def _plain(value: Any, kind: pa.DataType) -> Any:
+    """Return a value as JSON has it: timestamps in ISO 8601, bytes in hex, integral decimals as integers."""
+    match value:
+        case None | str() | bool() | int():
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case Decimal():
+            return int(value) if kind.scale == 0 else str(value)
+        case datetime() if value.tzinfo:
+            return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        case date() | time():
+            return value.isoformat()
+        case bytes():
+            return value.hex()
+        case dict():
+            return {field.name: _plain(value[field.name], field.type) for field in kind}
+        case list() if pa.types.is_map(kind):
+            return {str(_plain(key, kind.key_type)): _plain(entry, kind.item_type) for key, entry in value}
+        case list():
+            return [_plain(entry, kind.value_type) for entry in value]
+    return str(value)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))

@@ -1,0 +1,137 @@
+"""Published runs: their names, their manifests, and their tables as pyarrow datasets.
+
+Only files that a manifest lists exist for a reader; whatever else lies in the warehouse is never seen.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset as ds
+from pyarrow import fs
+
+from pipeline.warehouse import schema
+from pipeline.warehouse.errors import WarehouseError
+
+RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
+MANIFEST = "manifest.json"
+MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True)
+class File:
+    """One Parquet file of a run, its path relative to the run."""
+
+    table: str
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(rf"{re.escape(self.table)}-\d{{5}}\.parquet", self.path):
+            raise ValueError(f"{self.path!a} is no file of table {self.table!a}")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a run directory holds, as its manifest.json says; it is the commit of the run."""
+
+    directory: Path
+    run_id: str
+    audit: str
+    started_at: datetime
+    finished_at: datetime
+    revision_of: str | None
+    complete: bool
+    targets: int
+    outcomes: dict[str, int]  # status -> targets
+    versions: dict[str, Any]  # tool, schema, model, pyarrow
+    files: tuple[File, ...]
+
+    def text(self) -> str:
+        """Return the manifest as the JSON that `read` takes."""
+        content = asdict(self)
+        del content["directory"]
+        for name in ("started_at", "finished_at"):
+            content[name] = content[name].isoformat()
+        return json.dumps({"manifest_version": MANIFEST_VERSION, **content}, indent=1) + "\n"
+
+
+def new_run_id() -> str:
+    """Return a name for a run that starts now: ``YYYYMMDDTHHMMSSZ-<8 hex>``, UTC."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+
+
+def runs(root: Path) -> list[Manifest]:
+    """Return the published runs of a warehouse, the newest last; none when there is no warehouse yet.
+
+    Raises WarehouseError naming the manifest that cannot be read.
+    """
+    directory = root / "runs"
+    names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    found = [read(directory / name) for name in names if RUN_ID.fullmatch(name)]
+    return sorted(found, key=lambda manifest: (manifest.started_at, manifest.run_id))
+
+
+def resolve(root: Path, run: str) -> str:
+    """Return the run_id that a unique prefix, or ``latest``, means among the published runs."""
+    known = [manifest.run_id for manifest in runs(root)]
+    if not known:
+        raise WarehouseError(f"{root}: no published run")
+    if run == "latest":
+        return known[-1]
+    matching = [run_id for run_id in known if run and run_id.startswith(run)]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        raise WarehouseError(f"{root}: run {run!a} is not unique: {', '.join(matching[:5])}")
+    raise WarehouseError(f"{root}: no run {run!a}; the newest is {known[-1]}")
+
+
+def tables(root: Path) -> dict[str, ds.FileSystemDataset]:
+    """Return every table over all published runs, a table without files too (0 rows, all columns)."""
+    return datasets(runs(root))
+
+
+def datasets(manifests: Iterable[Manifest]) -> dict[str, ds.FileSystemDataset]:
+    """Return every table over these runs."""
+    paths: Mapping[str, list[str]] = {name: [] for name in schema.tables()}
+    for manifest in manifests:
+        for file in manifest.files:
+            # A later schema version may have tables that this one does not know.
+            paths.get(file.table, []).append(str(manifest.directory.absolute() / file.path))
+    return {
+        name: ds.FileSystemDataset.from_paths(
+            paths[name], schema=table.arrow, format=ds.ParquetFileFormat(), filesystem=fs.LocalFileSystem()
+        )
+        for name, table in schema.tables().items()
+    }
+
+
+def read(directory: Path) -> Manifest:
+    """Return the manifest of one run directory."""
+    path = directory / MANIFEST
+    try:
+        content = json.loads(path.read_bytes())
+        if content.pop("manifest_version") != MANIFEST_VERSION:
+            raise ValueError("written by another version of list-lru-audit")
+        content["files"] = tuple(File(**file) for file in content["files"])
+        for name in ("started_at", "finished_at"):
+            content[name] = datetime.fromisoformat(content[name])
+        manifest = Manifest(directory=directory, **content)
+        if manifest.run_id != directory.name:
+            raise ValueError(f"it is of run {manifest.run_id!a}")
+    except OSError as error:
+        raise WarehouseError(f"{path}: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise WarehouseError(f"{path}: not a manifest that can be read: {why}") from error
+    return manifest

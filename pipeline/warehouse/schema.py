@@ -1,0 +1,177 @@
+"""The tables as `schemas/` declares them: Arrow schemas, and whether values that a host sent fit a column."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline import data
+
+# Grows by one when a table gains a nullable column; any other change is a new table.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Type:
+    """A column type of `schemas/`: how it is stored, and what JSON may hold for it.
+
+    `limits` bound integers. A counter ends at 2^52, x86_64's largest physical address space in bytes: nothing in a
+    kernel counts higher, and a BIGINT sum over thousands of hosts that claim it does not overflow. A timestamp ends
+    with the year 9999, the last that every reader can show.
+    """
+
+    arrow: pa.DataType
+    json: type
+    limits: tuple[int, int] | None = None
+
+
+_COUNT = (0, 2**52)
+TYPES = {
+    "string": Type(pa.string(), str),
+    "binary": Type(pa.binary(), str),  # hex digits in JSON
+    "bool": Type(pa.bool_(), bool),
+    "count": Type(pa.int64(), int, _COUNT),
+    "int64": Type(pa.int64(), int, (-(2**52), 2**52)),
+    "uint64": Type(pa.uint64(), int, (0, 2**64 - 1)),
+    "timestamp": Type(pa.timestamp("us", tz="UTC"), int, (0, 253_402_300_799_999_999)),
+    "list<int64>": Type(pa.list_(pa.int64()), list, _COUNT),
+    "map<string,string>": Type(pa.map_(pa.string(), pa.string()), dict),
+}
+
+# A path has at most 4,096 bytes, an error is a line; without a bound one host could fill a row group.
+MAX_TEXT_CHARS = 65_536
+# NUMA nodes: MAX_NUMNODES is at most 1 << 10.
+MAX_LIST_ELEMENTS = 1_024
+
+
+class Misfit(Exception):
+    """Values do not fit their table; the message names table and column."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column as declared; `driver` columns are written by the driver, never by a host."""
+
+    name: str
+    type: str
+    meaning: str
+    nullable: bool = False
+    unit: str | None = None
+    source: str | None = None
+    values: tuple[str, ...] | None = None
+    max: int | None = None
+    driver: bool = False
+
+    @property
+    def field(self) -> pa.Field:
+        """The Arrow field, with meaning, unit and kernel source as metadata."""
+        said = {"meaning": self.meaning, "unit": self.unit, "source": self.source}
+        metadata = {key: text for key, text in said.items() if text}
+        return pa.field(self.name, TYPES[self.type].arrow, nullable=self.nullable, metadata=metadata)
+
+    def misfit(self, cells: Sequence[Any]) -> str | None:
+        """Say why JSON values do not fit this column, or None when all do."""
+        kind = TYPES[self.type]
+        others = set(map(type, cells)) - {kind.json}
+        if type(None) in others:
+            if not self.nullable:
+                return "is null"
+            others.discard(type(None))
+            cells = [cell for cell in cells if cell is not None]
+        if others:
+            return f"holds {min(other.__name__ for other in others)}, not {self.type}"
+        if kind.json is list:
+            if max(map(len, cells), default=0) > MAX_LIST_ELEMENTS:
+                return f"holds a list of more than {MAX_LIST_ELEMENTS} elements"
+            cells = [element for cell in cells for element in cell]
+            if set(map(type, cells)) - {int}:
+                return f"holds other elements than {self.type}"
+        if kind.json is dict:
+            cells = [text for cell in cells for pair in cell.items() for text in pair]
+            if set(map(type, cells)) - {str}:
+                return f"holds other entries than {self.type}"
+        if kind.limits:
+            low, high = kind.limits
+            return _outside(cells, low, high if self.max is None else self.max)
+        return None if kind.json is bool else self._bad_text(cells)
+
+    def _bad_text(self, cells: Sequence[Any]) -> str | None:
+        if max(map(len, cells), default=0) > MAX_TEXT_CHARS:
+            return f"holds more than {MAX_TEXT_CHARS} characters"
+        try:
+            "".join(cells).encode()
+            if self.type == "binary":
+                for cell in cells:
+                    bytes.fromhex(cell)
+        except UnicodeEncodeError:
+            return "holds a lone surrogate"
+        except ValueError:
+            return "is not hexadecimal"
+        if self.values and (unknown := set(cells) - set(self.values)):
+            return f"holds {min(unknown)!a:.40}, not one of {', '.join(self.values)}"
+        return None
+
+    def array(self, cells: Sequence[Any]) -> pa.Array:
+        """Convert JSON values that fit."""
+        if self.type == "binary":
+            cells = [None if cell is None else bytes.fromhex(cell) for cell in cells]
+        return pa.array(cells, type=TYPES[self.type].arrow)
+
+
+def _outside(cells: Sequence[int], low: int, high: int) -> str | None:
+    if cells and not (low <= min(cells) and max(cells) <= high):
+        return f"holds a number outside {low} to {high}"
+    return None
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table as declared."""
+
+    name: str
+    meaning: str
+    columns: tuple[Column, ...]
+
+    @cached_property
+    def by_name(self) -> dict[str, Column]:
+        """The columns by name, in their order."""
+        return {column.name: column for column in self.columns}
+
+    @cached_property
+    def arrow(self) -> pa.Schema:
+        """The Arrow schema, with units and meaning as field metadata."""
+        return pa.schema([column.field for column in self.columns], metadata={"meaning": self.meaning})
+
+    def check(self, cells: Mapping[str, Sequence[Any]], stamped: frozenset[str]) -> None:
+        """Raise Misfit unless the columns fit: none unknown, none missing that may not be null, every value typed.
+
+        :param cells: JSON values by column, all of one length.
+        :param stamped: columns that the driver adds, so that they must not be among them.
+        """
+        if unknown := [name for name in cells if name not in self.by_name or name in stamped]:
+            raise Misfit(f"{self.name} has no column {unknown[0]!a:.60} for a collector to write")
+        for column in self.columns:
+            if column.name in cells:
+                if why := column.misfit(cells[column.name]):
+                    raise Misfit(f"{self.name}.{column.name} {why}")
+            elif not column.nullable and column.name not in stamped:
+                raise Misfit(f"{self.name}.{column.name} is missing")
+
+
+@cache
+def tables() -> dict[str, Table]:
+    """Return every table of `schemas/` by name."""
+    declared = {}
+    for file in sorted(data.path("schemas").glob("*.toml")):
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+        columns = tuple(
+            Column(name=name, **{**entry, "values": tuple(entry["values"]) if "values" in entry else None})
+            for name, entry in content["columns"].items()
+        )
+        declared[file.stem] = Table(file.stem, content["meaning"], columns)
+    return declared

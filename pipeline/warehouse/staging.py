@@ -1,0 +1,241 @@
+"""One run in the making: `<root>/staging/<run_id>` until it is renamed to `<root>/runs/<run_id>`.
+
+    run.json         what is known before the first outcome
+    outcomes.jsonl   the spool: one line for each outcome as it arrives, [target, record]; the last of a target counts
+    run/             the tables and manifest.json, made from the spool; this directory is what is published
+
+A process killed at any moment leaves the spool, from which `Staging(root, run_id)` goes on, and no half run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from pipeline.warehouse import schema
+from pipeline.warehouse.errors import WarehouseError, storage
+from pipeline.warehouse.outcome import GOOD, Record, escaped, record, refuse
+from pipeline.warehouse.parquet import TableWriter, sha256, sync
+from pipeline.warehouse.runs import MANIFEST, RUN_ID, File, Manifest, datasets
+
+RUN_KEYS = ("run_id", "audit", "started_at", "targets", "tool_version")
+OPTIONAL_RUN_KEYS = ("revision_of", "model_version", "inventory_sha256")
+
+# The target at the start of a spool line, without parsing the thousands of rows behind it.
+_LINE_START = re.compile(rb'\[("(?:[^"\\]|\\.)*")')
+
+# (target, check, reason) of rows that contradict one another, as `query.check` finds them.
+Check = Callable[[Mapping[str, ds.Dataset]], Iterable[tuple[str, str, str]]]
+
+
+class Staging:
+    """The staged run: append outcomes, then publish.
+
+    Memory holds no outcome, and while writing an offset for each target.
+    """
+
+    def __init__(self, root: Path, run_id: str) -> None:
+        """Open a staged run to go on with it; a line that a killed process left torn is dropped."""
+        self.root = root
+        self.directory = root / "staging" / run_id
+        with self._storage():
+            self.run = self._read_run()
+            with self._spool.open("a+b") as spool:
+                spool.truncate(_end_of_last_line(spool))
+
+    @classmethod
+    def create(cls, root: Path, run: Mapping[str, Any]) -> Staging:
+        """Stage a new run.
+
+        :param root: the warehouse; made when absent.
+        :param run: run_id, audit, started_at (microseconds since the epoch, UTC), targets (count planned) and
+            tool_version; optionally revision_of, model_version, inventory_sha256.
+        """
+        if not RUN_ID.fullmatch(run["run_id"]):
+            raise WarehouseError(f"{run['run_id']!a} is no run id (YYYYMMDDTHHMMSSZ-<8 hex>)")
+        kept = {key: escaped(run[key]) for key in RUN_KEYS}
+        kept |= {key: escaped(run.get(key)) for key in OPTIONAL_RUN_KEYS}
+        directory = root / "staging" / run["run_id"]
+        with storage(directory, "nothing was audited"):
+            directory.mkdir(parents=True)
+            (directory / "run.json").write_text(json.dumps(kept) + "\n", encoding="utf-8")
+        return cls(root, run["run_id"])
+
+    def append(self, outcome: Mapping[str, Any]) -> None:
+        """Check one target's outcome and spool it; a later one of the same target replaces it."""
+        self._append(escaped(outcome["target"]), record(outcome))
+
+    def write(self) -> None:
+        """Make the tables and the manifest from the spool, sorted by target, and sync them."""
+        with self._storage():
+            sync(self._spool)
+            shutil.rmtree(self._made, ignore_errors=True)
+            self._made.mkdir()
+            self._write_tables()
+            sync(self._made)
+
+    def tables(self) -> dict[str, ds.FileSystemDataset]:
+        """Return the tables that `write` made, for checks."""
+        return datasets([self._manifest])
+
+    def publish(self, check: Check) -> Path:
+        """Write the tables, check them, and rename the run into place: from here on it is immutable.
+
+        A target whose rows contradict one another becomes `bad_output`, so that one host never stops the others.
+
+        :param check: `query.check`; it raises for what is no target's fault.
+        """
+        self.write()
+        if offences := list(check(self.tables())):
+            self._reject(offences)
+            self.write()
+            for target, name, reason in check(self.tables()):
+                raise WarehouseError(f"{self.directory}: check {name}: {target!a}: {reason}; nothing was published")
+        published: Path = self.root / "runs" / self.run["run_id"]
+        with self._storage():
+            published.parent.mkdir(exist_ok=True)
+            self._made.rename(published)
+            sync(published.parent)
+        shutil.rmtree(self.directory, ignore_errors=True)
+        return published
+
+    @property
+    def _made(self) -> Path:
+        return self.directory / "run"
+
+    @property
+    def _spool(self) -> Path:
+        return self.directory / "outcomes.jsonl"
+
+    def _storage(self) -> AbstractContextManager[None]:
+        return storage(self.directory, f"nothing was published, what was collected is kept in {self.directory}")
+
+    def _read_run(self) -> dict[str, Any]:
+        path = self.directory / "run.json"
+        try:
+            run: dict[str, Any] = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise WarehouseError(f"{path}: not a staged run: {error}; nothing was collected, remove it") from error
+        return run
+
+    def _append(self, target: str, made: Record) -> None:
+        rest = memoryview(json.dumps([target, made], separators=(",", ":")).encode() + b"\n")
+        with self._storage(), self._spool.open("ab", buffering=0) as spool:
+            end = spool.seek(0, os.SEEK_END)
+            try:
+                while rest:
+                    rest = rest[spool.write(rest) :]
+            except OSError:  # disk full: no torn line for the next outcome to be joined to
+                spool.truncate(end)
+                raise
+
+    def _reject(self, offences: Iterable[tuple[str, str, str]]) -> None:
+        offsets = self._offsets()
+        first = {target: (check, reason) for target, check, reason in reversed(list(offences))}
+        for target, (check, reason) in first.items():
+            with self._spool.open("rb") as spool:
+                made = _read(spool, offsets[target])
+            self._append(target, refuse(made, f"check:{check}", reason))
+
+    def _offsets(self) -> dict[str, int]:
+        """Return where the last record of each target starts in the spool, sorted by target."""
+        offsets = {}
+        offset = 0
+        with self._spool.open("rb") as spool:
+            for line in spool:
+                if start := _LINE_START.match(line):
+                    offsets[json.loads(start[1])] = offset
+                offset += len(line)
+        return dict(sorted(offsets.items()))
+
+    def _write_tables(self) -> None:
+        outcomes: Counter[str] = Counter()
+        declared = schema.tables()
+        stamp = self.run["run_id"]
+        with ExitStack() as stack:
+            writers = {
+                name: stack.enter_context(TableWriter(self._made / f"{name}-00000.parquet", table))
+                for name, table in declared.items()
+            }
+            spool = stack.enter_context(self._spool.open("rb"))
+            for target, offset in self._offsets().items():
+                made = _read(spool, offset)
+                outcomes[made["targets"]["status"][0]] += 1
+                for name, columns in made.items():
+                    rows = max(map(len, columns.values()))
+                    writers[name].add({**columns, "run_id": [stamp] * rows, "target": [target] * rows})
+            finished_at = datetime.now(UTC)
+            row = self._runs_row(outcomes, finished_at)
+            declared["runs"].check(row, frozenset())
+            writers["runs"].add(row)
+        rows_written = {name: writer.rows for name, writer in writers.items()}
+        self._manifest = self._make_manifest(outcomes, finished_at, rows_written)
+        (self._made / MANIFEST).write_text(self._manifest.text(), encoding="utf-8")
+        sync(self._made / MANIFEST)
+
+    def _runs_row(self, outcomes: Counter[str], finished_at: datetime) -> dict[str, list[Any]]:
+        statuses = schema.tables()["targets"].by_name["status"].values or ()
+        row = {
+            **self.run,
+            "finished_at": int(finished_at.timestamp() * 1_000_000),
+            "complete": outcomes["not_run"] == 0,
+            "good": sum(outcomes[status] for status in GOOD),
+            **{f"status_{status}": outcomes[status] for status in statuses},
+            "schema_version": schema.VERSION,
+        }
+        return {name: [value] for name, value in row.items()}
+
+    def _make_manifest(self, outcomes: Counter[str], finished_at: datetime, rows: dict[str, int]) -> Manifest:
+        paths = {name: self._made / f"{name}-00000.parquet" for name in rows}
+        return Manifest(
+            directory=self._made,
+            run_id=self.run["run_id"],
+            audit=self.run["audit"],
+            started_at=datetime.fromtimestamp(self.run["started_at"] / 1_000_000, UTC),
+            finished_at=finished_at,
+            revision_of=self.run["revision_of"],
+            complete=outcomes["not_run"] == 0,
+            targets=self.run["targets"],
+            outcomes=dict(sorted(outcomes.items())),
+            versions={
+                "tool": self.run["tool_version"],
+                "schema": schema.VERSION,
+                "model": self.run["model_version"],
+                "python": platform.python_version(),
+                "pyarrow": pa.__version__,
+            },
+            files=tuple(
+                File(name, path.name, rows[name], path.stat().st_size, sha256(path)) for name, path in paths.items()
+            ),
+        )
+
+
+def _read(spool: BinaryIO, offset: int) -> Record:
+    spool.seek(offset)
+    made: Record = json.loads(spool.readline())[1]
+    return made
+
+
+def _end_of_last_line(spool: BinaryIO) -> int:
+    """Return the offset after the last newline."""
+    end = spool.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - 65_536)
+        spool.seek(start)
+        newline = spool.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0

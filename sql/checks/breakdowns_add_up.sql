@@ -1,0 +1,27 @@
+-- Does the waste by superblock and by filesystem type sum to that of the machine, to the byte?
+WITH parts AS (
+    SELECT 'superblock_waste' AS name, target, list_lru_bytes, lazy_bytes, wasted_bytes
+    FROM superblock_waste
+    UNION ALL
+    SELECT 'fstype_waste' AS name, target, list_lru_bytes, lazy_bytes, wasted_bytes
+    FROM fstype_waste
+),
+
+summed AS (
+    SELECT
+        name,
+        target,
+        CAST(sum(list_lru_bytes) AS BIGINT) AS list_lru_bytes,
+        CAST(sum(lazy_bytes) AS BIGINT) AS lazy_bytes,
+        CAST(sum(wasted_bytes) AS BIGINT) AS wasted_bytes
+    FROM parts
+    GROUP BY name, target
+)
+
+SELECT h.target, format('{} sums to {}, the machine wastes {}', s.name, s.wasted_bytes, h.wasted_bytes) AS reason
+FROM host_waste AS h
+JOIN summed AS s USING (target)
+WHERE
+    s.wasted_bytes <> h.wasted_bytes
+    OR s.lazy_bytes <> h.lazy_bytes
+    OR s.list_lru_bytes <> h.list_lru_bytes;

@@ -1,0 +1,13 @@
+-- Is what the lazy kernel would hold the sum of its parts?
+SELECT
+    target,
+    format(
+        'list_lru 0x{:x}: lazy_bytes {} are not {} + {} + {}',
+        address,
+        lazy_bytes,
+        node_array_bytes,
+        lazy_object_bytes,
+        lazy_xa_node_bytes
+    ) AS reason
+FROM list_lrus
+WHERE lazy_bytes <> node_array_bytes + lazy_object_bytes + lazy_xa_node_bytes;

@@ -1,0 +1,12 @@
+-- Are the bytes of list_lru_one objects their number times their size?
+SELECT
+    target,
+    format(
+        'list_lru 0x{:x}: {} objects of {} bytes are not {}',
+        address,
+        list_lru_one_objects,
+        coalesce(CAST(list_lru_one_size AS VARCHAR), 'unknown'),
+        list_lru_one_bytes
+    ) AS reason
+FROM list_lrus
+WHERE CAST(list_lru_one_objects AS HUGEINT) * coalesce(list_lru_one_size, 0) <> list_lru_one_bytes;

@@ -1,0 +1,13 @@
+-- Do the bytes of the list_lrus fit into the machine?
+SELECT
+    t.target,
+    format(
+        'list_lrus of {} bytes in {} bytes of memory',
+        CAST(sum(l.list_lru_bytes) AS BIGINT),
+        t.memory_bytes
+    ) AS reason
+FROM targets AS t
+JOIN list_lrus AS l USING (run_id, target)
+WHERE t.status = 'ok'
+GROUP BY t.run_id, t.target, t.memory_bytes
+HAVING sum(l.list_lru_bytes) > t.memory_bytes;

@@ -1,0 +1,3 @@
+-- Which memory cgroups did each target have?
+CREATE VIEW memcgs AS
+SELECT * FROM stored_memcgs;

@@ -1,0 +1,265 @@
+"""Views answer over what is published, on both bindings, and a user's SQL reaches nothing else."""
+
+from __future__ import annotations
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import query, warehouse
+from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish, session
+
+DAY = 86_400_000_000
+# The columns of the design document, section 7, in their order.
+VIEWS = {
+    "host_waste": """rank run_id target host kernel_release layout memcg_nr_cache_ids nr_node_ids superblocks list_lrus
+        online_memcgs list_lru_bytes formula_bytes lazy_low_bytes lazy_bytes lazy_high_bytes lazy_basis wasted_bytes
+        wasted_pct_of_memory""",
+    "lazy_savings": "target saves_objects_bytes saves_transpose_bytes saves_xarray_bytes saves_bytes",
+    "coverage": "run_id status error_type targets pct",
+}
+BREAKDOWNS = ("superblock_waste", "fstype_waste")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Two audits, of one two runs, one of them with a target that failed."""
+    root = tmp_path_factory.mktemp("warehouse")
+    publish(root, ok("a"), ok("b", mounts=3), run_id="20250101T000000Z-00000001", audit="prod", started_at=STARTED_AT)
+    publish(
+        root,
+        ok("a", mounts=4, nodes=2, cache_ids=94),
+        failed("b"),
+        ok("né\x1b|c", mounts=7, nodes=2, cache_ids=766),
+        run_id="20250102T000000Z-00000002",
+        audit="prod",
+        started_at=STARTED_AT + DAY,
+    )
+    publish(root, ok("x"), run_id="20250103T000000Z-00000003", started_at=STARTED_AT + 2 * DAY)
+    return root
+
+
+@pytest.fixture(scope="module", params=["parquet", "arrow"])
+def reading(root, request):
+    return session(root, confined=request.param == "arrow")
+
+
+@pytest.fixture(scope="module")
+def confined(root):
+    return session(root, confined=True)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_view_has_the_columns_of_the_design(reading, view):
+    assert reading.sql(f"FROM {view}").column_names == VIEWS[view].split()
+
+
+@pytest.mark.parametrize("where", ["published", "empty"])
+def test_every_view_is_there_and_no_sum_is_a_float(root, tmp_path, where):
+    reading = session(root if where == "published" else tmp_path)
+    names = [row["view_name"] for row in reading.rows("SELECT view_name FROM duckdb_views() WHERE NOT internal")]
+    assert {*VIEWS, *BREAKDOWNS, "runs", "memcgs", "latest_memcgs"} <= set(names)
+    for name in names:
+        table = reading.sql(f"FROM {name}")
+        for field in table.schema:
+            if not field.name.startswith(("pct", "wasted_pct")):
+                assert not pa.types.is_floating(field.type), f"{name}.{field.name}"
+                assert not pa.types.is_decimal(field.type), f"{name}.{field.name}"
+        assert where == "published" or len(table) == 0
+
+
+@pytest.mark.parametrize("breakdown", BREAKDOWNS)
+def test_a_breakdown_sums_to_the_hosts_total_to_the_byte(reading, breakdown):
+    totals = "SELECT target, list_lru_bytes, lazy_bytes, wasted_bytes FROM host_waste ORDER BY target"
+    summed = f"""SELECT target, sum(list_lru_bytes)::BIGINT AS list_lru_bytes, sum(lazy_bytes)::BIGINT AS lazy_bytes,
+        sum(wasted_bytes)::BIGINT AS wasted_bytes FROM {breakdown} GROUP BY target ORDER BY target"""
+    assert len(reading.rows(totals)) == 2
+    assert reading.rows(summed) == reading.rows(totals)
+
+
+def test_both_bindings_answer_the_same(root, confined):
+    direct = session(root)
+    for row in direct.rows("SELECT view_name FROM duckdb_views() WHERE NOT internal"):
+        name = row["view_name"]
+        if not name.startswith("stored_"):
+            assert confined.rows(f"FROM {name} ORDER BY ALL") == direct.rows(f"FROM {name} ORDER BY ALL"), name
+
+
+def test_runs_written_with_fewer_columns_still_read(root, tmp_path):
+    tables = warehouse.tables(root)
+    older = pq.read_table(tables["targets"].files[0]).drop_columns(["notes", "lazy_basis"])
+    pq.write_table(older, tmp_path / "targets-00000.parquet")
+    files = [str(tmp_path / "targets-00000.parquet"), *tables["targets"].files[1:]]
+    mixed = pa.dataset.FileSystemDataset.from_paths(
+        files, schema=tables["targets"].schema, format=tables["targets"].format, filesystem=tables["targets"].filesystem
+    )
+    for confined in (False, True):
+        reading = query.Session({**tables, "targets": mixed}, confined=confined)
+        found = reading.rows("SELECT target, lazy_basis FROM targets ORDER BY run_id, target")
+        assert [row["lazy_basis"] for row in found] == [None, None, "online", None, "online", "online"]
+        assert reading.sql("FROM targets").column_names == tables["targets"].schema.names
+
+
+def test_a_directory_named_like_a_partition_adds_no_column(tmp_path):
+    root = tmp_path / "run_id=other"
+    publish(root, ok("a"))
+    assert session(root).rows("SELECT DISTINCT run_id FROM targets") == [
+        {"run_id": warehouse.runs(root)[0].run_id},
+    ]
+
+
+def test_the_optimizer_with_wrong_sums_is_off_where_there_is_one(reading):
+    known = reading.rows("SELECT name FROM duckdb_optimizers() WHERE name = 'partitioned_execution'")
+    (setting,) = reading.rows("SELECT current_setting('disabled_optimizers') AS off")
+    assert setting["off"] == ("partitioned_execution" if known else "")
+    if not duckdb.__version__.startswith("1."):
+        assert known
+
+
+def test_a_sum_of_users_is_exact(confined):
+    table = confined.sql("SELECT sum(n) AS s FROM (VALUES (9223372036854775807), (9223372036854775807)) AS t(n)")
+    assert table["s"].to_pylist() == [18446744073709551614]
+
+
+def test_times_are_utc_whatever_the_machine_says(root, monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    assert session(root).rows("SELECT started_at::VARCHAR AS at FROM runs ORDER BY ALL LIMIT 1") == [
+        {"at": "2025-11-23 12:13:20+00"}
+    ]
+
+
+def test_parameters_are_values(confined):
+    hostile = "' OR true --"
+    assert confined.rows("SELECT target FROM targets WHERE target = $name", {"name": hostile}) == []
+    assert confined.rows("SELECT $name AS echo", {"name": hostile}) == [{"echo": hostile}]
+
+
+@pytest.mark.parametrize(
+    ("statement", "why"),
+    [
+        ("SELECT nope FROM targets", 'Referenced column "nope" not found'),
+        ("SELECT * FROM nope", "Table with name nope does not exist"),
+        ("SELEC 1", "syntax error"),
+        ("SELECT 1 / (", "syntax error"),
+        ("SELECT 'a'::INTEGER", "Could not convert string 'a'"),
+        ("SELECT $name", "parameter"),
+        ("", "only one reading statement"),
+    ],
+)
+def test_an_error_is_one_line(confined, statement, why):
+    with pytest.raises(query.QueryError) as error:
+        confined.sql(statement)
+    assert why in str(error.value)
+    assert "\n" not in str(error.value)
+    assert confined.rows("SELECT 1 AS still") == [{"still": 1}]
+
+
+def test_a_file_that_is_gone_is_one_line_that_names_it(tmp_path):
+    published = publish(tmp_path, ok("a"))
+    for confined in (False, True):
+        reading = session(tmp_path, confined=confined)
+        (published / "memcgs-00000.parquet").rename(published / "away")
+        with pytest.raises(query.QueryError, match=r"memcgs-00000\.parquet") as error:
+            reading.sql("SELECT sum(css_id) FROM memcgs")
+        assert "\n" not in str(error.value)
+        (published / "away").rename(published / "memcgs-00000.parquet")
+
+
+def test_a_confined_session_has_every_door_shut_and_locked(confined):
+    shut = {
+        "enable_external_access": "false",
+        "lock_configuration": "true",
+        "python_enable_replacements": "false",
+        "autoload_known_extensions": "false",
+        "autoinstall_known_extensions": "false",
+        "temp_directory": "",
+    }
+    found = confined.rows("SELECT name, value FROM duckdb_settings()")
+    assert {row["name"]: row["value"] for row in found if row["name"] in shut} == shut
+
+
+READING = [
+    "SELECT count(*) FROM targets",
+    "FROM host_waste",
+    "FROM host_waste_at('20250101T000000Z-00000001')",
+    "WITH t AS (SELECT * FROM targets) SELECT * FROM t",
+    "(SELECT 1) UNION ALL SELECT 2",
+    "VALUES (1)",
+    "EXPLAIN SELECT * FROM host_waste",
+    "EXPLAIN ANALYZE SELECT * FROM host_waste",
+    "DESCRIBE host_waste",
+    "SHOW TABLES",
+    "SUMMARIZE targets",
+    "-- a comment\nSELECT 1;",
+]
+
+
+@pytest.mark.parametrize("statement", READING)
+def test_reading_statements_are_run(confined, statement):
+    assert confined.sql(statement).num_rows >= 1
+
+
+HOSTILE = [
+    "COPY targets TO '{file}'",
+    "COPY (SELECT 1) TO '{file}' (FORMAT parquet)",
+    "WITH x AS (COPY targets TO '{file}') SELECT * FROM x",
+    "EXPLAIN ANALYZE COPY (SELECT 1) TO '{file}'",
+    "EXPORT DATABASE '{file}'",
+    "IMPORT DATABASE '{directory}'",
+    "ATTACH '{file}' AS f",
+    "ATTACH ':memory:' AS m",
+    "USE memory",
+    "INSTALL httpfs",
+    "LOAD httpfs",
+    "LOAD '{file}'",
+    "UPDATE EXTENSIONS",
+    "SET enable_external_access = true",
+    "RESET lock_configuration",
+    "SET VARIABLE x = 1",
+    "PRAGMA enable_profiling",
+    "CALL pragma_version()",
+    "CHECKPOINT",
+    "VACUUM",
+    "BEGIN",
+    "PREPARE p AS SELECT 1",
+    "SELECT 1; SELECT 2",
+    "SELECT 1; COPY targets TO '{file}'",
+    "CREATE TABLE z AS SELECT 1",
+    "CREATE TEMP TABLE z AS SELECT 1",
+    "CREATE OR REPLACE VIEW targets AS SELECT 1",
+    "CREATE SECRET (TYPE s3)",
+    "DROP VIEW targets",
+    "INSERT INTO targets VALUES (1)",
+    "DELETE FROM targets",
+    "FROM '/etc/passwd'",
+    "FROM '{parquet}'",
+    "FROM '{directory}/*.parquet'",
+    "FROM read_parquet('{parquet}')",
+    "FROM parquet_metadata('{parquet}')",
+    "FROM read_csv('/etc/passwd')",
+    "FROM read_csv_auto('/dev/stdin')",
+    "FROM read_json('/etc/passwd')",
+    "FROM read_text('/etc/passwd')",
+    "FROM read_blob('/proc/self/environ')",
+    "FROM glob('/etc/*')",
+    "FROM sniff_csv('/etc/passwd')",
+    "FROM 'https://example.invalid/x.csv'",
+    "FROM query('COPY targets TO ''{file}''')",
+    "FROM duckdb_secrets()",
+    "FROM params",
+    "FROM duckdb",
+]
+
+
+@pytest.mark.parametrize("statement", HOSTILE)
+def test_a_hostile_statement_is_refused(root, confined, tmp_path, statement):
+    parquet = warehouse.tables(root)["targets"].files[0]
+    before = sorted(path for path in root.rglob("*"))
+    with pytest.raises(query.QueryError) as error:
+        confined.sql(statement.format(file=tmp_path / "out", directory=root, parquet=parquet))
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(path for path in root.rglob("*")) == before
+    assert confined.rows("SELECT count(*) AS n FROM targets") == [{"n": 6}]

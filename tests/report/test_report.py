@@ -1,0 +1,240 @@
+"""The report says the same in every format: numbers exact where programs read them, names harmless everywhere."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+
+import pytest
+from rich.cells import cell_len
+
+from pipeline import query, report
+from pipeline.report.render import human_bytes
+from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish, session
+
+DAY = 86_400_000_000
+HOSTILE = [
+    "\x1b[31mred\x1b[0m",
+    "\x1b]8;;http://evil\x07link\x1b]8;;\x07",
+    "\x9b31m",
+    "[bold]markup[/bold]",
+    "new\nline\rreturn\ttab",
+    "right\u202eto left",
+    "=1+1",
+    "@SUM(A1)",
+    " +cmd|' /C calc'!A0",
+    "pipe|and`tick`",
+    "<script>alert(1)</script>",
+    "[text](http://evil)",
+    'quote"comma,',
+    "*stars* _and_ ~~tildes~~",
+    "日本",
+]
+
+
+def rendered(root, form: str, **which) -> str:
+    file = io.StringIO()
+    report.RENDERERS[form](report.build(session(root), **which), file)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("warehouse")
+    server = ok("web-1", mounts=952, nodes=4, cache_ids=24574)
+    server["row"]["memory_bytes"] = 10 * 2**30
+    publish(
+        root,
+        server,
+        ok("web-2", mounts=40, nodes=2, cache_ids=766),
+        ok("db-1"),
+        failed("db-2", "bad_core", "/cores/db-2: not an ELF or kdump core; copy it again"),
+        failed("db-3"),
+        run_id="20250101T000000Z-00000001",
+        audit="prod",
+    )
+    return root
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    root = tmp_path_factory.mktemp("warehouse")
+    names = [*HOSTILE, *(f"failed {name}" for name in HOSTILE)]
+    outcomes = [ok(name) for name in HOSTILE] + [failed(f"failed {name}", error=name) for name in HOSTILE]
+    publish(root, *outcomes, audit="prod\x1b[2J")
+    return root, names
+
+
+def test_there_is_nothing_to_report_in_an_empty_warehouse(tmp_path):
+    with pytest.raises(query.QueryError, match="no published run in this warehouse; make one with: lru-audit run"):
+        report.build(session(tmp_path))
+
+
+def test_a_run_or_an_audit_that_is_not_there_is_named(root):
+    with pytest.raises(query.QueryError, match="no published run '20240101T000000Z-00000001'"):
+        report.build(session(root), run_id="20240101T000000Z-00000001")
+    with pytest.raises(query.QueryError, match="no published run of audit 'lab'"):
+        report.build(session(root), audit="lab")
+
+
+def test_the_newest_run_of_a_named_audit_is_meant_unless_told(tmp_path):
+    publish(tmp_path, ok("old"), run_id="20250101T000000Z-00000001", audit="prod")
+    publish(tmp_path, ok("new"), run_id="20250102T000000Z-00000002", audit="prod", started_at=STARTED_AT + DAY)
+    publish(tmp_path, ok("one"), run_id="20250103T000000Z-00000003", started_at=STARTED_AT + 2 * DAY)
+    asked = {
+        "new": {},
+        "one": {"audit": "adhoc"},
+        "old": {"run_id": "20250101T000000Z-00000001"},
+    }
+    for target, which in asked.items():
+        found = report.build(session(tmp_path), **which)
+        assert found.host_waste["target"].to_pylist() == [target]
+        assert found.coverage["run_id"].to_pylist() == [found.run["run_id"][0].as_py()]
+
+
+def test_totals_are_the_sums_of_the_ranking(root):
+    found = report.build(session(root))
+    for name in ("list_lru_bytes", "lazy_bytes", "wasted_bytes"):
+        assert found.totals[name] == sum(found.host_waste[name].to_pylist())
+    parts = ("saves_objects_bytes", "saves_transpose_bytes", "saves_xarray_bytes")
+    assert sum(found.totals[part] for part in parts) == found.totals["wasted_bytes"]
+    assert (found.totals["hosts"], found.totals["memory_bytes"]) == (3, 10 * 2**30 + 2 * 2**32)
+
+
+def test_text_fits_80_columns_and_truncates_no_number(root):
+    text = rendered(root, "text")
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    # 1905 list_lrus: 4 * 24574 objects of 32 bytes, arrays and node arrays of 4 * 64 each
+    held = 1905 * (4 * 24574 * 32 + 2 * 4 * 64)
+    (row,) = [line for line in text.splitlines() if line.startswith("1")]
+    assert row.split() == [
+        *("1", "web-1", "5.10.0-30", "24574", "952", "1"),
+        *(f"{held / 2**30:.2f}", "GiB", f"{1905 * 904 / 2**20:.2f}", "MiB"),
+        *(f"{(held - 1905 * 904) / 2**30:.2f}", "GiB", f"{100 * (held - 1905 * 904) / (10 * 2**30):.1f}"),
+    ]
+
+
+def test_a_wide_terminal_shows_more(root, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
+    text = rendered(root, "text")
+    assert "5.10.0-30-cloud-amd64" in text
+    assert "formula" in text
+    assert human_bytes(2 * 952 * 4 * 24574 * 32) in text
+
+
+def test_text_gives_coverage_with_reasons(root):
+    text = re.sub(r"\s+", " ", rendered(root, "text"))
+    assert "3 of 5 targets good" in text
+    assert "bad_core OSError 1 20.0" in text
+    assert "/cores/db-2: not an ELF or kdump core; copy it again" in text
+
+
+def test_text_says_that_the_waste_is_a_lower_bound_where_it_is(root, tmp_path):
+    assert "an upper bound: the waste is at least this" in rendered(root, "text").replace("\n", " ").replace("  ", " ")
+    charged = ok("a")
+    charged["row"]["lazy_basis"] = "charged"
+    publish(tmp_path, charged)
+    assert "upper" not in rendered(tmp_path, "text")
+
+
+def test_text_of_a_run_without_any_good_target_gives_the_reasons(tmp_path):
+    publish(tmp_path, failed("a"))
+    text = rendered(tmp_path, "text")
+    assert "0 of 1 targets good" in text
+    assert "no route to host" in text
+    assert "wasted" not in text
+
+
+def test_text_shows_the_worst_hosts_and_where_the_others_are(tmp_path):
+    publish(tmp_path, *(ok(f"host-{index}", mounts=1) for index in range(53)))
+    text = rendered(tmp_path, "text")
+    assert len(re.findall(r"host-\d+", text)) == 50
+    assert '... and 3 more: lru-audit sql "SELECT * FROM host_waste"' in text
+    assert len(list(csv.reader(io.StringIO(rendered(tmp_path, "csv"))))) == 54
+
+
+def test_json_has_the_views_columns_and_exact_numbers(root):
+    content = json.loads(rendered(root, "json"))
+    assert list(content) == ["run", "totals", "coverage", "not_ok", "host_waste"]
+    reading = session(root)
+    assert content["host_waste"] == reading.rows("FROM host_waste")
+    assert content["coverage"] == reading.rows("FROM coverage ORDER BY targets DESC, status")
+    assert [row["target"] for row in content["not_ok"]] == ["db-2", "db-3"]
+    assert content["run"]["started_at"] == "2025-11-23T12:13:20Z"
+    assert content["run"]["status_bad_core"] == 1
+
+
+def test_csv_is_the_ranking_with_the_views_columns(root):
+    rows = list(csv.DictReader(io.StringIO(rendered(root, "csv"))))
+    expected = session(root).rows("FROM host_waste")
+    assert [{k: v for k, v in row.items() if k != "wasted_pct_of_memory"} for row in rows] == [
+        {k: str(v) for k, v in row.items() if k != "wasted_pct_of_memory"} for row in expected
+    ]
+
+
+def test_markdown_tables_keep_their_columns(root):
+    text = rendered(root, "markdown")
+    for table in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+    assert "| web-1 |" in text
+    assert "&#64;" not in text
+
+
+def test_text_lets_no_name_act_on_the_terminal(hostile):
+    root, _ = hostile
+    text = rendered(root, "text")
+    assert all(char.isprintable() or char == "\n" for char in text)
+    assert max(map(cell_len, text.splitlines())) <= 80
+    joined = re.sub(r"\s+", "", text)
+    assert r"\x1b[31mred" in joined
+    assert "[bold]markup[" in joined  # shown, not obeyed
+
+
+def test_csv_lets_no_name_be_a_formula_or_a_line(hostile):
+    root, _ = hostile
+    text = rendered(root, "csv")
+    rows = list(csv.reader(io.StringIO(text)))
+    assert len(rows) == len(text.splitlines()) == len(HOSTILE) + 1
+    for row in rows[1:]:
+        for cell in row:
+            assert cell.isprintable()
+            assert not cell.lstrip()[:1] or (cell.lstrip()[0] not in "=+@" and not re.match(r"-[^\d]", cell.lstrip()))
+
+
+def test_markdown_lets_no_name_be_html_a_link_or_a_column(hostile):
+    root, _ = hostile
+    text = rendered(root, "markdown")
+    assert "<" not in text
+    assert "://" not in text
+    assert not re.search(r"(?<!\\)[`*\[]", text)
+    for table in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+
+
+def test_json_keeps_every_name_as_it_is_in_ascii(hostile):
+    root, _ = hostile
+    text = rendered(root, "json")
+    assert text.isascii()
+    assert sorted(row["target"] for row in json.loads(text)["host_waste"]) == sorted(HOSTILE)
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "0.98 KiB"),
+        (-1536, "-1.50 KiB"),
+        (10_235, "10.0 KiB"),
+        (1_023_000, "999 KiB"),
+        (1_023_900, "0.98 MiB"),
+        (5_988_978_688, "5.58 GiB"),
+        (7_990_149_120, "7.44 GiB"),
+        (2**63 - 1, "8.00 EiB"),
+    ],
+)
+def test_bytes_for_humans_have_three_digits(count, shown):
+    assert human_bytes(count) == shown

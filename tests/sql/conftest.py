@@ -1,0 +1,77 @@
+"""Collects the SQL tests: a YAML file a case, given rows and the rows expected of a query, no Python per test.
+
+    views/<view>/<case>.yaml     given: {table: [rows]}, query, expect: [rows in the query's order]
+    checks/<check>/<case>.yaml   given, expect: the offending rows in order of target and reason
+
+Given rows name only the columns that matter; the others are null. Every case runs on both bindings of a session,
+Parquet and Arrow. Expected numbers are worked out by hand; the case says how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.fs
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipeline import data, query
+from pipeline.warehouse import schema
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    if file_path.suffix == ".yaml":
+        return CaseFile.from_parent(parent, path=file_path)
+    return None
+
+
+class CaseFile(pytest.File):
+    def collect(self) -> Iterator[pytest.Item]:
+        for binding in ("parquet", "arrow"):
+            yield Case.from_parent(self, name=binding, confined=binding == "arrow")
+
+
+class Case(pytest.Item):
+    def __init__(self, *, confined: bool, **options: Any) -> None:
+        super().__init__(**options)
+        self.confined = confined
+
+    def runtest(self) -> None:
+        case = yaml.safe_load(self.path.read_text(encoding="utf-8"))
+        assert set(case) <= {"given", "query", "expect"}
+        directory = self.config._tmp_path_factory.mktemp("given")
+        session = query.Session(given(directory, case["given"]), confined=self.confined)
+        assert session.rows(self.query(case)) == case["expect"]
+
+    def query(self, case: dict[str, Any]) -> str:
+        if "query" in case:
+            return case["query"]
+        check = data.path("sql") / "checks" / f"{self.path.parent.name}.sql"
+        return f"FROM ({check.read_text(encoding='utf-8').rstrip().removesuffix(';')}\n) ORDER BY ALL NULLS LAST"
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str:
+        return f"{self.path.relative_to(Path(__file__).parent)} [{self.name}]\n{excinfo.value}"
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        return self.path, 0, f"{self.path.parent.name}/{self.path.stem} [{self.name}]"
+
+
+def given(directory: Path, rows: dict[str, list[dict[str, Any]]]) -> dict[str, ds.FileSystemDataset]:
+    datasets = {}
+    for name, table in schema.tables().items():
+        for row in rows.get(name, ()):
+            assert set(row) <= set(table.arrow.names), f"{name}: {sorted(set(row) - set(table.arrow.names))}"
+        paths = []
+        if name in rows:
+            nullable = pa.schema([field.with_nullable(True) for field in table.arrow])
+            paths = [str(directory / f"{name}.parquet")]
+            pq.write_table(pa.Table.from_pylist(rows[name], schema=nullable), paths[0])
+        datasets[name] = ds.FileSystemDataset.from_paths(
+            paths, schema=table.arrow, format=ds.ParquetFileFormat(), filesystem=pa.fs.LocalFileSystem()
+        )
+    return datasets

@@ -1,0 +1,41 @@
+"""Each SQL file is one statement that makes what its name says, asks its question first, and has a case here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from pipeline import data
+
+HERE = Path(__file__).parent
+FILES = {f"{file.parent.name}/{file.stem}": file for file in sorted(data.path("sql").glob("*/*.sql"))}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_one_statement_under_the_question_that_it_answers(name):
+    folder, stem = name.split("/")
+    text = FILES[name].read_text(encoding="utf-8")
+    assert re.match(r"-- [A-Z][^?]*\?", text)
+    assert max(map(len, text.splitlines())) <= 120
+    (statement,) = duckdb.extract_statements(text)
+    made = {
+        "views": f"CREATE VIEW {stem} AS\n",
+        "macros": f"CREATE MACRO {stem}(run) AS TABLE\n",
+        "checks": "",
+    }[folder]
+    assert made in text
+    kind = duckdb.StatementType.SELECT if folder == "checks" else duckdb.StatementType.CREATE
+    assert statement.type == kind
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_has_a_case_with_rows_worked_out_by_hand(name):
+    folder, stem = name.split("/")
+    cases = list((HERE / "checks" / stem).glob("*.yaml"))
+    if folder != "checks":
+        cases = [case for case in HERE.glob("views/*/*.yaml") if re.search(rf"\b{stem}\b", case.read_text("utf-8"))]
+    # A macro is what the view of its name is made of.
+    assert cases or HERE.joinpath("views", stem.removesuffix("_at")).is_dir()

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import re
 
+from pipeline.text import printable
+
 _MARKDOWN_ACTIVE = re.compile(r"[\\`*\[\]|~$#]|(?<!\w)_|_(?!\w)")
 _MARKDOWN_LINKS = re.compile(r"(?i)://|www\.|@")
 
 
-def terminal(text: str) -> str:
-    """Backslash-escape what a terminal would act on or not show: control, bidirectional and other format characters.
-
-    The result is one line.
-    """
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
 def csv(text: str) -> str:
     """Escape as for a terminal, and put a quote before what a spreadsheet would take for a formula."""
-    text = terminal(text)
+    text = printable(text)
     return "'" + text if text.lstrip()[:1] in ("=", "+", "-", "@") else text
 
 
 def markdown(text: str) -> str:
     """Escape as for a terminal, and so that a table cell shows it as it is: no HTML, emphasis, link or new column."""
-    text = terminal(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = _MARKDOWN_ACTIVE.sub(r"\\\g<0>", text)
     # GitHub makes links of bare addresses and names; an entity is shown the same and starts none.
     return _MARKDOWN_LINKS.sub(lambda link: f"{link[0][:-1]}&#{ord(link[0][-1])};", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from typing import Any, TextIO
@@ -13,19 +14,22 @@ from rich.table import Table
 
 from pipeline.report import escape, rows
 from pipeline.report.model import Report
+from pipeline.text import human_bytes, printable
 
 # A terminal shows the worst; every other format has all hosts.
 MOST_HOSTS = 50
 MOST_NOT_OK = 20
-_WIDE = 120
+_WIDE = 140
 
 
 def text(report: Report, file: TextIO) -> None:
-    """Write fleet summary, coverage with reasons, and the ranking, in 80 columns where there is no terminal.
+    """Write fleet summary, coverage with reasons, and the ranking, as wide as the terminal.
 
+    Where there is none, in a pipe or a log, it is wide enough to fold no name of usual length, so that grep finds it.
     Bytes are rounded here and nowhere else.
     """
-    console = Console(file=file, markup=False, highlight=False, emoji=False)
+    width = None if file.isatty() or "COLUMNS" in os.environ else _WIDE
+    console = Console(file=file, width=width, markup=False, highlight=False, emoji=False)
     for line in _summary(report):
         console.print(line)
     if len(report.not_ok):
@@ -83,22 +87,11 @@ RENDERERS: dict[str, Callable[[Report, TextIO], None]] = {
 }
 
 
-def human_bytes(count: int) -> str:
-    """Return bytes in three digits and a binary unit, at most 8 characters and a sign: `7.44 GiB`, `-512 B`."""
-    size = float(abs(count))
-    unit = 0
-    while size >= 999.5:
-        size /= 1024
-        unit += 1
-    digits = 0 if unit == 0 or size >= 99.95 else 1 if size >= 9.995 else 2
-    return f"{'-' if count < 0 else ''}{size:.{digits}f} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB')[unit]}"
-
-
 def _summary(report: Report) -> list[str]:
     run = rows.records(report.run)[0]
     totals = report.totals
     lines = [
-        f"Run {run['run_id']} of audit {escape.terminal(run['audit'])}",
+        f"Run {run['run_id']} of audit {printable(run['audit'])}",
         f"{run['good']} of {run['targets']} targets good"
         + ("" if run["complete"] else f", {run['status_not_run']} not run")
         + f", finished {run['finished_at'][:19].replace('T', ' ')} UTC.",
@@ -187,4 +180,4 @@ def _table(*columns: str) -> Table:
 
 
 def _add(table: Table, *cells: Any) -> None:
-    table.add_row(*(escape.terminal(rows.cell(value)) for value in cells))
+    table.add_row(*(printable(rows.cell(value)) for value in cells))

@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 from rich.cells import cell_len
 
 from pipeline.report import escape
+from pipeline.text import printable
 
 
 def table(result: pa.Table, file: TextIO) -> None:
     """Write aligned columns for a reader, each as wide as its widest cell."""
-    titles = [escape.terminal(name) for name in result.column_names]
-    cells = [[escape.terminal(cell(value)) for value in row] for row in values(result)]
+    titles = [printable(name) for name in result.column_names]
+    cells = [[printable(cell(value)) for value in row] for row in values(result)]
     widths = [max(map(cell_len, column)) for column in zip(titles, *cells, strict=True)]
     right = [_is_number(field.type) for field in result.schema]
     for row in (titles, ["-" * width for width in widths], *cells):

@@ -11,7 +11,7 @@ import pytest
 from rich.cells import cell_len
 
 from pipeline import query, report
-from pipeline.report.render import human_bytes
+from pipeline.text import human_bytes
 from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish, session
 
 DAY = 86_400_000_000
@@ -103,7 +103,8 @@ def test_totals_are_the_sums_of_the_ranking(root):
     assert (found.totals["hosts"], found.totals["memory_bytes"]) == (3, 10 * 2**30 + 2 * 2**32)
 
 
-def test_text_fits_80_columns_and_truncates_no_number(root):
+def test_text_fits_80_columns_and_truncates_no_number(root, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     text = rendered(root, "text")
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
@@ -117,9 +118,11 @@ def test_text_fits_80_columns_and_truncates_no_number(root):
     ]
 
 
-def test_a_wide_terminal_shows_more(root, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "140")
+def test_a_wide_terminal_and_a_pipe_show_more(root, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     text = rendered(root, "text")
+    monkeypatch.setenv("COLUMNS", "140")
+    assert text == rendered(root, "text")
     assert "5.10.0-30-cloud-amd64" in text
     assert "formula" in text
     assert human_bytes(2 * 952 * 4 * 24574 * 32) in text
@@ -183,8 +186,9 @@ def test_markdown_tables_keep_their_columns(root):
     assert "&#64;" not in text
 
 
-def test_text_lets_no_name_act_on_the_terminal(hostile):
+def test_text_lets_no_name_act_on_the_terminal(hostile, monkeypatch):
     root, _ = hostile
+    monkeypatch.setenv("COLUMNS", "80")
     text = rendered(root, "text")
     assert all(char.isprintable() or char == "\n" for char in text)
     assert max(map(cell_len, text.splitlines())) <= 80

@@ -1,0 +1,283 @@
+"""Ray, and only here: batches to workers, outcomes back one by one, lost work planned again.
+
+Ray has no deadline for a task, and a task that it retries itself leaves no trace. So a batch is a generator task
+that is never retried; what it did not deliver the driver plans again, and each try is an attempt that is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline import runner
+from pipeline.collector.status import GOOD
+from pipeline.inventory import Target
+from pipeline.plan import HERE, Batch, Plan
+
+Collect = Callable[[Target, int, runner.Limits], dict[str, Any]]
+
+# Another try may end differently: the worker died, the live kernel changed under every read.
+_RETRIED = {"lost", "inconsistent"}
+
+# Snapshots are a few MB and are fetched at once; 75 MB is the least that Ray takes.
+_OBJECT_STORE_BYTES = 128 << 20
+# Ray keeps the first token that a process used, so one does for all clusters of this process.
+_TOKEN = secrets.token_hex(32)
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a FutureWarning otherwise
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # a stack of addresses on SIGTERM otherwise
+    # Ray prints what it knows of dead workers on stdout, where data goes; the attempts say it better.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+}
+
+
+class FanoutError(RuntimeError):
+    """Ray cannot be started or joined; one line."""
+
+    exit_code = 1
+
+
+class Progress(Protocol):
+    """Who is told how far a run is."""
+
+    def update(self, done: int, failed: Mapping[str, int]) -> None:
+        """done: targets with an outcome; failed: of these, how many ended with each status that is not good."""
+
+
+def run(
+    plan: Plan,
+    *,
+    on_outcome: Callable[[dict[str, Any]], None],
+    progress: Progress | None = None,
+    limits: runner.Limits | None = None,
+    retries: int = 1,
+    address: str | None = None,
+    collect: Collect = runner.run,
+) -> None:
+    """Collect every target of the plan; hand each outcome to `on_outcome`, in this thread, as it arrives.
+
+    :param limits: of one collection; a target's own timeout_s comes first.
+    :param retries: how often a target is tried again after a status that may change (lost, inconsistent).
+    :param address: a Ray cluster to join, default RAY_ADDRESS; without both a Ray of its own, for this call.
+    :param collect: what a worker does for one target.
+    :raises FanoutError: there is no Ray.
+    """
+    with cluster(plan.parallel, address):
+        _Run(plan, on_outcome, progress, limits or runner.Limits(), retries, collect).drive()
+
+
+@contextlib.contextmanager
+def cluster(parallel: int, address: str | None = None) -> Iterator[None]:
+    """Be connected to Ray: to the given cluster, RAY_ADDRESS's, or else an embedded one of `parallel` CPUs.
+
+    The embedded Ray has its own random token, as its ports bind every address, and its files in a directory that
+    only this user may enter. Inside another `cluster` this does nothing.
+
+    :raises FanoutError:
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_environment(_QUIET))
+        options = _joined(stack, address) if address else _embedded(stack, parallel)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray = _import_ray()
+            if not ray.is_initialized():
+                stack.callback(ray.shutdown)
+                try:
+                    ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **options)
+                except Exception as error:
+                    reason = str(error).strip().partition("\n")[0]
+                    if "InvalidAuthToken" in f"{error} {error.__cause__}":
+                        reason = "it wants another token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+                    what = f"join the Ray cluster at {address}" if address else "start Ray"
+                    raise FanoutError(f"cannot {what}: {runner.bounded(reason)}") from error
+        yield
+
+
+def _joined(stack: contextlib.ExitStack, address: str) -> dict[str, Any]:
+    """Return the options of joining a cluster, once somebody listens there: Ray itself would try for 13 minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise FanoutError(f"cannot join the Ray cluster at {address}: {error}") from error
+    stack.enter_context(_environment({"RAY_gcs_server_port_wait_time_s": "3"}))
+    return {}
+
+
+def _embedded(stack: contextlib.ExitStack, parallel: int) -> dict[str, Any]:
+    """Return the options of an embedded Ray; its environment and directory last as long as the stack."""
+    # Ray makes its own directory 0777. A socket's path may have 107 bytes and Ray needs 83 of them.
+    folder = tempfile.gettempdir()
+    private = tempfile.mkdtemp(prefix="lru-ray-", dir=folder if len(folder) <= 24 else "/tmp")
+    stack.callback(shutil.rmtree, private, ignore_errors=True)
+    package = str(Path(__file__).resolve().parent.parent)
+    python_path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, "PYTHONPATH": python_path}
+    stack.enter_context(_environment(variables))
+    return {
+        "num_cpus": parallel,
+        "include_dashboard": False,
+        "object_store_memory": _OBJECT_STORE_BYTES,
+        "_temp_dir": os.path.join(private, "r"),
+    }
+
+
+def _import_ray() -> Any:
+    """Import Ray, which takes its settings from the environment when it is imported."""
+    imported = "ray" in sys.modules
+    ray: Any = importlib.import_module("ray")
+    if imported and not ray.is_initialized():
+        ray._raylet.Config.initialize("")  # read RAY_AUTH_MODE again
+    return ray
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _collect_batch(todo: Sequence[tuple[Target, int]], limits: runner.Limits, collect: Collect) -> Iterator[Any]:
+    """The task: yield the name of the node, then the attempt at each target."""
+    yield socket.gethostname()
+    for target, attempt in todo:
+        yield collect(target, attempt, limits)
+
+
+class _Stream:
+    """A batch under way: the generator, and which of its targets have not come back."""
+
+    def __init__(self, batch: Batch, generator: Any) -> None:
+        self.waiting = deque(batch.targets)
+        self.placement = batch.node
+        self.generator = generator
+        self.node: str | None = None
+        self.tick()
+
+    def tick(self) -> None:
+        """Note when the target that is now first began: when the one before it came back."""
+        self.started_at = time.time_ns() // 1000
+        self.start = time.monotonic()
+
+
+class _Run:
+    """One run as the driver sees it: what waits, what is under way, what has been tried."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        on_outcome: Callable[[dict[str, Any]], None],
+        progress: Progress | None,
+        limits: runner.Limits,
+        retries: int,
+        collect: Collect,
+    ) -> None:
+        self.ray: Any = importlib.import_module("ray")
+        self.plan = plan
+        self.on_outcome = on_outcome
+        self.progress = progress
+        self.retries = retries
+        self.waiting = deque(plan.batches)
+        self.streams: dict[Any, _Stream] = {}
+        self.tried: dict[str, list[dict[str, Any]]] = {}
+        self.done = 0
+        self.failed: Counter[str] = Counter()
+        task = self.ray.remote(num_cpus=1, max_retries=0, num_returns="streaming")(_collect_batch)
+        self.submit: Callable[..., Any] = lambda todo, **options: task.options(**options).remote(todo, limits, collect)
+
+    def drive(self) -> None:
+        """Keep `parallel` batches under way until nothing waits."""
+        try:
+            while self.waiting or self.streams:
+                while self.waiting and len(self.streams) < self.plan.parallel:
+                    self._start(self.waiting.popleft())
+                ready, _ = self.ray.wait(list(self.streams), num_returns=1)
+                for generator in ready:
+                    self._receive(self.streams[generator])
+        finally:
+            for generator in self.streams:
+                self.ray.cancel(generator, force=True)
+
+    def _start(self, batch: Batch) -> None:
+        todo = [(target, len(self.tried.get(target.name, ())) + 1) for target in batch.targets]
+        options = {}
+        if batch.node == HERE:
+            here = self.ray.get_runtime_context().get_node_id()
+            affinity = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+            # No CPU is asked for: a cluster's head may have none to give.
+            options = {"scheduling_strategy": affinity(here, soft=False), "num_cpus": 0}
+        generator = self.submit(todo, **options)
+        self.streams[generator] = _Stream(batch, generator)
+
+    def _receive(self, stream: _Stream) -> None:
+        """Take the next thing a batch delivered: its node, an attempt, or its end, good or bad."""
+        try:
+            item = self.ray.get(next(stream.generator))
+        except StopIteration:
+            del self.streams[stream.generator]
+            return
+        except self.ray.exceptions.RayError as error:
+            del self.streams[stream.generator]
+            self._lose(stream, error)
+            return
+        if stream.node is None:
+            stream.node = item
+        else:
+            self._finish(stream.waiting.popleft(), stream.placement, item)
+        stream.tick()
+
+    def _lose(self, stream: _Stream, error: Exception) -> None:
+        """Plan again what a dead batch left: the target it died at alone, the rest as they were, not blamed.
+
+        An outcome that was on its way when the worker died was lost too: its target is then the one it died at.
+        """
+        if not stream.waiting:
+            return
+        suspect = stream.waiting.popleft()
+        attempt = len(self.tried.get(suspect.name, ())) + 1
+        duration_ms = round((time.monotonic() - stream.start) * 1000)
+        if isinstance(error, self.ray.exceptions.RayTaskError):
+            error = error.cause  # what was raised in the worker
+        reason = str(error).strip().partition("\n")[0]
+        lost = runner.result(attempt, stream.node, stream.started_at, duration_ms, "lost", type(error).__name__, reason)
+        if stream.waiting:
+            self.waiting.appendleft(Batch(tuple(stream.waiting), stream.placement))
+        self._finish(suspect, stream.placement, lost)
+
+    def _finish(self, target: Target, placement: str | None, attempt: dict[str, Any]) -> None:
+        """Settle a target after an attempt: try again, or hand out its outcome."""
+        attempts = [*self.tried.pop(target.name, ()), attempt]
+        status = attempt["attempt"]["status"]
+        if status in _RETRIED and len(attempts) <= self.retries:
+            self.tried[target.name] = attempts
+            self.waiting.appendleft(Batch((target,), placement))
+            return
+        self.on_outcome(runner.outcome(target, attempts))
+        self.done += 1
+        self.failed[status] += status not in GOOD
+        if self.progress:
+            self.progress.update(self.done, +self.failed)

@@ -1,0 +1,25 @@
+"""Text for people: bytes in units, and what a stranger chose made fit for one line of a terminal."""
+
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    r"""Return the text as one line, with what a terminal would act on or not show backslash-escaped.
+
+    That is controls, line ends, bidirectional and other format characters, and (as ``\udcXX``) bytes that are not
+    UTF-8.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def human_bytes(count: int) -> str:
+    """Return bytes in three digits and a binary unit, at most 8 characters and a sign: `7.44 GiB`, `-512 B`."""
+    size = float(abs(count))
+    unit = 0
+    while size >= 999.5:
+        size /= 1024
+        unit += 1
+    digits = 0 if unit == 0 or size >= 99.95 else 1 if size >= 9.995 else 2
+    return f"{'-' if count < 0 else ''}{size:.{digits}f} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB')[unit]}"

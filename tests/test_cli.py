@@ -1,0 +1,165 @@
+"""The command line end to end: real cores in, a published run and the right exit code out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import cli
+
+ROOT = Path(__file__).parents[1]
+VMCORES = ROOT / "tests" / "vmcores"
+CORES = sorted(path.parent.name for path in VMCORES.glob("*/vmcore"))
+
+
+def audit(*args: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("LRU_AUDIT_", "RAY_"))}
+    env["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, "-m", "pipeline", *map(str, args)]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A warehouse with one run: the bundled cores, one that is no core, one cut in half, one that is not there."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "text").write_text("not a core\n")
+    whole = (VMCORES / CORES[0] / "vmcore").read_bytes()
+    (folder / "cut").write_bytes(whole[: len(whole) // 2])
+    bad = [folder / "text", folder / "cut", folder / "absent"]
+    done = audit("run", VMCORES, *bad, "--audit", "test", "-w", folder / "warehouse")
+    assert done.returncode == cli.SOME_NOT_GOOD, done.stderr
+    assert "published " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.index("bytedance") < done.stdout.index("deb510-n4") < done.stdout.index("deb7-n2"), "the ranking, worst first"
+    return folder / "warehouse"
+
+
+def rows(warehouse: Path, query: str) -> list[dict[str, Any]]:
+    done = audit("sql", "-w", warehouse, "--format", "json", query)
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def test_a_core_that_cannot_be_read_is_a_row_with_its_reason(warehouse: Path) -> None:
+    found = {row["target"].split("/")[-1]: row for row in rows(warehouse, "FROM targets WHERE status <> 'ok'")}
+    assert {name: row["status"] for name, row in found.items()} == {
+        "text": "bad_core",
+        "cut": "bad_core",
+        "absent": "unreachable",
+    }
+    assert "not an ELF core" in found["text"]["error"]
+    assert "no such file" in found["absent"]["error"]
+    assert all(row["memory_bytes"] is None for row in found.values()), "never a number"
+
+
+def test_every_bundled_core_is_ok(warehouse: Path) -> None:
+    found = rows(warehouse, "SELECT target, host FROM targets WHERE status = 'ok'")
+    assert sorted(row["target"].split("/")[-2] for row in found) == CORES
+    assert sorted(row["host"] for row in found) == CORES, "the guests are named like their shapes"
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_inspect_and_the_view_say_the_same(warehouse: Path, core: str) -> None:
+    """Two implementations of the same sums: Python over one snapshot, SQL over the published tables."""
+    done = audit("inspect", VMCORES / core / "vmcore", "--json")
+    assert done.returncode == 0, done.stderr
+    inspected = json.loads(done.stdout)
+    (view,) = rows(warehouse, f"FROM host_waste WHERE host = '{core}'")
+    for column in view.keys() - {"rank", "run_id", "target"}:
+        assert inspected[column] == view[column], column
+    (target,) = rows(warehouse, f"FROM targets WHERE host = '{core}'")
+    varying = {"run_id", "target", "started_at", "duration_ms", "reads", "read_bytes", "peak_rss_bytes"}
+    times = {"captured_at", "booted_at"}  # microseconds here, ISO 8601 there
+    for column in target.keys() - varying - times:
+        assert inspected[column] == target[column], column
+
+
+def test_inspect_shows_the_analysis_on_one_screen() -> None:
+    done = audit("inspect", VMCORES / "deb510-n4" / "vmcore")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 110
+    for wanted in ("memcg_nr_cache_ids               1,534", "4 nodes * 1534 ids * 32 bytes", "kmalloc-32"):
+        assert wanted in done.stdout
+
+
+def test_inspect_of_what_cannot_be_read_exits_4_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "core").write_text("nothing")
+    done = audit("inspect", tmp_path / "core")
+    assert (done.returncode, done.stdout) == (cli.NONE_GOOD, "")
+    assert done.stderr.startswith("lru-audit: core: bad_core: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_run_in_which_nothing_is_good_is_published_and_exits_4(tmp_path: Path) -> None:
+    (tmp_path / "core").write_text("nothing")
+    done = audit("run", tmp_path / "core", "-w", tmp_path / "warehouse", "--quiet")
+    assert done.returncode == cli.NONE_GOOD
+    assert done.stderr == ""
+    assert len(list((tmp_path / "warehouse" / "runs").iterdir())) == 1
+
+
+def test_report_in_every_format(warehouse: Path, tmp_path: Path) -> None:
+    for form in ("text", "markdown", "csv"):
+        done = audit("report", "-w", warehouse, "--format", form)
+        assert done.returncode == 0, done.stderr
+        assert "bytedance" in done.stdout
+    output = tmp_path / "report.json"
+    assert audit("report", "-w", warehouse, "--format", "json", "-o", output).returncode == 0
+    assert json.loads(output.read_text())["host_waste"][0]["host"] == "bytedance"
+
+
+def test_the_estimate_shows_the_commit_messages_figures_and_the_true_cost() -> None:
+    done = audit("estimate", "--superblocks", "952", "--nodes", "4", "--cache-ids", "24574")
+    assert "3,145,472" in done.stdout
+    assert "5,988,978,688" in done.stdout
+    # 1904 lists * (256 + 4 * 262,144 + 4 * 24574 * 32)
+    assert f"{1904 * (256 + 4 * 262_144 + 4 * 24574 * 32):,}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        ((), cli.USAGE, "COMMAND"),
+        (("run",), cli.USAGE, "no target given; for example:"),
+        (("run", "ssh:host"), cli.USAGE, "vmcore:PATH"),
+        (("run", "a", "b", "--audit", "a/b"), cli.USAGE, "letters, digits"),
+        (("run", "a", "--timeout", "0"), cli.USAGE, "seconds"),
+        (("estimate", "--superblocks", "1", "--nodes", "0", "--cache-ids", "1"), cli.USAGE, "at least 1"),
+        (("report", "-w", "/nonexistent"), cli.FAILED, "no published run"),
+        (("sql",), cli.USAGE, "one query"),
+        (("sql", "-f", "/nonexistent/query.sql"), cli.FAILED, "/nonexistent/query.sql"),
+        (("sql", "DROP TABLE runs"), cli.FAILED, "reading statement"),
+        (("run", "-i", "/nonexistent/fleet.yaml"), cli.USAGE, "/nonexistent/fleet.yaml"),
+        (("inspect", str(VMCORES)), cli.USAGE, "inspect takes one"),
+    ],
+)
+def test_bad_input_is_one_clear_error(args: tuple[str, ...], code: int, message: str, tmp_path: Path) -> None:
+    done = audit(*args, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
+
+
+def test_help_imports_nothing_slow() -> None:
+    code = "import sys; from pipeline import cli\ntry: cli.main(['run', '--help'])\nexcept SystemExit: pass\n"
+    code += "print([name for name in ('ray', 'duckdb', 'pyarrow', 'drgn', 'rich') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_reader_that_goes_away_is_no_error(warehouse: Path) -> None:
+    query = f"{sys.executable} -m pipeline sql -w {warehouse} --format csv 'FROM list_lrus' | head -1"
+    done = subprocess.run(query, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""

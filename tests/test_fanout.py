@@ -1,0 +1,364 @@
+"""What `pipeline.fanout` promises, on a real Ray: each target once, lost work tried again, nobody else let in.
+
+What a worker does for a target is a nested function here, which Ray sends by value: workers cannot import tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import fanout, plan, runner
+from pipeline.inventory import Target
+
+ROOT = Path(__file__).resolve().parent.parent
+PARALLEL = 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def embedded() -> Iterator[None]:
+    with fanout.cluster(PARALLEL):
+        yield
+    assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+def targets(count: int) -> list[Target]:
+    return [Target(f"t{number}", "vmcore", f"/{number}") for number in range(count)]
+
+
+def run(some: list[Target], collect: fanout.Collect, **options: Any) -> dict[str, dict[str, Any]]:
+    """Run to the end and return the outcomes by target; each comes once."""
+    outcomes: dict[str, dict[str, Any]] = {}
+
+    def once(outcome: dict[str, Any]) -> None:
+        assert outcome["target"] not in outcomes
+        outcomes[outcome["target"]] = outcome
+
+    fanout.run(plan.make(some, PARALLEL), on_outcome=once, collect=collect, **options)
+    assert outcomes.keys() == {target.name for target in some}
+    return outcomes
+
+
+def statuses(outcome: dict[str, Any]) -> list[str]:
+    assert outcome["row"]["attempts"] == len(outcome["attempts"])
+    assert outcome["row"]["status"] == outcome["attempts"][-1]["status"]
+    assert [row["attempt"] for row in outcome["attempts"]] == list(range(1, len(outcome["attempts"]) + 1))
+    return [row["status"] for row in outcome["attempts"]]
+
+
+def giving(status: Callable[[Target, int], str]) -> fanout.Collect:
+    """What a worker does when the child is left out: say the status that the function gives."""
+
+    def collect(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
+        return runner.result(attempt, "node", 1, 1, status(target, attempt))
+
+    return collect
+
+
+def dying_at(name: str, attempts: tuple[int, ...]) -> fanout.Collect:
+    """A worker that is killed by its pid while it collects a target."""
+
+    def collect(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
+        if target.name == name and attempt in attempts:
+            time.sleep(0.2)  # what came before is on its way to the driver
+            os.kill(os.getpid(), signal.SIGKILL)
+        return runner.result(attempt, "node", 1, 1, "ok")
+
+    return collect
+
+
+# Outcomes
+
+
+def test_five_hundred_targets_have_an_outcome_each():
+    outcomes = run(targets(500), giving(lambda target, attempt: "ok"))
+    assert {tuple(statuses(outcome)) for outcome in outcomes.values()} == {("ok",)}
+
+
+def test_outcomes_arrive_one_by_one_before_the_run_is_over():
+    def slow(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
+        time.sleep(0.3)
+        return runner.result(attempt, "node", 1, 1, "ok")
+
+    arrived: list[float] = []
+    batch = plan.Batch(tuple(targets(3)))
+    fanout.run(plan.Plan((batch,), 1), on_outcome=lambda outcome: arrived.append(time.monotonic()), collect=slow)
+    assert [later - earlier > 0.2 for earlier, later in itertools.pairwise(arrived)] == [True, True]
+
+
+def test_real_children_are_run_for_cores_anywhere_and_live_here(tmp_path):
+    script = tmp_path / "child"
+    script.write_text(
+        f"#!{sys.executable}\n"
+        "import json, sys\n"
+        'print("list-lru-audit snapshot 1")\n'
+        'print(json.dumps({"table": "targets", "columns": ["host"], "rows": [[sys.argv[-1]]]}))\n'
+        'print(\'{"end": {"targets": 1}}\')\n'
+    )
+    script.chmod(0o755)
+    core = tmp_path / "core"
+    core.touch()
+    some = [
+        Target("core", "vmcore", str(core), python=str(script)),
+        Target("here", "live", "live:", python=str(script)),
+        Target("gone", "vmcore", f"{tmp_path}/gone", python=str(script)),
+    ]
+    outcomes = run(some, runner.run)
+    assert {name: (o["row"]["status"], o["row"].get("host")) for name, o in outcomes.items()} == {
+        "core": ("ok", str(core)),
+        "here": ("ok", "live:"),
+        "gone": ("unreachable", None),
+    }
+    assert outcomes["here"]["attempts"][0]["node"] == os.uname().nodename
+
+
+def test_large_outcomes_do_not_pile_up_in_the_driver():
+    def large(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
+        return runner.result(attempt, "node", 1, 1, "ok", tables={"memcgs": {"rows": ["x" * (8 << 20)]}})
+
+    sizes: list[int] = []
+    resident: list[int] = []
+
+    def measure(outcome: dict[str, Any]) -> None:
+        sizes.append(len(outcome["tables"]["memcgs"]["rows"][0]))
+        resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+
+    fanout.run(plan.make(targets(60), PARALLEL), on_outcome=measure, collect=large)
+    assert sizes == [8 << 20] * 60
+    # Shared pages of the object store (128 MB) count as resident; all outcomes together are 503 MB.
+    assert resident[-1] - resident[0] < 200 << 20
+
+
+def test_progress_hears_what_is_done_and_what_failed():
+    calls: list[tuple[int, dict[str, int]]] = []
+
+    class Heard:
+        def update(self, done: int, failed: Any) -> None:
+            calls.append((done, dict(failed)))
+
+    kinds = {"t0": "ok", "t1": "bad_core", "t2": "unsupported", "t3": "bad_core", "t4": "timeout"}
+    run(targets(5), giving(lambda target, attempt: kinds[target.name]), progress=Heard())
+    assert [done for done, _ in calls] == [1, 2, 3, 4, 5]
+    assert calls[-1][1] == {"bad_core": 2, "timeout": 1}
+
+
+# Attempts
+
+
+def test_a_killed_worker_costs_its_target_an_attempt_and_nobody_else_anything():
+    outcomes = run(targets(100), dying_at("t37", (1,)))
+    lost, _ = outcomes["t37"]["attempts"]
+    assert statuses(outcomes.pop("t37")) == ["lost", "ok"]
+    assert (lost["node"], lost["error_type"]) == (os.uname().nodename, "WorkerCrashedError")
+    assert {tuple(statuses(outcome)) for outcome in outcomes.values()} == {("ok",)}
+
+
+def test_a_target_that_kills_every_worker_ends_as_lost():
+    outcomes = run(targets(100), dying_at("t0", (1, 2, 3)), retries=2)
+    assert statuses(outcomes.pop("t0")) == ["lost", "lost", "lost"]
+    assert {tuple(statuses(outcome)) for outcome in outcomes.values()} == {("ok",)}
+
+
+def test_retries_can_be_none():
+    assert statuses(run(targets(1), dying_at("t0", (1,)), retries=0)["t0"]) == ["lost"]
+
+
+@pytest.mark.parametrize(
+    ("first", "tried"),
+    [("inconsistent", ["inconsistent", "ok"]), ("bad_core", ["bad_core"]), ("timeout", ["timeout"])],
+)
+def test_only_what_another_try_may_change_is_tried_again(first, tried):
+    outcomes = run(targets(2), giving(lambda target, attempt: first if attempt == 1 else "ok"))
+    assert [statuses(outcome) for outcome in outcomes.values()] == [tried, tried]
+
+
+def test_an_error_of_our_own_in_a_worker_is_a_row_and_not_the_end_of_the_run():
+    def broken(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
+        if target.name == "t1":
+            raise ValueError("a bug")
+        return runner.result(attempt, "node", 1, 1, "ok")
+
+    outcomes = run(targets(3), broken)
+    row = outcomes["t1"]["row"]
+    assert (row["status"], row["error_type"], row["error"]) == ("lost", "ValueError", "a bug")
+    assert outcomes["t2"]["row"]["status"] == "ok"
+
+
+# Who may enter, and what others see
+
+
+def join(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    code = f"from ray._raylet import GcsClient; print(len(GcsClient(address={address!r}).get_all_node_info()))"
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+
+
+def test_nobody_joins_the_embedded_ray_without_its_token():
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    assert join(dict(os.environ)).stdout == "1\n"
+    without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    for env in (without, {**os.environ, "RAY_AUTH_TOKEN": "0" * 64}):
+        refused = join(env)
+        assert refused.returncode != 0
+        assert "InvalidAuthToken" in refused.stderr
+
+
+def test_only_this_user_may_enter_the_embedded_rays_directory():
+    import ray
+
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    private = session.parent.parent
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    assert private.stat().st_uid == os.geteuid()
+
+
+def test_a_cluster_is_joined_by_its_address(tmp_path):
+    import ray
+
+    done = driver(tmp_path, "run(3, ok)", RAY_ADDRESS=ray.get_runtime_context().gcs_address)
+    assert (done.stdout, done.stderr) == ("t0 ok\nt1 ok\nt2 ok\n", "")
+
+
+def test_a_cluster_that_is_not_there_or_wants_another_token_is_one_line_at_once(tmp_path):
+    import ray
+
+    code = "try:\n    run(1, ok)\nexcept fanout.FanoutError as error:\n    print(error)"
+    start = time.monotonic()
+    gone = driver(tmp_path, code, RAY_ADDRESS="127.0.0.1:1")
+    assert gone.stdout == "cannot join the Ray cluster at 127.0.0.1:1: [Errno 111] Connection refused\n"
+    address = ray.get_runtime_context().gcs_address
+    refused = driver(tmp_path, code, RAY_ADDRESS=address, RAY_AUTH_TOKEN="0" * 64)
+    assert refused.stdout.startswith(f"cannot join the Ray cluster at {address}: it wants another token")
+    assert refused.stdout.count("\n") == 1
+    assert time.monotonic() - start < 30
+
+
+# A driver of its own, as a user's command is
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A temporary directory with a short path for a driver's Ray; it has to be empty in the end."""
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
+        yield Path(folder)
+        assert list(Path(folder).iterdir()) == []
+
+
+def driver(folder: Path, code: str, wait: bool = True, **env: str) -> Any:
+    """Run a program that fans out, from another directory, with an environment without our Ray in it."""
+    script = folder / "driver.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        + textwrap.dedent("""
+        import os, signal, time
+        from pipeline import fanout, plan, runner
+        from pipeline.inventory import Target
+
+        def ok(target, attempt, limits):
+            return runner.result(attempt, "node", 1, 1, "ok")
+
+        def dying(target, attempt, limits):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        def run(count, collect, **fields):
+            targets = [Target(f"t{n}", "live", "live:", **fields) for n in range(count)]
+            outcomes = []
+            fanout.run(plan.make(targets, 2), on_outcome=outcomes.append, collect=collect)
+            for outcome in sorted(outcomes, key=lambda outcome: outcome["target"]):
+                print(outcome["target"], outcome["row"]["status"], flush=True)
+
+        """)
+        + code
+    )
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    if "RAY_ADDRESS" in env:
+        env = {name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")} | env
+    process = subprocess.Popen(
+        [sys.executable, "-W", "always", script],
+        cwd=folder,
+        env={**clean, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if not wait:
+        return process
+    stdout, stderr = process.communicate(timeout=100)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_driver_leaves_nothing_running_and_ray_has_said_nothing(tmp_path, short, number):
+    script = tmp_path / "hung"
+    script.write_text(
+        f"#!{sys.executable}\n"
+        "import os, signal, time\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\n"
+        f"open({str(tmp_path)!r} + '/pid' + str(os.getpid()), 'w').close()\n"
+        "time.sleep(100)\n"
+    )
+    script.chmod(0o755)
+    code = f"with fanout.cluster(2):\n    run(2, dying)\n    run(9, runner.run, python={str(script)!r})"
+    process = driver(tmp_path, code, wait=False, TMPDIR=str(short))
+    while len(children := [path.name[3:] for path in tmp_path.glob("pid*")]) < PARALLEL:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    raylets = below(process.pid)
+    assert len(raylets) > PARALLEL
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=30)
+    assert stdout == "t0 lost\nt1 lost\n"
+    if number == signal.SIGINT:
+        assert stderr.startswith("Traceback")
+        assert stderr.endswith("\nKeyboardInterrupt\n")
+    else:
+        assert stderr == ""
+    if number == signal.SIGKILL:
+        # Ray's own agents take a minute to notice, and nobody is left to remove the directory.
+        gone_within(5, children)
+        for pid in filter(alive, raylets):
+            os.kill(int(pid), signal.SIGKILL)
+        for session in short.iterdir():
+            shutil.rmtree(session)
+    else:
+        gone_within(5, children + raylets)
+
+
+def gone_within(seconds: float, pids: list[str]) -> None:
+    deadline = time.monotonic() + seconds
+    while left := list(filter(alive, pids)):
+        assert time.monotonic() < deadline, f"still running: {left}"
+        time.sleep(0.05)
+
+
+def below(pid: int | str) -> list[str]:
+    """The pids of all descendants of a process."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                found += [child, *below(child)]
+    return found
+
+
+def alive(pid: str) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False

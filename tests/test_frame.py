@@ -1,0 +1,145 @@
+"""What `pipeline.frame` promises: a whole and honest frame is understood, anything else is refused by line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline import frame
+from pipeline.collector import __main__ as collector
+from pipeline.collector.status import GOOD, STATUSES
+
+HEADER = frame.HEADER.decode()
+TARGETS = {"table": "targets", "columns": ["host", "reads"], "rows": [["db1", 7]]}
+MOUNTS = {"table": "superblocks", "columns": ["address", "fstype"], "rows": [[2**64 - 1, "ext4"], [1, "tmpfs"]]}
+MORE_MOUNTS = {"table": "superblocks", "columns": ["address", "fstype"], "rows": [[3, None]]}
+END = {"end": {"targets": 1, "superblocks": 3, "list_lrus": 0, "memcgs": 0}}
+GOOD_LINES = [TARGETS, MOUNTS, MORE_MOUNTS, END]
+
+
+def framed(*lines: object) -> bytes:
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    return (HEADER + "".join(text + "\n" for text in texts)).encode()
+
+
+def refused(*lines: object) -> str:
+    with pytest.raises(frame.FrameError) as caught:
+        frame.parse(framed(*lines))
+    return str(caught.value)
+
+
+def test_a_frame_begins_as_the_collector_begins_it():
+    assert collector.FRAME.encode() + b"\n" == frame.HEADER
+
+
+def test_chunks_of_rows_are_joined():
+    snapshot = frame.parse(framed(*GOOD_LINES))
+    assert snapshot.columns == {"host": "db1", "reads": 7}
+    assert snapshot.tables["superblocks"]["rows"] == [[2**64 - 1, "ext4"], [1, "tmpfs"], [3, None]]
+    assert snapshot.tables["memcgs"] == {"columns": [], "rows": []}
+    assert snapshot.unsupported is None
+
+
+@pytest.mark.parametrize("before", [b"Welcome to db1!\nLast login: today\n", b"$ ", b"\xff\x00\n", b"{\n"])
+def test_text_before_and_after_the_frame_is_ignored(before):
+    whole = framed(*GOOD_LINES)
+    assert frame.parse(before + whole + b"logout\n") == frame.parse(whole)
+
+
+def test_a_frame_cut_off_anywhere_is_refused():
+    whole = framed(*GOOD_LINES).rstrip(b"\n")
+    for length in range(len(whole)):
+        with pytest.raises(frame.FrameError):
+            frame.parse(whole[:length])
+    assert frame.parse(whole)
+
+
+def test_unsupported_is_a_snapshot_with_a_reason():
+    snapshot = frame.parse(framed(*GOOD_LINES[:-1], {"unsupported": "no memcg"}, END))
+    assert snapshot.unsupported == "no memcg"
+
+
+@pytest.mark.parametrize("status", [status for status in STATUSES if status not in GOOD])
+def test_a_failure_carries_its_status(status):
+    error = {"status": status, "error_type": "FaultError", "error": "core: why"}
+    assert frame.parse(framed({"error": error})) == frame.Failure(status, "FaultError", "core: why")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"status": "ok", "error_type": "E", "error": "x"},
+        {"status": "unsupported", "error_type": "E", "error": "x"},
+        {"status": "fine", "error_type": "E", "error": "x"},
+        {"status": ["timeout"], "error_type": "E", "error": "x"},
+        {"status": "timeout", "error_type": 5, "error": "x"},
+        {"status": "timeout"},
+        "timeout",
+        None,
+    ],
+)
+def test_a_failure_without_a_known_bad_status_is_refused(error):
+    assert "names no status" in refused({"error": error})
+
+
+def test_counts_have_to_match():
+    for table, count in (("superblocks", 2), ("superblocks", "3"), ("memcgs", 1), ("files", 0)):
+        counts = {**END["end"], table: count}
+        assert "counts" in refused(*GOOD_LINES[:-1], {"end": counts})
+    assert "counts" in refused(*GOOD_LINES[:-1], {"end": 4})
+
+
+def test_there_is_exactly_one_row_of_targets():
+    assert "0 rows of targets" in refused({"end": {}})
+    two = {**TARGETS, "rows": [["db1", 7], ["db2", 8]]}
+    assert "2 rows of targets" in refused(two, {"end": {"targets": 2}})
+
+
+@pytest.mark.parametrize(
+    "column", ["run_id", "target", "kind", "source", "labels", "status", "error", "attempts", "started_at"]
+)
+def test_a_host_cannot_say_who_it_is_or_how_it_went(column):
+    assert column in refused({"table": "targets", "columns": ["host", column], "rows": [["db1", "x"]]}, END)
+
+
+@pytest.mark.parametrize("column", ["run_id", "target"])
+def test_a_host_cannot_write_into_anothers_rows(column):
+    assert column in refused(TARGETS, {"table": "memcgs", "columns": [column], "rows": [["db2"]]}, END)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"table": "files", "columns": ["a"], "rows": [[1]]},
+        {"table": "memcgs", "columns": ["a", "b"], "rows": [[1]]},
+        {"table": "memcgs", "columns": ["a", "a"], "rows": [[1, 2]]},
+        {"table": "memcgs", "columns": [1], "rows": [[1]]},
+        {"table": "memcgs", "columns": ["a"], "rows": [{"a": 1}]},
+        {"table": "memcgs", "columns": ["a"]},
+        {"table": "memcgs", "columns": ["a"], "rows": [], "more": 1},
+        {"table": "superblocks", "columns": ["address"], "rows": [[1]]},
+        [1],
+        5,
+        "not JSON",
+        "[" * 100_000,
+        "",
+    ],
+)
+def test_what_is_no_record_is_refused(line):
+    refused(TARGETS, MOUNTS, line, MORE_MOUNTS, END)
+
+
+@pytest.mark.parametrize(
+    "value", ["1e999", "NaN", "18446744073709551616", "-9223372036854775809", '"\\ud800"', '{"a":1}', "[[1]]"]
+)
+def test_a_value_that_no_column_can_hold_is_refused(value):
+    line = f'{{"table": "memcgs", "columns": ["a"], "rows": [[{value}]]}}'
+    assert "cannot be stored" in refused(TARGETS, line, {"end": {"targets": 1, "memcgs": 1}})
+
+
+@pytest.mark.parametrize("value", [None, True, 0, -(2**63), 2**64 - 1, 1.5, "x", "\U0001f600", [], [0, "a"]])
+def test_a_value_that_some_column_can_hold_is_taken(value):
+    line = {"table": "memcgs", "columns": ["a"], "rows": [[value]]}
+    snapshot = frame.parse(framed(TARGETS, line, {"end": {"targets": 1, "memcgs": 1}}))
+    assert snapshot.tables["memcgs"]["rows"] == [[value]]

@@ -1,0 +1,61 @@
+"""The wheel has every file of the project that the program needs, and the program runs from it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    copy = folder / "source"
+    files = tracked()
+    for name in files:
+        target = copy / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((ROOT / name).read_bytes())
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(copy)]
+    subprocess.run(build, check=True)
+    return next(folder.glob("*.whl"))
+
+
+def tracked() -> list[str]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return [name for name in listed.split("\0") if name and not name.startswith("tests/")]
+
+
+def test_the_wheel_has_every_file_that_git_has(wheel: Path) -> None:
+    shipped = set(zipfile.ZipFile(wheel).namelist())
+    for name in tracked():
+        top, _, rest = name.partition("/")
+        if top == "pipeline":
+            assert name in shipped
+        elif top in ("sql", "schemas", "jobs") and rest:
+            assert f"pipeline/{name}" in shipped
+
+
+def test_site_packages_gets_one_name(wheel: Path) -> None:
+    names = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {name for name in names if not name.endswith(".dist-info")} == {"pipeline"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [(["pipeline", "sql", "FROM host_waste"], "wasted_bytes"), (["pipeline.jobs.audit", "--help"], "--inventory")],
+)
+def test_the_program_and_its_jobs_run_from_the_wheel(
+    wheel: Path, tmp_path: Path, arguments: list[str], expected: str
+) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    command = [sys.executable, "-m", *arguments]
+    env = {"PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout

@@ -1,0 +1,53 @@
+"""What `pipeline.progress` promises: a bar on a terminal, plain lines elsewhere, nothing when quiet."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from pipeline import progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_log_gets_plain_lines_now_and_then_and_the_last_one(monkeypatch):
+    log = io.StringIO()
+    clock = iter(range(1000))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with progress.show(12, file=log) as shown:
+        for done in range(1, 13):
+            shown.update(done, {"timeout": 2, "bad_core": 1} if done > 8 else {})
+    assert log.getvalue().splitlines() == [
+        "5/12 targets, 1.0/s, 7 s left",
+        "10/12 targets, 1 bad_core, 2 timeout, 1.0/s, 2 s left",
+        "12/12 targets, 1 bad_core, 2 timeout, 1.0/s",
+    ]
+
+
+def test_a_terminal_gets_a_bar_with_what_failed(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    with progress.show(4, file=terminal) as shown:
+        shown.update(3, {"timeout": 2})
+    text = terminal.getvalue()
+    assert "3/4" in text
+    assert "2 timeout" in text
+    assert "\x1b[" in text
+
+
+@pytest.mark.parametrize("file", [io.StringIO(), Terminal()])
+def test_quiet_shows_nothing(file):
+    with progress.show(1, quiet=True, file=file) as shown:
+        shown.update(1, {"timeout": 1})
+    assert file.getvalue() == ""
+
+
+def test_a_run_of_nothing_shows_no_line():
+    log = io.StringIO()
+    with progress.show(0, file=log):
+        pass
+    assert log.getvalue() == ""

@@ -1,0 +1,328 @@
+"""What `pipeline.runner` promises: whatever a child does, one attempt with a status comes back in time.
+
+Every child is a real process: `child` makes a target whose interpreter is a script that stands in for the collector.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import runner, transports
+from pipeline.inventory import Target
+
+ROOT = Path(__file__).resolve().parent.parent
+Child = Callable[..., Target]
+
+FRAME = """
+print("list-lru-audit snapshot 1")
+print('{"table": "targets", "columns": ["host"], "rows": [["db1"]]}')
+print('{"table": "memcgs", "columns": ["css_id", "path"], "rows": [[1, "/"], [2, "/a"]]}')
+print('{"end": {"targets": 1, "superblocks": 0, "list_lrus": 0, "memcgs": 2}}', flush=True)
+"""
+
+
+@pytest.fixture
+def child(tmp_path: Path) -> Child:
+    def make(code: str, **fields: object) -> Target:
+        script = tmp_path / "child"
+        script.write_text(f"#!{sys.executable}\n{textwrap.dedent(code)}")
+        script.chmod(0o755)
+        return Target(**{"name": "t", "kind": "live", "source": "live:", "python": str(script), **fields})
+
+    return make
+
+
+@pytest.fixture
+def pids(tmp_path: Path) -> Iterator[Path]:
+    """A file for the pids of processes that must not outlive the test; it waits until all are gone."""
+    file = tmp_path / "pids"
+    yield file
+    deadline = time.monotonic() + 5
+    while alive := [pid for pid in file.read_text().split() if running(pid)]:
+        assert time.monotonic() < deadline, f"still running: {alive}"
+        time.sleep(0.02)
+    assert file.read_text()
+
+
+def running(pid: str) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def run(target: Target, **limits: float) -> dict:
+    result = runner.run(target, 1, runner.Limits(**{"timeout_s": 20, **limits}))
+    assert json.loads(json.dumps(result)) == result
+    assert len(result["attempt"]["error"] or "") <= 500
+    assert (result["attempt"]["error"] or "").isprintable()
+    return result
+
+
+def ending(target: Target, **limits: float) -> tuple:
+    """Run a target that gives no snapshot; return its status, error_type and error."""
+    result = run(target, **limits)
+    assert (result["columns"], result["tables"]) == ({}, {})
+    return tuple(result["attempt"][key] for key in ("status", "error_type", "error"))
+
+
+# A good child
+
+
+def test_a_snapshot_is_an_attempt_and_its_rows(child):
+    before_us = time.time_ns() // 1000
+    result = run(child(FRAME))
+    attempt = result["attempt"]
+    assert (attempt["status"], attempt["error_type"], attempt["error"]) == ("ok", None, None)
+    assert (attempt["attempt"], attempt["node"]) == (1, os.uname().nodename)
+    assert before_us <= attempt["started_at"] <= time.time_ns() // 1000
+    assert 0 < attempt["duration_ms"] < 20_000
+    assert result["columns"] == {"host": "db1"}
+    assert result["tables"]["memcgs"] == {"columns": ["css_id", "path"], "rows": [[1, "/"], [2, "/a"]]}
+
+
+def test_a_banner_before_the_frame_and_noise_on_stderr_do_not_matter(child):
+    noise = "import sys\nprint('Welcome!')\nprint('x' * 10_000_000, file=sys.stderr)\n"
+    assert run(child(noise + FRAME))["attempt"]["status"] == "ok"
+
+
+def test_unsupported_keeps_its_row_and_its_reason(child):
+    code = FRAME.replace("print('{\"end", 'print(\'{"unsupported": "no memcg here"}\')\nprint(\'{"end')
+    result = run(child(code))
+    assert (result["attempt"]["status"], result["attempt"]["error"]) == ("unsupported", "no memcg here")
+    assert result["columns"] == {"host": "db1"}
+
+
+def test_a_whole_frame_counts_whatever_the_child_does_afterwards(child):
+    for end in ("os.kill(os.getpid(), 11)", "os._exit(3)", "time.sleep(60)"):
+        target = child(f"{FRAME}\nimport os, time\n{end}", timeout_s=0.5)
+        assert run(target)["attempt"]["status"] == "ok"
+
+
+def test_a_child_has_no_input_no_token_no_core_dump_low_priority_and_a_safe_directory(child, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    code = """
+    import json, os, resource, sys
+    seen = [sys.stdin.read(), [k for k in os.environ if k.startswith("RAY")], os.getcwd(), os.nice(0),
+            resource.getrlimit(resource.RLIMIT_CORE)[1], os.getpgid(0) == os.getpid()]
+    print("list-lru-audit snapshot 1")
+    print(json.dumps({"table": "targets", "columns": ["seen"], "rows": [[json.dumps(seen)]]}))
+    print('{"end": {"targets": 1}}')
+    """
+    nice = os.nice(0)
+    seen = json.loads(run(child(code))["columns"]["seen"])
+    assert seen == ["", [], "/", min(nice + 10, 19), 0, True]
+
+
+def test_the_collector_of_this_very_package_is_what_runs(tmp_path, monkeypatch):
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "__init__.py").write_text("raise SystemExit('hostile')")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "no.core").write_bytes(b"nothing")
+    status, _, error = ending(Target("t", "vmcore", str(tmp_path / "no.core")))
+    assert status == "bad_core"
+    assert "no.core" in error
+
+
+def test_bytes_for_stdin_reach_the_child(child, monkeypatch):
+    target = child("import sys\nassert sys.stdin.read() == 'payload' * 100_000\n" + FRAME)
+    command = transports.Command([str(target.python)], stdin=b"payload" * 100_000)
+    monkeypatch.setattr(transports, "command", lambda target: command)
+    assert run(target)["attempt"]["status"] == "ok"
+
+
+# A child that says why
+
+
+def test_the_collectors_own_reason_is_the_status(child):
+    code = """
+    print("list-lru-audit snapshot 1")
+    print('{"error": {"status": "no_types", "error_type": "LookupError", "error": "no BTF"}}')
+    raise SystemExit(1)
+    """
+    assert ending(child(code)) == ("no_types", "LookupError", "no BTF")
+
+
+def test_what_a_child_says_is_one_short_printable_line(child):
+    code = r"""
+    import json
+    print("list-lru-audit snapshot 1")
+    error = {"status": "bad_core", "error_type": "E\x1b[2J", "error": "a\x1b[31m\n\u202e" + "\x00" * 10000}
+    print(json.dumps({"error": error}))
+    """
+    status, error_type, error = ending(child(code))
+    assert (status, error_type) == ("bad_core", r"E\x1b[2J")
+    assert error.startswith(r"a\x1b[31m\n\u202e\x00")
+
+
+def test_a_file_that_is_not_there_is_unreachable_on_this_node(tmp_path):
+    status, error_type, error = ending(Target("t", "vmcore", f"{tmp_path}/gone"))
+    assert (status, error_type) == ("unreachable", "FileNotFoundError")
+    assert error == f"no such file on {os.uname().nodename}: {tmp_path}/gone"
+
+
+def test_a_file_that_may_not_be_read_is_denied(tmp_path):
+    core = tmp_path / "core"
+    core.touch(mode=0)
+    # Root reads everything, until it gives up the two capabilities for that.
+    prefix = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    code = (
+        "import json, sys; from pipeline import inventory, runner;"
+        "print(json.dumps(runner.run(inventory.Target('t', 'vmcore', sys.argv[1]), 1, runner.Limits())))"
+    )
+    done = subprocess.run([*prefix, sys.executable, "-c", code, core], cwd=ROOT, capture_output=True, check=True)
+    attempt = json.loads(done.stdout)["attempt"]
+    assert (attempt["status"], attempt["error_type"]) == ("denied", "PermissionError")
+    assert str(core) in attempt["error"]
+
+
+def test_an_interpreter_that_is_not_there_is_no_drgn():
+    target = Target("t", "live", "live:", python="/opt/python")
+    status, _, error = ending(target)
+    assert status == "no_drgn"
+    assert "/opt/python" in error
+
+
+# A child that hangs
+
+
+@pytest.mark.parametrize(
+    "hang",
+    [
+        "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\ntime.sleep(60)",
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nctypes.PyDLL(None).sleep(60)",  # in C, with the GIL
+    ],
+)
+def test_a_hung_child_is_killed_at_its_deadline_with_all_its_processes(child, pids, hang):
+    code = f"""
+import ctypes, os, signal, subprocess, sys, time
+other = subprocess.Popen(["sleep", "60"])
+open({str(pids)!r}, "w").write(f"{{os.getpid()}} {{other.pid}}")
+print("list-lru-audit snapshot 1", flush=True)
+print("still at it", file=sys.stderr, flush=True)
+{hang}
+"""
+    start = time.monotonic()
+    status, _, error = ending(child(code, timeout_s=0.5))
+    assert status == "timeout"
+    assert error == "no result after 0.5 s; stderr: still at it"
+    assert time.monotonic() - start < 5
+
+
+def test_a_target_without_its_own_deadline_has_the_runs(child):
+    assert ending(child("import time; time.sleep(60)"), timeout_s=0.3)[0] == "timeout"
+
+
+def test_what_a_child_leaves_behind_neither_holds_up_the_result_nor_stays(child, pids):
+    code = f"""
+import subprocess
+other = subprocess.Popen(["sleep", "60"])
+open({str(pids)!r}, "w").write(str(other.pid))
+"""
+    start = time.monotonic()
+    assert run(child(code + FRAME))["attempt"]["status"] == "ok"
+    assert time.monotonic() - start < 5
+
+
+def test_no_child_outlives_its_runner(child, pids):
+    hung = child(f"import os, time\nopen({str(pids)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)")
+    code = (
+        "import sys; from pipeline import inventory, runner;"
+        "runner.run(inventory.Target('t', 'live', 'live:', python=sys.argv[1]), 1, runner.Limits())"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, hung.python], cwd=ROOT)
+    while not (pids.exists() and pids.read_text()):
+        time.sleep(0.02)
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+
+
+# A child that breaks
+
+
+@pytest.mark.parametrize("before", ["", 'print("list-lru-audit snapshot 1", flush=True)'])
+def test_a_segmentation_fault_is_crashed(child, before):
+    status, error_type, error = ending(child(f"import ctypes\n{before}\nctypes.string_at(0)"))
+    assert (status, error_type) == ("crashed", "signal:SIGSEGV")
+    assert "SIGSEGV" in error
+
+
+def test_a_killed_child_is_crashed_and_the_cause_is_guessed(child):
+    status, error_type, error = ending(child("import os; os.kill(os.getpid(), 9)"))
+    assert (status, error_type) == ("crashed", "signal:SIGKILL")
+    assert "out of memory" in error
+
+
+def test_a_child_that_wants_too_much_memory_is_over_budget_and_says_the_limit(child):
+    status, error_type, error = ending(child("x = bytearray(1 << 30)"), memory_bytes=200 << 20)
+    assert (status, error_type) == ("over_budget", "MemoryError")
+    assert "200 MiB" in error
+
+
+def test_a_flood_of_garbage_neither_fills_the_memory_nor_goes_on(child, pids):
+    code = f"""
+import os, sys
+open({str(pids)!r}, "w").write(str(os.getpid()))
+for _ in range(1024):
+    sys.stdout.write("x" * (1 << 20))
+"""
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status, _, error = ending(child(code), output_bytes=8 << 20)
+    assert status == "bad_output"
+    assert "more than 8 MiB on stdout" in error
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 64 << 10
+
+
+@pytest.mark.parametrize(
+    ("code", "part"),
+    [
+        ("", "no frame on stdout; exit code 0"),
+        ("raise SystemExit(3)", "no frame on stdout; exit code 3"),
+        ("import gone", "stderr: ModuleNotFoundError: No module named 'gone'"),
+        (FRAME.replace('"memcgs": 2', '"memcgs": 3'), "counts"),
+        (FRAME.replace('["host"]', '["target"]'), "not the collector's: target"),
+        (FRAME.replace("print('{\"end", "#"), "has no end"),
+    ],
+)
+def test_no_valid_frame_is_bad_output_that_says_what_is_wrong(child, code, part):
+    status, _, error = ending(child(code))
+    assert status == "bad_output"
+    assert part in error
+
+
+# Outcomes
+
+
+def test_an_outcome_is_the_last_attempt_with_all_attempts_as_rows():
+    target = Target("t", "vmcore", "/a\n\udcff", labels={"rack": "r1"})
+    lost = runner.result(1, None, 1000, 20, "lost", "WorkerCrashedError", "died")
+    good = runner.result(2, "node", 5000, 30, "ok", None, None, {"host": "db1"}, {"memcgs": {}})
+    assert runner.outcome(target, [lost, good]) == {
+        "target": "t",
+        "row": {
+            "kind": "vmcore",
+            "source": r"/a\n\udcff",
+            "via": None,
+            "labels": {"rack": "r1"},
+            "status": "ok",
+            "error_type": None,
+            "error": None,
+            "attempts": 2,
+            "started_at": 1000,
+            "duration_ms": 50,
+            "host": "db1",
+        },
+        "attempts": [lost["attempt"], good["attempt"]],
+        "tables": {"memcgs": {}},
+    }

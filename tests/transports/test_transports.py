@@ -1,0 +1,29 @@
+"""What a transport promises: the collector's command line, nothing else."""
+
+from __future__ import annotations
+
+import sys
+
+from pipeline import transports
+from pipeline.inventory import Target
+
+
+def test_a_core_is_read_by_this_python_and_has_to_be_there():
+    command = transports.command(Target("a", "vmcore", "/cores/a"))
+    assert command.argv == [sys.executable, "-m", "pipeline.collector", "/cores/a"]
+    assert command.stdin is None
+    assert command.opens == "/cores/a"
+
+
+def test_live_is_the_nodes_own_kernel_and_needs_no_file():
+    command = transports.command(Target("a", "live", "live:"))
+    assert command.argv == [sys.executable, "-m", "pipeline.collector", "live:"]
+    assert command.opens is None
+
+
+def test_the_targets_own_python_and_debug_info_are_passed_on():
+    target = Target("a", "vmcore", "/a", vmlinux="/vmlinux", debug_dir="/debug", python="/opt/python")
+    assert transports.command(target).argv == [
+        *("/opt/python", "-m", "pipeline.collector"),
+        *("--vmlinux", "/vmlinux", "--debug-dir", "/debug", "/a"),
+    ]

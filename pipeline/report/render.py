@@ -20,16 +20,17 @@ from pipeline.text import human_bytes, printable
 MOST_HOSTS = 50
 MOST_NOT_OK = 20
 _WIDE = 140
+_UNFOLDED = 10_000
 
 
 def text(report: Report, file: TextIO) -> None:
     """Write fleet summary, coverage with reasons, and the ranking, as wide as the terminal.
 
-    Where there is none, in a pipe or a log, it is wide enough to fold no name of usual length, so that grep finds it.
-    Bytes are rounded here and nowhere else.
+    Where there is none, in a pipe or a log, no name in the ranking is folded, so that grep finds it. Bytes are rounded
+    here and nowhere else.
     """
-    width = None if file.isatty() or "COLUMNS" in os.environ else _WIDE
-    console = Console(file=file, width=width, markup=False, highlight=False, emoji=False)
+    folded = file.isatty() or "COLUMNS" in os.environ
+    console = _console(file, None if folded else _WIDE)
     for line in _summary(report):
         console.print(line)
     if len(report.not_ok):
@@ -40,7 +41,7 @@ def text(report: Report, file: TextIO) -> None:
         _say_more(console, len(report.not_ok), MOST_NOT_OK, "SELECT * FROM targets WHERE status <> 'ok'")
     if len(report.host_waste):
         console.print()
-        console.print(_ranking(report, wide=console.width >= _WIDE))
+        (console if folded else _console(file, _UNFOLDED)).print(_ranking(report, wide=console.width >= _WIDE))
         _say_more(console, len(report.host_waste), MOST_HOSTS, "SELECT * FROM host_waste")
         console.print()
         console.print(_legend(report))
@@ -85,6 +86,10 @@ RENDERERS: dict[str, Callable[[Report, TextIO], None]] = {
     "csv": csv,
     "markdown": markdown,
 }
+
+
+def _console(file: TextIO, width: int | None) -> Console:
+    return Console(file=file, width=width, markup=False, highlight=False, emoji=False)
 
 
 def _summary(report: Report) -> list[str]:

@@ -30,7 +30,7 @@ def main() -> int:
     args.cache.mkdir(parents=True, exist_ok=True)
     try:
         if args.command == "boot":
-            boot.take_core(args.shape, kernel(args.shape, args), args.output)
+            boot.take_core(args.shape, kernel(args.shape, args), args.output, args.live)
         else:
             for shape in args.shapes or BUNDLED:
                 made = bundle.bundle(shape, kernel(shape, args), args.cache)
@@ -60,6 +60,7 @@ def parse() -> argparse.Namespace:
     one.add_argument("shape", type=shape_named, metavar="SHAPE")
     one.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     one.add_argument("--dwarf", action="store_true", help="also fetch the kernel's vmlinux with DWARF")
+    one.add_argument("--live", action="store_true", help="also let the guest audit its own kernel")
     some = commands.add_parser("bundle")
     some.add_argument("shapes", type=shape_named, nargs="*", metavar="SHAPE")
     some.set_defaults(dwarf=True)

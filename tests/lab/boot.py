@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -13,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.lab import initramfs
+from tests.lab import initramfs, userland
 from tests.lab.kernels import Kernel, LabError
 from tests.lab.shapes import Shape
 
@@ -23,12 +24,17 @@ IDLE_TIMEOUT_S = 1200
 """The slowest shape, the commit message's server, takes 150 s on two cores."""
 
 
-def take_core(shape: Shape, kernel: Kernel, to: Path) -> None:
-    """Boot `shape`, leave its full ELF core in `to`/vmcore and the guest's report in `to`/truth/."""
+def take_core(shape: Shape, kernel: Kernel, to: Path, live: bool = False) -> None:
+    """Boot `shape`, leave its full ELF core in `to`/vmcore and the guest's report in `to`/truth/.
+
+    :param live: the guest has the collector too, and its report the audits of guest/live.
+    """
+    if live:
+        shape = dataclasses.replace(shape, memory_mb=shape.memory_mb + userland.MEMORY_MB)
     to.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        initramfs.pack(shape, kernel.modules, work / "initramfs")
+        initramfs.pack(shape, kernel.modules, work / "initramfs", live)
         console, report = work / "console", work / "report"
         with subprocess.Popen(qemu(shape, kernel, work), stdin=subprocess.DEVNULL) as machine:
             try:

@@ -10,16 +10,20 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from tests.lab import userland
 from tests.lab.shapes import Shape
 
-GUEST_INIT = Path(__file__).parent / "guest" / "init"
+GUEST = Path(__file__).parent / "guest"
 BUSYBOX = Path("/bin/busybox")
 MODULES = ("qemu_fw_cfg", "loop", "overlay")
 """What init uses and some kernel builds as a module: VMCOREINFO for the dump, ext4 on loop, overlay."""
 
 
-def pack(shape: Shape, modules: Path, to: Path) -> None:
-    """Write the initramfs (cpio, uncompressed) of `shape` for the kernel whose modules are in `modules`."""
+def pack(shape: Shape, modules: Path, to: Path, live: bool = False) -> None:
+    """Write the initramfs (cpio, uncompressed) of `shape` for the kernel whose modules are in `modules`.
+
+    :param live: with the collector and guest/live.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         for folder in ("bin", "dev", "proc", "sys", "run", "lab/modules"):
@@ -31,10 +35,13 @@ def pack(shape: Shape, modules: Path, to: Path) -> None:
         for order, module in enumerate(load_order(modules, MODULES)):
             (root / f"lab/modules/{order:02}-{module.name.partition('.')[0]}.ko").write_bytes(content(module))
         (root / "lab/shape").write_text(shape.assignments())
-        shutil.copy(GUEST_INIT, root / "init")
+        shutil.copy(GUEST / "init", root / "init")
         (root / "init").chmod(0o755)
         if shape.ext4:
             make_ext4(root / "lab/ext4.img")
+        if live:
+            userland.copy(root)
+            shutil.copy(GUEST / "live", root / "lab/live")
         names = sorted(str(path.relative_to(root)) for path in root.rglob("*"))
         with to.open("wb") as file:
             subprocess.run(

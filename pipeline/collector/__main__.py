@@ -26,7 +26,7 @@ def main(argv=None):
     try:
         snapshot = _take(args)
     except CollectError as e:
-        message = str(e) if args.source in str(e) else "%s: %s" % (args.source, e)
+        message = str(e) if args.source in str(e) else "%s: %s" % (args.source.rstrip(":"), e)
         _line({"error": {"status": e.status, "error_type": e.error_type, "error": message}})
         return 1
     rows = {}

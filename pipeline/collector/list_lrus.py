@@ -118,10 +118,11 @@ def _listed(prog):
 
 
 def _with_owner(prog, address):
-    # A lock_class_key of no size (without lockdep) shares the address of the list_lru that it is named after. Of two
-    # symbols at one address drgn's index of /proc/kallsyms finds only the second by address, the other by name.
+    # A lock_class_key of no size (without lockdep) shares the address of the list_lru that it is named after. Of the
+    # symbols at one address drgn's index of /proc/kallsyms finds only the last by address, but each by its name.
     symbols = prog.symbols(address)
-    symbols += [named for key in symbols for named in prog.symbols(key.name.partition("_key")[0])]
+    keys = [symbol.name for symbol in symbols if symbol.name.endswith("_key")]
+    symbols += [symbol for key in keys for symbol in prog.symbols(key[: -len("_key")])]
     names = [symbol.name for symbol in symbols if symbol.address == address]
     if names:
         return ListLru(address, "symbol", None, min(names, key=len))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
 import socket
 import subprocess
-import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -51,8 +49,8 @@ def take_core(shape: Shape, kernel: Kernel, to: Path, live: bool = False) -> Non
         truth = report.read_bytes()
         if len(truth) != size:
             raise LabError(f"the guest sent {size} bytes of report, {len(truth)} arrived; boot it again")
-        with tarfile.open(fileobj=io.BytesIO(truth)) as tar:
-            tar.extractall(to / "truth", filter="data")
+        (to / "truth").mkdir(exist_ok=True)
+        subprocess.run(["tar", "-xz", "-C", to / "truth"], input=truth, check=True)
 
 
 def qemu(shape: Shape, kernel: Kernel, work: Path) -> list[str | os.PathLike[str]]:

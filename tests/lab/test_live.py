@@ -1,0 +1,72 @@
+"""A kernel audited live, by a collector in its own guest without debug info, and from its core: the same rows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import frame
+from pipeline.frame import Snapshot
+from tests.lab.bundle import COSTS
+
+pytestmark = pytest.mark.lab
+
+CHANGING = {*COSTS, "captured_at", "uptime_s", "slab_cache_active_objects", "slab_cache_bytes"}
+"""Columns of targets that have the time, or that a process changes by being there."""
+OWN_DENTRIES = 2
+"""drgn looks up its /proc/PID/fd/N; that dentry is on the LRU of /proc for as long as the collector runs."""
+
+
+@pytest.fixture(scope="module", params=["deb510-n2", "deb7-n2"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a core and of the live audits that were made before it was dumped."""
+    folder = tmp_path_factory.mktemp(request.param)
+    subprocess.run([sys.executable, "-m", "tests.lab", "boot", request.param, "--live", "-o", folder], check=True)
+    return folder
+
+
+def rows(table: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+
+
+@pytest.mark.parametrize("audit", ["root", "kptr_restrict"])
+def test_live_and_core_agree_row_for_row(folder: Path, audit: str) -> None:
+    command = [sys.executable, "-m", "pipeline.collector", folder / "vmcore"]
+    live = frame.parse((folder / "truth/live" / audit).read_bytes())
+    core = frame.parse(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert isinstance(live, Snapshot), live
+    assert isinstance(core, Snapshot), core
+    assert live.columns["types_source"] == "btf"
+    assert live.columns["captured_at"] < core.columns["captured_at"]
+    assert {**live.columns, **dict.fromkeys(CHANGING)} == {**core.columns, **dict.fromkeys(CHANGING)}
+    assert live.tables["superblocks"] == core.tables["superblocks"]
+    assert live.tables["memcgs"] == core.tables["memcgs"]
+    # The oldest superblock comes first; the others are private to users.
+    proc = next(row["address"] for row in rows(core.tables["superblocks"]) if row["fstype"] == "proc")
+    for now, later in zip(rows(live.tables["list_lrus"]), rows(core.tables["list_lrus"]), strict=True):
+        if (now["superblock"], now["name"]) == (proc, "dentry"):
+            own = now["items"] - later["items"]
+            assert 0 <= own <= OWN_DENTRIES
+            later["items"] += own
+            later["root_items"] += own
+        assert now == later
+
+
+def test_symbols_were_hidden_from_root(folder: Path) -> None:
+    assert (folder / "truth/live/kallsyms").read_text().startswith("0000000000000000 ")
+
+
+@pytest.mark.parametrize("audit", ["root", "kptr_restrict"])
+def test_a_live_audit_stays_within_its_memory(folder: Path, audit: str) -> None:
+    live = frame.parse((folder / "truth/live" / audit).read_bytes())
+    assert live.columns["peak_rss_bytes"] < 150e6
+
+
+def test_a_user_who_may_not_read_the_kernel_is_denied_and_told_what_to_do(folder: Path) -> None:
+    failure = frame.parse((folder / "truth/live/nobody").read_bytes())
+    assert failure.status == "denied"
+    assert failure.error.startswith("live: /proc/kcore: run as root")

@@ -6,12 +6,13 @@ What is slow to import (ray, pyarrow, duckdb) is imported by the command that ne
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,10 +36,10 @@ exit codes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; no exception passes but a defect of this program."""
+    _open_standard_streams()
     args = _parser().parse_args(argv)
-    # A name that the terminal's encoding lacks must not end the program.
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    # What systemd, cron and timeout send ends a run as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code: int = args.command(args)
         sys.stdout.flush()
@@ -46,24 +47,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of stdout has gone, as `| head` does; keep the interpreter's own flush from complaining.
+    except OSError as error:
+        # What is still buffered cannot be written either; keep the interpreter from trying at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # the reader of stdout has gone, as `| head` does
+            print(f"lru-audit: {error.filename or 'stdout'}: {error.strerror or error}", file=sys.stderr)
         return FAILED
     except Exception as error:
-        explained = _code_of(error)
+        # The rooms' own errors explain themselves; anything else is a defect of this program.
+        explained: int | None = getattr(error, "exit_code", None)
         if explained is None:
             raise
         print(f"lru-audit: {error}", file=sys.stderr)
         return explained
 
 
-def _code_of(error: Exception) -> int | None:
-    """Return the exit code of an error that a room explains in its message, None for a defect."""
-    code: int | None = getattr(error, "exit_code", None)
-    if code is None and isinstance(error, OSError) and error.filename:
-        return FAILED  # a file that the user named, such as -o or -f
-    return code
+def _open_standard_streams() -> None:
+    """Have a stdout and a stderr, whatever the caller closed, that no name ends by its characters."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115
+        getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 class UsageError(Exception):
@@ -116,11 +122,10 @@ def _run(args: argparse.Namespace) -> int:
         print(f"published {published}", file=sys.stderr)
     session = query.Session(warehouse.tables(args.warehouse))
     found = report.build(session, run_id)
-    report.RENDERERS["text"](found, sys.stdout)
-    return _exit_code(session.rows("SELECT good, targets FROM runs WHERE run_id = $run", {"run": run_id})[0])
-
-
-def _exit_code(counts: dict[str, int]) -> int:
+    counts = session.rows("SELECT good, targets FROM runs WHERE run_id = $run", {"run": run_id})[0]
+    with contextlib.suppress(BrokenPipeError):  # it is published whether or not somebody reads on
+        report.RENDERERS["text"](found, sys.stdout)
+        sys.stdout.flush()
     if counts["good"] == counts["targets"]:
         return OK
     return SOME_NOT_GOOD if counts["good"] else NONE_GOOD
@@ -181,10 +186,20 @@ def _report(args: argparse.Namespace) -> int:
     from pipeline import query, report, warehouse
 
     session = query.Session(warehouse.tables(args.warehouse))
-    run_id = None if args.run is None else warehouse.resolve(args.warehouse, args.run)
+    run_id = None if args.run in (None, "latest") else warehouse.resolve(args.warehouse, args.run, args.audit)
     found = report.build(session, run_id, args.audit)
-    with args.output.open("w", encoding="utf-8") if args.output else nullcontext(sys.stdout) as file:
-        report.RENDERERS[args.format](found, file)
+    render = report.RENDERERS[args.format]
+    if args.output is None:
+        render(found, sys.stdout)
+        return OK
+    # Whoever reads the file meanwhile sees the old report or the new one.
+    unfinished = args.output.with_name(f".{args.output.name}.{os.getpid()}")
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            render(found, file)
+        unfinished.replace(args.output)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return OK
 
 
@@ -194,7 +209,12 @@ def _sql(args: argparse.Namespace) -> int:
 
     if (args.query is None) == (args.file is None):
         raise UsageError("sql takes one query, as an argument or with -f FILE")
-    text = args.query if args.file is None else args.file.read_text(encoding="utf-8")
+    try:
+        text = args.query if args.file is None else args.file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{args.file}: not UTF-8: {error.reason} at byte {error.start}") from error
+    if not warehouse.runs(args.warehouse):
+        print(f"no published run in {args.warehouse}: every table is empty", file=sys.stderr)
     result = query.Session(warehouse.tables(args.warehouse), confined=True).sql(text)
     rows.FORMATS[args.format](result, sys.stdout.buffer if args.format == "parquet" else sys.stdout)
     return OK
@@ -203,6 +223,8 @@ def _sql(args: argparse.Namespace) -> int:
 def _estimate(args: argparse.Namespace) -> int:
     from pipeline import estimate
 
+    if (args.online_memcgs or 0) > args.cache_ids:
+        raise UsageError(f"{args.online_memcgs} memcgs need as many ids, and there are {args.cache_ids}")
     figures = estimate.estimate(args.superblocks, args.nodes, args.cache_ids, args.online_memcgs)
     print(json.dumps(figures.as_dict(), indent=2) if args.json else estimate.text(figures), end="")
     return OK
@@ -281,9 +303,9 @@ def _parser() -> argparse.ArgumentParser:
         "lru-audit estimate --superblocks 952 --nodes 4 --cache-ids 24574 --online-memcgs 480",
     )
     estimate.add_argument("--superblocks", type=_count, required=True)
-    estimate.add_argument("--nodes", type=_positive, required=True, help="NUMA nodes, all possible")
-    estimate.add_argument("--cache-ids", type=_count, required=True, help="memcg_nr_cache_ids")
-    estimate.add_argument("--online-memcgs", type=_count, help="memcgs that a lazy kernel would have entries for")
+    estimate.add_argument("--nodes", type=_nodes, required=True, help="NUMA nodes, all possible")
+    estimate.add_argument("--cache-ids", type=_cache_ids, required=True, help="memcg_nr_cache_ids")
+    estimate.add_argument("--online-memcgs", type=_cache_ids, help="memcgs that a lazy kernel would have entries for")
     estimate.add_argument("--json", action="store_true")
     return parser
 
@@ -318,18 +340,20 @@ def _add_collection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--btf-dir", type=Path, help="directory of BTF by release and arch, for kernels without")
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 1 << 31:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 2^31")
-    return value
+def _between(low: int, high: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
+        return value
+
+    return number
 
 
-def _positive(text: str) -> int:
-    value = _count(text)
-    if not value:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
+_count = _between(0, (1 << 31) - 1)
+_positive = _between(1, (1 << 31) - 1)
+_nodes = _between(1, 1 << 10)  # MAX_NUMNODES
+_cache_ids = _between(0, 65535)  # MEM_CGROUP_ID_MAX
 
 
 def _seconds(text: str) -> float:

@@ -38,8 +38,8 @@ def estimate(superblocks: int, nodes: int, cache_ids: int, online_memcgs: int | 
 
     :param nodes: NUMA nodes, all of them possible and numbered from 0.
     :param cache_ids: memcg_nr_cache_ids.
-    :param online_memcgs: memcgs besides the root, with the lowest ids and an entry in every list: the upper bound
-        of what a lazy kernel holds.
+    :param online_memcgs: memcgs besides the root, at most cache_ids. For the upper bound of what a lazy kernel holds
+        each has an entry in every list, and their ids are spread over all ids, which takes the most xarray nodes.
     """
     sizes = cost.x86_64(nodes)
     lists = 2 * superblocks
@@ -47,7 +47,8 @@ def estimate(superblocks: int, nodes: int, cache_ids: int, online_memcgs: int | 
     total = node_array + pointer_arrays + objects
     lazy = None
     if online_memcgs is not None:
-        lazy = lists * sum(cost.lazy_bytes(sizes, range(1, online_memcgs + 1)))
+        spread = [1 + i * cache_ids // online_memcgs for i in range(online_memcgs)]
+        lazy = lists * sum(cost.lazy_bytes(sizes, spread))
     return Estimate(
         superblocks=superblocks,
         nr_node_ids=nodes,

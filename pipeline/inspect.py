@@ -31,6 +31,7 @@ def host_waste(outcome: Mapping[str, Any]) -> dict[str, Any]:
     :param outcome: of ``pipeline.fanout``; for one that is not good just its ``targets`` row.
     """
     row = {"target": outcome["target"], **outcome["row"]}
+    row |= {name: _iso(row[name]) for name in ("started_at", "captured_at", "booted_at") if row.get(name)}
     if row["status"] != "ok":
         return row
     list_lrus = outcome["tables"]["list_lrus"]
@@ -52,13 +53,17 @@ def host_waste(outcome: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _iso(microseconds: int) -> str:
+    """Return a time since the epoch as `report` and `sql` write it."""
+    return datetime.fromtimestamp(microseconds / 1e6, UTC).isoformat().replace("+00:00", "Z")
+
+
 def text(figures: Mapping[str, Any]) -> str:
     """Return the screen for the figures of a target that is good."""
     f = figures
-    when = datetime.fromtimestamp(f["captured_at"] / 1e6, UTC) if f["captured_at"] else None
     lines = [
         f"{printable(f['host'])}  {printable(f['kernel_release'])}  {printable(f['arch'])}  "
-        f"{human_bytes(f['memory_bytes'])}" + (f"  {when:%Y-%m-%d %H:%M:%S} UTC" if when else ""),
+        f"{human_bytes(f['memory_bytes'])}" + (f"  {f['captured_at']}" if f["captured_at"] else ""),
         f"layout {f['layout']}, types from {f['types_source']}, {f['consistency']}",
         "",
     ]

@@ -46,6 +46,14 @@ def test_site_packages_gets_one_name(wheel: Path) -> None:
     assert {name for name in names if not name.endswith(".dist-info")} == {"pipeline"}
 
 
+def test_the_jobs_run_from_a_checkout_and_an_editable_install(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipeline.jobs.audit", "--help"]
+    env = {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--inventory" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [(["pipeline", "sql", "FROM host_waste"], "wasted_bytes"), (["pipeline.jobs.audit", "--help"], "--inventory")],

@@ -215,7 +215,8 @@ def _timeout_s(entry: files.Entry, errors: list[str]) -> float | None:
 
 
 def _absolute(entry: files.Entry, path: str | None) -> str | None:
-    return None if path is None else os.path.normpath(os.path.join(entry.folder, path))
+    # pathlib leaves .. in: what it means after a symbolic link is for the kernel to say.
+    return None if path is None else str(Path(entry.folder) / path)
 
 
 def _name_cores(targets: Targets, roots: list[str]) -> None:

@@ -20,6 +20,7 @@ from pipeline.text import human_bytes, printable
 MOST_HOSTS = 50
 MOST_NOT_OK = 20
 _WIDE = 140
+_NARROWEST = 80
 _UNFOLDED = 10_000
 
 
@@ -29,8 +30,9 @@ def text(report: Report, file: TextIO) -> None:
     Where there is none, in a pipe or a log, no name in the ranking is folded, so that grep finds it. Bytes are rounded
     here and nowhere else.
     """
-    folded = file.isatty() or "COLUMNS" in os.environ
-    console = _console(file, None if folded else _WIDE)
+    console = _console(file, None if file.isatty() or "COLUMNS" in os.environ else _WIDE)
+    # A terminal too narrow for the table folds its lines itself: better than columns without their names.
+    folded = (file.isatty() or "COLUMNS" in os.environ) and console.width >= _NARROWEST
     for line in _summary(report):
         console.print(line)
     if len(report.not_ok):

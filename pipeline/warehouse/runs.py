@@ -81,13 +81,11 @@ def runs(root: Path) -> list[Manifest]:
     return sorted(found, key=lambda manifest: (manifest.started_at, manifest.run_id))
 
 
-def resolve(root: Path, run: str) -> str:
-    """Return the run_id that a unique prefix, or ``latest``, means among the published runs."""
-    known = [manifest.run_id for manifest in runs(root)]
+def resolve(root: Path, run: str, audit: str | None = None) -> str:
+    """Return the run_id that a unique prefix means among the published runs, or among those of an audit."""
+    known = [manifest.run_id for manifest in runs(root) if audit in (None, manifest.audit)]
     if not known:
-        raise WarehouseError(f"{root}: no published run")
-    if run == "latest":
-        return known[-1]
+        raise WarehouseError(f"{root}: no published run" + (f" of audit {audit}" if audit else ""))
     matching = [run_id for run_id in known if run and run_id.startswith(run)]
     if len(matching) == 1:
         return matching[0]

@@ -106,6 +106,7 @@ class Staging:
         published: Path = self.root / "runs" / self.run["run_id"]
         with self._storage():
             published.parent.mkdir(exist_ok=True)
+            sync(self.root)
             self._made.rename(published)
             sync(published.parent)
         shutil.rmtree(self.directory, ignore_errors=True)

@@ -2,12 +2,12 @@
 SELECT target, format('{} {} is there {} times', name, key, times) AS reason
 FROM (
     SELECT run_id, target, 'superblock' AS name, printf('0x%x', address) AS key, count(*) AS times
-    FROM superblocks
+    FROM stored_superblocks
     GROUP BY run_id, target, address
     HAVING count(*) > 1
     UNION ALL
     SELECT run_id, target, 'list_lru' AS name, printf('0x%x', address) AS key, count(*) AS times
-    FROM list_lrus
+    FROM sized_list_lrus
     GROUP BY run_id, target, address
     HAVING count(*) > 1
     UNION ALL

@@ -9,5 +9,5 @@ SELECT
         lazy_object_bytes,
         lazy_xa_node_bytes
     ) AS reason
-FROM list_lrus
+FROM sized_list_lrus
 WHERE lazy_bytes <> node_array_bytes + lazy_object_bytes + lazy_xa_node_bytes;

@@ -8,5 +8,5 @@ SELECT
         lazy_low_bytes,
         lazy_high_bytes
     ) AS reason
-FROM list_lrus
+FROM sized_list_lrus
 WHERE lazy_bytes NOT BETWEEN lazy_low_bytes AND lazy_high_bytes;

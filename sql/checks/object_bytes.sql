@@ -8,5 +8,5 @@ SELECT
         coalesce(CAST(list_lru_one_size AS VARCHAR), 'unknown'),
         list_lru_one_bytes
     ) AS reason
-FROM list_lrus
+FROM sized_list_lrus
 WHERE CAST(list_lru_one_objects AS HUGEINT) * coalesce(list_lru_one_size, 0) <> list_lru_one_bytes;

@@ -1,11 +1,11 @@
 -- Does the target row count what its tables hold?
 WITH held AS (
     SELECT run_id, target, count(*) AS superblocks, 0 AS list_lrus
-    FROM superblocks
+    FROM stored_superblocks
     GROUP BY run_id, target
     UNION ALL
     SELECT run_id, target, 0 AS superblocks, count(*) AS list_lrus
-    FROM list_lrus
+    FROM sized_list_lrus
     GROUP BY run_id, target
 ),
 

@@ -1,10 +1,10 @@
 -- Does every row belong to a target, and a row that a host sent to a good one?
 WITH sent AS (
     SELECT DISTINCT run_id, target, 'superblocks' AS name
-    FROM superblocks
+    FROM stored_superblocks
     UNION ALL
     SELECT DISTINCT run_id, target, 'list_lrus' AS name
-    FROM list_lrus
+    FROM sized_list_lrus
     UNION ALL
     SELECT DISTINCT run_id, target, 'memcgs' AS name
     FROM memcgs

@@ -7,7 +7,7 @@ SELECT
         t.memory_bytes
     ) AS reason
 FROM targets AS t
-JOIN list_lrus AS l USING (run_id, target)
+JOIN sized_list_lrus AS l USING (run_id, target)
 WHERE t.status = 'ok'
 GROUP BY t.run_id, t.target, t.memory_bytes
 HAVING sum(l.list_lru_bytes) > t.memory_bytes;

@@ -8,7 +8,7 @@ WITH per_target AS (
         CAST(sum(lazy_bytes) AS BIGINT) AS lazy_bytes,
         CAST(sum(lazy_high_bytes) AS BIGINT) AS lazy_high_bytes,
         CAST(sum(wasted_bytes) AS BIGINT) AS wasted_bytes
-    FROM list_lrus
+    FROM sized_list_lrus
     WHERE run_id = run
     GROUP BY target
 ),

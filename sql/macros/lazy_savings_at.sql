@@ -6,7 +6,7 @@ SELECT
     CAST(sum(saves_transpose_bytes) AS BIGINT) AS saves_transpose_bytes,
     CAST(sum(saves_xarray_bytes) AS BIGINT) AS saves_xarray_bytes,
     CAST(sum(wasted_bytes) AS BIGINT) AS saves_bytes
-FROM list_lrus
+FROM sized_list_lrus
 WHERE run_id = run
 GROUP BY target
 ORDER BY saves_bytes DESC, target;

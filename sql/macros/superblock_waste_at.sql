@@ -10,7 +10,7 @@ WITH per_superblock AS (
         CAST(sum(list_lru_bytes) AS BIGINT) AS list_lru_bytes,
         CAST(sum(lazy_bytes) AS BIGINT) AS lazy_bytes,
         CAST(sum(wasted_bytes) AS BIGINT) AS wasted_bytes
-    FROM list_lrus
+    FROM sized_list_lrus
     WHERE run_id = run
     GROUP BY target, superblock
 )
@@ -29,6 +29,6 @@ SELECT
     per_superblock.lazy_bytes,
     per_superblock.wasted_bytes
 FROM per_superblock
-LEFT JOIN superblocks AS known
+LEFT JOIN stored_superblocks AS known
     ON known.run_id = run AND per_superblock.target = known.target AND per_superblock.address = known.address
 ORDER BY per_superblock.wasted_bytes DESC, per_superblock.target, per_superblock.address;

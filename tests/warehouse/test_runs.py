@@ -53,8 +53,7 @@ def test_runs_are_listed_the_newest_last(three):
     assert [manifest.run_id for manifest in warehouse.runs(three)] == [OLD, NEW, OTHER]
 
 
-def test_a_unique_prefix_and_latest_are_resolved(three):
-    assert warehouse.resolve(three, "latest") == OTHER
+def test_a_unique_prefix_is_resolved(three):
     assert warehouse.resolve(three, "20251101") == OLD
     assert warehouse.resolve(three, NEW) == NEW
     assert warehouse.resolve(three, OTHER[:-3]) == OTHER
@@ -75,7 +74,7 @@ def test_what_names_no_run_or_several_is_one_clear_line(three, run, why):
 
 def test_a_run_is_sought_in_vain_where_there_is_none(tmp_path):
     with pytest.raises(warehouse.WarehouseError, match="no published run"):
-        warehouse.resolve(tmp_path, "latest")
+        warehouse.resolve(tmp_path, "2025")
 
 
 def test_what_else_lies_in_the_warehouse_is_not_seen(three):

@@ -42,11 +42,14 @@ def host_waste(outcome: Mapping[str, Any]) -> dict[str, Any]:
     formula = None
     if row["memcg_nr_cache_ids"] is not None:
         formula = cost.formula_bytes(row["superblocks"], len(row["possible_nodes"]), row["memcg_nr_cache_ids"])
+    memcgs = outcome["tables"]["memcgs"]
+    owned = sum(values[memcgs["columns"].index("cache_id")] is not None for values in memcgs["rows"])
     wasted = list_lru_bytes - sums["lazy_bytes"]
     return {
         **row,
         "list_lru_bytes": list_lru_bytes,
         "formula_bytes": formula,
+        "dead_ids": None if row["memcg_nr_cache_ids"] is None else row["memcg_nr_cache_ids"] - owned,
         **sums,
         "wasted_bytes": wasted,
         "wasted_pct_of_memory": round(100 * wasted / row["memory_bytes"], 2),
@@ -79,7 +82,7 @@ def _eager(f: Mapping[str, Any]) -> list[str]:
     ids, nodes, lists = f["memcg_nr_cache_ids"], len(f["possible_nodes"]), f["list_lrus"]
     return [
         *_machine(f),
-        _line("memcg_nr_cache_ids", ids, f"{ids - f['online_memcgs']:,} of them belong to no online memcg"),
+        _line("memcg_nr_cache_ids", ids, f"{f['dead_ids']:,} of them belong to no online memcg"),
         "",
         _line("a list", nodes * ids * cost.FORMULA_OBJECT_BYTES, f"{nodes} nodes * {ids} ids * 32 bytes"),
         _line(

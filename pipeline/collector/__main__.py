@@ -12,6 +12,7 @@ from .status import CollectError
 
 FRAME = "list-lru-audit snapshot 1"
 _ROWS_A_LINE = 1000
+_LIVE_WALKS = 3
 
 
 def main(argv=None):
@@ -52,13 +53,31 @@ def _take(args):
     from . import kernel, snapshot
 
     try:
-        return snapshot.take(kernel.open_kernel(args.source, args.vmlinux, args.debug_dir, args.btf_dir))
+        opened = kernel.open_kernel(args.source, args.vmlinux, args.debug_dir, args.btf_dir)
+        return _while_it_changes(opened) if args.source == "live:" else snapshot.take(opened)
     except drgn.FaultError as e:
         message = "memory is missing: the core is truncated or was filtered: %s" % e
         raise CollectError("bad_core", message, "FaultError") from e
     except (LookupError, AttributeError) as e:
         # A type, member or symbol of this kernel that the collector relies on.
         raise CollectError("no_types", str(e), type(e).__name__) from e
+
+
+def _while_it_changes(opened):
+    """Audit the running kernel; a list that was changed under the walk breaks it, so walk again."""
+    import drgn
+
+    from . import snapshot
+
+    for _ in range(_LIVE_WALKS):
+        try:
+            return snapshot.take(opened)
+        except (drgn.FaultError, CollectError) as e:
+            if isinstance(e, CollectError) and e.status != "bad_core":
+                raise
+            last = e
+    message = "the kernel changed under each of %d walks, the last time: %s" % (_LIVE_WALKS, last)
+    raise CollectError("inconsistent", message, type(last).__name__)
 
 
 def _line(record):

@@ -56,10 +56,18 @@ class Btf:
     """
 
     def __init__(self, prog, blob):
+        self._prog = prog
+        try:
+            self._read(blob)
+        except BtfError:
+            raise
+        except (IndexError, ValueError) as e:  # what array makes of a blob that is cut or odd
+            raise BtfError("BTF is damaged: %s" % e) from e
+
+    def _read(self, blob):
         little = blob[:2] == _MAGIC.to_bytes(2, "little")
         if not little and blob[:2] != _MAGIC.to_bytes(2, "big"):
             raise BtfError("no BTF magic")
-        self._prog = prog
         header = _words(blob[4:24], little)
         header_bytes, type_off, type_len, str_off, str_len = header
         types = header_bytes + type_off
@@ -82,7 +90,8 @@ class Btf:
         at, end = 0, len(words)
         while at < end:
             info = words[at + 1]
-            kind = info >> 24 & 0x1F
+            # Seven bits, of which five are in use: a kind that is newer is refused, not misread.
+            kind = info >> 24 & 0x7F
             if kind > _LAST_KIND or not kind:
                 raise BtfError("BTF kind %d at type %d is not known" % (kind, len(starts)))
             if findable[kind]:
@@ -91,7 +100,7 @@ class Btf:
                     named.setdefault(name_off, []).append(len(starts))
             starts.append(at)
             fixed, each = extra[kind]
-            at += 3 + fixed + each * (info & 0xFFFF)
+            at += 3 + fixed + each * (info & 0xFFFFFF)
         self._starts = starts
         self._named = named
 

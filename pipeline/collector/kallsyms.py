@@ -153,7 +153,10 @@ def _find_tables(prog, base, endian):
         end = len(image) - _TOKENS_LIMIT_BYTES
         at = image.find(_DIGITS, searched, end)
         while at >= 0:
-            tables = _tables_around(image, at, endian)
+            try:
+                tables = _tables_around(image, at, endian)
+            except (IndexError, ValueError, struct.error):  # digits of something else
+                tables = None
             if tables:
                 return {name: base + offset for name, offset in tables.items()}
             at = image.find(_DIGITS, at + 1, end)
@@ -191,9 +194,11 @@ def _tables_around(image, digits, endian):
     if index[0] or list(index) != sorted(index) or token_table < 0:
         return None
 
-    markers_at, markers = _markers(image, token_table, endian)
-    names, num_syms = _names(image, markers_at, markers, endian)
-    if names is None:
+    for markers_at, markers in _markers(image, token_table, endian):
+        names, num_syms = _names(image, markers_at, markers, endian)
+        if names is not None:
+            break
+    else:
         return None
     found = {"token_table": token_table, "token_index": token_index, "names": names, "num_syms": names - 8}
     last = struct.unpack_from(endian + "8Q", image, names - 8 - 64)
@@ -206,9 +211,9 @@ def _tables_around(image, digits, endian):
 
 
 def _markers(image, end, endian):
-    """Return the offset and the values of the table that ends before the token table.
+    """Yield what may be the offset and the values of the table that ends before the token table.
 
-    It holds where in names every 256th symbol starts: u32, and u64 before v4.20 (80ffbaa5b1bd).
+    It holds where in names every 256th symbol starts: as u32, and as u64 before v4.20 (80ffbaa5b1bd).
     """
     for code, size in (("I", 4), ("Q", 8)):
         at = end - size
@@ -220,9 +225,9 @@ def _markers(image, end, endian):
             if len(values) > 1 and values[-1] >= values[-2]:
                 break
             if not values[-1]:
-                return at, values[::-1]
+                yield at, values[::-1]
+                break
             at -= size
-    return 0, []
 
 
 def _names(image, markers_at, markers, endian):

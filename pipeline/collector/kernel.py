@@ -28,15 +28,12 @@ from .status import CollectError
 # the kernel declares them.
 _DECLARATIONS = {
     "__cpu_online_mask": "struct cpumask",
-    "__cpu_possible_mask": "struct cpumask",
     "__per_cpu_offset": "unsigned long []",
     "_totalram_pages": "atomic_long_t",
     "init_task": "struct task_struct",
     "init_uts_ns": "struct uts_namespace",
     "list_lrus": "struct list_head",
     "max_low_pfn": "unsigned long",
-    "max_pfn": "unsigned long",
-    # CONFIG_SPARSEMEM_EXTREME, a pointer since v4.15 (83e3c48729d9): every distribution's kernel that has BTF.
     "mem_section": "struct mem_section **",
     "memcg_list_lrus": "struct list_head",
     "memcg_nr_cache_ids": "int",
@@ -53,6 +50,7 @@ _DECLARATIONS = {
     "super_blocks": "struct list_head",
     "timekeeper_data": "struct tk_data []",
     "tk_core": "struct tk_data",
+    "totalram_pages": "unsigned long",
     "vmap_area_root": "struct rb_root",
     "vmap_nodes": "struct vmap_node *",
     "vmap_zone_size": "unsigned int",
@@ -203,7 +201,11 @@ def _load_btf(prog, source, btf_dir):
             return None
         try:
             if flags & FindObjectFlags.VARIABLE and name in _DECLARATIONS:
-                return Object(prog, _DECLARATIONS[name], address=prog.symbol(name).address)
+                symbol = prog.symbol(name)
+                declared = _DECLARATIONS[name]
+                if name == "mem_section" and symbol.size > prog["PAGE_SIZE"].value_():
+                    declared = "struct mem_section *[]"  # before v4.15 (83e3c48729d9)
+                return Object(prog, declared, address=symbol.address)
             if flags & FindObjectFlags.FUNCTION and name in _FUNCTIONS:
                 function_type = prog.function_type(prog.void_type(), (), True)
                 return Object(prog, function_type, address=prog.symbol(name).address)

@@ -10,7 +10,7 @@ import struct
 from drgn import offsetof, sizeof
 from drgn.helpers.linux.slab import slab_object_info
 
-from . import layouts
+from . import layouts, superblocks
 from .memory import Members, has_member, read_each
 from .slab import allocation
 from .status import CollectError
@@ -20,8 +20,15 @@ _MOST_LIST_LRUS = 1 << 22
 _MOST_ONES_AT_ONCE = 1 << 18
 _ZERO_SIZE_PTR = 16
 
-_XA_CHUNK = 64
-_XA_HIGHEST_LEVEL = 10
+_MAX_NUMNODES = 1 << 10
+_MEM_CGROUP_ID_MAX = 65535
+
+_XA_CHUNK_SHIFT = 6
+_XA_CHUNK_SIZE = 1 << _XA_CHUNK_SHIFT
+# An xarray of ids up to 65535 has at most three levels.
+_XA_ROOT_SHIFTS = (0, _XA_CHUNK_SHIFT, 2 * _XA_CHUNK_SHIFT)
+# Pointers below are no pointers, internal entries below no nodes (xa_is_node(), XA_ZERO_ENTRY, XA_RETRY_ENTRY).
+_XA_LOWEST_POINTER = 4096
 
 
 class ListLru:
@@ -68,14 +75,14 @@ class Found:
         self.raced = []
 
 
-def walk(prog, layout, superblocks, memcgs):
+def walk(prog, layout, sbs, memcgs):
     """Find and size all list_lrus.
 
-    :param layout: from layouts.detect(), not ``none``. :param superblocks: of SuperBlock. :param memcgs: of Memcg.
+    :param layout: from layouts.detect(), not ``none``. :param sbs: of SuperBlock. :param memcgs: of Memcg.
     :raises CollectError: ``bad_core``: a list does not end.
     """
     found = Found(layout)
-    found.list_lrus = _find(prog, superblocks)
+    found.list_lrus = _find(prog, sbs)
     if layout in layouts.EAGER:
         _Eager(prog, found, memcgs).read()
     else:
@@ -83,38 +90,45 @@ def walk(prog, layout, superblocks, memcgs):
     return found
 
 
-def _find(prog, superblocks):
+def _find(prog, sbs):
     """Return the list_lrus of the superblocks, and those on the kernel's own list that are not a superblock's."""
     list_lrus = {}
+    links = {}
     superblock_type = prog.type("struct super_block")
-    for member, name in (("s_dentry_lru", "dentry"), ("s_inode_lru", "inode")):
+    for member, name in zip(superblocks.LRUS, ("dentry", "inode")):
         offset = offsetof(superblock_type, member)
-        for sb in superblocks:
+        for sb in sbs:
             address = sb.address + offset
             list_lrus[address] = ListLru(address, "superblock", sb.address, name)
-    for address in _listed(prog):
+            links[address] = sb.lru_links[member]
+    for address in _listed(prog, links):
         if address not in list_lrus:
             list_lrus[address] = _with_owner(prog, address)
     return list(list_lrus.values())
 
 
-def _listed(prog):
-    """Yield the addresses on list_lrus: all of them, or since v5.16 (3eef11279ba5) the memcg-aware ones."""
+def _listed(prog, links):
+    """Yield the addresses on list_lrus: all of them, or since v5.16 (3eef11279ba5) the memcg-aware ones.
+
+    :param links: ``list.next`` of the list_lrus that were read with their superblocks, by address.
+    """
     try:
         head = prog["memcg_list_lrus"]
     except LookupError:
         head = prog["list_lrus"]
     list_lru_type = prog.type("struct list_lru")
-    link = Members(prog, list_lru_type, next="list.next")
+    members = Members(prog, list_lru_type, next="list.next")
     offset = offsetof(list_lru_type, "list")
     end = head.address_of_().value_()
-    at = head.next.value_()
-    for _ in range(_MOST_LIST_LRUS):
-        if at == end:
-            return
-        yield at - offset
-        at = link.read(prog, at - offset).next
-    raise CollectError("bad_core", "the list of list_lrus does not end after %d" % _MOST_LIST_LRUS)
+    link = head.next.value_()
+    seen = set()
+    while link != end:
+        address = link - offset
+        if address in seen or len(seen) == _MOST_LIST_LRUS:
+            raise CollectError("bad_core", "the list of list_lrus does not end after %d" % len(seen))
+        seen.add(address)
+        yield address
+        link = links[address] if address in links else members.read(prog, address).next
 
 
 def _with_owner(prog, address):
@@ -133,13 +147,19 @@ def _with_owner(prog, address):
     return ListLru(address, "unknown", None, None)
 
 
+def _within(low, value, high, what):
+    if not low <= value <= high:
+        raise CollectError("bad_core", "%s is %d, not between %d and %d" % (what, value, low, high))
+    return value
+
+
 class _Walk:
     """What both families share: the list_lru structs and their node arrays."""
 
     def __init__(self, prog, found):
         self.prog = prog
         self.found = found
-        self.nr_node_ids = prog["nr_node_ids"].value_()
+        self.nr_node_ids = _within(1, prog["nr_node_ids"].value_(), _MAX_NUMNODES, "nr_node_ids")
         node_type = prog.type("struct list_lru_node")
         self.node_bytes = sizeof(node_type)
         paths = {"root_items": "lru.nr_items"}
@@ -196,8 +216,11 @@ class _Eager(_Walk):
 
     def __init__(self, prog, found, memcgs):
         super().__init__(prog, found)
-        self.cache_ids = found.cache_ids = prog["memcg_nr_cache_ids"].value_()
+        cache_ids = prog["memcg_nr_cache_ids"].value_()
+        self.cache_ids = found.cache_ids = _within(0, cache_ids, _MEM_CGROUP_ID_MAX, "memcg_nr_cache_ids")
         self.live_ids = sorted(memcg.cache_id for memcg in memcgs if memcg.cache_id is not None)
+        if self.live_ids:
+            _within(0, self.live_ids[-1], self.cache_ids - 1, "the highest kmemcg_id")
         self.header_bytes = sizeof(prog.type("struct list_lru_memcg"))
         self.one = Members(prog, "struct list_lru_one", nr_items="nr_items")
         self.array_bytes = {}
@@ -223,6 +246,8 @@ class _Eager(_Walk):
         self.read_items()
         for lru, nodes in checked:
             self.check(lru, nodes)
+        if self.prog["memcg_nr_cache_ids"].value_() != self.cache_ids:
+            raise CollectError("bad_core", "memcg_nr_cache_ids grew during the walk")
 
     def size_of_array(self, address):
         """Return the bytes of a pointer array.
@@ -230,7 +255,7 @@ class _Eager(_Walk):
         All have room for the same ids, so one of those that kmalloc() gave and one of those that vmalloc() had to
         give is measured; the two live terabytes apart.
         """
-        if address == _ZERO_SIZE_PTR:
+        if address == _ZERO_SIZE_PTR and not self.cache_ids and not self.header_bytes:
             return 0
         region = address >> 40
         if region not in self.array_bytes:
@@ -267,6 +292,10 @@ class _Eager(_Walk):
         self.pending, self.pending_ones = [], 0
 
 
+def _broken_xarray(owner):
+    return CollectError("bad_core", "list_lru 0x%x: its xarray is broken" % owner)
+
+
 class _Lazy(_Walk):
     """v5.18 on: an xarray by memcg id with a list_lru_memcg, made on first use, for all nodes."""
 
@@ -278,6 +307,7 @@ class _Lazy(_Walk):
         self.one = Members(prog, "struct list_lru_one", nr_items="nr_items")
         self.xa_node = Members(prog, "struct xa_node", shift="shift", array="array")
         self.xa_node_type_bytes = sizeof(prog.type("struct xa_node"))
+        self.xa_offset = offsetof(prog.type("struct list_lru"), "xa")
         self.slots_offset = offsetof(prog.type("struct xa_node"), "slots")
         self.xa_node_bytes = prog["radix_tree_node_cachep"].size.value_()
 
@@ -321,26 +351,32 @@ class _Lazy(_Walk):
         """
         by_address = {lru.address: lru for lru in self.found.list_lrus}
         entries = {owner: [] for owner in heads}
-        level = [(owner, 0, entry) for owner, entry in heads.items()]
-        for _ in range(_XA_HIGHEST_LEVEL):
-            inner = []
-            for owner, index, entry in level:
-                # An xa_node is an internal entry (tag 2 in the low bits) above the reserved ones (xa_is_node()).
+        # Of each entry: whose, the index of its slot, the shift of its node (None: xa_head), the entry.
+        level = [(owner, 0, None, entry) for owner, entry in heads.items()]
+        while level:
+            nodes = []
+            for owner, index, shift, entry in level:
                 if entry & 3 == 2:
-                    if entry > 4096:
-                        inner.append((owner, index, entry - 2))
+                    if entry > _XA_LOWEST_POINTER:
+                        nodes.append((owner, index, shift, entry - 2))
                 elif entry:
+                    if shift or entry & 7 or entry < _XA_LOWEST_POINTER:
+                        raise _broken_xarray(owner)
                     entries[owner].append((index, entry))
-            if not inner:
-                return entries
-            data = read_each(self.prog, [address for _, _, address in inner], self.xa_node_type_bytes)
+            data = read_each(self.prog, [address for _, _, _, address in nodes], self.xa_node_type_bytes)
             level = []
-            for owner, index, address in inner:
+            for owner, index, above, address in nodes:
+                node = self.xa_node.decode(data[address])
+                # A node that is freed and used again, or a broken pointer, belongs to another array.
+                shifts = _XA_ROOT_SHIFTS if above is None else (above - _XA_CHUNK_SHIFT,)
+                if node.array != owner + self.xa_offset or node.shift not in shifts:
+                    raise _broken_xarray(owner)
                 by_address[owner].xa_node_bytes += self.xa_node_bytes
-                shift = self.xa_node.decode(data[address]).shift
-                slots = struct.unpack_from("%dQ" % _XA_CHUNK, data[address], self.slots_offset)
-                level += [(owner, index + (i << shift), entry) for i, entry in enumerate(slots) if entry]
-        raise CollectError("bad_core", "an xarray is deeper than %d levels" % _XA_HIGHEST_LEVEL)
+                slots = struct.unpack_from("%dQ" % _XA_CHUNK_SIZE, data[address], self.slots_offset)
+                level += [
+                    (owner, index + (i << node.shift), node.shift, entry) for i, entry in enumerate(slots) if entry
+                ]
+        return entries
 
     def size_of_object(self, address):
         if self.found.object_bytes is None:

@@ -1,9 +1,9 @@
 """Every memory cgroup, online or dying: its ids, its path and its place in the tree."""
 
-from .memory import Members, c_string, has_member
+from .memory import Members, c_string, has_member, walk_list
 from .status import CollectError
 
-_MOST_MEMCGS = 1 << 22
+_MOST_MEMCGS = 1 << 20
 _CSS_ONLINE = 1 << 1
 
 
@@ -60,16 +60,15 @@ def walk(prog):
     root_fields = members.read(prog, root_address)
     found = [Memcg(root_address, root_fields, b"/", None)]
     first_children = [root_fields.first_child]
+    seen = {root_address}
     # The loops append to what they iterate over: breadth first, parents before children.
-    for parent, link in zip(found, first_children):
+    for parent, first in zip(found, first_children):
         head = parent.address + children_offset
-        while link != head:
-            if len(found) == _MOST_MEMCGS:
+        for address, fields in walk_list(prog, members, first, head, sibling_offset, _MOST_MEMCGS):
+            if address in seen or len(seen) == _MOST_MEMCGS:
                 raise CollectError("bad_core", "the tree of memory cgroups does not end after %d" % len(found))
-            address = link - sibling_offset
-            fields = members.read(prog, address)
+            seen.add(address)
             path = (b"" if parent.parent is None else parent.path) + b"/" + name_of(fields)
             found.append(Memcg(address, fields, path, parent))
             first_children.append(fields.first_child)
-            link = fields.next
     return found

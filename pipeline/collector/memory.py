@@ -3,7 +3,9 @@
 import struct
 from collections import namedtuple
 
-from drgn import PlatformFlags, TypeKind, offsetof, sizeof
+from drgn import FaultError, PlatformFlags, TypeKind, offsetof, sizeof
+
+from .status import CollectError
 
 # Objects are read together where they lie on the same or on neighbouring pages of this size, so that no page is
 # read that holds none of them: it could be missing from a filtered core or from the kernel's mappings.
@@ -25,6 +27,7 @@ class Members:
 
     def __init__(self, prog, struct_type, **paths):
         struct_type = prog.type(struct_type)
+        self.name = struct_type.type_name()
         members = sorted(
             (offsetof(struct_type, path), _format(struct_type, path), name) for name, path in paths.items()
         )
@@ -40,11 +43,36 @@ class Members:
 
     def read(self, prog, address):
         """Read and decode the members of the struct at an address, in one read."""
-        return self._fields._make(self._struct.unpack(prog.read(address + self._start, self._struct.size)))
+        return self._fields._make(self._struct.unpack(_read(prog, address + self._start, self._struct.size)))
 
     def decode(self, data, offset=0):
         """Decode the members of the struct that starts at an offset of data."""
         return self._fields._make(self._struct.unpack_from(data, offset + self._start))
+
+
+def _read(prog, address, size):
+    """Read memory; an address that no object can have is a fault, also where a core's page 0 can be read as NULL."""
+    if not _PAGE_BYTES <= address < (1 << 64) - size:
+        raise FaultError("a broken pointer", address & ((1 << 64) - 1))
+    return prog.read(address, size)
+
+
+def walk_list(prog, members, first, head, offset, most):
+    """Yield the address and the decoded members of each struct on a kernel list.
+
+    :param members: Members with a field ``next``. :param first: the first link. :param head: what the last struct's
+        next is: the address of the list_head, or 0. :param offset: of the link in the struct.
+    :raises CollectError: ``bad_core``: the list goes round without its head, or has more than ``most`` structs.
+    """
+    seen = set()
+    link = first
+    while link != head:
+        if link in seen or len(seen) == most:
+            raise CollectError("bad_core", "a list of %s does not end after %d" % (members.name, len(seen)))
+        seen.add(link)
+        fields = members.read(prog, link - offset)
+        yield link - offset, fields
+        link = fields.next
 
 
 def has_member(struct_type, path):
@@ -84,7 +112,7 @@ def read_each(prog, addresses, size):
     """
     objects = {}
     for start, end, run in _runs(sorted(set(addresses)), size):
-        data = prog.read(start, end - start)
+        data = _read(prog, start, end - start)
         for address in run:
             objects[address] = data[address - start : address - start + size]
     return objects
@@ -112,7 +140,7 @@ def c_string(prog, address):
     while len(found) < _LONGEST_STRING_BYTES:
         # Not beyond the page: the next one could be missing.
         at = address + len(found)
-        part, end, _ = prog.read(at, min(_STRING_PART_BYTES, _PAGE_BYTES - at % _PAGE_BYTES)).partition(b"\0")
+        part, end, _ = _read(prog, at, min(_STRING_PART_BYTES, _PAGE_BYTES - at % _PAGE_BYTES)).partition(b"\0")
         found += part
         if end:
             break

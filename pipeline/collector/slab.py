@@ -8,8 +8,7 @@ from drgn.helpers.linux.mm import compound_head, find_vmap_area, page_size, virt
 from drgn.helpers.linux.nodemask import for_each_node_mask
 from drgn.helpers.linux.slab import slab_object_info
 
-from .memory import Members, c_string
-from .status import CollectError
+from .memory import Members, c_string, walk_list
 
 _MOST_CACHES = 100000
 # The caches that a plain kmalloc(GFP_KERNEL) takes its objects from; not kmalloc-cg-, -rcl-, dma-kmalloc-.
@@ -33,19 +32,12 @@ def allocation(prog, address):
 
 def kmalloc_sizes(prog):
     """Return pairs (largest request, allocated bytes) of the kmalloc caches in ascending order."""
-    cache = Members(prog, "struct kmem_cache", name="name", object_size="object_size", size="size", next="list.next")
-    head = prog["slab_caches"].address_of_().value_()
-    list_offset = prog.type("struct kmem_cache").member("list").offset
-    sizes = []
-    link = prog["slab_caches"].next.value_()
-    for _ in range(_MOST_CACHES):
-        if link == head:
-            return tuple(sorted(sizes))
-        fields = cache.read(prog, link - list_offset)
-        if _KMALLOC.fullmatch(c_string(prog, fields.name)):
-            sizes.append((fields.object_size, fields.size))
-        link = fields.next
-    raise CollectError("bad_core", "the list of slab caches does not end")
+    members = Members(prog, "struct kmem_cache", name="name", object_size="object_size", size="size", next="list.next")
+    caches = prog["slab_caches"]
+    offset = prog.type("struct kmem_cache").member("list").offset
+    walk = walk_list(prog, members, caches.next.value_(), caches.address_of_().value_(), offset, _MOST_CACHES)
+    kmalloc = [fields for _, fields in walk if _KMALLOC.fullmatch(c_string(prog, fields.name))]
+    return tuple(sorted((fields.object_size, fields.size) for fields in kmalloc))
 
 
 def cache_usage(cache):

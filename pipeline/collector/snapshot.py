@@ -9,7 +9,7 @@ from drgn import FaultError, Object, alignof, sizeof
 from drgn.helpers.linux.nodemask import for_each_node_mask
 
 from . import cost, layouts, list_lrus, memcgs, slab, superblocks
-from .memory import text
+from .memory import has_member, text
 
 _MICROSECONDS = 1000000
 # struct timekeeper.xtime_sec is plausible between these: 2000 and 2200.
@@ -58,7 +58,7 @@ def take(kernel):
     snapshot = Snapshot()
     layout = layouts.detect(prog)
     sbs = superblocks.walk(prog)
-    cgroups = memcgs.walk(prog) if _has_memcg(prog) else []
+    cgroups = memcgs.walk(prog) if layout != "none" and _has_memcg(prog) else []
     if layout == "none" or not cgroups:
         snapshot.unsupported = "this kernel has no memcg-aware list_lru: it is older than v4.0 or built without them"
         found = list_lrus.Found("none")
@@ -238,8 +238,8 @@ def _target_row(kernel, found, sbs, cgroups):
         "layout": found.layout,
         "types_source": kernel.types_source,
         "memcg_nr_cache_ids": found.cache_ids,
-        "online_memcgs": len(online),
-        "dying_memcgs": sum(1 for memcg in cgroups if not memcg.online),
+        "online_memcgs": len(online) if cgroups else None,
+        "dying_memcgs": sum(1 for memcg in cgroups if not memcg.online) if cgroups else None,
         "max_online_id": max((memcg.cache_id for memcg in online if memcg.cache_id is not None), default=None),
         "superblocks": len(sbs),
         "list_lrus": len(found.list_lrus),
@@ -270,7 +270,10 @@ def _clock(prog):
     try:
         timekeeper = _timekeeper(prog)
         now = timekeeper.xtime_sec.value_()
-        booted = -(timekeeper.wall_to_monotonic.tv_sec.value_()) - timekeeper.offs_boot.value_() // 10**9
+        offs_boot = timekeeper.offs_boot
+        if has_member(offs_boot.type_, "tv64"):  # before v4.10 (2456e8553544)
+            offs_boot = offs_boot.tv64
+        booted = -(timekeeper.wall_to_monotonic.tv_sec.value_()) - offs_boot.value_() // 10**9
     except (LookupError, FaultError, AttributeError):
         return None, None
     low, high = _PLAUSIBLE_SECONDS

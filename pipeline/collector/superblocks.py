@@ -1,12 +1,15 @@
 """Every superblock of the kernel: its filesystem, its device, where it is mounted, and where its list_lrus are."""
 
-from .memory import Members, c_string, has_member
-from .status import CollectError
+from drgn import sizeof
+
+from .memory import Members, c_string, has_member, walk_list
 
 _MOST_SUPERBLOCKS = 1 << 20
 _MOST_MOUNTS = 1 << 20
 _DEEPEST_PATH = 4096
 _MAX_ERRNO = 4095
+
+LRUS = ("s_dentry_lru", "s_inode_lru")
 
 
 class SuperBlock:
@@ -14,6 +17,7 @@ class SuperBlock:
 
     :ivar address: of the struct. :ivar fstype: bytes, ``s_type->name``, and ``.s_subtype`` as in /proc/mounts.
     :ivar s_id: bytes. :ivar s_dev: dev_t. :ivar s_flags: 32 bits.
+    :ivar lru_links: of each of LRUS its ``list.next``, or None where a list_lru has no list.
     :ivar mounts: its mounts in any mount namespace. :ivar mountpoint: bytes, one of these, in the first namespace
         where there is one, or None. :ivar kernel_internal: it has none: nobody can see it.
     """
@@ -24,6 +28,7 @@ class SuperBlock:
         self.s_id = s_id
         self.s_dev = s_dev
         self.s_flags = s_flags
+        self.lru_links = {}
         self.mounts = 0
         self.mountpoint = None
         self.kernel_internal = True
@@ -47,28 +52,28 @@ def walk(prog):
     chained = not has_member(prog.type("struct super_block"), "s_mounts.next")
     if chained:
         paths["s_mounts"] = "s_mounts"
+    for lru in LRUS:
+        if has_member(prog.type("struct super_block"), lru + ".list.next"):
+            paths[lru + "_next"] = lru + ".list.next"
     members = Members(prog, "struct super_block", **paths)
     mounts = _Mounts(prog, chained)
     s_mounts_offset = prog.type("struct super_block").member("s_mounts").offset
     fstypes = {}
     found = []
-    head = prog["super_blocks"].address_of_().value_()
-    address = prog["super_blocks"].next.value_()
-    while address != head:
-        if len(found) == _MOST_SUPERBLOCKS:
-            raise CollectError("bad_core", "the list of superblocks does not end after %d" % len(found))
-        # s_list is the first member of struct super_block in every version.
-        fields = members.read(prog, address)
+    super_blocks = prog["super_blocks"]
+    # s_list is the first member of struct super_block in every version, name that of struct file_system_type.
+    first, head = super_blocks.next.value_(), super_blocks.address_of_().value_()
+    for address, fields in walk_list(prog, members, first, head, 0, _MOST_SUPERBLOCKS):
         fstype = fstypes.get(fields.s_type)
         if fstype is None:
             fstype = fstypes[fields.s_type] = c_string(prog, prog.read_word(fields.s_type))
         if fields.s_subtype:
             fstype += b"." + c_string(prog, fields.s_subtype)
         sb = SuperBlock(address, fstype, fields.s_id.split(b"\0")[0], fields.s_dev, fields.s_flags & 0xFFFFFFFF)
+        sb.lru_links = {lru: getattr(fields, lru + "_next", None) for lru in LRUS}
         sb.mounts, sb.mountpoint = mounts.of(fields.s_mounts, address + s_mounts_offset)
         sb.kernel_internal = not sb.mounts
         found.append(sb)
-        address = fields.next
     return found
 
 
@@ -87,8 +92,9 @@ class _Mounts:
             ns="mnt_ns",
             next="mnt_next_for_sb" if chained else "mnt_instance.next",
         )
-        self._instance_offset = 0 if chained else prog.type("struct mount").member("mnt_instance").offset
+        self._link_offset = 0 if chained else prog.type("struct mount").member("mnt_instance").offset
         self._dentry = Members(prog, "struct dentry", parent="d_parent", name="d_name.name")
+        self._dentry_bytes = sizeof(prog.type("struct dentry"))
         self._init_ns = prog["init_task"].nsproxy.mnt_ns.value_()
         self._read = {}
         self._dentries = {}
@@ -100,40 +106,35 @@ class _Mounts:
         """
         count = 0
         best = None
-        at = first
-        for _ in range(_MOST_MOUNTS):
-            if at in (0, head):
-                break
-            mount = self._mount_at(at - self._instance_offset)
+        end = 0 if self._chained else head
+        for address, mount in walk_list(self._prog, self._mount, first, end, self._link_offset, _MOST_MOUNTS):
+            self._read[address] = mount
             # NULL: detached; an error pointer (MNT_NS_INTERNAL): mounted by the kernel for itself.
             if 0 < mount.ns < (1 << 64) - _MAX_ERRNO:
                 count += 1
-                if best is None or (mount.ns == self._init_ns and self._mount_at(best).ns != self._init_ns):
-                    best = at - self._instance_offset
-            at = mount.next
-        else:
-            raise CollectError("bad_core", "the list of a superblock's mounts does not end")
+                if best is None or (mount.ns == self._init_ns and self._read[best].ns != self._init_ns):
+                    best = address
         return count, None if best is None else self._path(best)
 
     def _path(self, address):
-        """Return the path of a mount in its namespace, as fs/d_path.c walks it."""
+        """Return the path of a mount in its namespace, as fs/d_path.c walks it, or None if that does not end."""
         names = []
         mount = self._mount_at(address)
         dentry = mount.root
         for _ in range(_DEEPEST_PATH):
             if dentry == mount.root:
                 if mount.parent == address:
-                    break
+                    return b"/" + b"/".join(reversed(names))
                 dentry = mount.mountpoint
                 address = mount.parent
                 mount = self._mount_at(address)
                 continue
             parent, name = self._dentry_at(dentry)
             if parent == dentry:
-                break
+                return b"/" + b"/".join(reversed(names))
             names.append(name)
             dentry = parent
-        return b"/" + b"/".join(reversed(names))
+        return None
 
     def _mount_at(self, address):
         if address not in self._read:
@@ -142,6 +143,13 @@ class _Mounts:
 
     def _dentry_at(self, address):
         if address not in self._dentries:
-            fields = self._dentry.read(self._prog, address)
-            self._dentries[address] = fields.parent, c_string(self._prog, fields.name)
+            data = self._prog.read(address, self._dentry_bytes)
+            fields = self._dentry.decode(data)
+            # A short name lies in the dentry itself.
+            inline = fields.name - address
+            if 0 <= inline < len(data) and b"\0" in data[inline:]:
+                name = data[inline : data.index(0, inline)]
+            else:
+                name = c_string(self._prog, fields.name)
+            self._dentries[address] = fields.parent, name
         return self._dentries[address]

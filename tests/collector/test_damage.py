@@ -1,0 +1,217 @@
+"""Kernels whose memory is broken, or was changing: a status and a reason, soon, and never a number."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable
+
+import pytest
+from drgn import FaultError, Program, offsetof
+
+from pipeline.collector import kernel, snapshot
+from pipeline.collector.btf import Btf, BtfError
+from pipeline.collector.status import CollectError
+from tests.collector.conftest import CORES, Core
+
+BY_NAME = {core.name: core for core in CORES}
+EAGER, LAZY = BY_NAME["deb510-n2"], BY_NAME["deb61-n2"]
+
+
+def overlay(prog: Program, address: int, data: bytes) -> None:
+    """Let these bytes stand at an address instead of what is in the core."""
+    prog.add_memory_segment(address, len(data), lambda at, count, offset, physical: data[offset : offset + count])
+
+
+def word(prog: Program, address: int, value: int) -> None:
+    overlay(prog, address, struct.pack("<Q", value & (1 << 64) - 1))
+
+
+def first_superblock(prog: Program) -> int:
+    return prog["super_blocks"].next.value_()
+
+
+def first_memcg(prog: Program) -> int:
+    root = prog["root_mem_cgroup"]
+    link = root.css.children.next.value_()
+    return link - offsetof(prog.type("struct mem_cgroup"), "css.sibling")
+
+
+def superblocks_in_a_circle(prog: Program) -> None:
+    second = prog.read_word(first_superblock(prog))
+    word(prog, second, first_superblock(prog))
+
+
+def a_superblock_taken_off_its_list(prog: Program) -> None:
+    word(prog, first_superblock(prog), first_superblock(prog))  # list_del_init()
+
+
+def a_null_link(prog: Program) -> None:
+    word(prog, first_superblock(prog), 0)
+
+
+def a_poisoned_link(prog: Program) -> None:
+    word(prog, first_superblock(prog), 0xDEAD000000000100)
+
+
+def memcgs_in_a_circle(prog: Program) -> None:
+    sibling = first_memcg(prog) + offsetof(prog.type("struct mem_cgroup"), "css.sibling.next")
+    word(prog, sibling, first_memcg(prog) + offsetof(prog.type("struct mem_cgroup"), "css.sibling"))
+
+
+def a_memcg_that_is_its_own_child(prog: Program) -> None:
+    children = first_memcg(prog) + offsetof(prog.type("struct mem_cgroup"), "css.children.next")
+    word(prog, children, first_memcg(prog) + offsetof(prog.type("struct mem_cgroup"), "css.sibling"))
+
+
+def cache_ids(value: int) -> Callable[[Program], None]:
+    def damage(prog: Program) -> None:
+        address = prog["memcg_nr_cache_ids"].address_
+        overlay(prog, address, struct.pack("<i", value) + prog.read(address + 4, 4))
+
+    return damage
+
+
+def a_memcg_with_an_id_that_cannot_be(prog: Program) -> None:
+    kmemcg_id = first_memcg(prog) + offsetof(prog.type("struct mem_cgroup"), "kmemcg_id")
+    overlay(prog, kmemcg_id, struct.pack("<i", 2**31 - 1))
+
+
+def no_nodes(prog: Program) -> None:
+    overlay(prog, prog["nr_node_ids"].address_, bytes(4))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        superblocks_in_a_circle,
+        a_superblock_taken_off_its_list,
+        a_null_link,
+        a_poisoned_link,
+        memcgs_in_a_circle,
+        a_memcg_that_is_its_own_child,
+        cache_ids(-5),
+        cache_ids(2**31 - 1),
+        cache_ids(100),
+        a_memcg_with_an_id_that_cannot_be,
+        no_nodes,
+    ],
+)
+def test_damage_to_an_eager_kernel_gives_no_numbers(damage: Callable[[Program], None]) -> None:
+    assert_no_numbers(EAGER, damage)
+
+
+def node_of_an_xarray(prog: Program) -> tuple[int, int]:
+    """The address of a list_lru of which the xarray has nodes, and of its first node."""
+    for sb in LAZY.rows("superblocks"):
+        lru = sb["address"] + offsetof(prog.type("struct super_block"), "s_dentry_lru")
+        head = prog.read_word(lru + offsetof(prog.type("struct list_lru"), "xa.xa_head"))
+        if head & 3 == 2:
+            return lru, head - 2
+    raise AssertionError("no xarray with nodes")
+
+
+def slots(value: Callable[[int], int]) -> Callable[[Program], None]:
+    def damage(prog: Program) -> None:
+        _, node = node_of_an_xarray(prog)
+        at = node + offsetof(prog.type("struct xa_node"), "slots")
+        overlay(prog, at, struct.pack("<64Q", *[value(node)] * 64))
+
+    return damage
+
+
+def a_node_of_another_array(prog: Program) -> None:
+    _, node = node_of_an_xarray(prog)
+    word(prog, node + offsetof(prog.type("struct xa_node"), "array"), 0xFFFF888000001000)
+
+
+def a_node_too_high(prog: Program) -> None:
+    _, node = node_of_an_xarray(prog)
+    overlay(prog, node + offsetof(prog.type("struct xa_node"), "shift"), b"\x3c")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        slots(lambda node: node + 2),  # nodes that are their own children
+        slots(lambda node: 0x10),
+        slots(lambda node: 0xFFFF888000001001),
+        a_node_of_another_array,
+        a_node_too_high,
+    ],
+)
+def test_damage_to_an_xarray_gives_no_numbers(damage: Callable[[Program], None]) -> None:
+    assert_no_numbers(LAZY, damage)
+
+
+def assert_no_numbers(core: Core, damage: Callable[[Program], None]) -> None:
+    opened = kernel.open_kernel(str(core.path))
+    damage(opened.prog)
+    start = time.monotonic()
+    with pytest.raises((CollectError, FaultError)) as caught:
+        snapshot.take(opened)
+    assert getattr(caught.value, "status", "bad_core") == "bad_core"
+    assert time.monotonic() - start < 30, "bounded"
+
+
+def test_what_an_xarray_may_hold_besides_pointers_is_stepped_over() -> None:
+    """XA_RETRY_ENTRY and XA_ZERO_ENTRY (include/linux/xarray.h) are no list_lru_memcg."""
+    before = {lru["address"]: lru["list_lru_one_objects"] for lru in LAZY.rows("list_lrus")}
+    opened = kernel.open_kernel(str(LAZY.path))
+    _, node = node_of_an_xarray(opened.prog)
+    at = node + offsetof(opened.prog.type("struct xa_node"), "slots")
+    empty = [i for i in range(64) if not opened.prog.read_word(at + 8 * i)][:2]
+    for i, entry in zip(empty, (256 << 2 | 2, 257 << 2 | 2), strict=True):
+        word(opened.prog, at + 8 * i, entry)
+    rows = snapshot.take(opened).list_lrus
+    after = {row[rows.columns.index("address")]: row[rows.columns.index("list_lru_one_objects")] for row in rows.rows}
+    assert after == before
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:10], lambda b: b[:25], lambda b: b[:5000], lambda b: b[:2] + b[100:]])
+def test_a_damaged_btf_is_refused(damage: Callable[[bytes], bytes]) -> None:
+    prog = EAGER.kernel.prog
+    start, stop = prog.symbol("__start_BTF").address, prog.symbol("__stop_BTF").address
+    with pytest.raises(BtfError):
+        Btf(prog, damage(prog.read(start, stop - start)))
+
+
+class _OldTypes:
+    """A finder that hides what a struct of an older kernel lacks: the rcu header, memcg_aware."""
+
+    def __init__(self, prog: Program, hidden: dict[str, str]) -> None:
+        self.types = {}
+        for name, member in hidden.items():
+            now = prog.type(f"struct {name}")
+            members = [m for m in now.members if m.name != member]
+            self.types[name] = prog.struct_type(name, now.size, members)
+        if "list_lru_memcg" in hidden:
+            self.types["list_lru_memcg"] = prog.struct_type("list_lru_memcg", 0, [])
+
+    def find(self, prog: Program, kinds: object, name: str, filename: str | None) -> object:
+        return self.types.get(name)
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [{"list_lru_memcg": "rcu"}, {"list_lru": "memcg_aware"}, {"list_lru_memcg": "rcu", "list_lru": "memcg_aware"}],
+)
+def test_older_array_layouts_hold_the_same(hidden: dict[str, str]) -> None:
+    """v4.13 to v4.16 had no rcu_head before the pointers, v4.17 to v5.1 no memcg_aware: the same memory, told so.
+
+    Without the header memcg_lrus points at the pointers, 16 bytes further on.
+    """
+    opened = kernel.open_kernel(str(EAGER.path))
+    prog = opened.prog
+    node_bytes, at = prog.type("struct list_lru_node").size, offsetof(prog.type("struct list_lru_node"), "memcg_lrus")
+    if "list_lru_memcg" in hidden:
+        for lru in EAGER.rows("list_lrus"):
+            nodes = prog.read_word(lru["address"])
+            for nid in range(2):
+                place = nodes + nid * node_bytes + at
+                word(prog, place, prog.read_word(place) + 16)
+    prog.register_type_finder("old", _OldTypes(prog, hidden).find, enable_index=0)
+    taken = snapshot.take(opened)
+    layout = taken.target.rows[0][taken.target.columns.index("layout")]
+    assert layout == ("array" if "list_lru_memcg" in hidden else "array_rcu")
+    assert taken.list_lrus.rows == EAGER.snapshot.list_lrus.rows

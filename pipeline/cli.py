@@ -23,6 +23,7 @@ from pipeline import __version__
 if TYPE_CHECKING:
     from pipeline.inventory import Target, Targets
     from pipeline.runner import Limits
+    from pipeline.warehouse import Staging
 
 OK, FAILED, USAGE, SOME_NOT_GOOD, NONE_GOOD, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -39,12 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_standard_streams()
     args = _parser().parse_args(argv)
     # What systemd, cron and timeout send ends a run as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code: int = args.command(args)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # nothing is left to interrupt
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
@@ -79,23 +83,41 @@ class UsageError(Exception):
 
 
 def _run(args: argparse.Namespace) -> int:
-    from pipeline import fanout, inventory, plan, progress, query, report, warehouse
+    from pipeline import fanout, inventory, query, report, warehouse
     from pipeline.collector.cost import MODEL_VERSION
 
     targets = _targets(args)
     run_id = warehouse.new_run_id()
-    staging = warehouse.Staging.create(
-        args.warehouse,
-        {
-            "run_id": run_id,
-            "audit": _audit(args),
-            "started_at": int(datetime.now(UTC).timestamp() * 1e6),
-            "targets": len(targets),
-            "tool_version": __version__,
-            "model_version": MODEL_VERSION,
-            "inventory_sha256": inventory.sha256(targets),
-        },
-    )
+    run = {
+        "run_id": run_id,
+        "audit": _audit(args),
+        "started_at": int(datetime.now(UTC).timestamp() * 1e6),
+        "targets": len(targets),
+        "tool_version": __version__,
+        "model_version": MODEL_VERSION,
+        "inventory_sha256": inventory.sha256(targets),
+    }
+    # Ray first: where it cannot be had, nothing is staged.
+    with fanout.cluster(args.parallel, args.address):
+        staging = warehouse.Staging.create(args.warehouse, run)
+        _collect(args, targets, staging)
+    published = staging.publish(query.check)
+    if not args.quiet:
+        print(f"published {published}", file=sys.stderr)
+    session = query.Session(warehouse.tables(args.warehouse))
+    found = report.build(session, run_id)
+    counts = session.rows("SELECT good, targets FROM runs WHERE run_id = $run", {"run": run_id})[0]
+    with contextlib.suppress(BrokenPipeError):  # it is published whether or not somebody reads on
+        report.RENDERERS["text"](found, sys.stdout)
+        sys.stdout.flush()
+    if counts["good"] == counts["targets"]:
+        return OK
+    return SOME_NOT_GOOD if counts["good"] else NONE_GOOD
+
+
+def _collect(args: argparse.Namespace, targets: Targets, staging: Staging) -> None:
+    from pipeline import fanout, plan, progress
+
     collected = 0
 
     def keep(outcome: dict[str, Any]) -> None:
@@ -117,18 +139,6 @@ def _run(args: argparse.Namespace) -> int:
         kept = f"{collected} of {len(targets)} targets were collected and are kept in {staging.directory}"
         print(kept, file=sys.stderr)
         raise
-    published = staging.publish(query.check)
-    if not args.quiet:
-        print(f"published {published}", file=sys.stderr)
-    session = query.Session(warehouse.tables(args.warehouse))
-    found = report.build(session, run_id)
-    counts = session.rows("SELECT good, targets FROM runs WHERE run_id = $run", {"run": run_id})[0]
-    with contextlib.suppress(BrokenPipeError):  # it is published whether or not somebody reads on
-        report.RENDERERS["text"](found, sys.stdout)
-        sys.stdout.flush()
-    if counts["good"] == counts["targets"]:
-        return OK
-    return SOME_NOT_GOOD if counts["good"] else NONE_GOOD
 
 
 def _audit(args: argparse.Namespace) -> str:

@@ -7,19 +7,25 @@ that is never retried; what it did not deliver the driver plans again, and each 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
 import importlib
+import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from unittest import mock
 
 from pipeline import runner
 from pipeline.collector.status import GOOD
@@ -31,6 +37,16 @@ Collect = Callable[[Target, int, runner.Limits], dict[str, Any]]
 # Another try may end differently: the worker died, the live kernel changed under every read.
 _RETRIED = {"lost", "inconsistent"}
 
+# After so long without a first sign of life somebody should know why.
+_FIRST_SIGN_S = 10.0
+# Signals so soon after one that was answered are the same wish.
+_SAME_WISH_S = 2.0
+# What is killed is gone within; a process in uninterruptible sleep is not, and nobody waits for it.
+_KILLED_S = 5.0
+
+_FOLDER = "lru-ray."
+# In the environment of each process of an embedded Ray: the directory, by which its processes are known.
+_MARK = "RAY_LRU_AUDIT_DIRECTORY"
 # Snapshots are a few MB and are fetched at once; 75 MB is the least that Ray takes.
 _OBJECT_STORE_BYTES = 128 << 20
 # Ray keeps the first token that a process used, so one does for all clusters of this process.
@@ -42,6 +58,9 @@ _QUIET = {
     # Ray prints what it knows of dead workers on stdout, where data goes; the attempts say it better.
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
 }
+
+
+_log = logging.getLogger(__name__)
 
 
 class FanoutError(RuntimeError):
@@ -83,29 +102,98 @@ def run(
 def cluster(parallel: int, address: str | None = None) -> Iterator[None]:
     """Be connected to Ray: to the given cluster, RAY_ADDRESS's, or else an embedded one of `parallel` CPUs.
 
-    The embedded Ray has its own random token, as its ports bind every address, and its files in a directory that
-    only this user may enter. Inside another `cluster` this does nothing.
+    The embedded Ray (address "local" is one, too) has its own random token, as its ports bind every address, and its
+    files in a directory that only this user may enter; in the end its processes and the directory are gone. SIGINT
+    and SIGTERM are KeyboardInterrupt, never in the middle of Ray's start or end. Inside another `cluster` this does
+    nothing.
 
     :raises FanoutError:
     """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        yield
+        return
     address = address or os.environ.get("RAY_ADDRESS")
-    with contextlib.ExitStack() as stack:
+    if address == "local":
+        address = None
+    with _Signals() as signals, contextlib.ExitStack() as stack:
         stack.enter_context(_environment(_QUIET))
         options = _joined(stack, address) if address else _embedded(stack, parallel)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ray = _import_ray()
-            if not ray.is_initialized():
-                stack.callback(ray.shutdown)
-                try:
-                    ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **options)
-                except Exception as error:
-                    reason = str(error).strip().partition("\n")[0]
-                    if "InvalidAuthToken" in f"{error} {error.__cause__}":
-                        reason = "it wants another token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
-                    what = f"join the Ray cluster at {address}" if address else "start Ray"
-                    raise FanoutError(f"cannot {what}: {runner.bounded(reason)}") from error
+            stack.callback(ray.shutdown)
+            try:
+                _init(ray, address or "local", options)
+            except Exception as error:
+                reason = str(error).strip().partition("\n")[0]
+                if "InvalidAuthToken" in f"{error} {error.__cause__}":
+                    reason = "it wants another token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+                what = f"join the Ray cluster at {address}" if address else "start Ray"
+                raise FanoutError(f"cannot {what}: {runner.bounded(reason)}") from error
+        stack.callback(signals.hold)
+        signals.release()
         yield
+
+
+class _Signals:
+    """SIGINT and SIGTERM as KeyboardInterrupt, but held while Ray starts or ends.
+
+    A start that is interrupted crashes when the program exits, an end that is interrupted leaves processes and
+    files. A signal that the caller ignores stays ignored.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[int, Any] = {}
+        self._held = True
+        self._waiting = False
+        self._raised_at = -_SAME_WISH_S
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self._held:
+            self._waiting = True
+        elif time.monotonic() - self._raised_at >= _SAME_WISH_S:
+            self._raised_at = time.monotonic()
+            raise KeyboardInterrupt
+
+    def hold(self) -> None:
+        self._held = True
+
+    def release(self) -> None:
+        """Raise what came meanwhile, and from now on what comes."""
+        self._held = False
+        if self._waiting:
+            self._waiting = False
+            self._handle(0, None)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self._waiting and kind is not KeyboardInterrupt:
+            raise KeyboardInterrupt
+
+
+def _init(ray: Any, address: str, options: Mapping[str, Any]) -> None:
+    """Start or join Ray, without its handler of SIGTERM, which ends the process wherever it is.
+
+    Its processes are in groups of their own, as `timeout` sends SIGTERM to the group, and a driver that finds its
+    Ray dead while it starts ends without an exception.
+    """
+    with contextlib.ExitStack() as stack:
+        # Private names of Ray: where a release lacks one, an interrupt of the start is answered later.
+        utils, services = ray._private.utils, ray._private.services
+        if hasattr(utils, "set_sigterm_handler"):
+            stack.enter_context(mock.patch.object(utils, "set_sigterm_handler"))
+        if hasattr(services, "ConsolePopen"):
+            popen = functools.partial(services.ConsolePopen, process_group=0)
+            stack.enter_context(mock.patch.object(services, "ConsolePopen", popen))
+        ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
 
 
 def _joined(stack: contextlib.ExitStack, address: str) -> dict[str, Any]:
@@ -121,14 +209,12 @@ def _joined(stack: contextlib.ExitStack, address: str) -> dict[str, Any]:
 
 
 def _embedded(stack: contextlib.ExitStack, parallel: int) -> dict[str, Any]:
-    """Return the options of an embedded Ray; its environment and directory last as long as the stack."""
-    # Ray makes its own directory 0777. A socket's path may have 107 bytes and Ray needs 83 of them.
-    folder = tempfile.gettempdir()
-    private = tempfile.mkdtemp(prefix="lru-ray-", dir=folder if len(folder) <= 24 else "/tmp")
-    stack.callback(shutil.rmtree, private, ignore_errors=True)
+    """Return the options of an embedded Ray; its environment, directory and processes last as long as the stack."""
+    private = _directory(stack)
     package = str(Path(__file__).resolve().parent.parent)
     python_path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, "PYTHONPATH": python_path}
+    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, "PYTHONPATH": python_path, _MARK: private}
+    variables["SPT_NOENV"] = "1"  # Ray writes the titles of its agents over their environment otherwise
     stack.enter_context(_environment(variables))
     return {
         "num_cpus": parallel,
@@ -136,6 +222,57 @@ def _embedded(stack: contextlib.ExitStack, parallel: int) -> dict[str, Any]:
         "object_store_memory": _OBJECT_STORE_BYTES,
         "_temp_dir": os.path.join(private, "r"),
     }
+
+
+def _directory(stack: contextlib.ExitStack) -> str:
+    """Make a directory for an embedded Ray, which makes its own 0777, and remove those of drivers that were killed.
+
+    A driver that lives has its directory locked.
+    """
+    # A socket's path may have 107 bytes and Ray needs 83 of them.
+    folder = tempfile.gettempdir()
+    folder = folder if len(folder) <= 24 else "/tmp"
+    for stale in Path(folder).glob(f"{_FOLDER}*"):
+        with contextlib.suppress(OSError), _opened(str(stale)) as directory:
+            if os.fstat(directory).st_uid == os.geteuid():
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(str(stale))
+    while True:
+        private = tempfile.mkdtemp(prefix=_FOLDER, dir=folder)
+        with contextlib.suppress(OSError):  # a file system without locks: nobody removes it
+            fcntl.flock(stack.enter_context(_opened(private)), fcntl.LOCK_EX)
+        if os.path.exists(private):  # else another driver found it before it was locked
+            stack.callback(_remove, private)
+            return private
+
+
+@contextlib.contextmanager
+def _opened(directory: str) -> Iterator[int]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _remove(private: str) -> None:
+    """Kill what is left of an embedded Ray, then remove its directory, which Ray's agents would make again."""
+    until = time.monotonic() + _KILLED_S
+    while _kill(private) and time.monotonic() < until:
+        time.sleep(0.02)
+    shutil.rmtree(private, ignore_errors=True)
+
+
+def _kill(private: str) -> int:
+    """Kill the processes of an embedded Ray, orphans as well, and return how many there were."""
+    mark = os.fsencode(f"\0{_MARK}={private}\0")
+    killed = 0
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # gone, or another user's
+            if mark in b"\0" + Path(f"/proc/{pid}/environ").read_bytes() and int(pid) != os.getpid():
+                os.kill(int(pid), signal.SIGKILL)
+                killed += 1
+    return killed
 
 
 def _import_ray() -> Any:
@@ -206,6 +343,7 @@ class _Run:
         self.tried: dict[str, list[dict[str, Any]]] = {}
         self.done = 0
         self.failed: Counter[str] = Counter()
+        self.wait_s: float | None = _FIRST_SIGN_S
         task = self.ray.remote(num_cpus=1, max_retries=0, num_returns="streaming")(_collect_batch)
         self.submit: Callable[..., Any] = lambda todo, **options: task.options(**options).remote(todo, limits, collect)
 
@@ -215,7 +353,10 @@ class _Run:
             while self.waiting or self.streams:
                 while self.waiting and len(self.streams) < self.plan.parallel:
                     self._start(self.waiting.popleft())
-                ready, _ = self.ray.wait(list(self.streams), num_returns=1)
+                ready, _ = self.ray.wait(list(self.streams), num_returns=1, timeout=self.wait_s)
+                if not ready:
+                    _log.warning("no worker has begun after %g s: has Ray no free CPU?", self.wait_s)
+                self.wait_s = None
                 for generator in ready:
                     self._receive(self.streams[generator])
         finally:

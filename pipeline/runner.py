@@ -251,5 +251,5 @@ def _signal_name(number: int) -> str:
 
 def bounded(text: str) -> str:
     """Return a stranger's text as one printable line of at most 500 characters."""
-    text = printable(text[:_ERROR_CHARACTERS])
+    text = printable(text[: _ERROR_CHARACTERS + 1])
     return text if len(text) <= _ERROR_CHARACTERS else text[: _ERROR_CHARACTERS - 4] + " ..."

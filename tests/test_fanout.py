@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import shutil
 import signal
 import stat
 import subprocess
@@ -33,7 +32,7 @@ PARALLEL = 2
 def embedded() -> Iterator[None]:
     with fanout.cluster(PARALLEL):
         yield
-    assert "RAY_AUTH_TOKEN" not in os.environ
+    assert not [name for name in os.environ if name.startswith(("RAY_AUTH", "RAY_LRU", "SPT_"))]
 
 
 def targets(count: int) -> list[Target]:
@@ -219,6 +218,44 @@ def test_nobody_joins_the_embedded_ray_without_its_token():
         assert "InvalidAuthToken" in refused.stderr
 
 
+def test_the_embedded_ray_has_its_token_whatever_the_user_has_set(tmp_path):
+    code = """
+import subprocess, sys
+with fanout.cluster(1):
+    import ray
+    address = ray.get_runtime_context().gcs_address
+    code = f"from ray._raylet import GcsClient; print(len(GcsClient(address={address!r}).get_all_node_info()))"
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    print(done.returncode != 0, "InvalidAuthToken" in done.stderr)
+"""
+    for variables in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_ADDRESS": "local"}):
+        assert driver(tmp_path, code, **variables).stdout == "True True\n"
+
+
+def test_an_address_of_local_is_a_ray_of_its_own(tmp_path, short):
+    code = """
+with fanout.cluster(1, "local"):
+    import pathlib, ray
+    session = ray._private.worker._global_node.get_session_dir_path()
+    print(pathlib.Path(session).parent.parent.stat().st_mode & 0o777 == 0o700, len(os.environ["RAY_AUTH_TOKEN"]))
+"""
+    assert driver(tmp_path, code, TMPDIR=str(short)).stdout == "True 64\n"
+
+
+def test_a_cluster_with_no_free_cpu_is_said_once(monkeypatch, caplog):
+    import ray
+
+    monkeypatch.setattr(fanout, "_FIRST_SIGN_S", 0.2)
+    busy = [ray.remote(num_cpus=1)(lambda: time.sleep(1.5)).remote() for _ in range(PARALLEL)]
+    time.sleep(0.5)
+    run(targets(3), giving(lambda target, attempt: "ok"))
+    ray.get(busy)
+    assert [record.getMessage() for record in caplog.records] == [
+        "no worker has begun after 0.2 s: has Ray no free CPU?"
+    ]
+
+
 def test_only_this_user_may_enter_the_embedded_rays_directory():
     import ray
 
@@ -324,20 +361,48 @@ def test_a_stopped_driver_leaves_nothing_running_and_ray_has_said_nothing(tmp_pa
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=30)
     assert stdout == "t0 lost\nt1 lost\n"
-    if number == signal.SIGINT:
+    if number != signal.SIGKILL:
         assert stderr.startswith("Traceback")
         assert stderr.endswith("\nKeyboardInterrupt\n")
     else:
         assert stderr == ""
     if number == signal.SIGKILL:
-        # Ray's own agents take a minute to notice, and nobody is left to remove the directory.
+        # Ray's own agents take a minute to notice, and nobody is left to remove the directory: the next one does.
         gone_within(5, children)
-        for pid in filter(alive, raylets):
-            os.kill(int(pid), signal.SIGKILL)
-        for session in short.iterdir():
-            shutil.rmtree(session)
-    else:
-        gone_within(5, children + raylets)
+        assert list(short.iterdir())
+        driver(tmp_path, "run(1, ok)", TMPDIR=str(short))
+    gone_within(5, children + raylets)
+
+
+def test_the_directory_of_a_driver_that_lives_and_what_is_not_ours_stays(short):
+    code = """
+import sys
+from pipeline import fanout
+with fanout.cluster(1):
+    print("up", flush=True)
+    sys.stdin.read()
+    import ray
+    print(ray.get(ray.remote(lambda: 3).remote()))
+"""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= {"TMPDIR": str(short), "PYTHONPATH": str(ROOT)}
+    pipe = subprocess.PIPE
+    living = subprocess.Popen([sys.executable, "-c", code], env=env, stdin=pipe, stdout=pipe, text=True)
+    assert living.stdout.readline() == "up\n"
+    (private,) = short.iterdir()
+    (short / "kept").mkdir()
+    (short / f"{private.name}.link").symlink_to(short / "kept")
+    if os.geteuid() == 0:
+        (short / f"{private.name}.other").mkdir(0o700)
+        os.chown(short / f"{private.name}.other", 1, 1)
+    (short / f"{private.name}.dead").mkdir()
+    before = set(short.iterdir())
+    subprocess.run([sys.executable, "-c", code], env=env, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+    assert before - set(short.iterdir()) == {short / f"{private.name}.dead"}
+    assert living.communicate(timeout=30)[0] == "3\n"
+    assert not private.exists()
+    for path in short.iterdir():
+        path.unlink() if path.is_symlink() else path.rmdir()
 
 
 def gone_within(seconds: float, pids: list[str]) -> None:

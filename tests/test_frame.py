@@ -10,6 +10,9 @@ from pipeline import frame
 from pipeline.collector import __main__ as collector
 from pipeline.collector.status import GOOD, STATUSES
 
+# How a child ended, and whether it was begun, it cannot say itself.
+NOT_THE_CHILDS = ["bad_output", "timeout", "crashed", "lost", "not_run"]
+
 HEADER = frame.HEADER.decode()
 TARGETS = {"table": "targets", "columns": ["host", "reads"], "rows": [["db1", 7]]}
 MOUNTS = {"table": "superblocks", "columns": ["address", "fstype"], "rows": [[2**64 - 1, "ext4"], [1, "tmpfs"]]}
@@ -60,26 +63,31 @@ def test_unsupported_is_a_snapshot_with_a_reason():
     assert snapshot.unsupported == "no memcg"
 
 
-@pytest.mark.parametrize("status", [status for status in STATUSES if status not in GOOD])
+@pytest.mark.parametrize("status", sorted(frame.FAILURES))
 def test_a_failure_carries_its_status(status):
     error = {"status": status, "error_type": "FaultError", "error": "core: why"}
     assert frame.parse(framed({"error": error})) == frame.Failure(status, "FaultError", "core: why")
 
 
+def test_every_status_is_good_or_the_childs_or_ours():
+    assert sorted([*frame.FAILURES, *NOT_THE_CHILDS, *GOOD]) == sorted(STATUSES)
+
+
 @pytest.mark.parametrize(
     "error",
     [
+        *({"status": status, "error_type": "E", "error": "x"} for status in NOT_THE_CHILDS),
         {"status": "ok", "error_type": "E", "error": "x"},
         {"status": "unsupported", "error_type": "E", "error": "x"},
         {"status": "fine", "error_type": "E", "error": "x"},
-        {"status": ["timeout"], "error_type": "E", "error": "x"},
-        {"status": "timeout", "error_type": 5, "error": "x"},
-        {"status": "timeout"},
-        "timeout",
+        {"status": ["denied"], "error_type": "E", "error": "x"},
+        {"status": "denied", "error_type": 5, "error": "x"},
+        {"status": "denied"},
+        "denied",
         None,
     ],
 )
-def test_a_failure_without_a_known_bad_status_is_refused(error):
+def test_a_failure_without_a_status_that_a_child_may_give_is_refused(error):
     assert "names no status" in refused({"error": error})
 
 

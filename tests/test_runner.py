@@ -164,6 +164,22 @@ def test_what_a_child_says_is_one_short_printable_line(child):
     status, error_type, error = ending(child(code))
     assert (status, error_type) == ("bad_core", r"E\x1b[2J")
     assert error.startswith(r"a\x1b[31m\n\u202e\x00")
+    assert error.endswith(" ...")
+
+
+@pytest.mark.parametrize(("length", "shown"), [(500, "x" * 500), (501, "x" * 496 + " ..."), (9999, "x" * 496 + " ...")])
+def test_a_text_that_was_cut_says_so(length, shown):
+    assert runner.bounded("x" * length) == shown
+
+
+def test_a_child_cannot_say_that_it_was_lost_and_be_tried_again(child):
+    code = """
+    print("list-lru-audit snapshot 1")
+    print('{"error": {"status": "lost", "error_type": "E", "error": "again"}}')
+    """
+    status, _, error = ending(child(code))
+    assert status == "bad_output"
+    assert "no status that a child may give" in error
 
 
 def test_a_file_that_is_not_there_is_unreachable_on_this_node(tmp_path):

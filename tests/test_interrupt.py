@@ -1,0 +1,126 @@
+"""Ctrl-C and SIGTERM at any moment of a run: exit 130, and no process and no temporary file stays."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import cli
+
+ROOT = Path(__file__).parents[1]
+
+
+class Audit:
+    """A run of its own. Its processes are known by a word in their environment, orphans as well."""
+
+    def __init__(self, folder: Path, temporary: Path) -> None:
+        script = folder / "hung"
+        script.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(100)\n")
+        script.chmod(0o755)
+        (folder / "core").touch()
+        (folder / "fleet.yaml").write_text(f"- {{target: '{folder}/core', python: '{script}'}}\n")
+        self.warehouse = folder / "warehouse"
+        self.script = script
+        self.word = secrets.token_hex(16)
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "LRU_AUDIT_"))}
+        # Ray writes over the environment of its agents without SPT_NOENV.
+        env = {**clean, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary), "SPT_NOENV": "1", "TEST_WORD": self.word}
+        command = [sys.executable, "-m", "pipeline", "run", "-i", folder / "fleet.yaml", "-w", self.warehouse]
+        self.process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def running(self) -> dict[int, str]:
+        """The processes of the run: pid to command line."""
+        found = {}
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if self.word.encode() in (path / "environ").read_bytes():
+                    found[int(path.name)] = (path / "cmdline").read_text().replace("\0", " ")
+        return found
+
+    def until(self, processes: int) -> None:
+        """Wait until the run has so many processes besides the driver."""
+        deadline = time.monotonic() + 30
+        while len(self.running()) <= processes:
+            assert self.process.poll() is None, self.process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def until_collecting(self) -> None:
+        deadline = time.monotonic() + 30
+        while not any(str(self.script) in command for command in self.running().values()):
+            assert self.process.poll() is None, self.process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def interrupted(self) -> str:
+        """Wait until the end, see that it left nothing, and return what it said."""
+        stdout, stderr = self.process.communicate(timeout=30)
+        assert (self.process.returncode, stdout) == (cli.INTERRUPTED, ""), stderr
+        deadline = time.monotonic() + 3
+        while left := self.running():
+            assert time.monotonic() < deadline, left
+            time.sleep(0.05)
+        assert stderr.splitlines()[-1] == "interrupted"
+        assert "Traceback" not in stderr
+        assert not list(self.warehouse.glob("runs/*")), "nothing is published"
+        return stderr
+
+
+@pytest.fixture
+def audit(tmp_path: Path) -> Iterator[Audit]:
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as temporary:
+        run = Audit(tmp_path, Path(temporary))
+        try:
+            yield run
+            assert os.listdir(temporary) == []
+        finally:
+            for pid in run.running():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            run.process.communicate()
+
+
+@pytest.mark.parametrize("processes", [1, 4, 7, 9])
+def test_an_interrupt_while_ray_starts_leaves_nothing(audit: Audit, processes: int) -> None:
+    audit.until(processes)
+    audit.process.send_signal(signal.SIGTERM if processes == 4 else signal.SIGINT)
+    audit.interrupted()
+
+
+def test_interrupts_of_an_interrupted_start_and_end_change_nothing(audit: Audit) -> None:
+    audit.until(5)
+    while audit.process.poll() is None:
+        audit.process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    audit.interrupted()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_collecting_keeps_what_was_collected(audit: Audit, number: signal.Signals) -> None:
+    """To all processes at once, as a terminal, `timeout` and systemd send it, and again."""
+    audit.until_collecting()
+    os.killpg(audit.process.pid, number)
+    time.sleep(0.3)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(audit.process.pid, number)
+    stderr = audit.interrupted()
+    (staging,) = audit.warehouse.glob("staging/*")
+    assert f"0 of 1 targets were collected and are kept in {staging}" in stderr

@@ -342,3 +342,11 @@ def test_an_outcome_is_the_last_attempt_with_all_attempts_as_rows():
         "attempts": [lost["attempt"], good["attempt"]],
         "tables": {"memcgs": {}},
     }
+
+
+def test_the_peak_memory_is_the_childs_own() -> None:
+    """A child's ru_maxrss starts with what its parent had at fork: 300 MB here, far more than an audit takes."""
+    core = Path(__file__).parent / "vmcores" / "deb510-n1" / "vmcore"
+    ballast = bytearray(os.urandom(1 << 20)) * 300
+    made = runner.run(Target("core", "vmcore", str(core)), 1, runner.Limits())
+    assert len(ballast) > 2 * made["columns"]["peak_rss_bytes"] > 0

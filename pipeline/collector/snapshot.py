@@ -3,7 +3,7 @@
 What each column means stands in ``schemas/``; this fills them in.
 """
 
-import resource
+import re
 
 from drgn import FaultError, Object, alignof, sizeof
 from drgn.helpers.linux.nodemask import for_each_node_mask
@@ -222,7 +222,7 @@ def _target_row(kernel, found, sbs, cgroups):
         "model_version": cost.MODEL_VERSION,
         "reads": reads,
         "read_bytes": read_bytes,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": _peak_rss_bytes(),
         "host": text(uts.nodename.string_())[0],
         "kernel_release": text(uts.release.string_())[0],
         "kernel_version": text(uts.version.string_())[0],
@@ -306,6 +306,15 @@ def _reads():
     except OSError:
         return None, None
     return int(counters["syscr"]), int(counters["rchar"])
+
+
+def _peak_rss_bytes():
+    """Return the most memory that this program had, or None; getrusage() would include its parent's before exec()."""
+    try:
+        with open("/proc/self/status") as f:
+            return int(re.search(r"^VmHWM:\s+(\d+) kB", f.read(), re.MULTILINE).group(1)) * 1024
+    except (OSError, AttributeError):
+        return None
 
 
 def _version():

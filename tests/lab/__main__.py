@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pipeline.collector.status import CollectError
 from tests.lab import boot, bundle, kernels
 from tests.lab.bundle import step
 from tests.lab.kernels import LabError
@@ -36,7 +37,7 @@ def main() -> int:
                 made = bundle.bundle(shape, kernel(shape, args), args.cache)
                 size = sum(file.stat().st_size for file in made.rglob("*") if file.is_file())
                 step(f"{shape.name}: {size / 1e6:.1f} MB")
-    except LabError as e:
+    except (LabError, CollectError) as e:
         print(f"lab: {e}", file=sys.stderr)
         return 1
     except FileNotFoundError as e:

@@ -12,7 +12,6 @@ from typing import Any
 
 from drgn import FaultError, Program
 from drgn.helpers.linux.cgroup import cgroup_path, css_for_each_descendant_pre
-from drgn.helpers.linux.mm import follow_phys
 from drgn.helpers.linux.slab import for_each_slab_cache, slab_cache_usage, slab_object_info
 
 from pipeline.collector import kernel, snapshot
@@ -51,11 +50,12 @@ def bundle(shape: Shape, built: Kernel, scratch: Path) -> Path:
 def small_core(full: Path, built: Kernel) -> SmallCore:
     """The small core with what the collector, and the tests of drgn's helpers, read without debug info."""
     core = FullCore(full)
-    frames = core.touched(lambda prog: examine(kernel.with_types(prog, str(full))))
-    if b"SYMBOL(kallsyms_names)=" not in core.vmcoreinfo:
-        frames -= searched(kernel.with_types(core.program(), str(full), built.vmlinux).prog)
-    frames |= core.touched(lambda prog: examine(kernel.with_types(prog, str(full), built.vmlinux)))
-    return core.small(frames)
+    frames = core.touched(lambda prog: examine(kernel.with_types(prog, str(full), built.vmlinux)))
+    if b"SYMBOL(kallsyms_names)=" in core.vmcoreinfo:
+        return core.small(frames | core.touched(lambda prog: examine(kernel.with_types(prog, str(full)))))
+    # Before v6.0 the collector searches the image for the symbol table; what it steps over may be missing.
+    ranges = sought(kernel.with_types(core.program(), str(full), built.vmlinux).prog)
+    return core.small(frames | core.touched(lambda prog: [prog.read(start, end - start) for start, end in ranges]))
 
 
 def examine(opened: kernel.Kernel) -> None:
@@ -72,19 +72,21 @@ def examine(opened: kernel.Kernel) -> None:
             slab_cache_usage(cache)
 
 
-def searched(prog: Program) -> set[int]:
-    """Page frames of the kernel image that a search for its symbol table and BTF only steps over, before v6.0.
+def sought(prog: Program) -> list[tuple[int, int]]:
+    """What the collector needs of the kernel image: first and end address of its parts, before v6.0.
 
-    The text's first page stays: the collector looks there whether the core was filtered. kallsyms_offsets is the
-    first, kallsyms_token_index with 256 u16 the last of the tables, up to v6.3.
+    The text's first page: the collector looks there whether the core was filtered. Of the symbol table kallsyms_offsets
+    is the first and kallsyms_token_index, 256 u16, the last. The BTF.
     """
 
-    def frame(name: str, end: int = 0) -> int:
-        return int(follow_phys(prog["init_mm"].address_of_(), prog.symbol(name).address + end)) // PAGE
+    def at(name: str) -> int:
+        return prog.symbol(name).address
 
-    before = range(frame("_stext") + 1, frame("kallsyms_offsets"))
-    between = range(frame("kallsyms_token_index", end=512) + 1, frame("__start_BTF"))
-    return {*before, *between}
+    return [
+        (at("_stext"), at("_stext") + PAGE),
+        (at("kallsyms_offsets"), at("kallsyms_token_index") + 512),
+        (at("__start_BTF"), at("__stop_BTF")),
+    ]
 
 
 def audit(core: Path) -> dict[str, Any]:

@@ -211,9 +211,7 @@ def _joined(stack: contextlib.ExitStack, address: str) -> dict[str, Any]:
 def _embedded(stack: contextlib.ExitStack, parallel: int) -> dict[str, Any]:
     """Return the options of an embedded Ray; its environment, directory and processes last as long as the stack."""
     private = _directory(stack)
-    package = str(Path(__file__).resolve().parent.parent)
-    python_path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, "PYTHONPATH": python_path, _MARK: private}
+    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, "PYTHONPATH": runner.python_path(), _MARK: private}
     variables["SPT_NOENV"] = "1"  # Ray writes the titles of its agents over their environment otherwise
     stack.enter_context(_environment(variables))
     return {

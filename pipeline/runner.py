@@ -231,10 +231,15 @@ def _kill_group(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
 def _environment() -> dict[str, str]:
     """The runner's own, without Ray's (its token is in there), with this very package importable."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    here = str(Path(__file__).resolve().parent.parent)
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [here, env.get("PYTHONPATH")]))
+    env["PYTHONPATH"] = python_path()
     env.setdefault("OMP_NUM_THREADS", "1")  # a task has one CPU; drgn would read DWARF with all of them
     return env
+
+
+def python_path() -> str:
+    """Return a PYTHONPATH with which a child imports this very package, wherever it runs."""
+    here = str(Path(__file__).resolve().parent.parent)
+    return os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
 
 
 def _last_line(stderr: bytes) -> str:

@@ -44,14 +44,17 @@ def load(prog):
         raise CollectError("no_types", message, type(e).__name__) from e
 
 
+def vmcoreinfo_symbols(prog):
+    """Return the addresses of the symbols that VMCOREINFO names."""
+    found = re.findall(rb"^SYMBOL\((\w+)\)=([0-9a-f]+)$", prog["VMCOREINFO"].string_(), re.MULTILINE)
+    return {name.decode(): int(address, 16) for name, address in found}
+
+
 class _Kallsyms:
     """The decoded tables (kernel/kallsyms.c)."""
 
     def __init__(self, prog):
-        symbols = {
-            name.decode(): int(address, 16)
-            for name, address in re.findall(rb"^SYMBOL\((\w+)\)=([0-9a-f]+)$", prog["VMCOREINFO"].string_(), re.M)
-        }
+        symbols = vmcoreinfo_symbols(prog)
         if "_stext" not in symbols:
             raise CollectError("no_types", "VMCOREINFO does not say where the kernel's text is; give --vmlinux")
         if not any(_read_with_holes(prog, symbols["_stext"], _PAGE_BYTES)):

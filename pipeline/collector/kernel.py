@@ -6,7 +6,6 @@ DWARF or from the BTF inside the kernel.
 
 import lzma
 import os
-import re
 import tarfile
 
 from drgn import (
@@ -59,7 +58,6 @@ _DECLARATIONS = {
 # drgn asks whether these exist: the memmap is virtually contiguous if the kernel can populate it.
 _FUNCTIONS = ("vmemmap_populate",)
 
-
 _PLATFORMS = {"x86_64": Platform(Architecture.X86_64), "aarch64": Platform(Architecture.AARCH64)}
 
 
@@ -80,8 +78,8 @@ class Kernel:
 def open_kernel(source, vmlinux=None, debug_dirs=(), btf_dir=None):
     """Open a core or the running kernel and find its types and symbols.
 
-    Files that the user named come first; then the BTF in the kernel, which costs a tenth of a second where DWARF
-    costs seconds and half a gigabyte; then ``btf_dir``; then what drgn finds in its standard places.
+    Files that the user named come first; then the BTF in the kernel, with which an audit takes 70 MB of memory where
+    DWARF takes 220 and a file that few hosts have; then ``btf_dir``; then what drgn finds in its standard places.
 
     :param source: the path of an ELF or kdump-compressed core, or ``live:``.
     :param vmlinux: a file with this kernel's DWARF, or None.
@@ -178,8 +176,8 @@ def _not_its_vmlinux(module, vmlinux, source):
 
 def _check_symbols(prog, vmlinux, source):
     # A core from before v5.9 (0935288c6e00) has no build id in VMCOREINFO, but the addresses of some symbols.
-    init_uts_ns = re.search(rb"^SYMBOL\(init_uts_ns\)=([0-9a-f]+)$", prog["VMCOREINFO"].string_(), re.MULTILINE)
-    if init_uts_ns and prog.symbol("init_uts_ns").address != int(init_uts_ns.group(1), 16):
+    address = kallsyms.vmcoreinfo_symbols(prog).get("init_uts_ns")
+    if address is not None and prog.symbol("init_uts_ns").address != address:
         raise _not_its_vmlinux(prog.main_module(), vmlinux, source)
 
 

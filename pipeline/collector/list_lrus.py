@@ -6,12 +6,13 @@ online memcgs: at offline a memcg's items move to its parent (memcg_drain_all_li
 """
 
 import struct
+from collections import namedtuple
 
 from drgn import offsetof, sizeof
 from drgn.helpers.linux.slab import slab_object_info
 
 from . import layouts, superblocks
-from .memory import Members, has_member, read_each
+from .memory import Members, has_member, read, read_each, walk_list
 from .slab import allocation
 from .status import CollectError
 
@@ -29,6 +30,9 @@ _XA_CHUNK_SIZE = 1 << _XA_CHUNK_SHIFT
 _XA_ROOT_SHIFTS = (0, _XA_CHUNK_SHIFT, 2 * _XA_CHUNK_SHIFT)
 # Pointers below are no pointers, internal entries below no nodes (xa_is_node(), XA_ZERO_ENTRY, XA_RETRY_ENTRY).
 _XA_LOWEST_POINTER = 4096
+
+
+_Link = namedtuple("_Link", "next")
 
 
 class ListLru:
@@ -100,7 +104,7 @@ def _find(prog, sbs):
         for sb in sbs:
             address = sb.address + offset
             list_lrus[address] = ListLru(address, "superblock", sb.address, name)
-            links[address] = sb.lru_links[member]
+            links[address] = _Link(sb.lru_links[member])
     for address in _listed(prog, links):
         if address not in list_lrus:
             list_lrus[address] = _with_owner(prog, address)
@@ -110,7 +114,7 @@ def _find(prog, sbs):
 def _listed(prog, links):
     """Yield the addresses on list_lrus: all of them, or since v5.16 (3eef11279ba5) the memcg-aware ones.
 
-    :param links: ``list.next`` of the list_lrus that were read with their superblocks, by address.
+    :param links: the _Link of the list_lrus that were read with their superblocks, by address.
     """
     try:
         head = prog["memcg_list_lrus"]
@@ -118,17 +122,10 @@ def _listed(prog, links):
         head = prog["list_lrus"]
     list_lru_type = prog.type("struct list_lru")
     members = Members(prog, list_lru_type, next="list.next")
+    first, end = head.next.value_(), head.address_of_().value_()
     offset = offsetof(list_lru_type, "list")
-    end = head.address_of_().value_()
-    link = head.next.value_()
-    seen = set()
-    while link != end:
-        address = link - offset
-        if address in seen or len(seen) == _MOST_LIST_LRUS:
-            raise CollectError("bad_core", "the list of list_lrus does not end after %d" % len(seen))
-        seen.add(address)
+    for address, _ in walk_list(prog, members, first, end, offset, _MOST_LIST_LRUS, known=links):
         yield address
-        link = links[address] if address in links else members.read(prog, address).next
 
 
 def _with_owner(prog, address):
@@ -264,9 +261,13 @@ class _Eager(_Walk):
 
     def size_of_object(self, array):
         if self.found.object_bytes is None and self.cache_ids:
-            sample = self.prog.read_word(array + self.header_bytes)
+            (sample,) = self.slots(array, 1)
             self.found.object_bytes, self.found.object_cache = allocation(self.prog, sample)
         return self.found.object_bytes or 0
+
+    def slots(self, array, count):
+        """Return the first pointers of a pointer array."""
+        return struct.unpack("%dQ" % count, read(self.prog, array + self.header_bytes, 8 * count))
 
     def gather(self, lru, array):
         if self.live_ids:
@@ -279,10 +280,9 @@ class _Eager(_Walk):
         """Read nr_items of the online memcgs' list_lru_one in the gathered arrays."""
         if not self.pending:
             return
-        slots = struct.Struct("%dQ" % (self.live_ids[-1] + 1))
         at = []
         for lru, array in self.pending:
-            pointers = slots.unpack(self.prog.read(array + self.header_bytes, slots.size))
+            pointers = self.slots(array, self.live_ids[-1] + 1)
             at += [(lru, cache_id, pointers[cache_id]) for cache_id in self.live_ids]
         data = read_each(self.prog, [address for _, _, address in at], self.one.end)
         for lru, cache_id, address in at:

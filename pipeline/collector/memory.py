@@ -43,25 +43,26 @@ class Members:
 
     def read(self, prog, address):
         """Read and decode the members of the struct at an address, in one read."""
-        return self._fields._make(self._struct.unpack(_read(prog, address + self._start, self._struct.size)))
+        return self._fields._make(self._struct.unpack(read(prog, address + self._start, self._struct.size)))
 
     def decode(self, data, offset=0):
         """Decode the members of the struct that starts at an offset of data."""
         return self._fields._make(self._struct.unpack_from(data, offset + self._start))
 
 
-def _read(prog, address, size):
+def read(prog, address, size):
     """Read memory; an address that no object can have is a fault, also where a core's page 0 can be read as NULL."""
     if not _PAGE_BYTES <= address < (1 << 64) - size:
         raise FaultError("a broken pointer", address & ((1 << 64) - 1))
     return prog.read(address, size)
 
 
-def walk_list(prog, members, first, head, offset, most):
+def walk_list(prog, members, first, head, offset, most, known=None):
     """Yield the address and the decoded members of each struct on a kernel list.
 
     :param members: Members with a field ``next``. :param first: the first link. :param head: what the last struct's
         next is: the address of the list_head, or 0. :param offset: of the link in the struct.
+    :param known: what is known of structs that were read before, by address: an object with ``next``.
     :raises CollectError: ``bad_core``: the list goes round without its head, or has more than ``most`` structs.
     """
     seen = set()
@@ -70,8 +71,9 @@ def walk_list(prog, members, first, head, offset, most):
         if link in seen or len(seen) == most:
             raise CollectError("bad_core", "a list of %s does not end after %d" % (members.name, len(seen)))
         seen.add(link)
-        fields = members.read(prog, link - offset)
-        yield link - offset, fields
+        address = link - offset
+        fields = known[address] if known and address in known else members.read(prog, address)
+        yield address, fields
         link = fields.next
 
 
@@ -112,7 +114,7 @@ def read_each(prog, addresses, size):
     """
     objects = {}
     for start, end, run in _runs(sorted(set(addresses)), size):
-        data = _read(prog, start, end - start)
+        data = read(prog, start, end - start)
         for address in run:
             objects[address] = data[address - start : address - start + size]
     return objects
@@ -140,7 +142,7 @@ def c_string(prog, address):
     while len(found) < _LONGEST_STRING_BYTES:
         # Not beyond the page: the next one could be missing.
         at = address + len(found)
-        part, end, _ = _read(prog, at, min(_STRING_PART_BYTES, _PAGE_BYTES - at % _PAGE_BYTES)).partition(b"\0")
+        part, end, _ = read(prog, at, min(_STRING_PART_BYTES, _PAGE_BYTES - at % _PAGE_BYTES)).partition(b"\0")
         found += part
         if end:
             break

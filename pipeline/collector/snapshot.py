@@ -8,7 +8,7 @@ import re
 from drgn import FaultError, Object, alignof, sizeof
 from drgn.helpers.linux.nodemask import for_each_node_mask
 
-from . import cost, layouts, list_lrus, memcgs, slab, superblocks
+from . import __version__, cost, layouts, list_lrus, memcgs, slab, superblocks
 from .memory import has_member, text
 
 _MICROSECONDS = 1000000
@@ -218,7 +218,7 @@ def _target_row(kernel, found, sbs, cgroups):
     in_cache = sum(lru.list_lru_one_objects for lru in found.list_lrus) if found.object_cache else None
     reads, read_bytes = _reads()
     return {
-        "collector_version": _version(),
+        "collector_version": __version__,
         "model_version": cost.MODEL_VERSION,
         "reads": reads,
         "read_bytes": read_bytes,
@@ -315,9 +315,3 @@ def _peak_rss_bytes():
             return int(re.search(r"^VmHWM:\s+(\d+) kB", f.read(), re.MULTILINE).group(1)) * 1024
     except (OSError, AttributeError):
         return None
-
-
-def _version():
-    from . import __version__
-
-    return __version__

@@ -2,7 +2,7 @@
 
 from drgn import sizeof
 
-from .memory import Members, c_string, has_member, walk_list
+from .memory import Members, c_string, has_member, read, walk_list
 
 _MOST_SUPERBLOCKS = 1 << 20
 _MOST_MOUNTS = 1 << 20
@@ -143,7 +143,7 @@ class _Mounts:
 
     def _dentry_at(self, address):
         if address not in self._dentries:
-            data = self._prog.read(address, self._dentry_bytes)
+            data = read(self._prog, address, self._dentry_bytes)
             fields = self._dentry.decode(data)
             # A short name lies in the dentry itself.
             inline = fields.name - address

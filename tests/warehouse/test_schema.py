@@ -16,16 +16,17 @@ DESIGN = {
         collector_version model_version reads read_bytes peak_rss_bytes host kernel_release kernel_version arch
         page_bytes memory_bytes captured_at booted_at uptime_s nr_node_ids possible_nodes online_nodes layout
         types_source memcg_nr_cache_ids online_memcgs dying_memcgs max_online_id superblocks list_lrus slab_cache
-        slab_cache_active_objects slab_cache_bytes list_lru_one_in_cache lazy_target lazy_basis consistency notes""",
+        slab_cache_active_objects slab_cache_bytes list_lru_one_in_cache lazy_target lazy_basis charged_scan_bytes
+        consistency notes""",
     "attempts": "run_id target attempt node started_at duration_ms status error_type error",
     "superblocks": """run_id target address fstype s_id s_id_raw s_dev s_flags mounts mountpoint mountpoint_raw
         kernel_internal owner""",
     "list_lrus": """run_id target address owner superblock name memcg_aware nodes cache_ids list_lru_one_objects
         list_lru_one_size list_lru_one_bytes pointer_array_bytes node_array_bytes xa_node_bytes items root_items
         memcg_items memcgs_with_items memcgs_charged lazy_low_bytes lazy_charged_bytes lazy_bytes lazy_high_bytes
-        lazy_object_bytes lazy_xa_node_bytes lazy_empty_bytes eager_bytes""",
-    "memcgs": """run_id target css_id cache_id memcg_id path path_raw parent state items lists_with_items
-        lists_charged""",
+        lazy_memcgs lazy_object_bytes lazy_xa_node_bytes lazy_empty_bytes eager_bytes""",
+    "memcgs": """run_id target css_id cache_id memcg_id serial_nr dir_rev path path_raw parent state items
+        lists_with_items lists_charged lazy_lists""",
 }
 UNITS = {"_bytes": "bytes", "_ms": "ms", "_s": "s"}
 

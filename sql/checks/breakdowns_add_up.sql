@@ -1,10 +1,21 @@
--- Does the waste by superblock and by filesystem type sum to that of the machine, to the byte?
+-- Does the waste by superblock, filesystem type, cgroup and kind of id sum to that of the machine, to the byte?
 WITH parts AS (
     SELECT 'superblock_waste' AS name, target, list_lru_bytes, lazy_bytes, wasted_bytes
     FROM superblock_waste
     UNION ALL
     SELECT 'fstype_waste' AS name, target, list_lru_bytes, lazy_bytes, wasted_bytes
     FROM fstype_waste
+    UNION ALL
+    SELECT 'cgroup_waste' AS name, target, list_lru_bytes, lazy_bytes, wasted_bytes
+    FROM cgroup_waste
+    UNION ALL
+    SELECT
+        'id_bloat' AS name,
+        target,
+        NULL AS list_lru_bytes,
+        NULL AS lazy_bytes,
+        dead_ids_bytes + online_but_empty_bytes + in_use_bytes AS wasted_bytes
+    FROM id_bloat
 ),
 
 summed AS (

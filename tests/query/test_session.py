@@ -19,8 +19,18 @@ VIEWS = {
         wasted_pct_of_memory""",
     "lazy_savings": "target saves_objects_bytes saves_transpose_bytes saves_xarray_bytes saves_bytes",
     "coverage": "run_id status error_type targets pct",
+    "slab_reconciliation": """target kernel_release layout slab_cache slab_cache_active_objects list_lru_one_in_cache
+        other_objects pct_explained slab_cache_bytes list_lru_one_bytes pointer_array_slab_bytes
+        pointer_array_page_bytes node_array_bytes xa_node_bytes list_lru_bytes""",
+    "id_bloat": """target kernel_release memcg_nr_cache_ids online_ids dead_ids dead_ids_bytes online_but_empty_bytes
+        in_use_bytes wasted_bytes""",
+    "cgroup_waste": """target parent path online_children dying_children last_serial_nr dir_rev ids list_lru_bytes
+        lazy_bytes wasted_bytes""",
+    "kernel_waste": "kernel_release layout hosts list_lru_bytes lazy_bytes wasted_bytes",
+    "next_doubling": """target kernel_release memcg_nr_cache_ids online_ids ids_left next_cache_ids next_object_bytes
+        next_array_bytes next_bytes""",
 }
-BREAKDOWNS = ("superblock_waste", "fstype_waste")
+BREAKDOWNS = ("superblock_waste", "fstype_waste", "cgroup_waste")
 
 
 @pytest.fixture(scope="module")

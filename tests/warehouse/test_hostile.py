@@ -45,7 +45,7 @@ def without_column(name: str, column: str) -> dict[str, Any]:
 
 def doubled(name: str) -> dict[str, Any]:
     outcome = ok("evil")
-    outcome["tables"][name]["rows"].append(copy.copy(outcome["tables"][name]["rows"][0]))
+    outcome["tables"][name]["rows"].append(copy.copy(outcome["tables"][name]["rows"][-1]))
     return outcome
 
 
@@ -159,6 +159,25 @@ def test_the_largest_numbers_that_fit_break_no_view(tmp_path):
         row[greedy["tables"]["list_lrus"]["columns"].index("pointer_array_bytes")] = 2**40
     publish(tmp_path, greedy, ok("honest"))
     assert rows_of(tmp_path, "evil")["error_type"] == "check:totals_fit"
+
+
+def test_the_largest_counts_that_fit_break_no_view(tmp_path):
+    greedy = ok("evil", mounts=2_000)
+    most = {"nodes": 2**52, "memcgs_charged": 2**52, "lazy_memcgs": 65_535, "lazy_object_bytes": 2**40}
+    fill(greedy, "list_lrus", {**most, "pointer_array_bytes": 2**40, "list_lru_one_bytes": 2**40})
+    memcgs = greedy["tables"]["memcgs"]
+    memcgs["rows"] = [[css_id, 0, css_id, "/", 1, "online"] for css_id in range(2, 10_000)]
+    fill(greedy, "memcgs", {"serial_nr": 2**52, "dir_rev": 2**52, "lazy_lists": 2**20, "cache_id": 2**52})
+    publish(tmp_path, greedy, ok("honest"))
+    assert rows_of(tmp_path, "evil")["error_type"].startswith("check:")
+
+
+def fill(outcome: dict[str, Any], name: str, cells: dict[str, Any]) -> None:
+    """Give every row of a table these cells."""
+    sent = outcome["tables"][name]
+    kept = [index for index, column in enumerate(sent["columns"]) if column not in cells]
+    sent["columns"] = [sent["columns"][index] for index in kept] + list(cells)
+    sent["rows"] = [[row[index] for index in kept] + list(cells.values()) for row in sent["rows"]]
 
 
 def test_names_arrive_whatever_they_hold(tmp_path):

@@ -43,20 +43,96 @@ def test_memcg_nr_cache_ids_grows_as_memcg_alloc_cache_id_makes_it() -> None:
     assert series[1:] == [4, 10, 22, 46, 94, 190, 382, 766, 1534, 3070, 6142, 12286, 24574, 49150, 65535]
 
 
-def test_published_savings_of_the_series() -> None:
-    """Muchun Song's ladder for 10,000 containers: 2 nodes, 12286 ids, 10,000 superblocks (MB of /proc/meminfo)."""
+# What a Debian guest has mounted before anybody mounts more: 952 superblocks with 930 tmpfs (tests/vmcores/bytedance).
+OWN_SUPERBLOCKS = 22
+
+
+@pytest.mark.parametrize(
+    ("step", "published_mib"),
+    [("objects", 21957 - 6895), ("transpose", 24464 - 21957), ("xarray", 6895 - 4367), ("all", 24464 - 4367)],
+)
+def test_published_savings_of_the_series(step: str, published_mib: int) -> None:
+    """Muchun Song's ladder: 10,000 memcgs, 10,000 mounts, 2 nodes; used memory of free(1) in MiB after each patch.
+
+    6a6b7b77cc0f (transpose) leaves one array of a list_lru's two; 5abc1e37afa0 (objects) all objects, which cost the
+    same as one kmalloc-64 for two nodes or two kmalloc-32; bbca91cca9a9 (xarray) that array. 10,000 memcgs make
+    12286 ids. To the mounts come the superblocks that every machine has, and shadow_nodes: with the mounts alone the
+    last step is 1.1 % off, with these 0.9 %. No other term is known: struct list_lru has 48 bytes before and after
+    bbca91cca9a9, and the 8 more of 6a6b7b77cc0f vanish in super_block's kmalloc-2k. What remains, 31 MiB of the
+    objects and 22 of the xarray, is 0.1 and 0.3 % of the memory in use before the step, on another boot.
+    """
     sizes = cost.x86_64(2)
-    _, arrays, objects = (20_000 * part for part in cost.eager_bytes(sizes, 2, 12286))
-    assert objects / MIB == pytest.approx(21957 - 6895, rel=0.01), "5abc1e37afa0 alone"
-    assert arrays / 2 / MIB == pytest.approx(24464 - 21957, rel=0.01), "6a6b7b77cc0f: one array instead of two"
-    assert arrays / 2 / MIB == pytest.approx(6895 - 4367, rel=0.02), "bbca91cca9a9: no array at all"
+    lists = 2 * (10_000 + OWN_SUPERBLOCKS) + 1
+    _, arrays, objects = (lists * part for part in cost.eager_bytes(sizes, 2, 12286))
+    model = {"objects": objects, "transpose": arrays / 2, "xarray": arrays / 2, "all": objects + arrays}
+    assert model[step] / MIB == pytest.approx(published_mib, rel=0.01)
+
+
+def test_an_array_without_kmallocs_rounding_would_miss_the_published_step() -> None:
+    assert pytest.approx((24464 - 21957) * 0.75, rel=0.01) == 20_000 * (16 + 8 * 12286) / MIB
+
+
+# Power9 with pages of 64 KiB: kmalloc() has caches up to two pages, and L1_CACHE_BYTES, which list_lru_node is aligned
+# to, is 128.
+_PPC64_KMALLOC = tuple(sorted([*((1 << shift, 1 << shift) for shift in range(3, 18)), (96, 96), (192, 192)]))
+PPC64_64K = cost.Sizes(_PPC64_KMALLOC, 65536, list_lru_node=128, list_lru_one=24, xa_node=584, nodes=2)
 
 
 def test_ibm_10k_containers() -> None:
-    """LKML 2021-04-05: 3,442,409,472 objects of kmalloc-32, 102.5 GiB, with 70,000 superblocks on two nodes."""
-    _, _, objects = cost.eager_bytes(cost.x86_64(2), 2, 12286)
-    assert 140_000 * objects / 32 == pytest.approx(3_442_409_472, rel=0.01)
-    assert 140_000 * objects / GIB == pytest.approx(102.5, rel=0.01)
+    """LKML 2021-04-05, Power9: 7 mounts for each of 10,000 containers, 2 nodes, and what a lazy list_lru_one freed.
+
+    The published counts are whole slabs of 64 KiB, 2,048 objects of kmalloc-32; "102.5G" of them, slab 149G to 45G,
+    used memory 172G to 69G, in GiB without decimals.
+    """
+    _, arrays, objects = (140_000 * part for part in cost.eager_bytes(PPC64_64K, 2, 12286))
+    assert 3_442_409_472 % (65536 // 32) == 468_992 % (65536 // 32) == 0
+    assert objects // 32 == pytest.approx(3_442_409_472 - 468_992, rel=0.001)
+    assert round(objects / GIB, 1) == 102.5
+    assert objects / GIB == pytest.approx(172 - 69, rel=0.01), "used memory"
+    assert objects / GIB == pytest.approx(149 - 45, abs=2), "slab: a difference of two figures rounded to 1G"
+    # That patch left the arrays: of the 45G of slab that stayed they are the most.
+    assert arrays / GIB == pytest.approx(34.2, abs=0.05)
+
+
+@pytest.mark.parametrize("cache_ids", [94, 766, 12286, 24574, 49150])
+def test_a_larger_page_moves_arrays_into_slabs_and_changes_no_bytes(cache_ids: int) -> None:
+    """Both kmalloc() caches and page orders are powers of two; only in which of them an array lies depends on it."""
+    _, *ppc64 = cost.eager_bytes(PPC64_64K, 2, cache_ids)
+    _, *x86_64 = cost.eager_bytes(cost.x86_64(2), 2, cache_ids)
+    assert ppc64 == x86_64
+
+
+def test_oracle_uek7_to_u1() -> None:
+    """Oracle's blog, 2023-04-19: 400 LXC containers, 7,236,608 kmalloc-32 objects became 82,944, "~227 MB".
+
+    Their figure is that of the rounded counts in their text, 7.2 million and 83,000.
+    """
+    object_bytes = cost.x86_64(1).list_lru_one_bytes()
+    assert (7_236_608 - 82_944) * object_bytes / 1e6 == pytest.approx(227, rel=0.01)
+    assert int((7_200_000 - 83_000) * object_bytes / 1e6) == 227
+
+
+def test_the_servers_own_figures() -> None:
+    """The commit message of 5abc1e37afa0: ~3 MB a list_lru, "~5.6GB"; nobody counted the arrays."""
+    _, arrays, objects = (1904 * part for part in cost.eager_bytes(cost.x86_64(4), 4, 24574))
+    assert objects / 1904 / MIB == pytest.approx(3, rel=0.01)
+    assert round(objects / GIB, 1) == 5.6
+    assert arrays / GIB == pytest.approx(1.86, abs=0.005)
+
+
+def test_that_server_measured_on_two_kernels() -> None:
+    """Debian's 5.10 and 6.1 under QEMU, the same 952 superblocks, 4 nodes, 12,300 memcgs made and 480 kept.
+
+    SUnreclaim is 7,844,196 and 64,300 kB. Without any entry on 6.1 the model has 0.29 % more; slab packing, and other
+    slab in which the kernels differ (3 to 11 MB), are not in it. The commit message's formula is 25 % short.
+    """
+    gave_back = (7_844_196 - 64_300) * 1024
+    sizes = cost.x86_64(4)
+    eager = 1905 * sum(cost.eager_bytes(sizes, 4, 24574))
+    assert eager == 7_990_149_120
+    assert pytest.approx(187_260_973, rel=0.0001) == 1905 * 4 * 24574, "active objects of kmalloc-32 in /proc/slabinfo"
+    assert eager - 1905 * sum(cost.lazy_bytes(sizes, ())) == pytest.approx(gave_back, rel=0.003)
+    assert cost.formula_bytes(952, 4, 24574) / gave_back == pytest.approx(0.75, abs=0.005)
 
 
 @pytest.mark.parametrize("nodes_and_bytes", [(1, 64), (2, 64), (4, 128), (8, 256)])

@@ -12,7 +12,7 @@ WITH children AS (
         count(*) FILTER (state = 'dying') AS dying_children,
         count(*) FILTER (cache_id >= 0) AS ids,
         -- Without lazy_lists every online memcg counts as an entry in every list_lru.
-        coalesce(sum(coalesce(lazy_lists, 1)) FILTER (cache_id >= 0), 0) AS entries,
+        coalesce(sum(coalesce(lazy_lists, CAST(cache_id >= 0 AS INTEGER))), 0) AS entries,
         max(serial_nr) AS last_serial_nr
     FROM memcgs
     WHERE run_id = run AND parent IS NOT NULL
@@ -23,6 +23,7 @@ hosts AS (
     SELECT
         w.target,
         w.memcg_nr_cache_ids,
+        w.lazy_basis IS NOT NULL AS eager,
         w.list_lru_bytes,
         w.lazy_bytes,
         coalesce(held.ids_bytes, 0) AS ids_bytes,
@@ -49,7 +50,7 @@ hosts AS (
 kept AS (
     SELECT
         c.*,
-        h.memcg_nr_cache_ids,
+        h.eager,
         h.ids_bytes,
         greatest(h.memcg_nr_cache_ids, h.ids, 1) AS cache_ids,
         CAST(coalesce(h.kept_bytes * c.entries // nullif(h.entries, 0), 0) AS BIGINT) AS lazy_bytes
@@ -61,10 +62,7 @@ shared AS (
     SELECT
         *,
         -- A lazy kernel holds what it keeps.
-        CASE
-            WHEN memcg_nr_cache_ids IS NULL THEN lazy_bytes
-            ELSE CAST(ids_bytes * ids // cache_ids AS BIGINT)
-        END AS list_lru_bytes
+        CASE WHEN eager THEN CAST(ids_bytes * ids // cache_ids AS BIGINT) ELSE lazy_bytes END AS list_lru_bytes
     FROM kept
 ),
 

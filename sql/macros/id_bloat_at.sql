@@ -1,18 +1,20 @@
 -- What does each machine in a given run pay for ids: dead ones, lists of online memcgs that are empty, lists in use?
 -- A dead id is below memcg_nr_cache_ids and no online memcg's. A list is in use where its memcg owns a charged object
 -- or, where that was not read, has items. Each id has an equal share of a list_lru's objects and arrays; what the
--- lazy kernel keeps is taken from the online ids, in use first. The three sum to host_waste, on a lazy kernel to 0.
+-- lazy kernel keeps is taken from the online ids, by their entries. The three sum to host_waste; on a lazy kernel they
+-- are 0.
 CREATE MACRO id_bloat_at(run) AS TABLE
 WITH ids AS (
     SELECT
         t.target,
         t.kernel_release,
         t.memcg_nr_cache_ids,
+        t.lazy_basis IS NOT NULL AS eager,
         CAST(count(m.cache_id) FILTER (m.cache_id >= 0) AS BIGINT) AS online_ids
     FROM targets AS t
     LEFT JOIN memcgs AS m ON m.run_id = run AND t.target = m.target
     WHERE t.run_id = run AND t.status = 'ok'
-    GROUP BY t.target, t.kernel_release, t.memcg_nr_cache_ids
+    GROUP BY ALL
 ),
 
 shared AS (
@@ -27,6 +29,7 @@ shared AS (
         nullif(coalesce(l.lazy_memcgs, ids.online_ids), 0) AS kept_ids
     FROM ids
     JOIN sized_list_lrus AS l ON l.run_id = run AND ids.target = l.target
+    WHERE ids.eager
 ),
 
 split AS (

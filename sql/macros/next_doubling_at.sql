@@ -1,53 +1,49 @@
 -- How near is each eager machine in a given run to the next growth of its ids, and what will that cost?
 -- memcg_alloc_cache_id() gives the lowest free id; without one memcg_nr_cache_ids becomes 2 * (ids + 1), at most 65535,
--- and every list_lru gets a longer array and an object for each new id on each node, for good. Arrays are rounded up as
--- kmalloc() does. next_bytes is null where a machine has no ids yet, whose object then could not be measured.
+-- and every list_lru gets longer arrays and an object for each new id on each node, for good. Arrays are rounded up as
+-- kmalloc() does: to powers of two, and to 96 and 192 but on arm64, where 128 is the least. next_bytes is null at the
+-- last size, and where a machine has no ids yet, whose object could not be measured.
 CREATE MACRO next_doubling_at(run) AS TABLE
 WITH hosts AS (
     SELECT
-        target,
-        kernel_release,
-        layout,
-        memcg_nr_cache_ids,
-        online_ids,
-        dead_ids AS ids_left,
+        b.target,
+        b.kernel_release,
+        b.memcg_nr_cache_ids,
+        b.online_ids,
+        b.dead_ids AS ids_left,
         CASE
-            WHEN memcg_nr_cache_ids < 65535 THEN least(greatest(2 * (memcg_nr_cache_ids + 1), 4), 65535)
-        END AS next_cache_ids
-    FROM id_bloat_at(run)
-    JOIN (SELECT target, layout FROM targets WHERE run_id = run) USING (target)
-    WHERE memcg_nr_cache_ids IS NOT NULL
+            WHEN b.memcg_nr_cache_ids < 65535 THEN least(greatest(2 * (b.memcg_nr_cache_ids + 1), 4), 65535)
+        END AS next_cache_ids,
+        8 * next_cache_ids + CASE WHEN t.layout = 'array' THEN 0 ELSE 16 END AS request_bytes,
+        -- KMALLOC_MIN_SIZE
+        CASE WHEN t.arch = 'aarch64' THEN 128 ELSE 8 END AS smallest_bytes
+    FROM id_bloat_at(run) AS b
+    JOIN targets AS t ON t.run_id = run AND b.target = t.target
+    WHERE t.lazy_basis IS NOT NULL
 ),
 
-requested AS (
+arrays AS (
     SELECT
-        target,
-        next_cache_ids,
-        memcg_nr_cache_ids,
-        8 * next_cache_ids + CASE WHEN layout = 'array' THEN 0 ELSE 16 END AS request_bytes
+        *,
+        CASE
+            WHEN request_bytes BETWEEN 65 AND 96 AND smallest_bytes = 8 THEN 96
+            WHEN request_bytes BETWEEN 129 AND 192 AND smallest_bytes = 8 THEN 192
+            ELSE greatest(1 << length(bin(request_bytes - 1)), smallest_bytes)
+        END AS next_bytes
     FROM hosts
 ),
 
 costs AS (
     SELECT
-        r.target,
-        CAST(sum(l.list_lru_one_size * l.nodes * (r.next_cache_ids - r.memcg_nr_cache_ids)) AS BIGINT) AS object_bytes,
+        a.target,
         CAST(
-            sum(
-                l.nodes
-                * CASE
-                    -- kmalloc-96 and kmalloc-192 are there where the smallest object is below 64 bytes.
-                    WHEN r.request_bytes BETWEEN 65 AND 96 AND l.list_lru_one_size < 64 THEN 96
-                    WHEN r.request_bytes BETWEEN 129 AND 192 AND l.list_lru_one_size < 128 THEN 192
-                    ELSE greatest(1 << length(bin(r.request_bytes - 1)), l.list_lru_one_size)
-                END
-                - l.pointer_array_bytes
-            ) AS BIGINT
-        ) AS array_bytes
-    FROM requested AS r
-    JOIN sized_list_lrus AS l ON l.run_id = run AND r.target = l.target
-    WHERE r.next_cache_ids IS NOT NULL AND l.list_lru_one_objects > 0
-    GROUP BY r.target
+            sum(l.list_lru_one_bytes // a.memcg_nr_cache_ids * (a.next_cache_ids - a.memcg_nr_cache_ids)) AS BIGINT
+        ) AS object_bytes,
+        CAST(sum(l.nodes * a.next_bytes - l.pointer_array_bytes) AS BIGINT) AS array_bytes
+    FROM arrays AS a
+    JOIN sized_list_lrus AS l ON l.run_id = run AND a.target = l.target
+    WHERE a.next_cache_ids IS NOT NULL AND a.memcg_nr_cache_ids > 0 AND l.list_lru_one_objects > 0
+    GROUP BY a.target
 )
 
 SELECT

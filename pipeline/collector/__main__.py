@@ -4,6 +4,7 @@ The frame starts with FRAME on a line of its own and ends with a line that count
 """
 
 import argparse
+import functools
 import json
 import logging
 import sys
@@ -22,6 +23,10 @@ def main(argv=None):
     parser.add_argument("--vmlinux", help="file with this kernel's DWARF")
     parser.add_argument("--debug-dir", action="append", default=[], help="directory to search for it by build id")
     parser.add_argument("--btf-dir", help="directory of BTF files by release and architecture")
+    charged = parser.add_mutually_exclusive_group()
+    charged.add_argument("--charged", action="store_true", default=None, help="look for charged objects; cores: yes")
+    charged.add_argument("--no-charged", action="store_false", dest="charged")
+    parser.add_argument("--target-layout", choices=("5.18", "6.13"), default="5.18", help="lazy kernel to estimate")
     args = parser.parse_args(argv)
     print("\n" + FRAME)
     try:
@@ -54,7 +59,9 @@ def _take(args):
 
     try:
         opened = kernel.open_kernel(args.source, args.vmlinux, args.debug_dir, args.btf_dir)
-        return _while_it_changes(opened) if args.source == "live:" else snapshot.take(opened)
+        charged = args.source != "live:" if args.charged is None else args.charged
+        take = functools.partial(snapshot.take, opened, charged, args.target_layout)
+        return _while_it_changes(take) if args.source == "live:" else take()
     except drgn.FaultError as e:
         message = "memory is missing: the core is truncated or was filtered: %s" % e
         raise CollectError("bad_core", message, "FaultError") from e
@@ -63,15 +70,13 @@ def _take(args):
         raise CollectError("no_types", str(e), type(e).__name__) from e
 
 
-def _while_it_changes(opened):
+def _while_it_changes(take):
     """Audit the running kernel; a list that was changed under the walk breaks it, so walk again."""
     import drgn
 
-    from . import snapshot
-
     for _ in range(_LIVE_WALKS):
         try:
-            return snapshot.take(opened)
+            return take()
         except (drgn.FaultError, CollectError) as e:
             if isinstance(e, CollectError) and e.status != "bad_core":
                 raise

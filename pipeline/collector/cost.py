@@ -11,7 +11,7 @@ xarray by memcg id, with one list_lru_memcg that holds a list_lru_one for each o
 from collections import namedtuple
 
 # Raised whenever the same memory would give another number.
-MODEL_VERSION = 1
+MODEL_VERSION = 2
 
 # struct rcu_head: the header of the pointer array since v4.17 (0c7c1bed7e13) and of struct list_lru_memcg.
 _RCU_HEAD_BYTES = 16
@@ -87,6 +87,14 @@ def xa_nodes(ids):
 def next_cache_ids(cache_ids):
     """Return what memcg_nr_cache_ids becomes when one more memcg is online than it has ids for."""
     return min(max(2 * (cache_ids + 1), _MEMCG_CACHES_MIN_SIZE), _MEMCG_CACHES_MAX_SIZE)
+
+
+def cache_ids_for(memcgs):
+    """Return what memcg_nr_cache_ids is once so many memcgs, without the root, have been online at once."""
+    cache_ids = 0
+    while cache_ids < min(memcgs, _MEMCG_CACHES_MAX_SIZE):
+        cache_ids = next_cache_ids(cache_ids)
+    return cache_ids
 
 
 def formula_bytes(superblocks, nodes, cache_ids):

@@ -54,6 +54,8 @@ class ListLru:
         self.memcg_items = 0
         # The index of each memcg with items, to these; v4.0 to v5.17 kmemcg_id, later memcg->id.id.
         self.items_by_id = {}
+        # On a lazy kernel the indices that have an entry.
+        self.ids = []
 
     @property
     def total_bytes(self):
@@ -321,7 +323,8 @@ class _Lazy(_Walk):
                 lrus.append((lru, fields.xa_head, nodes))
         entries = self.entries({lru.address: head for lru, head, _ in lrus})
         for lru, _, _ in lrus:
-            lru.list_lru_one_objects = len(entries[lru.address])
+            lru.ids = [memcg_id for memcg_id, _ in entries[lru.address]]
+            lru.list_lru_one_objects = len(lru.ids)
             if lru.list_lru_one_objects:
                 lru.list_lru_one_bytes = lru.list_lru_one_objects * self.size_of_object(entries[lru.address][0][1])
         with_items = [

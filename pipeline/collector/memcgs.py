@@ -14,14 +14,18 @@ class Memcg:
         root, and, since a dead memcg's lists went to its parent, one that is not online.
     :ivar memcg_id: ``id.id``, v4.7+, or None. :ivar path: bytes, as cgroup_path() gives it.
     :ivar parent: Memcg, None for the root. :ivar online: CSS_ONLINE.
+    :ivar serial_nr: ``css.serial_nr``: in which order the host made its controllers' states, this one among them.
+    :ivar dir_rev: ``cgroup.kn->dir.rev``, v5.15+: how often an entry of its directory was made or removed; or None.
     """
 
-    def __init__(self, address, fields, path, parent):
+    def __init__(self, address, fields, path, dir_rev, parent):
         self.address = address
         self.css_id = fields.css_id
         self.memcg_id = getattr(fields, "memcg_id", None)
         self.online = bool(fields.flags & _CSS_ONLINE)
         self.cache_id = fields.cache_id if self.online and fields.cache_id >= 0 else None
+        self.serial_nr = fields.serial_nr
+        self.dir_rev = dir_rev
         self.path = path
         self.parent = parent
 
@@ -39,6 +43,7 @@ def walk(prog):
         "next": "css.sibling.next",
         "flags": "css.flags",
         "css_id": "css.id",
+        "serial_nr": "css.serial_nr",
         "cgroup": "css.cgroup",
         "cache_id": "kmemcg_id",
     }
@@ -50,15 +55,18 @@ def walk(prog):
     children_offset = css_offset + css_type.member("children").offset
     sibling_offset = css_offset + css_type.member("sibling").offset
     cgroup = Members(prog, "struct cgroup", kn="kn")
-    kernfs_node = Members(prog, "struct kernfs_node", name="name")
+    of_directory = {"name": "name"}
+    if has_member(prog.type("struct kernfs_node"), "dir.rev"):  # v5.15 (895adbec302e)
+        of_directory["dir_rev"] = "dir.rev"
+    kernfs_node = Members(prog, "struct kernfs_node", **of_directory)
 
-    def name_of(fields):
-        kn = cgroup.read(prog, fields.cgroup).kn
-        return c_string(prog, kernfs_node.read(prog, kn).name)
+    def directory(fields):
+        return kernfs_node.read(prog, cgroup.read(prog, fields.cgroup).kn)
 
     root_address = prog["root_mem_cgroup"].value_()
     root_fields = members.read(prog, root_address)
-    found = [Memcg(root_address, root_fields, b"/", None)]
+    root_rev = getattr(directory(root_fields), "dir_rev", None)
+    found = [Memcg(root_address, root_fields, b"/", root_rev, None)]
     first_children = [root_fields.first_child]
     seen = {root_address}
     # The loops append to what they iterate over: breadth first, parents before children.
@@ -68,7 +76,8 @@ def walk(prog):
             if address in seen or len(seen) == _MOST_MEMCGS:
                 raise CollectError("bad_core", "the tree of memory cgroups does not end after %d" % len(found))
             seen.add(address)
-            path = (b"" if parent.parent is None else parent.path) + b"/" + name_of(fields)
-            found.append(Memcg(address, fields, path, parent))
+            kernfs = directory(fields)
+            path = (b"" if parent.parent is None else parent.path) + b"/" + c_string(prog, kernfs.name)
+            found.append(Memcg(address, fields, path, getattr(kernfs, "dir_rev", None), parent))
             first_children.append(fields.first_child)
     return found

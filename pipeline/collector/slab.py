@@ -8,7 +8,7 @@ from drgn.helpers.linux.mm import compound_head, find_vmap_area, page_size, virt
 from drgn.helpers.linux.nodemask import for_each_node_mask
 from drgn.helpers.linux.slab import slab_object_info
 
-from .memory import Members, c_string, walk_list
+from .memory import Members, c_string, has_member, walk_list
 
 _MOST_CACHES = 100000
 # The caches that a plain kmalloc(GFP_KERNEL) takes its objects from; not kmalloc-cg-, -rcl-, dma-kmalloc-.
@@ -32,12 +32,50 @@ def allocation(prog, address):
 
 def kmalloc_sizes(prog):
     """Return pairs (largest request, allocated bytes) of the kmalloc caches in ascending order."""
-    members = Members(prog, "struct kmem_cache", name="name", object_size="object_size", size="size", next="list.next")
+    caches = _caches(prog, name="name", object_size="object_size", size="size")
+    kmalloc = [fields for _, fields in caches if _KMALLOC.fullmatch(c_string(prog, fields.name))]
+    return tuple(sorted((fields.object_size, fields.size) for fields in kmalloc))
+
+
+def memcg_caches(prog):
+    """Return the caches that memcgs have of their own: dict of address to (address of the root cache, of the memcg).
+
+    Before v5.9 (9855609bde03) each memcg had its own copy of a cache that it was charged for.
+    """
+    params = "memcg_params"
+    if not has_member(prog.type("struct kmem_cache"), params + ".root_cache"):
+        return {}
+    paths = {"memcg": params + ".memcg", "root_cache": params + ".root_cache"}
+    if has_member(prog.type("struct kmem_cache"), params + ".is_root_cache"):  # before v4.11 (9eeadc8b6e8c)
+        paths["is_root_cache"] = params + ".is_root_cache"
+    return {
+        address: (fields.root_cache, fields.memcg)
+        for address, fields in _caches(prog, **paths)
+        if fields.root_cache and not getattr(fields, "is_root_cache", False)
+    }
+
+
+def _caches(prog, **paths):
+    """Yield the address and the members of each ``struct kmem_cache``."""
+    members = Members(prog, "struct kmem_cache", next="list.next", **paths)
     caches = prog["slab_caches"]
     offset = prog.type("struct kmem_cache").member("list").offset
-    walk = walk_list(prog, members, caches.next.value_(), caches.address_of_().value_(), offset, _MOST_CACHES)
-    kmalloc = [fields for _, fields in walk if _KMALLOC.fullmatch(c_string(prog, fields.name))]
-    return tuple(sorted((fields.object_size, fields.size) for fields in kmalloc))
+    return walk_list(prog, members, caches.next.value_(), caches.address_of_().value_(), offset, _MOST_CACHES)
+
+
+def slab_count(cache):
+    """Return how many slabs a ``struct kmem_cache *`` has: kmem_cache_node.nr_slabs of CONFIG_SLUB_DEBUG.
+
+    :raises LookupError, AttributeError: this kernel does not count them.
+    """
+    prog = cache.prog_
+    per_node = has_member(prog.type("struct kmem_cache"), "per_node")  # v7.1
+    count = 0
+    for nid in for_each_node_mask(prog["node_states"][prog.constant("N_ONLINE")]):
+        node = cache.per_node[nid].node if per_node else cache.node[nid]
+        if node:
+            count += node.nr_slabs.counter.value_()
+    return count
 
 
 def cache_usage(cache):

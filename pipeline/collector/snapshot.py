@@ -8,7 +8,7 @@ import re
 from drgn import FaultError, Object, alignof, sizeof
 from drgn.helpers.linux.nodemask import for_each_node_mask
 
-from . import __version__, cost, layouts, list_lrus, memcgs, slab, superblocks
+from . import __version__, charges, containers, cost, estimate, layouts, list_lrus, memcgs, slab, superblocks
 from .memory import has_member, text
 
 _MICROSECONDS = 1000000
@@ -16,8 +16,8 @@ _MICROSECONDS = 1000000
 _PLAUSIBLE_SECONDS = (946684800, 7258118400)
 
 _MOST_NOTES = 5
-
-LAZY_TARGET = "v5.18-6.12"
+# The list_lru of page cache xa_nodes; the longer name is v4.4's.
+_SHADOW_NODES = ("shadow_nodes", "workingset_shadow_nodes")
 
 
 class Table:
@@ -48,10 +48,11 @@ class Snapshot:
         self.unsupported = None
 
 
-def take(kernel):
+def take(kernel, charged=True, target=estimate.DEFAULT_TARGET):
     """Audit an opened kernel.
 
-    :param kernel: kernel.Kernel. :return: Snapshot.
+    :param kernel: kernel.Kernel. :param charged: whether to look for charged objects, in all of the memmap.
+    :param target: the lazy kernel to estimate, a key of estimate.TARGETS. :return: Snapshot.
     :raises CollectError: a structure is broken. :raises drgn.FaultError: memory is missing.
     """
     prog = kernel.prog
@@ -64,15 +65,39 @@ def take(kernel):
         found = list_lrus.Found("none")
     else:
         found = list_lrus.walk(prog, layout, sbs, cgroups)
-    model = _Model(prog, found, cgroups)
+    owned, not_scanned = _charges(prog, found, sbs, cgroups) if charged and found.list_lrus else (None, None)
+    estimated = _estimate(prog, found, sbs, cgroups, owned, target)
     for lru in found.list_lrus:
-        snapshot.list_lrus.add(**_list_lru_row(lru, found, model))
+        snapshot.list_lrus.add(**_list_lru_row(lru, found, estimated))
+    owners = containers.of_superblocks(prog, sbs, cgroups)
     for sb in sbs:
-        snapshot.superblocks.add(**_superblock_row(sb))
-    for row in _memcg_rows(found, cgroups):
+        snapshot.superblocks.add(**_superblock_row(sb, owners.get(sb.address)))
+    for row in _memcg_rows(found, cgroups, owned, estimated):
         snapshot.memcgs.add(**row)
-    snapshot.target.add(**_target_row(kernel, found, sbs, cgroups))
+    row = _target_row(kernel, found, sbs, cgroups)
+    if found.layout in layouts.EAGER:
+        row["lazy_target"], _ = estimate.TARGETS[target]
+        row["lazy_basis"] = "charged" if owned else "online"
+    row["charged_scan_bytes"] = owned and owned.read_bytes
+    row["notes"] = "; ".join(filter(None, [kernel.note, not_scanned, *found.raced[:_MOST_NOTES]])) or None
+    snapshot.target.add(**row)
     return snapshot
+
+
+def _charges(prog, found, sbs, cgroups):
+    """Return the Charges and None, or None and why there are none."""
+    shadow_nodes = next((lru.address for lru in found.list_lrus if lru.name in _SHADOW_NODES), None)
+    try:
+        return charges.scan(prog, sbs, cgroups, shadow_nodes), None
+    except charges.NotScanned as e:
+        return None, str(e)
+
+
+def _estimate(prog, found, sbs, cgroups, owned, target):
+    if found.layout in layouts.EAGER:
+        return estimate.OfEager(prog, sbs, cgroups, owned, target)
+    possible_nodes = len(_nodes(prog, "N_POSSIBLE"))
+    return estimate.OfLazy(prog, cgroups, owned, found.cache_ids, possible_nodes, found.object_bytes)
 
 
 def _has_memcg(prog):
@@ -82,60 +107,7 @@ def _has_memcg(prog):
         return False
 
 
-class _Model:
-    """The cost model with this kernel's sizes and memcgs."""
-
-    def __init__(self, prog, found, cgroups):
-        self._eager = found.layout in layouts.EAGER
-        if not self._eager:
-            return
-        self._by_cache_id = {memcg.cache_id: memcg for memcg in cgroups if memcg.cache_id is not None}
-        self._sizes = cost.Sizes(
-            kmalloc=slab.kmalloc_sizes(prog),
-            page=prog["PAGE_SIZE"].value_(),
-            list_lru_node=sizeof(prog.type("struct list_lru_node")),
-            list_lru_one=sizeof(prog.type("struct list_lru_one")),
-            xa_node=prog["radix_tree_node_cachep"].size.value_(),
-            nodes=prog["nr_node_ids"].value_(),
-        )
-        # Without kernel memory accounting (cgroup.memory=nokmem) no memcg has an id, and none gets an entry.
-        online = [memcg for memcg in cgroups if memcg.online and memcg.parent] if found.cache_ids else []
-        _, *self._all_online = cost.lazy_bytes(self._sizes, _ids(online))
-
-    def lazy(self, lru):
-        """Return the bytes of a list_lru's objects and xarray nodes on a lazy kernel: at least, and at most."""
-        if not self._eager:
-            now = (lru.list_lru_one_bytes, lru.xa_node_bytes)
-            return now, now
-        if not lru.memcg_aware:
-            return (0, 0), (0, 0)
-        with_items = _with_ancestors(self._by_cache_id[cache_id] for cache_id in lru.items_by_id)
-        _, *low = cost.lazy_bytes(self._sizes, _ids(with_items))
-        return low, self._all_online
-
-
-def _ids(cgroups):
-    # memcg->id.id is what the lazy kernel indexes by; before v4.7 css.id, then the same number, stands in for it.
-    return {memcg.css_id if memcg.memcg_id is None else memcg.memcg_id for memcg in cgroups}
-
-
-def _with_ancestors(cgroups):
-    """Return memcgs and their ancestors without the root: memcg_list_lru_alloc() makes entries for all of them."""
-    closed = set()
-    for memcg in cgroups:
-        while memcg.parent and memcg not in closed:
-            closed.add(memcg)
-            memcg = memcg.parent
-    return closed
-
-
-def _list_lru_row(lru, found, model):
-    low, expected = model.lazy(lru)
-    lazy_bytes = lru.node_array_bytes + sum(expected)
-    lazy_layout = found.layout in layouts.LAZY
-    empty = None
-    if lazy_layout:
-        empty = (lru.list_lru_one_objects - len(lru.items_by_id)) * (found.object_bytes or 0)
+def _list_lru_row(lru, found, estimated):
     return {
         "address": lru.address,
         "owner": lru.owner,
@@ -154,19 +126,11 @@ def _list_lru_row(lru, found, model):
         "root_items": lru.root_items,
         "memcg_items": lru.memcg_items,
         "memcgs_with_items": len(lru.items_by_id),
-        "memcgs_charged": None,
-        "lazy_low_bytes": lru.node_array_bytes + sum(low),
-        "lazy_charged_bytes": None,
-        "lazy_bytes": lazy_bytes,
-        "lazy_high_bytes": lazy_bytes,
-        "lazy_object_bytes": expected[0],
-        "lazy_xa_node_bytes": expected[1],
-        "lazy_empty_bytes": empty,
-        "eager_bytes": None if lazy_layout else lru.total_bytes,
+        **estimated.columns(lru),
     }
 
 
-def _superblock_row(sb):
+def _superblock_row(sb, owner):
     fstype, _ = text(sb.fstype)
     s_id, s_id_raw = text(sb.s_id)
     mountpoint, mountpoint_raw = (None, None) if sb.mountpoint is None else text(sb.mountpoint)
@@ -181,11 +145,11 @@ def _superblock_row(sb):
         "mountpoint": mountpoint,
         "mountpoint_raw": mountpoint_raw,
         "kernel_internal": sb.kernel_internal,
-        "owner": None,
+        "owner": owner,
     }
 
 
-def _memcg_rows(found, cgroups):
+def _memcg_rows(found, cgroups, owned, estimated):
     items = {}
     lists = {}
     for lru in found.list_lrus:
@@ -204,7 +168,10 @@ def _memcg_rows(found, cgroups):
             "state": "online" if memcg.online else "dying",
             "items": items.get(memcg.cache_id, 0),
             "lists_with_items": lists.get(memcg.cache_id, 0),
-            "lists_charged": None,
+            "lists_charged": owned and estimated.lists_charged[memcg],
+            "lazy_lists": estimated.lazy_lists[memcg] if memcg.online and memcg.parent else None,
+            "serial_nr": memcg.serial_nr,
+            "dir_rev": memcg.dir_rev,
         }
 
 
@@ -247,10 +214,9 @@ def _target_row(kernel, found, sbs, cgroups):
         "slab_cache_active_objects": active_objects,
         "slab_cache_bytes": cache_bytes,
         "list_lru_one_in_cache": in_cache,
-        "lazy_target": LAZY_TARGET if found.layout in layouts.EAGER else None,
-        "lazy_basis": "online" if found.layout in layouts.EAGER else None,
+        "lazy_target": None,
+        "lazy_basis": None,
         "consistency": "raced" if found.raced else "exact",
-        "notes": "; ".join(filter(None, [kernel.note, *found.raced[:_MOST_NOTES]])) or None,
     }
 
 

@@ -17,6 +17,7 @@ class SuperBlock:
 
     :ivar address: of the struct. :ivar fstype: bytes, ``s_type->name``, and ``.s_subtype`` as in /proc/mounts.
     :ivar s_id: bytes. :ivar s_dev: dev_t. :ivar s_flags: 32 bits.
+    :ivar root: address of the ``struct dentry`` s_root, or 0.
     :ivar lru_links: of each of LRUS its ``list.next``, or None where a list_lru has no list.
     :ivar mounts: its mounts in any mount namespace. :ivar mountpoint: bytes, one of these, in the first namespace
         where there is one, or None. :ivar kernel_internal: it has none: nobody can see it.
@@ -28,9 +29,12 @@ class SuperBlock:
         self.s_id = s_id
         self.s_dev = s_dev
         self.s_flags = s_flags
+        self.root = 0
+        self.user_ns = None
         self.lru_links = {}
         self.mounts = 0
         self.mountpoint = None
+        self.namespaces = set()
         self.kernel_internal = True
 
 
@@ -44,10 +48,13 @@ def walk(prog):
         "s_id": "s_id",
         "s_dev": "s_dev",
         "s_flags": "s_flags",
+        "s_root": "s_root",
         "s_type": "s_type",
         "s_subtype": "s_subtype",
         "s_mounts": "s_mounts.next",
     }
+    if has_member(prog.type("struct super_block"), "s_user_ns"):  # v4.8 (6e4eab577a0c)
+        paths["s_user_ns"] = "s_user_ns"
     # Since v6.18 (09a1b33c080f) the mounts are chained by pointers, before that they are on a list_head.
     chained = not has_member(prog.type("struct super_block"), "s_mounts.next")
     if chained:
@@ -70,8 +77,10 @@ def walk(prog):
         if fields.s_subtype:
             fstype += b"." + c_string(prog, fields.s_subtype)
         sb = SuperBlock(address, fstype, fields.s_id.split(b"\0")[0], fields.s_dev, fields.s_flags & 0xFFFFFFFF)
+        sb.root = fields.s_root
+        sb.user_ns = getattr(fields, "s_user_ns", None)
         sb.lru_links = {lru: getattr(fields, lru + "_next", None) for lru in LRUS}
-        sb.mounts, sb.mountpoint = mounts.of(fields.s_mounts, address + s_mounts_offset)
+        sb.mounts, sb.mountpoint, sb.namespaces = mounts.of(fields.s_mounts, address + s_mounts_offset)
         sb.kernel_internal = not sb.mounts
         found.append(sb)
     return found
@@ -100,11 +109,12 @@ class _Mounts:
         self._dentries = {}
 
     def of(self, first, head):
-        """Return the number of mounts in a namespace and the path of one of them, or None.
+        """Return the number of mounts in a namespace, the path of one of them or None, and their namespaces.
 
         :param first: ``s_mounts``, or ``s_mounts.next``. :param head: address of the list_head.
         """
         count = 0
+        namespaces = set()
         best = None
         end = 0 if self._chained else head
         for address, mount in walk_list(self._prog, self._mount, first, end, self._link_offset, _MOST_MOUNTS):
@@ -112,9 +122,10 @@ class _Mounts:
             # NULL: detached; an error pointer (MNT_NS_INTERNAL): mounted by the kernel for itself.
             if 0 < mount.ns < (1 << 64) - _MAX_ERRNO:
                 count += 1
+                namespaces.add(mount.ns)
                 if best is None or (mount.ns == self._init_ns and self._read[best].ns != self._init_ns):
                     best = address
-        return count, None if best is None else self._path(best)
+        return count, None if best is None else self._path(best), namespaces
 
     def _path(self, address):
         """Return the path of a mount in its namespace, as fs/d_path.c walks it, or None if that does not end."""

@@ -1,0 +1,201 @@
+"""Which memcgs own charged objects of which list_lru: whoever owns one would have an entry on a lazy kernel.
+
+There the allocation of a charged dentry, inode or page cache xa_node makes the entry (kmem_cache_alloc_lru(), v5.18,
+88f2ef73fd66); an eager kernel charges the same objects. The memmap is read for the slabs of their caches, the slabs'
+object cgroup vectors for whom each object is charged to, the slabs for its superblock, all in bulk: the number of
+reads depends on memory and slabs, not on superblocks and memcgs.
+"""
+
+from array import array
+from collections import defaultdict, namedtuple
+
+from drgn import FaultError, Object, cast, offsetof
+from drgn.helpers.linux.mm import page_to_virt
+from drgn.helpers.linux.slab import slab_object_info
+
+from . import slab, superblocks
+from .memmap import Memmap
+from .memory import Members, read_each
+from .status import CollectError
+
+_READ_BYTES = 4 << 20
+_WORD_BYTES = 8
+# Where only drgn can tell whether an object is allocated, it is asked so often for each owner and superblock.
+_MOST_ASKED = 256
+
+
+class NotScanned(Exception):
+    """The charged objects cannot be counted whole; the message says why."""
+
+
+class Charges:
+    """What the scan found.
+
+    :ivar by_list_lru: address of each ``struct list_lru`` with charged objects, to the set of online Memcgs that own
+        one: without their ancestors, and without the root. :ivar read_bytes: of kernel memory that it took.
+    """
+
+    def __init__(self):
+        self.by_list_lru = defaultdict(set)
+        self.read_bytes = 0
+
+
+class _Source(namedtuple("_Source", "size lru column memcg")):
+    """A slab cache of charged objects.
+
+    size: of a slot in bytes. lru: the member of ``struct super_block`` that has them on its lists, None for xa_nodes.
+    column: where in a slot the superblock's address is. memcg: address of the only owner, before v5.9, else None.
+    """
+
+    __slots__ = ()
+
+
+def scan(prog, sbs, cgroups, shadow_nodes):
+    """Find the owners of all charged dentries, inodes and page cache xa_nodes.
+
+    :param sbs: of SuperBlock. :param cgroups: of Memcg. :param shadow_nodes: address of the list_lru of xa_nodes, or
+        None where they have none.
+    :return: Charges.
+    :raises NotScanned: memory is missing, a structure is broken, or the slab allocator is not SLUB.
+    """
+    try:
+        return _Scan(prog, sbs, cgroups, shadow_nodes).run()
+    except (FaultError, LookupError, AttributeError, CollectError) as e:
+        raise NotScanned("charged objects are not counted: %s" % e) from e
+
+
+class _Scan:
+    def __init__(self, prog, sbs, cgroups, shadow_nodes):
+        self.prog = prog
+        self.memcgs = {memcg.address: memcg for memcg in cgroups}
+        superblock_type = prog.type("struct super_block")
+        # What an object's cache and the object itself say, to the list_lru that counts it.
+        self.list_lrus = {
+            (lru, sb.address): sb.address + offsetof(superblock_type, lru) for lru in superblocks.LRUS for sb in sbs
+        }
+        self.list_lrus[None, None] = shadow_nodes
+        self.memmap = Memmap(prog)
+        self.sources = self.find_sources(sbs)
+        self.charges = Charges()
+
+    def run(self):
+        slabs = self.memmap.slabs(self.sources)
+        for cache in self.sources:
+            of_cache = slabs[cache]
+            self.check_whole(cache, len(of_cache))
+            source = self.sources[cache]
+            pairs = self.charged(source, of_cache) if self.memmap.has_vectors else self.allocated(source, of_cache)
+            for memcg, sb in pairs:
+                lru = self.list_lrus.get((source.lru, sb))
+                # A superblock that is no longer listed is on its way out; the root memcg needs no entry.
+                if lru and memcg.parent:
+                    self.charges.by_list_lru[lru].add(memcg)
+        self.charges.read_bytes += self.memmap.read_bytes
+        return self.charges
+
+    def check_whole(self, cache, found):
+        """Compare the slabs in the memmap with the kernel's count: a page of the memmap may be missing."""
+        counted = slab.slab_count(Object(self.prog, "struct kmem_cache *", cache))
+        if found < counted:
+            raise CollectError("bad_core", "the memmap has %d of %d slabs of a cache" % (found, counted))
+
+    def find_sources(self, sbs):
+        """Return the _Source of each slab cache by its address, told from where the filesystems' roots lie."""
+        dentry_type = self.prog.type("struct dentry")
+        d_inode = Members(self.prog, dentry_type, d_inode="d_inode")
+        d_sb, i_sb = offsetof(dentry_type, "d_sb"), offsetof(self.prog.type("struct inode"), "i_sb")
+        children = slab.memcg_caches(self.prog)
+        columns = {self.prog["radix_tree_node_cachep"].value_(): (None, None)}
+        for root in {sb.fstype: sb.root for sb in sbs if sb.root}.values():
+            inode = d_inode.read(self.prog, root).d_inode
+            for address, lru, member in ((root, "s_dentry_lru", d_sb), (inode, "s_inode_lru", i_sb)):
+                cache, offset = self.slot(address)
+                cache, _ = children.get(cache, (cache, None))
+                columns[cache] = lru, offset + member
+        size = Members(self.prog, "struct kmem_cache", size="size")
+        owners = [(cache, cache, None) for cache in columns]
+        owners += [(child, root, memcg) for child, (root, memcg) in children.items() if root in columns]
+        return {
+            cache: _Source(size.read(self.prog, cache).size, *columns[root], memcg) for cache, root, memcg in owners
+        }
+
+    def slot(self, address):
+        """Return the slab cache of an object, and the offset of the object in its slot, red zone included."""
+        info = slab_object_info(self.prog, address)
+        if info is None:
+            raise CollectError("bad_core", "0x%x is in no slab" % address)
+        base = page_to_virt(cast("struct page *", info.slab)).value_()
+        return info.slab_cache.value_(), (address - base) % info.slab_cache.size.value_()
+
+    def charged(self, source, slabs):
+        """Return the distinct (Memcg, superblock's address) of the charged objects in slabs (v5.9, 964d4bd370d5)."""
+        words, pairs = source.size // _WORD_BYTES, set()
+        for some in _batches([found for found in slabs if found.vector], source.size):
+            vectors = self.read_some((found.vector, found.objects * found.stride) for found in some)
+            objects = self.read_some((found.address, found.objects * source.size) for found in some if source.lru)
+            for found in some:
+                owners = vectors[found.vector][self.memmap.objcg_word :: found.stride // _WORD_BYTES]
+                if source.lru:
+                    pairs.update(zip(owners, objects[found.address][source.column // _WORD_BYTES :: words]))
+                else:
+                    pairs.update((owner, None) for owner in owners)
+        objcg = Members(self.prog, "struct obj_cgroup", memcg="memcg")
+        memcgs = {
+            owner: self.memcg(objcg.read(self.prog, owner).memcg) for owner in {owner for owner, _ in pairs if owner}
+        }
+        return {(memcgs[owner], sb) for owner, sb in pairs if owner}
+
+    def allocated(self, source, slabs):
+        """The same before v5.9: a memcg has caches of its own, and every allocated object in them is charged to it."""
+        if source.memcg is None:
+            return set()
+        memcg, words, pairs, asked = self.memcg(source.memcg), source.size // _WORD_BYTES, set(), defaultdict(int)
+        for some in _batches(slabs, source.size):
+            objects = self.read_some((found.address, found.objects * source.size) for found in some)
+            for found in some:
+                column = objects[found.address][source.column // _WORD_BYTES :: words] if source.lru else [None]
+                for i, sb in enumerate(column):
+                    # What a free object holds may be left over from another owner of its page.
+                    if (memcg, sb) in pairs or (source.lru, sb) not in self.list_lrus or asked[sb] == _MOST_ASKED:
+                        continue
+                    asked[sb] += 1
+                    if slab_object_info(self.prog, found.address + i * source.size).allocated:
+                        pairs.add((memcg, sb))
+        return pairs
+
+    def read_some(self, places):
+        """Read memory as words.
+
+        :param places: pairs of address and bytes. :return: dict of address to array.
+        """
+        by_size = defaultdict(list)
+        for address, size in places:
+            by_size[size].append(address)
+        found = {}
+        for size, addresses in by_size.items():
+            for address, data in read_each(self.prog, addresses, size).items():
+                found[address] = array("Q", data)
+                self.charges.read_bytes += size
+        return found
+
+    def memcg(self, address):
+        """Return the Memcg at an address, or what inherits from it when it is offline."""
+        if address not in self.memcgs:
+            raise CollectError("bad_core", "an object is charged to 0x%x, which is no memcg" % address)
+        memcg = self.memcgs[address]
+        while memcg.parent and not memcg.online:
+            memcg = memcg.parent
+        return memcg
+
+
+def _batches(slabs, object_bytes):
+    """Yield the slabs in parts of which the objects take up to _READ_BYTES."""
+    part, size = [], 0
+    for found in slabs:
+        part.append(found)
+        size += found.objects * object_bytes
+        if size > _READ_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part

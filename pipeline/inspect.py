@@ -72,7 +72,7 @@ def text(figures: Mapping[str, Any]) -> str:
     ]
     if f["status"] == "unsupported":
         return "\n".join([*lines, f"unsupported: {printable(f['error'] or '')}"]) + "\n"
-    lines += _eager(f) if f["memcg_nr_cache_ids"] is not None else _lazy(f)
+    lines += _eager(f) if f["lazy_target"] is not None else _lazy(f)
     if f["notes"]:
         lines += ["", f"note: {printable(f['notes'])}"]
     return "\n".join(lines) + "\n"
@@ -138,7 +138,8 @@ def _machine(f: Mapping[str, Any]) -> list[str]:
 
 def _parts(f: Mapping[str, Any]) -> list[str]:
     size = f["list_lru_one_bytes"] // f["list_lru_one_objects"] if f["list_lru_one_objects"] else 0
-    what = "list_lru_one" if f["memcg_nr_cache_ids"] is not None else "list_lru_memcg"
+    what = "list_lru_one" if f["layout"].startswith("array") else "list_lru_memcg"
+    what = "list_lru_per_memcg" if "mlrus" in f["layout"] else what
     parts = (
         (what, f["list_lru_one_bytes"], f"{f['list_lru_one_objects']:,} objects of {size} bytes"),
         ("pointer arrays", f["pointer_array_bytes"], ""),

@@ -39,6 +39,7 @@ _DECLARATIONS = {
     "memcg_list_lrus": "struct list_head",
     "memcg_nr_cache_ids": "int",
     "min_low_pfn": "unsigned long",
+    "modules": "struct list_head",
     "node_data": "struct pglist_data *[]",
     "node_states": "nodemask_t []",
     "nr_cpu_ids": "unsigned int",

@@ -9,17 +9,17 @@ import struct
 from collections import namedtuple
 
 from drgn import offsetof, sizeof
-from drgn.helpers.linux.slab import slab_object_info
+from drgn.helpers.linux.mm import in_direct_map
 
-from . import layouts, superblocks
-from .memory import Members, has_member, read, read_each, walk_list
+from . import layouts, owners
+from .memory import Members, has_member, read, read_each
 from .slab import allocation
 from .status import CollectError
 
-_MOST_LIST_LRUS = 1 << 22
 # Slots are gathered list by list; this bounds how many list_lru_one are held at once (about 100 MB).
 _MOST_ONES_AT_ONCE = 1 << 18
 _ZERO_SIZE_PTR = 16
+_REGION_SHIFT = 30
 
 _MAX_NUMNODES = 1 << 10
 _MEM_CGROUP_ID_MAX = 65535
@@ -32,17 +32,11 @@ _XA_ROOT_SHIFTS = (0, _XA_CHUNK_SHIFT, 2 * _XA_CHUNK_SHIFT)
 _XA_LOWEST_POINTER = 4096
 
 
-_Link = namedtuple("_Link", "next")
-
-
 class ListLru:
     """A ``struct list_lru`` with what was found in it; the fields are columns of the table ``list_lrus``."""
 
-    def __init__(self, address, owner, superblock, name):
-        self.address = address
-        self.owner = owner
-        self.superblock = superblock
-        self.name = name
+    def __init__(self, owned):
+        self.address, self.owner, self.superblock, self.name = owned
         self.memcg_aware = False
         self.nodes = 0
         self.list_lru_one_objects = 0
@@ -54,7 +48,7 @@ class ListLru:
         self.memcg_items = 0
         # The index of each memcg with items, to these; v4.0 to v5.17 kmemcg_id, later memcg->id.id.
         self.items_by_id = {}
-        # On a lazy kernel the indices that have an entry.
+        # Where memcgs have an entry, or not, the indices of those that have one.
         self.ids = []
 
     @property
@@ -88,62 +82,9 @@ def walk(prog, layout, sbs, memcgs):
     :raises CollectError: ``bad_core``: a list does not end.
     """
     found = Found(layout)
-    found.list_lrus = _find(prog, sbs)
-    if layout in layouts.EAGER:
-        _Eager(prog, found, memcgs).read()
-    else:
-        _Lazy(prog, found).read()
+    found.list_lrus = [ListLru(owned) for owned in owners.find(prog, sbs)]
+    _WALKS[layout](prog, found, memcgs).read()
     return found
-
-
-def _find(prog, sbs):
-    """Return the list_lrus of the superblocks, and those on the kernel's own list that are not a superblock's."""
-    list_lrus = {}
-    links = {}
-    superblock_type = prog.type("struct super_block")
-    for member, name in zip(superblocks.LRUS, ("dentry", "inode")):
-        offset = offsetof(superblock_type, member)
-        for sb in sbs:
-            address = sb.address + offset
-            list_lrus[address] = ListLru(address, "superblock", sb.address, name)
-            links[address] = _Link(sb.lru_links[member])
-    for address in _listed(prog, links):
-        if address not in list_lrus:
-            list_lrus[address] = _with_owner(prog, address)
-    return list(list_lrus.values())
-
-
-def _listed(prog, links):
-    """Yield the addresses on list_lrus: all of them, or since v5.16 (3eef11279ba5) the memcg-aware ones.
-
-    :param links: the _Link of the list_lrus that were read with their superblocks, by address.
-    """
-    try:
-        head = prog["memcg_list_lrus"]
-    except LookupError:
-        head = prog["list_lrus"]
-    list_lru_type = prog.type("struct list_lru")
-    members = Members(prog, list_lru_type, next="list.next")
-    first, end = head.next.value_(), head.address_of_().value_()
-    offset = offsetof(list_lru_type, "list")
-    for address, _ in walk_list(prog, members, first, end, offset, _MOST_LIST_LRUS, known=links):
-        yield address
-
-
-def _with_owner(prog, address):
-    # A lock_class_key of no size (without lockdep) shares the address of the list_lru that it is named after. Of the
-    # symbols at one address drgn's index of /proc/kallsyms finds only the last by address, but each by its name.
-    symbols = prog.symbols(address)
-    keys = [symbol.name for symbol in symbols if symbol.name.endswith("_key")]
-    symbols += [symbol for key in keys for symbol in prog.symbols(key[: -len("_key")])]
-    names = [symbol.name for symbol in symbols if symbol.address == address]
-    if names:
-        return ListLru(address, "symbol", None, min(names, key=len))
-    info = slab_object_info(prog, address)
-    if info:
-        cache = info.slab_cache.name.string_().decode(errors="backslashreplace")
-        return ListLru(address, "slab", None, "%s+%d" % (cache, address - info.address))
-    return ListLru(address, "unknown", None, None)
 
 
 def _within(low, value, high, what):
@@ -152,208 +93,282 @@ def _within(low, value, high, what):
     return value
 
 
-class _Walk:
-    """What both families share: the list_lru structs and their node arrays."""
+# A list_lru that was not destroyed: the ListLru, the address and the fields of the struct that has ``node`` (see
+# layouts.holder_type()), list_lru.memcg_aware or None without such a member, the fields of its list_lru_nodes.
+_Alive = namedtuple("_Alive", "lru holder fields memcg_aware nodes")
 
-    def __init__(self, prog, found):
+
+class _Walk:
+    """What all layouts share: the structs, their node arrays, and the items on the memcgs' lists.
+
+    A subclass says where the memcgs' lists are.
+
+    :param in_holder: members of the holder that lead there, as in Members. :param in_node: of struct list_lru_node.
+    """
+
+    def __init__(self, prog, found, in_holder=(), in_node=()):
         self.prog = prog
         self.found = found
+        self.holder_paths = dict(in_holder, node="node")
         self.nr_node_ids = _within(1, prog["nr_node_ids"].value_(), _MAX_NUMNODES, "nr_node_ids")
         node_type = prog.type("struct list_lru_node")
         self.node_bytes = sizeof(node_type)
-        paths = {"root_items": "lru.nr_items"}
+        paths = dict(in_node, root_items="lru.nr_items")
         if has_member(node_type, "nr_items.counter"):  # v6.13 (fb56fdf8b9a2)
             paths["nr_items"] = "nr_items.counter"
         elif has_member(node_type, "nr_items"):  # v4.13 (2c80cd57c743)
             paths["nr_items"] = "nr_items"
-        if found.layout in layouts.EAGER:
-            paths["memcg_lrus"] = "memcg_lrus"
         self.node = Members(prog, node_type, **paths)
         self.has_nr_items = "nr_items" in paths
+        self.one = Members(prog, "struct list_lru_one", nr_items="nr_items")
+        # Of the object with a memcg's list_lru_one: its bytes, and where in it they are.
+        self.object_bytes = self.one.end
+        self.ones = (0,)
+        self.sizes = {}
+        self.pending = []
 
-    def structs(self):
-        """Yield each list_lru that is alive with its fields and its nodes' fields."""
-        list_lru_type = self.prog.type("struct list_lru")
-        paths = {"node": "node"}
+    def alive(self):
+        """Yield an _Alive for each list_lru that was not destroyed; size its node array, count the root's items."""
+        list_lru_type, holder_type = self.prog.type("struct list_lru"), layouts.holder_type(self.prog)
+        holder = Members(self.prog, holder_type, **self.holder_paths)
+        data = read_each(self.prog, [lru.address for lru in self.found.list_lrus], sizeof(list_lru_type))
+        memcg_aware = dict.fromkeys(data)
         if has_member(list_lru_type, "memcg_aware"):  # v5.2 (3e8589963773)
-            paths["memcg_aware"] = "memcg_aware"
-        if has_member(list_lru_type, "xa"):
-            paths["xa_head"] = "xa.xa_head"
-        members = Members(self.prog, list_lru_type, **paths)
-        data = read_each(self.prog, [lru.address for lru in self.found.list_lrus], members.end)
-        # list_lru_destroy() leaves node NULL while the superblock is still on its list.
-        alive = [(lru, members.decode(data[lru.address])) for lru in self.found.list_lrus]
-        alive = [(lru, fields) for lru, fields in alive if fields.node]
-        arrays = read_each(self.prog, [fields.node for _, fields in alive], self.node_bytes * self.nr_node_ids)
-        if alive:
-            node_array_bytes, _ = allocation(self.prog, alive[0][1].node)
-        for lru, fields in alive:
-            array = arrays[fields.node]
-            nodes = [self.node.decode(array, nid * self.node_bytes) for nid in range(self.nr_node_ids)]
-            lru.node_array_bytes = node_array_bytes
+            members = Members(self.prog, list_lru_type, memcg_aware="memcg_aware")
+            memcg_aware = {address: bool(members.decode(data[address]).memcg_aware) for address in data}
+        holders = {address: address for address in data}
+        if has_member(list_lru_type, "ext"):
+            members = Members(self.prog, list_lru_type, ext="ext")
+            holders = {address: members.decode(data[address]).ext for address in data}
+            data = read_each(self.prog, [ext for ext in holders.values() if ext], sizeof(holder_type))
+        fields = {address: holder.decode(data[address]) for address in data}
+        # list_lru_destroy() leaves no node array while the superblock is still on its list.
+        alive = [lru for lru in self.found.list_lrus if holders[lru.address] and fields[holders[lru.address]].node]
+        arrays = [fields[holders[lru.address]].node for lru in alive]
+        data = read_each(self.prog, arrays, self.node_bytes * self.nr_node_ids)
+        for lru, array in zip(alive, arrays):
+            at = holders[lru.address]
+            nodes = [self.node.decode(data[array], nid * self.node_bytes) for nid in range(self.nr_node_ids)]
+            lru.node_array_bytes = self.size_of("node array", array)
+            if at != lru.address:
+                lru.node_array_bytes += self.size_of("ext", at)
             lru.root_items = sum(max(0, node.root_items) for node in nodes)
-            yield lru, fields, nodes
+            yield _Alive(lru, at, fields[at], memcg_aware[lru.address], nodes)
+
+    def size_of(self, what, address):
+        """Return the bytes of an object that is as large as all of its kind; the first one is measured."""
+        if what not in self.sizes:
+            self.sizes[what], _ = allocation(self.prog, address)
+        return self.sizes[what]
+
+    def size_of_object(self, address):
+        """Return the bytes of an object with a memcg's list_lru_one; the first one is measured."""
+        if self.found.object_bytes is None:
+            self.found.object_bytes, self.found.object_cache = allocation(self.prog, address)
+        return self.found.object_bytes
 
     def memcg_items(self, node):
         """Return how many of a node's items are on memcgs' lists, or None where the kernel does not count them."""
         return node.nr_items - node.root_items if self.has_nr_items else None
 
-    def check(self, lru, nodes):
-        """Compare what was found on the lists with what list_lru_node.nr_items says."""
-        lru.memcg_items = sum(lru.items_by_id.values())
-        if self.has_nr_items:
-            counted = sum(self.memcg_items(node) for node in nodes)
-            if counted != lru.memcg_items:
-                self.found.raced.append(
-                    "list_lru 0x%x: %d items on the lists of online memcgs, nr_items counts %d"
-                    % (lru.address, lru.memcg_items, counted)
-                )
+    def gather(self, lru, objects):
+        """Have the items in the objects of memcgs, pairs (id, address), counted into lru.items_by_id."""
+        self.pending += [(lru, memcg_id, address) for memcg_id, address in objects]
+        if len(self.pending) > _MOST_ONES_AT_ONCE:
+            self.count_items()
+
+    def count_items(self):
+        data = read_each(self.prog, [address for _, _, address in self.pending], self.object_bytes)
+        for lru, memcg_id, address in self.pending:
+            counts = (self.one.decode(data[address], offset).nr_items for offset in self.ones)
+            # Transiently negative under a concurrent walk; LONG_MIN marks a list whose memcg died, v6.13 on.
+            items = sum(count for count in counts if count > 0)
+            if items:
+                lru.items_by_id[memcg_id] = lru.items_by_id.get(memcg_id, 0) + items
+        self.pending = []
+
+    def check(self, checked):
+        """Compare what was found on the lists of each _Alive with what list_lru_node.nr_items says."""
+        self.count_items()
+        for alive in checked:
+            lru = alive.lru
+            lru.memcg_items = sum(lru.items_by_id.values())
+            if self.has_nr_items:
+                counted = sum(map(self.memcg_items, alive.nodes))
+                if counted != lru.memcg_items:
+                    self.found.raced.append(
+                        "list_lru 0x%x: %d items on the lists of online memcgs, nr_items counts %d"
+                        % (lru.address, lru.memcg_items, counted)
+                    )
 
 
-class _Eager(_Walk):
-    """v4.0 to v5.17: on each node a pointer array with a list_lru_one for every id."""
+class _Arrays:
+    """The arrays with a pointer for every id: how many ids, which of them live, and the arrays' sizes."""
 
     def __init__(self, prog, found, memcgs):
-        super().__init__(prog, found)
+        self.prog = prog
         cache_ids = prog["memcg_nr_cache_ids"].value_()
         self.cache_ids = found.cache_ids = _within(0, cache_ids, _MEM_CGROUP_ID_MAX, "memcg_nr_cache_ids")
         self.live_ids = sorted(memcg.cache_id for memcg in memcgs if memcg.cache_id is not None)
         if self.live_ids:
             _within(0, self.live_ids[-1], self.cache_ids - 1, "the highest kmemcg_id")
         self.header_bytes = sizeof(prog.type("struct list_lru_memcg"))
-        self.one = Members(prog, "struct list_lru_one", nr_items="nr_items")
-        self.array_bytes = {}
-        self.pending = []
-        self.pending_ones = 0
+        self.direct = {}
+        self.sizes = {}
 
-    def read(self):
-        checked = []
-        for lru, fields, nodes in self.structs():
-            arrays = [node.memcg_lrus for node in nodes if node.memcg_lrus]
-            # Before v5.2 the kernel itself told an aware list by its first node's array.
-            lru.memcg_aware = bool(getattr(fields, "memcg_aware", nodes[0].memcg_lrus))
-            if not arrays:
-                continue
-            lru.nodes = len(arrays)
-            lru.pointer_array_bytes = sum(map(self.size_of_array, arrays))
-            lru.list_lru_one_objects = self.cache_ids * len(arrays)
-            lru.list_lru_one_bytes = lru.list_lru_one_objects * self.size_of_object(arrays[0])
-            for node in nodes:
-                if node.memcg_lrus and self.memcg_items(node) != 0:
-                    self.gather(lru, node.memcg_lrus)
-            checked.append((lru, nodes))
-        self.read_items()
-        for lru, nodes in checked:
-            self.check(lru, nodes)
-        if self.prog["memcg_nr_cache_ids"].value_() != self.cache_ids:
-            raise CollectError("bad_core", "memcg_nr_cache_ids grew during the walk")
-
-    def size_of_array(self, address):
+    def size_of(self, address):
         """Return the bytes of a pointer array.
 
         All have room for the same ids, so one of those that kmalloc() gave and one of those that vmalloc() had to
-        give is measured; the two live terabytes apart.
+        give is measured. The two share no gigabyte.
         """
         if address == _ZERO_SIZE_PTR and not self.cache_ids and not self.header_bytes:
             return 0
-        region = address >> 40
-        if region not in self.array_bytes:
-            self.array_bytes[region], _ = allocation(self.prog, address)
-        return self.array_bytes[region]
-
-    def size_of_object(self, array):
-        if self.found.object_bytes is None and self.cache_ids:
-            (sample,) = self.slots(array, 1)
-            self.found.object_bytes, self.found.object_cache = allocation(self.prog, sample)
-        return self.found.object_bytes or 0
+        region = address >> _REGION_SHIFT
+        if region not in self.direct:
+            self.direct[region] = in_direct_map(self.prog, address)
+        direct = self.direct[region]
+        if direct not in self.sizes:
+            self.sizes[direct], _ = allocation(self.prog, address)
+        return self.sizes[direct]
 
     def slots(self, array, count):
         """Return the first pointers of a pointer array."""
+        if not count:
+            return ()
         return struct.unpack("%dQ" % count, read(self.prog, array + self.header_bytes, 8 * count))
 
-    def gather(self, lru, array):
-        if self.live_ids:
-            self.pending.append((lru, array))
-            self.pending_ones += len(self.live_ids)
-            if self.pending_ones > _MOST_ONES_AT_ONCE:
-                self.read_items()
+    def live(self, array):
+        """Return the id and the pointer of each online memcg in a pointer array."""
+        slots = self.slots(array, self.live_ids[-1] + 1 if self.live_ids else 0)
+        return [(cache_id, slots[cache_id]) for cache_id in self.live_ids]
 
-    def read_items(self):
-        """Read nr_items of the online memcgs' list_lru_one in the gathered arrays."""
-        if not self.pending:
-            return
-        at = []
-        for lru, array in self.pending:
-            pointers = self.slots(array, self.live_ids[-1] + 1)
-            at += [(lru, cache_id, pointers[cache_id]) for cache_id in self.live_ids]
-        data = read_each(self.prog, [address for _, _, address in at], self.one.end)
-        for lru, cache_id, address in at:
-            items = self.one.decode(data[address]).nr_items
-            if items > 0:  # transiently negative under a concurrent walk
-                lru.items_by_id[cache_id] = lru.items_by_id.get(cache_id, 0) + items
-        self.pending, self.pending_ones = [], 0
+    def check(self):
+        if self.prog["memcg_nr_cache_ids"].value_() != self.cache_ids:
+            raise CollectError("bad_core", "memcg_nr_cache_ids grew during the walk")
 
 
-def _broken_xarray(owner):
-    return CollectError("bad_core", "list_lru 0x%x: its xarray is broken" % owner)
+class _PerNode(_Walk):
+    """v4.0 to v5.17: on each node a pointer array with a list_lru_one for every id."""
+
+    def __init__(self, prog, found, memcgs):
+        super().__init__(prog, found, in_node={"memcg_lrus": "memcg_lrus"})
+        self.arrays = _Arrays(prog, found, memcgs)
+
+    def read(self):
+        cache_ids = self.arrays.cache_ids
+        checked = []
+        for alive in self.alive():
+            lru = alive.lru
+            arrays = [node.memcg_lrus for node in alive.nodes if node.memcg_lrus]
+            lru.memcg_aware = alive.memcg_aware
+            if lru.memcg_aware is None:  # then the kernel itself tells by its first node's array
+                lru.memcg_aware = bool(alive.nodes[0].memcg_lrus)
+            if not arrays:
+                continue
+            lru.nodes = len(arrays)
+            lru.pointer_array_bytes = sum(map(self.arrays.size_of, arrays))
+            if cache_ids:
+                lru.list_lru_one_objects = cache_ids * len(arrays)
+                lru.list_lru_one_bytes = lru.list_lru_one_objects * self.size_of_object(arrays[0])
+            for node in alive.nodes:
+                if node.memcg_lrus and self.memcg_items(node) != 0:
+                    self.gather(lru, self.arrays.live(node.memcg_lrus))
+            checked.append(alive)
+        self.check(checked)
+        self.arrays.check()
+
+    def size_of_object(self, array):
+        """As in _Walk, of one that a pointer array leads to."""
+        if self.found.object_bytes is None:
+            (array,) = self.arrays.slots(array, 1)
+        return super().size_of_object(array)
 
 
-class _Lazy(_Walk):
-    """v5.18 on: an xarray by memcg id with a list_lru_memcg, made on first use, for all nodes."""
+class _PerMemcg(_Walk):
+    """Since 6a6b7b77cc0f: for a memcg one object, with a list_lru_one for each of nr_node_ids."""
 
-    def __init__(self, prog, found):
-        super().__init__(prog, found)
-        memcg_type = prog.type("struct list_lru_memcg")
-        self.ones_offset = offsetof(memcg_type, "node")
-        self.one_bytes = sizeof(prog.type("struct list_lru_one"))
-        self.one = Members(prog, "struct list_lru_one", nr_items="nr_items")
+    def __init__(self, prog, found, in_holder):
+        super().__init__(prog, found, in_holder)
+        try:
+            object_type = prog.type("struct list_lru_per_memcg")
+        except LookupError:  # since d70110704d2d
+            object_type = prog.type("struct list_lru_memcg")
+        one_bytes = sizeof(prog.type("struct list_lru_one"))
+        first = offsetof(object_type, "node")
+        self.ones = range(first, first + one_bytes * self.nr_node_ids, one_bytes)
+        self.object_bytes = self.ones.stop
+
+    def has_memcg_items(self, alive):
+        return any(self.memcg_items(node) != 0 for node in alive.nodes)
+
+
+class _Mlrus(_PerMemcg):
+    """6a6b7b77cc0f to bbca91cca9a9: one pointer array, in which the lazy kernels since 5abc1e37afa0 have NULLs."""
+
+    def __init__(self, prog, found, memcgs):
+        super().__init__(prog, found, {"mlrus": "mlrus"})
+        self.arrays = _Arrays(prog, found, memcgs)
+
+    def read(self):
+        checked = []
+        for alive in self.alive():
+            lru, array = alive.lru, alive.fields.mlrus
+            lru.memcg_aware = bool(array) if alive.memcg_aware is None else alive.memcg_aware
+            if not lru.memcg_aware:
+                continue
+            lru.nodes = 1
+            lru.pointer_array_bytes = self.arrays.size_of(array)
+            slots = self.arrays.slots(array, self.arrays.cache_ids)
+            lru.ids = [cache_id for cache_id, pointer in enumerate(slots) if pointer]
+            if lru.ids:
+                lru.list_lru_one_objects = len(lru.ids)
+                lru.list_lru_one_bytes = len(lru.ids) * self.size_of_object(slots[lru.ids[0]])
+            if self.has_memcg_items(alive):
+                self.gather(lru, [(memcg_id, pointer) for memcg_id, pointer in self.arrays.live(array) if pointer])
+            checked.append(alive)
+        self.check(checked)
+        self.arrays.check()
+
+
+class _Xarray(_PerMemcg):
+    """Since bbca91cca9a9, v5.18: an xarray by memcg id."""
+
+    def __init__(self, prog, found, memcgs):
+        super().__init__(prog, found, {"xa_head": "xa.xa_head"})
+        self.xa_offset = offsetof(layouts.holder_type(prog), "xa")
         self.xa_node = Members(prog, "struct xa_node", shift="shift", array="array")
         self.xa_node_type_bytes = sizeof(prog.type("struct xa_node"))
-        self.xa_offset = offsetof(prog.type("struct list_lru"), "xa")
         self.slots_offset = offsetof(prog.type("struct xa_node"), "slots")
         self.xa_node_bytes = prog["radix_tree_node_cachep"].size.value_()
 
     def read(self):
-        lrus = []
-        for lru, fields, nodes in self.structs():
+        checked = []
+        for alive in self.alive():
             # Since v6.1 (and in stable kernels) an unaware list keeps an empty xarray.
-            lru.memcg_aware = bool(getattr(fields, "memcg_aware", True))
-            lru.nodes = self.nr_node_ids
-            if lru.memcg_aware:
-                lrus.append((lru, fields.xa_head, nodes))
-        entries = self.entries({lru.address: head for lru, head, _ in lrus})
-        for lru, _, _ in lrus:
-            lru.ids = [memcg_id for memcg_id, _ in entries[lru.address]]
-            lru.list_lru_one_objects = len(lru.ids)
-            if lru.list_lru_one_objects:
-                lru.list_lru_one_bytes = lru.list_lru_one_objects * self.size_of_object(entries[lru.address][0][1])
-        with_items = [
-            (lru, memcg_id, address)
-            for lru, _, nodes in lrus
-            if any(self.memcg_items(node) for node in nodes)
-            for memcg_id, address in entries[lru.address]
-        ]
-        size = self.ones_offset + self.one_bytes * self.nr_node_ids
-        data = read_each(self.prog, [address for _, _, address in with_items], size)
-        for lru, memcg_id, address in with_items:
-            ones = data[address]
-            # LONG_MIN marks a list whose memcg died, v6.13 on.
-            items = sum(
-                max(0, self.one.decode(ones, self.ones_offset + nid * self.one_bytes).nr_items)
-                for nid in range(self.nr_node_ids)
-            )
-            if items:
-                lru.items_by_id[memcg_id] = items
-        for lru, _, nodes in lrus:
-            self.check(lru, nodes)
+            alive.lru.memcg_aware = alive.memcg_aware is not False
+            alive.lru.nodes = self.nr_node_ids
+            if alive.lru.memcg_aware:
+                checked.append(alive)
+        objects, xa_nodes = self.entries({alive.holder: alive.fields.xa_head for alive in checked})
+        for alive in checked:
+            lru, entries = alive.lru, objects[alive.holder]
+            lru.ids = [memcg_id for memcg_id, _ in entries]
+            lru.xa_node_bytes = xa_nodes[alive.holder] * self.xa_node_bytes
+            if entries:
+                lru.list_lru_one_objects = len(entries)
+                lru.list_lru_one_bytes = len(entries) * self.size_of_object(entries[0][1])
+            if self.has_memcg_items(alive):
+                self.gather(lru, entries)
+        self.check(checked)
 
     def entries(self, heads):
-        """Return the (memcg id, ``struct list_lru_memcg *``) in each xarray; count its nodes into xa_node_bytes.
+        """Return by holder the (memcg id, ``struct list_lru_memcg *``) in its xarray, and the number of its nodes.
 
-        :param heads: address of the list_lru to ``xa_head``. All xarrays are read level by level together.
+        :param heads: address of the holder to ``xa_head``. All xarrays are read level by level together.
         """
-        by_address = {lru.address: lru for lru in self.found.list_lrus}
         entries = {owner: [] for owner in heads}
+        counts = dict.fromkeys(heads, 0)
         # Of each entry: whose, the index of its slot, the shift of its node (None: xa_head), the entry.
         level = [(owner, 0, None, entry) for owner, entry in heads.items()]
         while level:
@@ -374,14 +389,26 @@ class _Lazy(_Walk):
                 shifts = _XA_ROOT_SHIFTS if above is None else (above - _XA_CHUNK_SHIFT,)
                 if node.array != owner + self.xa_offset or node.shift not in shifts:
                     raise _broken_xarray(owner)
-                by_address[owner].xa_node_bytes += self.xa_node_bytes
+                counts[owner] += 1
                 slots = struct.unpack_from("%dQ" % _XA_CHUNK_SIZE, data[address], self.slots_offset)
                 level += [
                     (owner, index + (i << node.shift), node.shift, entry) for i, entry in enumerate(slots) if entry
                 ]
-        return entries
+        return entries, counts
 
-    def size_of_object(self, address):
-        if self.found.object_bytes is None:
-            self.found.object_bytes, self.found.object_cache = allocation(self.prog, address)
-        return self.found.object_bytes
+
+def _broken_xarray(owner):
+    return CollectError("bad_core", "list_lru 0x%x: its xarray is broken" % owner)
+
+
+_WALKS = {
+    "array": _PerNode,
+    "array_rcu": _PerNode,
+    "mlrus": _Mlrus,
+    "mlrus_lazy": _Mlrus,
+    "xarray": _Xarray,
+    "xarray_lock": _Xarray,
+    "ext_mlrus": _Mlrus,
+    "ext_mlrus_lazy": _Mlrus,
+    "ext_xarray": _Xarray,
+}

@@ -61,15 +61,18 @@ def take(kernel, charged=True, target=estimate.DEFAULT_TARGET):
     sbs = superblocks.walk(prog)
     cgroups = memcgs.walk(prog) if layout != "none" and _has_memcg(prog) else []
     if layout == "none" or not cgroups:
-        snapshot.unsupported = "this kernel has no memcg-aware list_lru: it is older than v4.0 or built without them"
+        snapshot.unsupported = (
+            "this kernel's list_lrus have no lists for memcgs: it is older than v4.0, or built without CONFIG_MEMCG or "
+            "CONFIG_MEMCG_KMEM"
+        )
         found = list_lrus.Found("none")
     else:
         found = list_lrus.walk(prog, layout, sbs, cgroups)
-    owned, not_scanned = _charges(prog, found, sbs, cgroups) if charged and found.list_lrus else (None, None)
-    estimated = _estimate(prog, found, sbs, cgroups, owned, target)
+    owned, not_scanned = _charges(prog, found, sbs, cgroups) if charged and cgroups else (None, None)
+    estimated = _estimate(prog, found, sbs, cgroups, owned, target) if cgroups else None
     for lru in found.list_lrus:
         snapshot.list_lrus.add(**_list_lru_row(lru, found, estimated))
-    owners = containers.of_superblocks(prog, sbs, cgroups)
+    owners = containers.of_superblocks(prog, sbs, cgroups) if cgroups else {}
     for sb in sbs:
         snapshot.superblocks.add(**_superblock_row(sb, owners.get(sb.address)))
     for row in _memcg_rows(found, cgroups, owned, estimated):
@@ -79,7 +82,9 @@ def take(kernel, charged=True, target=estimate.DEFAULT_TARGET):
         row["lazy_target"], _ = estimate.TARGETS[target]
         row["lazy_basis"] = "charged" if owned else "online"
     row["charged_scan_bytes"] = owned and owned.read_bytes
-    row["notes"] = "; ".join(filter(None, [kernel.note, not_scanned, *found.raced[:_MOST_NOTES]])) or None
+    row["notes"] = (
+        "; ".join(filter(None, [kernel.note, not_scanned, _unknown(found), *found.raced[:_MOST_NOTES]])) or None
+    )
     snapshot.target.add(**row)
     return snapshot
 
@@ -218,6 +223,12 @@ def _target_row(kernel, found, sbs, cgroups):
         "lazy_basis": None,
         "consistency": "raced" if found.raced else "exact",
     }
+
+
+def _unknown(found):
+    """Return the note on list_lrus of which nobody knows whose they are, or None."""
+    unknown = sum(lru.owner == "unknown" for lru in found.list_lrus)
+    return "%d list_lrus have no owner that is known" % unknown if unknown else None
 
 
 def _nodes(prog, state):

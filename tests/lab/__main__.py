@@ -3,7 +3,7 @@
     python -m tests.lab boot SHAPE -o DIR     boot a shape, leave its full core and the guest's report in DIR
     python -m tests.lab bundle [SHAPE...]     rebuild bundled cores in tests/vmcores, default all of them
 
-Needs a Debian machine with qemu-system-x86, busybox-static, cpio and e2fsprogs; crash where it is there.
+Needs a Debian machine with qemu-system-x86 and -arm, busybox-static, cpio and e2fsprogs; crash where it is there.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def shape_named(name: str) -> Shape:
 
 def kernel(shape: Shape, args: argparse.Namespace) -> kernels.Kernel:
     """The kernel of a shape, downloaded and unpacked where it is not yet."""
-    packages = kernels.source(shape.series, args.debs, args.cache)
-    step(f"{shape.name}: the {shape.series} kernel of {packages}")
+    packages = kernels.source(shape.series, shape.arch, args.debs, args.cache)
+    step(f"{shape.name}: the {shape.series} kernel for {shape.arch} of {packages}")
     return kernels.get(shape.series, packages, args.cache, args.dwarf)
 
 

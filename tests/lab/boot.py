@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import socket
 import subprocess
 import tempfile
@@ -16,6 +15,18 @@ from tests.lab import initramfs, userland
 from tests.lab.kernels import Kernel, LabError
 from tests.lab.shapes import Shape
 
+MACHINES = {
+    # QEMU 7.2's cmpxchg16b sets wrong flags, on which the slab allocator of 6.4 and later relies.
+    "amd64": ["qemu-system-x86_64", "-cpu", "max,-cx16", "-serial", "file:console", "-serial", "file:report"],
+    # One serial port is all that "virt" has.
+    "arm64": [
+        "qemu-system-aarch64", "-machine", "virt,gic-version=3", "-cpu", "neoverse-n1", "-serial", "file:console",
+        "-chardev", "file,id=report,path=report", "-device", "pci-serial,chardev=report",
+    ],
+}  # fmt: skip
+"""QEMU's command line by Debian's name of the architecture: the machine, its console and a line for the report."""
+LINES = {"amd64": ("ttyS0", "ttyS1"), "arm64": ("ttyAMA0", "ttyS0")}
+"""What the kernel calls these two."""
 IDLE = "LAB-IDLE "
 FAILED = "LAB: FAILED"
 IDLE_TIMEOUT_S = 1200
@@ -32,9 +43,9 @@ def take_core(shape: Shape, kernel: Kernel, to: Path, live: bool = False) -> Non
     to.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        initramfs.pack(shape, kernel.modules, work / "initramfs", live)
+        initramfs.pack(shape, kernel, work / "initramfs", live)
         console, report = work / "console", work / "report"
-        with subprocess.Popen(qemu(shape, kernel, work), stdin=subprocess.DEVNULL) as machine:
+        with subprocess.Popen(qemu(shape, kernel), cwd=work, stdin=subprocess.DEVNULL) as machine:
             try:
                 size = wait_idle(machine, console, time.monotonic() + IDLE_TIMEOUT_S)
                 with Monitor(work / "qmp") as monitor:
@@ -53,21 +64,21 @@ def take_core(shape: Shape, kernel: Kernel, to: Path, live: bool = False) -> Non
         subprocess.run(["tar", "-xz", "-C", to / "truth"], input=truth, check=True)
 
 
-def qemu(shape: Shape, kernel: Kernel, work: Path) -> list[str | os.PathLike[str]]:
-    """The command line of the machine: a console, a report line and a QMP socket, all below `work`."""
-    command: list[str | os.PathLike[str]] = [
+def qemu(shape: Shape, kernel: Kernel) -> list[str]:
+    """The command line of the machine: the console, the report and a QMP socket are files in its working folder."""
+    console, report = LINES[shape.arch]
+    command = [
+        *MACHINES[shape.arch],
         # TCG by name: a /dev/kvm that is present can still hang.
-        "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-nodefaults", "-no-user-config", "-display", "none",
-        # QEMU 7.2's cmpxchg16b sets wrong flags, on which the slab allocator of 6.4 and later relies.
-        "-cpu", "max,-cx16", "-smp", "2",
+        "-accel", "tcg,thread=multi", "-nodefaults", "-no-user-config", "-display", "none", "-smp", "2",
         # Room for memory to be added makes the firmware declare the nodes without memory: possible, never online.
         "-m", f"{shape.memory_mb}M" + (f",slots=1,maxmem={2 * shape.memory_mb}M" if shape.offline_nodes else ""),
         # With the guest's qemu_fw_cfg this puts VMCOREINFO into the dump.
         "-device", "vmcoreinfo",
-        "-serial", f"file:{work / 'console'}", "-serial", f"file:{work / 'report'}",
-        "-qmp", f"unix:{work / 'qmp'},server=on,wait=off",
-        "-kernel", kernel.vmlinuz, "-initrd", work / "initramfs",
-        "-append", "console=ttyS0 quiet panic=-1 rdinit=/init", "-no-reboot",
+        "-qmp", "unix:qmp,server=on,wait=off",
+        "-kernel", str(kernel.vmlinuz.resolve()), "-initrd", "initramfs",
+        # The kernel hands lab_report to init in its environment.
+        "-append", f"console={console} quiet panic=-1 rdinit=/init lab_report=/dev/{report}", "-no-reboot",
     ]  # fmt: skip
     for node in range(shape.nodes):
         command += ["-object", f"memory-backend-ram,id=m{node},size={shape.memory_mb // shape.nodes}M"]

@@ -11,16 +11,16 @@ import tempfile
 from pathlib import Path
 
 from tests.lab import userland
+from tests.lab.kernels import BUSYBOX, Kernel
 from tests.lab.shapes import Shape
 
 GUEST = Path(__file__).parent / "guest"
-BUSYBOX = Path("/bin/busybox")
 MODULES = ("qemu_fw_cfg", "loop", "overlay")
 """What init uses and some kernel builds as a module: VMCOREINFO for the dump, ext4 on loop, overlay."""
 
 
-def pack(shape: Shape, modules: Path, to: Path, live: bool = False) -> None:
-    """Write the initramfs (cpio, uncompressed) of `shape` for the kernel whose modules are in `modules`.
+def pack(shape: Shape, kernel: Kernel, to: Path, live: bool = False) -> None:
+    """Write the initramfs (cpio, uncompressed) of `shape` for `kernel`.
 
     :param live: with the collector and guest/live.
     """
@@ -28,11 +28,11 @@ def pack(shape: Shape, modules: Path, to: Path, live: bool = False) -> None:
         root = Path(scratch)
         for folder in ("bin", "dev", "proc", "sys", "run", "lab/modules"):
             (root / folder).mkdir(parents=True)
-        shutil.copy(BUSYBOX, root / "bin/busybox")
+        shutil.copy(kernel.busybox, root / "bin/busybox")
         for applet in subprocess.check_output([BUSYBOX, "--list"], text=True).split():
             if applet != "busybox":
                 (root / "bin" / applet).symlink_to("busybox")
-        for order, module in enumerate(load_order(modules, MODULES)):
+        for order, module in enumerate(load_order(kernel.modules, MODULES)):
             (root / f"lab/modules/{order:02}-{module.name.partition('.')[0]}.ko").write_bytes(content(module))
         (root / "lab/shape").write_text(shape.assignments())
         shutil.copy(GUEST / "init", root / "init")

@@ -11,7 +11,8 @@ from typing import Protocol
 SUITES = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "7": "forky"}
 """Kernel series to the Debian suite that carries it."""
 
-ARCH = "amd64"
+BUSYBOX = Path("/bin/busybox")
+"""The machine's own, of busybox-static."""
 
 
 class LabError(Exception):
@@ -26,6 +27,8 @@ class Kernel:
     vmlinuz: Path
     modules: Path
     """Folder that holds every module, at any depth."""
+    busybox: Path
+    """A static one that runs on it."""
     vmlinux: Path | None
     """The DWARF of the -dbg package, where it was asked for."""
 
@@ -33,6 +36,8 @@ class Kernel:
 class Packages(Protocol):
     """Where .deb files come from."""
 
+    arch: str
+    """Debian's name of their architecture."""
     remedy: str
     """What to do when a package is not there."""
 
@@ -49,9 +54,9 @@ def get(series: str, packages: Packages, cache: Path, dwarf: bool) -> Kernel:
     :param dwarf: also unpack the vmlinux of the -dbg package (300 MB to download, 600 MB on disk).
     """
     versions = packages.versions()
-    release = newest(series, versions)
+    release = newest(series, packages.arch, versions)
     if release is None:
-        raise LabError(f"no linux-image-{series}.*-cloud-{ARCH} in {packages}; {packages.remedy}")
+        raise LabError(f"no linux-image-{series}.*-cloud-{packages.arch} in {packages}; {packages.remedy}")
     # From 7.x on linux-image is empty and depends on the packages that hold the files.
     names = [f"linux-{part}-{release}" for part in ("image", "binary", "modules")]
     names = [name for name in names if name in versions]
@@ -60,23 +65,33 @@ def get(series: str, packages: Packages, cache: Path, dwarf: bool) -> Kernel:
         unpack(packages, name, root)
     if dwarf:
         unpack(packages, f"linux-image-{release}-dbg", root, only="*/vmlinux*")
+    busybox = BUSYBOX
+    if packages.arch != own_arch():
+        unpack(packages, "busybox-static", root)
+        busybox = root / "bin/busybox"
     return Kernel(
         release=release,
         vmlinuz=first(root / f"boot/vmlinuz-{release}", root / f"usr/lib/modules/{release}/vmlinuz"),
         modules=first(root / "lib/modules", root / "usr/lib/modules"),
+        busybox=busybox,
         vmlinux=root / f"usr/lib/debug/boot/vmlinux-{release}" if dwarf else None,
     )
 
 
-def source(series: str, debs: Path | None, cache: Path) -> Packages:
+def source(series: str, arch: str, debs: Path | None, cache: Path) -> Packages:
     """Where to take the kernel of a series from: the folder `debs` where it holds one, else the mirror."""
-    folder = Folder(debs) if debs else None
-    return folder if folder and newest(series, folder.versions()) else Mirror(SUITES[series], cache)
+    folder = Folder(debs, arch) if debs else None
+    return folder if folder and newest(series, arch, folder.versions()) else Mirror(SUITES[series], arch, cache)
 
 
-def newest(series: str, versions: dict[str, str]) -> str | None:
+def own_arch() -> str:
+    """Debian's name of this machine's architecture."""
+    return subprocess.check_output(["dpkg", "--print-architecture"], text=True).strip()
+
+
+def newest(series: str, arch: str, versions: dict[str, str]) -> str | None:
     """Release of the newest cloud kernel of a series among packages."""
-    pattern = re.compile(rf"linux-image-({re.escape(series)}\..*-cloud-{ARCH})")
+    pattern = re.compile(rf"linux-image-({re.escape(series)}\..*-cloud-{arch})")
     found = [
         (version_key(version), match[1]) for name, version in versions.items() if (match := pattern.fullmatch(name))
     ]
@@ -116,12 +131,15 @@ class Folder:
 
     remedy = "add its .deb file to that folder"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, arch: str) -> None:
         self.folder = folder
+        self.arch = arch
         self.files: dict[str, tuple[str, Path]] = {}
         for deb in sorted(folder.glob("*.deb")):
-            show = ["dpkg-deb", "--show", "--showformat=${Package} ${Version}", str(deb)]
-            name, version = subprocess.check_output(show, text=True).split()
+            show = ["dpkg-deb", "--show", "--showformat=${Package} ${Version} ${Architecture}", str(deb)]
+            name, version, its_arch = subprocess.check_output(show, text=True).split()
+            if its_arch != arch:
+                continue
             if name not in self.files or version_key(version) > version_key(self.files[name][0]):
                 self.files[name] = version, deb
 
@@ -146,27 +164,29 @@ class Mirror:
 
     remedy = "if the suite has left the mirror, give a folder of its .deb files by --debs"
 
-    def __init__(self, suite: str, cache: Path) -> None:
+    def __init__(self, suite: str, arch: str, cache: Path) -> None:
         cache = cache.resolve()
         self.suite = suite
+        self.arch = arch
         self.debs = cache / "debs"
-        self.apt = cache / "apt" / suite
+        self.apt = cache / "apt" / f"{suite}-{arch}"
         for folder in (self.debs, self.apt / "lists/partial", self.apt / "cache/archives/partial"):
             folder.mkdir(parents=True, exist_ok=True)
         sources = self.apt / "sources.list"
-        sources.write_text(f"deb [arch={ARCH}] {debian_uri()} {suite} main\n")
+        sources.write_text(f"deb [arch={arch}] {debian_uri()} {suite} main\n")
         self.options = [
             f"-oDir::Etc::SourceList={sources}",
             "-oDir::Etc::SourceParts=-",
             f"-oDir::State::Lists={self.apt / 'lists'}",
             f"-oDir::Cache={self.apt / 'cache'}",
-            f"-oAPT::Architecture={ARCH}",
+            f"-oAPT::Architecture={arch}",
             "-oAcquire::Languages=none",
             "-oAPT::Sandbox::User=",
             "-qq",
         ]
         self._run("apt-get", "update", "-oAPT::Update::Error-Mode=any")
-        names = [name for name in self._run("apt-cache", "pkgnames", "linux-").split() if f"-cloud-{ARCH}" in name]
+        names = [name for name in self._run("apt-cache", "pkgnames", "linux-").split() if f"-cloud-{arch}" in name]
+        names.append("busybox-static")
         self.listed: dict[str, str] = {}
         for line in self._run("apt-cache", "madison", *names).splitlines():
             name, version, _ = (field.strip() for field in line.split("|"))

@@ -19,8 +19,10 @@ from pathlib import Path
 from drgn import Architecture, FaultError, Platform, Program
 
 PAGE = 4096
-EM_X86_64 = 62
-ARCHITECTURES = {EM_X86_64: Architecture.X86_64}
+EM_X86_64, EM_AARCH64 = 62, 183
+ARCHITECTURES = {EM_X86_64: Architecture.X86_64, EM_AARCH64: Architecture.AARCH64}
+MACHINES = {b"x86_64": EM_X86_64, b"aarch64": EM_AARCH64}
+"""ELF's number by utsname.machine."""
 PT_LOAD, PT_NOTE = 1, 4
 NO_ADDRESS = 2**64 - 1
 
@@ -197,7 +199,8 @@ def read_kdump(path: Path) -> SmallCore:
         pages[frame] = zlib.decompress(page) if flags & ZLIB else page
     vmcoreinfo = dict(notes(data[notes_offset : notes_offset + notes_size]))[b"VMCOREINFO"]
     memory = [(first, first + count) for first, count in neighbours(present)]
-    return SmallCore(EM_X86_64, vmcoreinfo, utsname, memory, pages)
+    machine = MACHINES[utsname[4 * 65 : 5 * 65].rstrip(b"\0")]
+    return SmallCore(machine, vmcoreinfo, utsname, memory, pages)
 
 
 def set_bits(bitmap: bytes) -> list[int]:

@@ -24,6 +24,8 @@ class Shape:
     """First-level memory cgroups alive at once: the high-water mark that memcg_nr_cache_ids remembers."""
     kept: int
     """How many of `memcgs` are not removed, spread evenly over them."""
+    arch: str = "amd64"
+    """Debian's name of the architecture, a key of boot.MACHINES."""
     offline_nodes: int = 0
     """Nodes that the firmware declares and that have no memory: possible, not online."""
     nested: tuple[int, ...] = ()
@@ -50,6 +52,7 @@ class Shape:
     def assignments(self) -> str:
         """The shape as shell assignments, one a line, for the guest's init."""
         values = {**vars(self), "nested": " ".join(map(str, self.nested))}
+        del values["arch"]
         return "".join(f"{key}='{value}'\n" for key, value in values.items())
 
 
@@ -72,6 +75,8 @@ BUNDLED = (
     # 46 ids; eager arrays on a node that is not online.
     Shape("deb510-offline", "5.10", nodes=1, offline_nodes=1, memory_mb=192, memcgs=40, kept=5,
           tmpfs=4, ext4=1, users=3, files=3),
+    # A list_lru_one takes 128 bytes: on arm64 before 6.5 kmalloc has no smaller cache.
+    Shape("deb510-arm64", "5.10", arch="arm64", memory_mb=320, **_MIX),
     Shape("deb61-n2", "6.1", memory_mb=256, **_MIX),
     # Objects of four nodes; nested memcgs and dying ones.
     Shape("deb612-n4", "6.12", nodes=4, memory_mb=384, memcgs=200, kept=20, nested=(2, 2), dying=5,

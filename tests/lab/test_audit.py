@@ -26,7 +26,7 @@ def booted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     shape = SHAPES[request.param]
     CACHE.mkdir(parents=True, exist_ok=True)
     debs = os.environ.get("LAB_DEBS")
-    packages = kernels.source(shape.series, Path(debs) if debs else None, CACHE)
+    packages = kernels.source(shape.series, shape.arch, Path(debs) if debs else None, CACHE)
     built = kernels.get(shape.series, packages, CACHE, dwarf=True)
     folder = tmp_path_factory.mktemp(shape.name)
     take_core(shape, built, folder)

@@ -40,16 +40,19 @@ def test_a_machine_without_a_debian_mirror_is_told_to_use_debs(tmp_path: Path) -
         kernels.debian_uri(tmp_path)
 
 
-def make_deb(folder: Path, name: str, version: str, files: dict[str, str]) -> None:
-    root = folder / f"{name}-root"
+def make_deb(folder: Path, name: str, version: str, files: dict[str, str], arch: str = "amd64") -> None:
+    root = folder / f"{name}-{arch}"
     (root / "DEBIAN").mkdir(parents=True)
     (root / "DEBIAN/control").write_text(
-        f"Package: {name}\nVersion: {version}\nArchitecture: amd64\nMaintainer: lab <lab@example.org>\nDescription: x\n"
+        f"Package: {name}\nVersion: {version}\nArchitecture: {arch}\nMaintainer: lab <lab@example.org>\n"
+        "Description: x\n"
     )
     for path, text in files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
-    subprocess.run(["dpkg-deb", "-Znone", "--build", root, folder / f"{name}_{version}.deb"], check=True, stdout=-3)
+    subprocess.run(
+        ["dpkg-deb", "-Znone", "--build", root, folder / f"{name}_{version}_{arch}.deb"], check=True, stdout=-3
+    )
 
 
 @needs_dpkg
@@ -59,7 +62,7 @@ def test_newest_kernel_of_the_series_is_taken_from_a_folder(tmp_path: Path) -> N
         files = {f"boot/vmlinuz-{release}": number, f"lib/modules/{release}/x.ko": ""}
         make_deb(tmp_path, f"linux-image-{release}", f"5.10.{number}-1", files)
     make_deb(tmp_path, "linux-image-5.10.0-99-amd64", "5.10.99-1", {})
-    kernel = kernels.get("5.10", kernels.Folder(tmp_path), tmp_path / "cache", dwarf=False)
+    kernel = kernels.get("5.10", kernels.Folder(tmp_path, "amd64"), tmp_path / "cache", dwarf=False)
     assert (kernel.release, kernel.vmlinuz.read_text()) == ("5.10.0-32-cloud-amd64", "32")
 
 
@@ -70,19 +73,30 @@ def test_files_of_a_split_kernel_are_put_together(tmp_path: Path) -> None:
     make_deb(tmp_path, f"linux-image-{release}", "7.2.12-1", {})
     make_deb(tmp_path, f"linux-binary-{release}", "7.2.12-1", {f"usr/lib/modules/{release}/vmlinuz": "kernel"})
     make_deb(tmp_path, f"linux-modules-{release}", "7.2.12-1", {f"usr/lib/modules/{release}/loop.ko": "module"})
-    kernel = kernels.get("7", kernels.Folder(tmp_path), tmp_path / "cache", dwarf=False)
+    kernel = kernels.get("7", kernels.Folder(tmp_path, "amd64"), tmp_path / "cache", dwarf=False)
     assert kernel.vmlinuz.read_text() == "kernel"
     assert [path.read_text() for path in kernel.modules.rglob("*.ko")] == ["module"]
+
+
+@needs_dpkg
+def test_another_architecture_brings_its_own_busybox(tmp_path: Path) -> None:
+    release = "5.10.0-32-cloud-riscv64"
+    files = {f"boot/vmlinuz-{release}": "kernel", f"lib/modules/{release}/x.ko": ""}
+    make_deb(tmp_path, f"linux-image-{release}", "5.10.223-1", files, arch="riscv64")
+    for arch in ("amd64", "riscv64"):
+        make_deb(tmp_path, "busybox-static", "1.30.1-6", {"bin/busybox": arch}, arch)
+    kernel = kernels.get("5.10", kernels.Folder(tmp_path, "riscv64"), tmp_path / "cache", dwarf=False)
+    assert (kernel.release, kernel.busybox.read_text()) == (release, "riscv64")
 
 
 @needs_dpkg
 def test_the_mirror_is_not_asked_for_what_the_folder_has(tmp_path: Path) -> None:
     release = "5.10.0-32-cloud-amd64"
     make_deb(tmp_path, f"linux-image-{release}", "5.10.223-1", {})
-    assert str(kernels.source("5.10", tmp_path, tmp_path / "cache")) == str(tmp_path)
+    assert str(kernels.source("5.10", "amd64", tmp_path, tmp_path / "cache")) == str(tmp_path)
     assert not (tmp_path / "cache").exists()
 
 
 def test_a_folder_without_the_kernel_says_what_to_add(tmp_path: Path) -> None:
     with pytest.raises(LabError, match=r"linux-image-6\.1\..* add its \.deb"):
-        kernels.get("6.1", kernels.Folder(tmp_path), tmp_path / "cache", dwarf=False)
+        kernels.get("6.1", kernels.Folder(tmp_path, "amd64"), tmp_path / "cache", dwarf=False)

@@ -1,9 +1,12 @@
-"""The kernel's symbols without debug info: from /proc/kallsyms, or from its tables in the kernel's memory.
+"""The kernel's symbols without debug info: from /proc/kallsyms, its tables in the kernel's memory, or a System.map.
 
 VMCOREINFO says where the tables are from v6.0 on (5fd8fea935a1, f09bddbd8661). For an older core they are searched
 for in the kernel's read-only data, which follows its text: the token table is the only place that holds the tokens
 "0" to "9" in a row, and the other tables lie around it in the order in which scripts/kallsyms.c writes them.
 The tables are read whole, in five reads.
+
+Without CONFIG_KALLSYMS_ALL (Debian's arm64 up to 6.1) they name functions only. What else an audit needs is then
+in the System.map of that build, which has to agree with every function that both name.
 """
 
 import re
@@ -25,12 +28,32 @@ _DIGITS = b"".join(b"%d\0" % digit for digit in range(10))
 _TOKENS_LIMIT_BYTES = 64 << 10
 _MOST_SYMBOLS = 1 << 22
 
+# A global variable of every kernel.
+_VARIABLE = "init_uts_ns"
 
-def load(prog):
-    """Return a symbol finder over the kernel's own symbol table, for Program.register_symbol_finder().
 
-    :raises CollectError: ``no_types``: the table cannot be found or decoded.
+def load(prog, system_maps):
+    """Return a finder of the kernel's symbols, for Program.register_symbol_finder().
+
+    :param system_maps: paths at which the System.map may be of a kernel whose own table has functions only.
+    :raises CollectError: ``no_types``: the table cannot be found or decoded, or lacks the variables.
     """
+    find = _own_table(prog)
+    if find(prog, _VARIABLE, None, True):
+        return find
+    for path in system_maps:
+        table = _read_system_map(prog, path, find)
+        if table:
+            return table.find
+    raise CollectError(
+        "no_types",
+        "this kernel's symbol table has functions only (it is built without CONFIG_KALLSYMS_ALL) and its System.map "
+        "is not at %s; give --vmlinux" % " or ".join(system_maps),
+    )
+
+
+def _own_table(prog):
+    """Return a finder over the kernel's own symbol table."""
     local = ProgramFlags.IS_LIVE | ProgramFlags.IS_LOCAL
     if prog.flags & local == local:
         index = load_vmlinux_kallsyms(prog)
@@ -38,7 +61,7 @@ def load(prog):
         if any(symbol.address for symbol in index(prog, "_stext", None, True)):
             return index
     try:
-        return _Kallsyms(prog).find
+        return _read_kallsyms(prog).find
     except (IndexError, ValueError, struct.error) as e:
         message = "the kernel's symbol table cannot be decoded: %s; give --vmlinux" % e
         raise CollectError("no_types", message, type(e).__name__) from e
@@ -50,25 +73,16 @@ def vmcoreinfo_symbols(prog):
     return {name.decode(): int(address, 16) for name, address in found}
 
 
-class _Kallsyms:
-    """The decoded tables (kernel/kallsyms.c)."""
+class _Table:
+    """Symbols by name and by address.
 
-    def __init__(self, prog):
-        symbols = vmcoreinfo_symbols(prog)
-        if "_stext" not in symbols:
-            raise CollectError("no_types", "VMCOREINFO does not say where the kernel's text is; give --vmlinux")
-        if not any(_read_with_holes(prog, symbols["_stext"], _PAGE_BYTES)):
-            raise CollectError("bad_core", "the kernel's text is missing: the core is truncated, zeroed or filtered")
-        endian = "<" if prog.platform.flags & PlatformFlags.IS_LITTLE_ENDIAN else ">"
-        tables = {name[9:]: address for name, address in symbols.items() if name.startswith("kallsyms_")}
-        if "names" not in tables:
-            tables = _find_tables(prog, symbols["_stext"], endian)
-        count = prog.read_u32(tables["num_syms"])
-        if count > _MOST_SYMBOLS:
-            raise CollectError("no_types", "the kernel's symbol table claims %d symbols; give --vmlinux" % count)
-        self._names = _decode_names(prog, tables, count, endian)
-        self._addresses = _decode_addresses(prog, tables, count, endian, self._names, symbols["_stext"])
-        self._by_name = dict(zip(self._names, range(count)))
+    :param names: bytes each. :param addresses: of these, ascending.
+    """
+
+    def __init__(self, names, addresses):
+        self._names = names
+        self._addresses = addresses
+        self._by_name = dict(zip(names, range(len(names))))
 
     def find(self, prog, name, address, one):
         """Answer drgn's search for symbols."""
@@ -99,6 +113,48 @@ class _Kallsyms:
         after = bisect_right(self._addresses, address)
         end = self._addresses[after] if after < len(self._addresses) else address + 1
         return Symbol(self._names[i].decode(), address, end - address, SymbolBinding.UNKNOWN, SymbolKind.UNKNOWN)
+
+
+def _read_kallsyms(prog):
+    """Return the _Table that the kernel has in its memory (kernel/kallsyms.c)."""
+    symbols = vmcoreinfo_symbols(prog)
+    if "_stext" not in symbols:
+        raise CollectError("no_types", "VMCOREINFO does not say where the kernel's text is; give --vmlinux")
+    if not any(_read_with_holes(prog, symbols["_stext"], _PAGE_BYTES)):
+        raise CollectError("bad_core", "the kernel's text is missing: the core is truncated, zeroed or filtered")
+    endian = "<" if prog.platform.flags & PlatformFlags.IS_LITTLE_ENDIAN else ">"
+    tables = {name[9:]: address for name, address in symbols.items() if name.startswith("kallsyms_")}
+    if "names" not in tables:
+        tables = _find_tables(prog, symbols["_stext"], endian)
+    count = prog.read_u32(tables["num_syms"])
+    if count > _MOST_SYMBOLS:
+        raise CollectError("no_types", "the kernel's symbol table claims %d symbols; give --vmlinux" % count)
+    names = _decode_names(prog, tables, count, endian)
+    return _Table(names, _decode_addresses(prog, tables, count, endian, names, symbols["_stext"]))
+
+
+def _read_system_map(prog, path, functions):
+    """Return the _Table of a System.map, moved to where KASLR put the kernel, or None where it is of another build.
+
+    :param functions: finder of this kernel's functions.
+    """
+    try:
+        with open(path, "rb") as f:
+            rows = [(int(address, 16), name) for address, _, name in map(bytes.split, f)]
+    except (OSError, ValueError):  # in place of its System.map Debian's linux-image has a sentence
+        return None
+    # Below are per-CPU symbols and constants, which do not move.
+    rows = [(address, name) for address, name in rows if address >> 63]
+    addresses, names = zip(*rows) if rows else ((), ())
+    if b"_stext" not in names:
+        return None
+    moved = functions(prog, "_stext", None, True)[0].address - addresses[names.index(b"_stext")]
+    placed, named = set(rows), set(names)
+    for symbol in functions(prog, None, None, False):
+        name = symbol.name.encode()
+        if name in named and (symbol.address - moved, name) not in placed:
+            return None
+    return _Table(names, [address + moved for address in addresses])
 
 
 def _decode_names(prog, tables, count, endian):

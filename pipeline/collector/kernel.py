@@ -187,7 +187,7 @@ def _check_symbols(prog, vmlinux, source):
 
 def _load_btf(prog, source, btf_dir):
     """Register finders for the kernel's own types, symbols and globals; return the types_source."""
-    prog.register_symbol_finder("kallsyms", kallsyms.load(prog), enable_index=0)
+    prog.register_symbol_finder("kallsyms", kallsyms.load(prog, _system_maps(prog, source)), enable_index=0)
     types_source, blob = "btf", _own_btf(prog, source)
     if blob is None and btf_dir is not None:
         types_source, blob = "btf-dir", _btf_from_dir(prog, btf_dir)
@@ -218,6 +218,13 @@ def _load_btf(prog, source, btf_dir):
     prog.register_type_finder("btf", btf.find_type, enable_index=0)
     prog.register_object_finder("btf", find_object, enable_index=-1)
     return types_source
+
+
+def _system_maps(prog, source):
+    """Return the paths of a System.map: beside the core, and where distributions and Debian's -dbg install it."""
+    release = prog["UTS_RELEASE"].string_().decode()
+    beside = [] if source == "live:" else [os.path.join(os.path.dirname(source), "System.map")]
+    return beside + [folder + "/System.map-" + release for folder in ("/boot", "/usr/lib/debug/boot")]
 
 
 def _own_btf(prog, source):

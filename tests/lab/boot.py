@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -36,6 +37,8 @@ IDLE_TIMEOUT_S = 1200
 def take_core(shape: Shape, kernel: Kernel, to: Path, live: bool = False) -> None:
     """Boot `shape`, leave its full ELF core in `to`/vmcore and the guest's report in `to`/truth/.
 
+    Beside a core whose symbol table has functions only goes the System.map, where `kernel` has it.
+
     :param live: the guest has the collector too, and its report the audits of guest/live.
     """
     if live:
@@ -62,6 +65,8 @@ def take_core(shape: Shape, kernel: Kernel, to: Path, live: bool = False) -> Non
             raise LabError(f"the guest sent {size} bytes of report, {len(truth)} arrived; boot it again")
         (to / "truth").mkdir(exist_ok=True)
         subprocess.run(["tar", "-xz", "-C", to / "truth"], input=truth, check=True)
+        if kernel.system_map and "super_blocks" not in (to / "truth/kallsyms").read_text():
+            shutil.copy(kernel.system_map, to / "System.map")
 
 
 def qemu(shape: Shape, kernel: Kernel) -> list[str]:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from drgn import FaultError, Program
+from drgn import FaultError, Program, Symbol
 from drgn.helpers.linux.cgroup import cgroup_path, css_for_each_descendant_pre
 from drgn.helpers.linux.slab import for_each_slab_cache, slab_cache_usage, slab_object_info
 
@@ -39,6 +39,8 @@ def bundle(shape: Shape, built: Kernel, scratch: Path) -> Path:
         truth.write(full / "vmcore", built, new / "truth", walked=shape.walked)
         step(f"{shape.name}: keep the pages of an audit")
         small_core(full / "vmcore", built).write_kdump(new / "vmcore")
+        if (full / "System.map").exists():
+            (new / "System.map").write_text(small_map(full / "vmcore", full / "System.map"))
         if audit(new / "vmcore") != audit(full / "vmcore"):
             raise LabError(f"{shape.name}: the audit of the small core differs from that of the full core")
         shutil.rmtree(VMCORES / shape.name, ignore_errors=True)
@@ -56,6 +58,34 @@ def small_core(full: Path, built: Kernel) -> SmallCore:
     # Before v6.0 the collector searches the image for the symbol table; what it steps over may be missing.
     ranges = sought(kernel.with_types(core.program(), str(full), built.vmlinux).prog)
     return core.small(frames | core.touched(lambda prog: [prog.read(start, end - start) for start, end in ranges]))
+
+
+def small_map(core: Path, whole: Path) -> str:
+    """Of the System.map beside a core the lines that examine() asks for, the end of each symbol, and some functions.
+
+    The functions are those of truth/kallsyms, on which the collector can see that the map is the core's.
+    """
+    names = {"__start_BTF", "__stop_BTF", *(core.parent / "truth/kallsyms").read_text().split()[2::3]}
+    addresses = set()
+
+    def note(prog: Program, name: str | None, address: int | None, one: bool) -> list[Symbol]:
+        if address is None:
+            names.add(str(name))
+        else:
+            addresses.add(address)
+        return []
+
+    opened = kernel.open_kernel(str(core))
+    opened.prog.register_symbol_finder("note", note, enable_index=0)
+    examine(opened)
+    names.update(symbol.name for address in list(addresses) for symbol in opened.prog.symbols(address))
+    rows = [line.split() for line in whole.read_text().splitlines()]
+    ends, start = set(), None
+    for address, _, name in rows:
+        if start and address != start:
+            ends.add(name)
+        start = address if name in names else None
+    return "".join(f"{' '.join(row)}\n" for row in rows if row[2] in names | ends)
 
 
 def examine(opened: kernel.Kernel) -> None:

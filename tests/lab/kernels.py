@@ -31,6 +31,8 @@ class Kernel:
     """A static one that runs on it."""
     vmlinux: Path | None
     """The DWARF of the -dbg package, where it was asked for."""
+    system_map: Path | None
+    """The symbols of the -dbg package, likewise."""
 
 
 class Packages(Protocol):
@@ -51,7 +53,7 @@ class Packages(Protocol):
 def get(series: str, packages: Packages, cache: Path, dwarf: bool) -> Kernel:
     """The newest cloud kernel of a series, unpacked below `cache`.
 
-    :param dwarf: also unpack the vmlinux of the -dbg package (300 MB to download, 600 MB on disk).
+    :param dwarf: also unpack the vmlinux and the System.map of the -dbg package (300 MB to download, 600 MB on disk).
     """
     versions = packages.versions()
     release = newest(series, packages.arch, versions)
@@ -64,7 +66,7 @@ def get(series: str, packages: Packages, cache: Path, dwarf: bool) -> Kernel:
     for name in names:
         unpack(packages, name, root)
     if dwarf:
-        unpack(packages, f"linux-image-{release}-dbg", root, only="*/vmlinux*")
+        unpack(packages, f"linux-image-{release}-dbg", root, only="*/debug/boot/*")
     busybox = BUSYBOX
     if packages.arch != own_arch():
         unpack(packages, "busybox-static", root)
@@ -75,6 +77,7 @@ def get(series: str, packages: Packages, cache: Path, dwarf: bool) -> Kernel:
         modules=first(root / "lib/modules", root / "usr/lib/modules"),
         busybox=busybox,
         vmlinux=root / f"usr/lib/debug/boot/vmlinux-{release}" if dwarf else None,
+        system_map=root / f"usr/lib/debug/boot/System.map-{release}" if dwarf else None,
     )
 
 

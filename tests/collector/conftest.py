@@ -61,9 +61,16 @@ class Core:
         assert found, cache
         return int(found.group(1))
 
+    def kmalloc(self, size: int) -> int:
+        """Bytes that kmalloc() takes for an object of this size, by the caches in the guest's own /proc/slabinfo."""
+        caches = re.findall(r"^kmalloc-(\d+)(k?) ", self.truth("slabinfo"), re.MULTILINE)
+        return min(cache for cache in (int(n) << 10 * len(k) for n, k in caches) if cache >= size)
+
     @property
     def eager(self) -> bool:
-        return "memcg_nr_cache_ids" in self.truth("kallsyms")
+        """Older than v5.18 (5abc1e37afa0)."""
+        major, minor = re.findall(r"\d+", self.truth("version"))[:2]
+        return (int(major), int(minor)) < (5, 18)
 
 
 CORES = [Core(path.parent) for path in sorted(VMCORES.glob("*/vmcore"))]

@@ -58,7 +58,7 @@ def test_enumerators_are_those_of_vmcoreinfo(core) -> None:
 def test_symbols_are_those_of_proc_kallsyms(core) -> None:
     prog = core.kernel.prog
     lines = [line.split() for line in core.truth("kallsyms").splitlines()]
-    assert len(lines) >= 5
+    assert len(lines) >= 4
     for address, _, name, *module in lines:
         if not module:
             assert int(address, 16) in {symbol.address for symbol in prog.symbols(name)}, name
@@ -167,7 +167,8 @@ def test_a_debug_dir_without_it_names_the_build_id(core, tmp_path: Path) -> None
 def test_btf_dir_serves_a_kernel_without_btf_of_its_own(core, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prog = core.kernel.prog
     start, stop = prog.symbol("__start_BTF").address, prog.symbol("__stop_BTF").address
-    folder = tmp_path / "debian" / "x86_64"
+    arch = {"aarch64": "arm64"}.get(core.target["arch"], core.target["arch"])
+    folder = tmp_path / "debian" / arch
     folder.mkdir(parents=True)
     (folder / (core.target["kernel_release"] + ".btf")).write_bytes(prog.read(start, stop - start))
     monkeypatch.setattr(kernel, "_own_btf", lambda *_: None)
@@ -175,5 +176,5 @@ def test_btf_dir_serves_a_kernel_without_btf_of_its_own(core, tmp_path: Path, mo
     assert opened.types_source == "btf-dir"
     assert isinstance(opened.prog, Program)
     with pytest.raises(CollectError, match="no BTF") as caught:
-        kernel.open_kernel(str(core.path), btf_dir=str(tmp_path / "debian" / "x86_64" / "nothing"))
+        kernel.open_kernel(str(core.path), btf_dir=str(folder / "nothing"))
     assert caught.value.status == "no_types"

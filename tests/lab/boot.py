@@ -10,28 +10,38 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.lab import initramfs, userland
 from tests.lab.kernels import Kernel, LabError
 from tests.lab.shapes import Shape
 
-MACHINES = {
-    # QEMU 7.2's cmpxchg16b sets wrong flags, on which the slab allocator of 6.4 and later relies.
-    "amd64": ["qemu-system-x86_64", "-cpu", "max,-cx16", "-serial", "file:console", "-serial", "file:report"],
-    # One serial port is all that "virt" has.
-    "arm64": [
-        "qemu-system-aarch64", "-machine", "virt,gic-version=3", "-cpu", "neoverse-n1", "-serial", "file:console",
-        "-chardev", "file,id=report,path=report", "-device", "pci-serial,chardev=report",
-    ],
-}  # fmt: skip
-"""QEMU's command line by Debian's name of the architecture: the machine, its console and a line for the report."""
-LINES = {"amd64": ("ttyS0", "ttyS1"), "arm64": ("ttyAMA0", "ttyS0")}
-"""What the kernel calls these two."""
 IDLE = "LAB-IDLE "
 FAILED = "LAB: FAILED"
 IDLE_TIMEOUT_S = 1200
 """The slowest shape, the commit message's server, takes 150 s on two cores."""
+
+
+class Machine(NamedTuple):
+    """How QEMU makes a machine of an architecture, with a console and a second line for the report."""
+
+    qemu: tuple[str, ...]
+    report: tuple[str, ...]
+    lines: tuple[str, str]
+    """What the kernel calls these two."""
+
+
+MACHINES = {
+    # QEMU 7.2's cmpxchg16b sets wrong flags, on which the slab allocator of 6.4 and later relies.
+    "amd64": Machine(("qemu-system-x86_64", "-cpu", "max,-cx16"), ("-serial", "file:report"), ("ttyS0", "ttyS1")),
+    # One serial port is all that "virt" has; the driver of a PCI one is built into Debian's kernels.
+    "arm64": Machine(
+        ("qemu-system-aarch64", "-machine", "virt,gic-version=3", "-cpu", "neoverse-n1"),
+        ("-chardev", "file,id=report,path=report", "-device", "pci-serial,chardev=report"),
+        ("ttyAMA0", "ttyS0"),
+    ),
+}
+"""By Debian's name of the architecture."""
 
 
 def take_core(shape: Shape, kernel: Kernel, to: Path, live: bool = False) -> None:
@@ -71,16 +81,17 @@ def take_core(shape: Shape, kernel: Kernel, to: Path, live: bool = False) -> Non
 
 def qemu(shape: Shape, kernel: Kernel) -> list[str]:
     """The command line of the machine: the console, the report and a QMP socket are files in its working folder."""
-    console, report = LINES[shape.arch]
+    machine = MACHINES[shape.arch]
+    console, report = machine.lines
     command = [
-        *MACHINES[shape.arch],
+        *machine.qemu,
         # TCG by name: a /dev/kvm that is present can still hang.
         "-accel", "tcg,thread=multi", "-nodefaults", "-no-user-config", "-display", "none", "-smp", "2",
         # Room for memory to be added makes the firmware declare the nodes without memory: possible, never online.
         "-m", f"{shape.memory_mb}M" + (f",slots=1,maxmem={2 * shape.memory_mb}M" if shape.offline_nodes else ""),
         # With the guest's qemu_fw_cfg this puts VMCOREINFO into the dump.
         "-device", "vmcoreinfo",
-        "-qmp", "unix:qmp,server=on,wait=off",
+        "-serial", "file:console", *machine.report, "-qmp", "unix:qmp,server=on,wait=off",
         "-kernel", str(kernel.vmlinuz.resolve()), "-initrd", "initramfs",
         # The kernel hands lab_report to init in its environment.
         "-append", f"console={console} quiet panic=-1 rdinit=/init lab_report=/dev/{report}", "-no-reboot",

@@ -70,7 +70,7 @@ def get(series: str, packages: Packages, cache: Path, dwarf: bool) -> Kernel:
     busybox = BUSYBOX
     if packages.arch != own_arch():
         unpack(packages, "busybox-static", root)
-        busybox = root / "bin/busybox"
+        busybox = first(root / "bin/busybox", root / "usr/bin/busybox")
     return Kernel(
         release=release,
         vmlinuz=first(root / f"boot/vmlinuz-{release}", root / f"usr/lib/modules/{release}/vmlinuz"),

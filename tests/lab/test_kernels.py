@@ -14,6 +14,11 @@ from tests.lab.kernels import LabError
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not on this machine")
 
 
+@pytest.fixture(autouse=True)
+def on_amd64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "own_arch", lambda: "amd64")
+
+
 @pytest.mark.parametrize(
     ("file", "text"),
     [

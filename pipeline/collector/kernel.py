@@ -221,10 +221,10 @@ def _load_btf(prog, source, btf_dir):
 
 
 def _system_maps(prog, source):
-    """Return the paths of a System.map: beside the core, and where distributions and Debian's -dbg install it."""
-    release = prog["UTS_RELEASE"].string_().decode()
-    beside = [] if source == "live:" else [os.path.join(os.path.dirname(source), "System.map")]
-    return beside + [folder + "/System.map-" + release for folder in ("/boot", "/usr/lib/debug/boot")]
+    """Return where the kernel's System.map may be: beside the core, or where distributions and their -dbg have it."""
+    beside = () if source == "live:" else (os.path.dirname(source),)
+    name = "System.map-" + prog["UTS_RELEASE"].string_().decode()
+    return [os.path.join(folder, name) for folder in (*beside, "/boot", "/usr/lib/debug/boot")]
 
 
 def _own_btf(prog, source):

@@ -68,38 +68,41 @@ def test_tables_are_found_in_the_order_in_which_old_kernels_have_them(real, mark
     assert found == {name: place for name, place in places.items() if name not in ("text", "markers")}
 
 
+SYSTEM_MAP = "System.map-5.10.0-32-cloud-arm64"
+
+
 class TestFunctionsOnly:
     """A kernel without CONFIG_KALLSYMS_ALL: its System.map says where the variables are."""
 
     @pytest.fixture
-    def core(self, tmp_path: Path) -> Path:
-        bundled = next(core for core in CORES if core.name == "deb510-arm64")
-        shutil.copy(bundled.path, tmp_path)
-        shutil.copy(bundled.directory / "System.map", tmp_path)
-        return tmp_path / "vmcore"
+    def folder(self, tmp_path: Path) -> Path:
+        bundled = next(core for core in CORES if core.name == "deb510-arm64").directory
+        shutil.copy(bundled / "vmcore", tmp_path)
+        shutil.copy(bundled / SYSTEM_MAP, tmp_path)
+        return tmp_path
 
-    def test_vmcoreinfo_agrees_on_the_variables(self, core: Path) -> None:
-        prog = kernel.open_kernel(str(core)).prog
+    def test_vmcoreinfo_agrees_on_the_variables(self, folder: Path) -> None:
+        prog = kernel.open_kernel(str(folder / "vmcore")).prog
         named = kallsyms.vmcoreinfo_symbols(prog)
         assert prog.symbol("init_uts_ns").address == named["init_uts_ns"]
         assert prog["mem_section"].value_() == named["mem_section"], "VMCOREINFO has the array that it points to"
 
-    def test_without_the_map_it_is_said_where_to_put_it(self, core: Path) -> None:
-        (core.parent / "System.map").unlink()
-        with pytest.raises(CollectError, match=f"functions only .*{core.parent}/System.map or /boot/") as caught:
-            kernel.open_kernel(str(core))
+    def test_without_the_map_it_is_said_where_to_put_it(self, folder: Path) -> None:
+        (folder / SYSTEM_MAP).unlink()
+        with pytest.raises(CollectError, match=f"functions only .*{folder}/{SYSTEM_MAP} or /boot/") as caught:
+            kernel.open_kernel(str(folder / "vmcore"))
         assert caught.value.status == "no_types"
 
-    def test_the_map_of_another_build_is_not_taken(self, core: Path) -> None:
-        system_map = core.parent / "System.map"
-        other = re.sub(r"(?m)^\w+ (?=T register_filesystem)", "ffff80001036f7b0 ", system_map.read_text())
-        assert other != system_map.read_text()
-        system_map.write_text(other)
+    def test_the_map_of_another_build_is_not_taken(self, folder: Path) -> None:
+        own = (folder / SYSTEM_MAP).read_text()
+        other = re.sub(r"(?m)^\w+ (?=T register_filesystem)", "ffff80001036f7b0 ", own)
+        assert other != own
+        (folder / SYSTEM_MAP).write_text(other)
         with pytest.raises(CollectError, match="functions only"):
-            kernel.open_kernel(str(core))
+            kernel.open_kernel(str(folder / "vmcore"))
 
-    def test_the_sentence_that_debian_has_in_its_place_is_not_taken(self, core: Path) -> None:
+    def test_the_sentence_that_debian_has_in_its_place_is_not_taken(self, folder: Path) -> None:
         sentence = "ffffffffffffffff B The real System.map is in the linux-image-<version>-dbg package\n"
-        (core.parent / "System.map").write_text(sentence)
+        (folder / SYSTEM_MAP).write_text(sentence)
         with pytest.raises(CollectError, match="functions only"):
-            kernel.open_kernel(str(core))
+            kernel.open_kernel(str(folder / "vmcore"))

@@ -76,7 +76,7 @@ def take_core(shape: Shape, kernel: Kernel, to: Path, live: bool = False) -> Non
         (to / "truth").mkdir(exist_ok=True)
         subprocess.run(["tar", "-xz", "-C", to / "truth"], input=truth, check=True)
         if kernel.system_map and "super_blocks" not in (to / "truth/kallsyms").read_text():
-            shutil.copy(kernel.system_map, to / "System.map")
+            shutil.copy(kernel.system_map, to)
 
 
 def qemu(shape: Shape, kernel: Kernel) -> list[str]:

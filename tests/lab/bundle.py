@@ -39,8 +39,8 @@ def bundle(shape: Shape, built: Kernel, scratch: Path) -> Path:
         truth.write(full / "vmcore", built, new / "truth", walked=shape.walked)
         step(f"{shape.name}: keep the pages of an audit")
         small_core(full / "vmcore", built).write_kdump(new / "vmcore")
-        if (full / "System.map").exists():
-            (new / "System.map").write_text(small_map(full / "vmcore", full / "System.map"))
+        for system_map in full.glob("System.map-*"):
+            (new / system_map.name).write_text(small_map(full / "vmcore", system_map))
         if audit(new / "vmcore") != audit(full / "vmcore"):
             raise LabError(f"{shape.name}: the audit of the small core differs from that of the full core")
         shutil.rmtree(VMCORES / shape.name, ignore_errors=True)

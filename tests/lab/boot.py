@@ -9,6 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,30 +54,37 @@ def take_core(shape: Shape, kernel: Kernel, to: Path, live: bool = False) -> Non
     """
     if live:
         shape = dataclasses.replace(shape, memory_mb=shape.memory_mb + userland.MEMORY_MB)
-    to.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         initramfs.pack(shape, kernel, work / "initramfs", live)
-        console, report = work / "console", work / "report"
-        with subprocess.Popen(qemu(shape, kernel), cwd=work, stdin=subprocess.DEVNULL) as machine:
-            try:
-                size = wait_idle(machine, console, time.monotonic() + IDLE_TIMEOUT_S)
-                with Monitor(work / "qmp") as monitor:
-                    monitor.call("stop")
-                    core = to / "vmcore"
-                    core.unlink(missing_ok=True)
-                    monitor.call("dump-guest-memory", paging=False, protocol=f"file:{core.resolve()}")
-                    monitor.call("quit")
-                machine.wait(timeout=60)
-            finally:
-                machine.kill()
-        truth = report.read_bytes()
-        if len(truth) != size:
-            raise LabError(f"the guest sent {size} bytes of report, {len(truth)} arrived; boot it again")
-        (to / "truth").mkdir(exist_ok=True)
-        subprocess.run(["tar", "-xz", "-C", to / "truth"], input=truth, check=True)
-        if kernel.system_map and "super_blocks" not in (to / "truth/kallsyms").read_text():
-            shutil.copy(kernel.system_map, to)
+        run(qemu(shape, kernel), work, to)
+    if kernel.system_map and "super_blocks" not in (to / "truth/kallsyms").read_text():
+        shutil.copy(kernel.system_map, to)
+
+
+def run(command: Sequence[str | os.PathLike[str]], work: Path, to: Path) -> None:
+    """Run a machine in `work` until its guest is idle; its core and report go to `to`.
+
+    :param command: such as qemu()'s.
+    """
+    to.mkdir(parents=True, exist_ok=True)
+    with subprocess.Popen(command, cwd=work, stdin=subprocess.DEVNULL) as machine:
+        try:
+            size = wait_idle(machine, work / "console", time.monotonic() + IDLE_TIMEOUT_S)
+            with Monitor(work / "qmp") as monitor:
+                monitor.call("stop")
+                core = to / "vmcore"
+                core.unlink(missing_ok=True)
+                monitor.call("dump-guest-memory", paging=False, protocol=f"file:{core.resolve()}")
+                monitor.call("quit")
+            machine.wait(timeout=60)
+        finally:
+            machine.kill()
+    truth = (work / "report").read_bytes()
+    if len(truth) != size:
+        raise LabError(f"the guest sent {size} bytes of report, {len(truth)} arrived; boot it again")
+    (to / "truth").mkdir(exist_ok=True)
+    subprocess.run(["tar", "-xz", "-C", to / "truth"], input=truth, check=True)
 
 
 def qemu(shape: Shape, kernel: Kernel) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import lzma
 import os
 import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.lab import userland
@@ -24,6 +26,32 @@ def pack(shape: Shape, kernel: Kernel, to: Path, live: bool = False) -> None:
 
     :param live: with the collector and guest/live.
     """
+    with busybox(shape, kernel, to, MODULES) as root:
+        install(root / "init", "init")
+        if shape.ext4:
+            make_ext4(root / "lab/ext4.img")
+        if live:
+            userland.copy(root)
+            install(root / "lab/live", "live")
+
+
+def pack_server(server: Shape, kernel: Kernel, to: Path) -> None:
+    """Write the initramfs that hands over to the disk of a Debian guest, with what that is to do in /lab."""
+    with busybox(server, kernel, to, (*MODULES, "virtio_pci", "virtio_blk")) as root:
+        install(root / "init", "server")
+        for name in ("systemd", "containers", "workload.py"):
+            install(root / f"lab/{name}", name)
+
+
+def install(to: Path, name: str) -> None:
+    """Copy a file of guest/, executable."""
+    shutil.copy(GUEST / name, to)
+    to.chmod(0o755)
+
+
+@contextlib.contextmanager
+def busybox(shape: Shape, kernel: Kernel, to: Path, wanted: tuple[str, ...]) -> Iterator[Path]:
+    """A folder with busybox, the wanted modules and the shape, packed as the initramfs `to` in the end."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         for folder in ("bin", "dev", "proc", "sys", "run", "lab/modules"):
@@ -32,16 +60,11 @@ def pack(shape: Shape, kernel: Kernel, to: Path, live: bool = False) -> None:
         for applet in subprocess.check_output([BUSYBOX, "--list"], text=True).split():
             if applet != "busybox":
                 (root / "bin" / applet).symlink_to("busybox")
-        for order, module in enumerate(load_order(kernel.modules, MODULES)):
+        for order, module in enumerate(load_order(kernel.modules, wanted)):
             (root / f"lab/modules/{order:02}-{module.name.partition('.')[0]}.ko").write_bytes(content(module))
         (root / "lab/shape").write_text(shape.assignments())
-        shutil.copy(GUEST / "init", root / "init")
-        (root / "init").chmod(0o755)
-        if shape.ext4:
-            make_ext4(root / "lab/ext4.img")
-        if live:
-            userland.copy(root)
-            shutil.copy(GUEST / "live", root / "lab/live")
+        install(root / "lab/report", "report")
+        yield root
         names = sorted(str(path.relative_to(root)) for path in root.rglob("*"))
         with to.open("wb") as file:
             subprocess.run(

@@ -2,6 +2,9 @@
 
     python -m tests.lab boot SHAPE -o DIR     boot a shape, leave its full core and the guest's report in DIR
     python -m tests.lab bundle [SHAPE...]     rebuild bundled cores in tests/vmcores, default all of them
+    python -m tests.lab server NAME -o DIR    boot a whole Debian, leave the same of it, and charges.json, in DIR
+    python -m tests.lab pairs [PAIR...]       the same work on eager and lazy kernels: the slabs' difference, predicted
+                                              and measured
 
 Needs a Debian machine with qemu-system-x86 and -arm, busybox-static, cpio and e2fsprogs; crash where it is there.
 """
@@ -16,9 +19,11 @@ import sys
 from pathlib import Path
 
 from pipeline.collector.status import CollectError
-from tests.lab import boot, bundle, kernels
+from tests.lab import boot, bundle, kernels, pairs, server
 from tests.lab.bundle import step
 from tests.lab.kernels import LabError
+from tests.lab.pairs import LARGEST, PAIRS
+from tests.lab.server import SERVERS
 from tests.lab.shapes import BUNDLED, SHAPES, Shape
 
 CACHE = Path(__file__).parents[2] / ".cache" / "lab"
@@ -31,10 +36,15 @@ def main() -> int:
     args.cache.mkdir(parents=True, exist_ok=True)
     try:
         if args.command == "boot":
-            boot.take_core(args.shape, kernel(args.shape, args), args.output, args.live)
+            boot.take_core(args.shape, kernel(args.shape.series, args, args.shape.arch), args.output, args.live)
+        elif args.command == "server":
+            server.examine(SERVERS[args.name], kernel(SERVERS[args.name].series, args), args.output, args.cache)
+        elif args.command == "pairs":
+            for line in pairs.table(args.pairs or list(PAIRS), lambda series: kernel(series, args)):
+                print(line, flush=True)
         else:
             for shape in args.shapes or BUNDLED:
-                made = bundle.bundle(shape, kernel(shape, args), args.cache)
+                made = bundle.bundle(shape, kernel(shape.series, args, shape.arch), args.cache)
                 size = sum(file.stat().st_size for file in made.rglob("*") if file.is_file())
                 step(f"{shape.name}: {size / 1e6:.1f} MB")
     except (LabError, CollectError) as e:
@@ -65,6 +75,14 @@ def parse() -> argparse.Namespace:
     some = commands.add_parser("bundle")
     some.add_argument("shapes", type=shape_named, nargs="*", metavar="SHAPE")
     some.set_defaults(dwarf=True)
+    whole = commands.add_parser("server")
+    whole.add_argument("name", choices=SERVERS, metavar="NAME", help=", ".join(SERVERS))
+    whole.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    whole.set_defaults(dwarf=True)
+    both = commands.add_parser("pairs")
+    known = [*PAIRS, LARGEST]
+    both.add_argument("pairs", nargs="*", metavar="PAIR", help=f"of {', '.join(known)}; default all but the last")
+    both.set_defaults(dwarf=False)
     return parser.parse_args()
 
 
@@ -74,11 +92,11 @@ def shape_named(name: str) -> Shape:
     return SHAPES[name]
 
 
-def kernel(shape: Shape, args: argparse.Namespace) -> kernels.Kernel:
-    """The kernel of a shape, downloaded and unpacked where it is not yet."""
-    packages = kernels.source(shape.series, shape.arch, args.debs, args.cache)
-    step(f"{shape.name}: the {shape.series} kernel for {shape.arch} of {packages}")
-    return kernels.get(shape.series, packages, args.cache, args.dwarf)
+def kernel(series: str, args: argparse.Namespace, arch: str = "amd64") -> kernels.Kernel:
+    """The kernel of a series, downloaded and unpacked where it is not yet."""
+    packages = kernels.source(series, arch, args.debs, args.cache)
+    step(f"the {series} kernel for {arch} of {packages}")
+    return kernels.get(series, packages, args.cache, args.dwarf)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -101,7 +102,6 @@ def qemu(shape: Shape, kernel: Kernel) -> list[str]:
         "-device", "vmcoreinfo",
         "-serial", "file:console", *machine.report, "-qmp", "unix:qmp,server=on,wait=off",
         "-kernel", str(kernel.vmlinuz.resolve()), "-initrd", "initramfs",
-        # The kernel hands lab_report to init in its environment.
         "-append", f"console={console} quiet panic=-1 rdinit=/init lab_report=/dev/{report}", "-no-reboot",
     ]  # fmt: skip
     for node in range(shape.nodes):

@@ -29,7 +29,8 @@ def pack(shape: Shape, kernel: Kernel, to: Path, live: bool = False) -> None:
     with busybox(shape, kernel, to, MODULES) as root:
         install(root / "init", "init")
         if shape.ext4:
-            make_ext4(root / "lab/ext4.img")
+            # Small in the initramfs, and room for some hundred files.
+            mke2fs(root / "lab/ext4.img", "2M", "-O", "^has_journal", "-N", "1024")
         if live:
             userland.copy(root)
             install(root / "lab/live", "live")
@@ -102,11 +103,8 @@ def dependencies(module: bytes) -> list[str]:
     return [name.replace("-", "_") for name in field[1].decode().split(",") if name] if field else []
 
 
-def make_ext4(image: Path) -> None:
-    """An empty 2 MB ext4 without journal: small in the initramfs, and room for some hundred files."""
+def mke2fs(image: Path, size: str, *options: str | Path) -> None:
+    """Make an ext4 image; a user's PATH may leave out the folder that mke2fs is in."""
     image.touch()
-    # A user's PATH may leave out the folder that mke2fs is in.
-    mke2fs = shutil.which("mke2fs", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-    subprocess.run(
-        [mke2fs or "mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-N", "1024", image, "2M"], check=True
-    )
+    tool = shutil.which("mke2fs", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    subprocess.run([tool or "mke2fs", "-q", "-t", "ext4", *options, image, size], check=True)

@@ -9,10 +9,14 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from tests import reference_charges
 from tests.lab import boot, initramfs
-from tests.lab.kernels import Kernel, debian_uri
+from tests.lab.kernels import SUITES, Kernel, debian_uri
+from tests.lab.reduce import FullCore
 from tests.lab.shapes import Shape
+from tests.reference import dumps
 
 SUITE = "bookworm"
 PACKAGES = (
@@ -35,18 +39,21 @@ class Server(Shape):
     """A file of guest/: what the disk's init is or runs."""
     pods: int = 0
     """Pods of two or three containers each."""
+    runtimes: str = "runc"
+    """OCI runtimes, for one pod after the other."""
 
 
 def _servers() -> dict[str, Server]:
-    found = {}
-    for series in ("5.10", "6.1", "6.12", "7"):
+    made = []
+    for series in SUITES:
+        debian: dict[str, Any] = {"series": series, "nodes": 2, "memcgs": 0, "kept": 0}
         short = series.replace(".", "")
-        base = {"series": series, "nodes": 2, "memcgs": 0, "kept": 0}
-        found[f"systemd-{short}"] = Server(f"systemd-{short}", memory_mb=640, **base)
-        found[f"containers-{short}"] = Server(
-            f"containers-{short}", memory_mb=768, workload="containers", pods=9, **base
-        )
-    return found
+        made.append(Server(f"systemd-{short}", memory_mb=640, **debian))
+        containers: dict[str, Any] = {**debian, "memory_mb": 768, "workload": "containers", "pods": 9}
+        made.append(Server(f"runc-{short}", **containers))
+        if series != "5.10":  # there bookworm's crun cannot run itself from a memfd
+            made.append(Server(f"crun-{short}", **containers, runtimes="crun crun runc"))
+    return {server.name: server for server in made}
 
 
 SERVERS = _servers()
@@ -63,23 +70,30 @@ def take_core(server: Server, kernel: Kernel, to: Path, cache: Path) -> None:
         boot.run([*boot.qemu(server, kernel), *drive], work, to)
 
 
+def examine(server: Server, kernel: Kernel, to: Path, cache: Path) -> None:
+    """take_core(), and beside the core charges.json: which memcgs have entries, and which own live objects."""
+    assert kernel.vmlinux
+    take_core(server, kernel, to, cache)
+    prog = FullCore(to / "vmcore").program()
+    prog.load_debug_info([kernel.vmlinux])
+    (to / "charges.json").write_text(dumps(reference_charges.read(prog)))
+
+
 def image(cache: Path) -> Path:
     """The disk, made where it is not there yet: about a minute, 340 MB."""
-    name = f"debian-{SUITE}"
-    disk = cache / f"{name}.ext4"
-    if disk.exists():
-        return disk
-    root = cache / name
-    subprocess.run(
-        ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, root, debian_uri()],
-        stdout=subprocess.DEVNULL, check=True,
-    )  # fmt: skip
-    unit = "etc/systemd/system/lab.service"
-    (root / unit).write_text(SERVICE)
-    wanted = root / "etc/systemd/system/multi-user.target.wants/lab.service"
-    wanted.symlink_to(f"/{unit}")
-    new = cache / f"{name}.new"
-    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", root, new, f"{DISK_MB}M"], check=True)
-    new.rename(disk)
-    subprocess.run(["rm", "-rf", root], check=True)
+    disk = cache / f"debian-{SUITE}.ext4"
+    if not disk.exists():
+        with tempfile.TemporaryDirectory(dir=cache) as scratch:
+            root, new = Path(scratch) / "root", Path(scratch) / "disk"
+            subprocess.run(
+                ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, root, debian_uri()],
+                stdout=subprocess.DEVNULL, check=True,
+            )  # fmt: skip
+            units = root / "etc/systemd/system"
+            (units / "lab.service").write_text(SERVICE)
+            (units / "multi-user.target.wants/lab.service").symlink_to("../lab.service")
+            # Without udev its device never comes, and the boot would wait for that.
+            (units / "serial-getty@ttyS0.service").symlink_to("/dev/null")
+            initramfs.mke2fs(new, f"{DISK_MB}M", "-d", root)
+            new.rename(disk)
     return disk

@@ -1,0 +1,36 @@
+"""The same work on an eager and on lazy kernels: their slabs differ by the bytes that the audit calls wasted."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.lab import kernels, pairs
+from tests.lab.__main__ import CACHE
+from tests.lab.pairs import EAGER, LAZY, PAIRS, Bytes
+
+pytestmark = pytest.mark.lab
+
+
+@cache
+def kernel(series: str) -> kernels.Kernel:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    debs = os.environ.get("LAB_DEBS")
+    packages = kernels.source(series, "amd64", Path(debs) if debs else None, CACHE)
+    return kernels.get(series, packages, CACHE, dwarf=False)
+
+
+@cache
+def of_series(name: str, series: str) -> Bytes:
+    return pairs.of_series(PAIRS[name], series, kernel)
+
+
+@pytest.mark.parametrize("series", LAZY)
+@pytest.mark.parametrize("name", PAIRS)
+def test_two_kernels_differ_by_what_is_wasted(name: str, series: str) -> None:
+    found = of_series(name, EAGER) - of_series(name, series)
+    assert found.predicted > 50e6
+    assert found.measured == pytest.approx(found.predicted, rel=0.01, abs=1e6)

@@ -1,0 +1,40 @@
+"""Real userlands: what an audit of an eager kernel predicts is what a lazy kernel holds for the same work."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab import kernels, server
+from tests.lab.__main__ import CACHE
+from tests.lab.server import SERVERS
+
+pytestmark = pytest.mark.lab
+
+
+def boot(name: str, to: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The audit of a server's core, and the reference's reading of it."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    debs = os.environ.get("LAB_DEBS")
+    series = SERVERS[name].series
+    built = kernels.get(series, kernels.source(series, "amd64", Path(debs) if debs else None, CACHE), CACHE, dwarf=True)
+    server.examine(SERVERS[name], built, to, CACHE)
+    command = [sys.executable, "-m", "pipeline", "inspect", to / "vmcore", "--json"]
+    audit = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return audit, json.loads((to / "charges.json").read_text())
+
+
+@pytest.mark.parametrize("userland", ["systemd", "runc"])
+def test_an_eager_kernel_predicts_what_a_lazy_one_holds(userland: str, tmp_path: Path) -> None:
+    eager, _ = boot(f"{userland}-510", tmp_path / "eager")
+    lazy, charges = boot(f"{userland}-61", tmp_path / "lazy")
+    assert eager["lazy_basis"] == "charged"
+    assert eager["lazy_bytes"] == pytest.approx(lazy["list_lru_bytes"], rel=0.1)
+    for lru in charges["list_lrus"]:
+        assert set(lru["charged"]) <= set(lru["entries"]), "an owner of a live object has an entry"

@@ -161,7 +161,8 @@ def _targets(args: argparse.Namespace) -> Targets:
 def _with_options(target: Target, args: argparse.Namespace) -> Target:
     if target.vmlinux is None and target.debug_dir is None:
         target = replace(target, vmlinux=_absolute(args.vmlinux), debug_dir=_absolute(args.debug_dir))
-    return replace(target, btf_dir=_absolute(args.btf_dir))
+    btf_dir = _absolute(args.btf_dir)
+    return replace(target, btf_dir=btf_dir, charged=args.charged, target_layout=args.target_layout)
 
 
 def _absolute(path: Path | None) -> str | None:
@@ -235,7 +236,8 @@ def _estimate(args: argparse.Namespace) -> int:
 
     if (args.online_memcgs or 0) > args.cache_ids:
         raise UsageError(f"{args.online_memcgs} memcgs need as many ids, and there are {args.cache_ids}")
-    figures = estimate.estimate(args.superblocks, args.nodes, args.cache_ids, args.online_memcgs)
+    shape = args.superblocks, args.nodes, args.cache_ids, args.online_memcgs
+    figures = estimate.estimate(*shape, args.target_layout)
     print(json.dumps(figures.as_dict(), indent=2) if args.json else estimate.text(figures), end="")
     return OK
 
@@ -316,6 +318,8 @@ def _parser() -> argparse.ArgumentParser:
     estimate.add_argument("--nodes", type=_nodes, required=True, help="NUMA nodes, all possible")
     estimate.add_argument("--cache-ids", type=_cache_ids, required=True, help="memcg_nr_cache_ids")
     estimate.add_argument("--online-memcgs", type=_cache_ids, help="memcgs that a lazy kernel would have entries for")
+    _add_target_layout(estimate)
+    estimate.set_defaults(target_layout="5.18")
     estimate.add_argument("--json", action="store_true")
     return parser
 
@@ -348,6 +352,21 @@ def _add_collection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vmlinux", type=Path, help="file with the kernel's DWARF, to use instead of its BTF")
     parser.add_argument("--debug-dir", type=Path, help="directory to search by build id for it")
     parser.add_argument("--btf-dir", type=Path, help="directory of BTF by release and arch, for kernels without")
+    parser.add_argument(
+        "--charged",
+        action=argparse.BooleanOptionalAction,
+        help="read which memcgs own objects of each list, listed or not: 16 MB a GB of memory, 0.03 CPU s a GB "
+        "(default: cores yes, live: no); without it wasted_bytes is a lower bound",
+    )
+    _add_target_layout(parser)
+
+
+def _add_target_layout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--target-layout",
+        choices=("5.18", "6.13"),
+        help="lazy kernel to compare with: v5.18-6.12 (default), or v6.13+, whose list_lru_one has a lock: 32 bytes",
+    )
 
 
 def _between(low: int, high: int) -> Callable[[str], int]:

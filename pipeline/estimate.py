@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass
 from pipeline.collector import cost
 from pipeline.text import human_bytes
 
+# Lazy kernels by the first release of their layout: which they are, and sizeof(struct list_lru_one) on x86_64.
+_LAYOUTS = {"5.18": ("v5.18-6.12", 24), "6.13": ("v6.13+", 32)}
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -25,30 +28,39 @@ class Estimate:
     pointer_array_bytes: int
     node_array_bytes: int
     list_lru_bytes: int
+    lazy_target: str
     lazy_high_bytes: int | None
     wasted_bytes: int | None
 
-    def as_dict(self) -> dict[str, int | None]:
+    def as_dict(self) -> dict[str, int | str | None]:
         """Return the figures under their names."""
         return asdict(self)
 
 
-def estimate(superblocks: int, nodes: int, cache_ids: int, online_memcgs: int | None = None) -> Estimate:
+def estimate(
+    superblocks: int,
+    nodes: int,
+    cache_ids: int,
+    online_memcgs: int | None = None,
+    target_layout: str = "5.18",
+) -> Estimate:
     """Apply the cost model to a server with x86_64's sizes and two list_lrus a superblock.
 
     :param nodes: NUMA nodes, all of them possible and numbered from 0.
     :param cache_ids: memcg_nr_cache_ids.
     :param online_memcgs: memcgs besides the root, at most cache_ids. For the upper bound of what a lazy kernel holds
         each has an entry in every list, and their ids are spread over all ids, which takes the most xarray nodes.
+    :param target_layout: the lazy kernel: ``5.18``, or ``6.13``, whose list_lru_one has a lock (fb56fdf8b9a2).
     """
     sizes = cost.x86_64(nodes)
+    lazy_target, list_lru_one = _LAYOUTS[target_layout]
     lists = 2 * superblocks
     node_array, pointer_arrays, objects = (lists * part for part in cost.eager_bytes(sizes, nodes, cache_ids))
     total = node_array + pointer_arrays + objects
     lazy = None
     if online_memcgs is not None:
         spread = [1 + i * cache_ids // online_memcgs for i in range(online_memcgs)]
-        lazy = lists * sum(cost.lazy_bytes(sizes, spread))
+        lazy = lists * sum(cost.lazy_bytes(sizes._replace(list_lru_one=list_lru_one), spread))
     return Estimate(
         superblocks=superblocks,
         nr_node_ids=nodes,
@@ -60,6 +72,7 @@ def estimate(superblocks: int, nodes: int, cache_ids: int, online_memcgs: int | 
         pointer_array_bytes=pointer_arrays,
         node_array_bytes=node_array,
         list_lru_bytes=total,
+        lazy_target=lazy_target,
         lazy_high_bytes=lazy,
         wasted_bytes=None if lazy is None else total - lazy,
     )
@@ -89,7 +102,7 @@ def text(figures: Estimate) -> str:
     if f.lazy_high_bytes is not None and f.wasted_bytes is not None:
         lines += [
             "",
-            f"A kernel with lazy allocation (v5.18 on), if each of {f.online_memcgs} memcgs uses every list",
+            f"A kernel with lazy allocation ({f.lazy_target}), if each of {f.online_memcgs} memcgs uses every list",
             _line("lazy_high_bytes", f.lazy_high_bytes, human_bytes(f.lazy_high_bytes)),
             _line("wasted_bytes", f.wasted_bytes, f"at least {human_bytes(f.wasted_bytes)}"),
         ]

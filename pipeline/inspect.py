@@ -17,16 +17,20 @@ _SUMMED = (
     "xa_node_bytes",
     "items",
     "lazy_low_bytes",
+    "lazy_charged_bytes",
     "lazy_bytes",
     "lazy_high_bytes",
     "lazy_object_bytes",
     "lazy_xa_node_bytes",
     "lazy_empty_bytes",
+    "eager_bytes",
 )
 
 
 def host_waste(outcome: Mapping[str, Any]) -> dict[str, Any]:
     """Return the columns of ``targets`` and of the view ``host_waste`` for a target, and the sums behind them.
+
+    A sum is None where not every list_lru has the figure.
 
     :param outcome: of ``pipeline.fanout``; for one that is not good just its ``targets`` row.
     """
@@ -35,25 +39,32 @@ def host_waste(outcome: Mapping[str, Any]) -> dict[str, Any]:
     if row["status"] != "ok":
         return row
     list_lrus = outcome["tables"]["list_lrus"]
-    columns = list_lrus["columns"]
-    sums = {name: sum(values[columns.index(name)] or 0 for values in list_lrus["rows"]) for name in _SUMMED}
+    sums = {name: _sum(_cells(list_lrus, name)) for name in _SUMMED}
     holds = ("list_lru_one_bytes", "pointer_array_bytes", "node_array_bytes", "xa_node_bytes")
     list_lru_bytes = sum(sums[name] for name in holds)
     formula = None
     if row["memcg_nr_cache_ids"] is not None:
         formula = cost.formula_bytes(row["superblocks"], len(row["possible_nodes"]), row["memcg_nr_cache_ids"])
-    memcgs = outcome["tables"]["memcgs"]
-    owned = sum(values[memcgs["columns"].index("cache_id")] is not None for values in memcgs["rows"])
+    owned = sum(cache_id is not None for cache_id in _cells(outcome["tables"]["memcgs"], "cache_id"))
     wasted = list_lru_bytes - sums["lazy_bytes"]
     return {
         **row,
         "list_lru_bytes": list_lru_bytes,
         "formula_bytes": formula,
         "dead_ids": None if row["memcg_nr_cache_ids"] is None else row["memcg_nr_cache_ids"] - owned,
+        "unknown_list_lrus": _cells(list_lrus, "owner").count("unknown"),
         **sums,
         "wasted_bytes": wasted,
         "wasted_pct_of_memory": round(100 * wasted / row["memory_bytes"], 2),
     }
+
+
+def _cells(table: Mapping[str, Any], column: str) -> list[Any]:
+    return [row[table["columns"].index(column)] for row in table["rows"]]
+
+
+def _sum(cells: list[Any]) -> Any:
+    return None if None in cells else sum(cells)
 
 
 def _iso(microseconds: int) -> str:
@@ -79,7 +90,7 @@ def text(figures: Mapping[str, Any]) -> str:
 
 
 def _eager(f: Mapping[str, Any]) -> list[str]:
-    ids, nodes, lists = f["memcg_nr_cache_ids"], len(f["possible_nodes"]), f["list_lrus"]
+    ids, nodes = f["memcg_nr_cache_ids"], len(f["possible_nodes"])
     return [
         *_machine(f),
         _line("memcg_nr_cache_ids", ids, f"{f['dead_ids']:,} of them belong to no online memcg"),
@@ -90,25 +101,30 @@ def _eager(f: Mapping[str, Any]) -> list[str]:
             f["formula_bytes"],
             f"2 * {f['superblocks']} superblocks; the commit message's own",
         ),
-        _line("as allocated", f["list_lru_bytes"], f"{lists} list_lrus, {human_bytes(f['list_lru_bytes'])}"),
-        *_parts(f),
+        *_held(f),
         "",
-        _line(
-            "lazy kernel",
-            f["lazy_bytes"],
-            f"at most, {human_bytes(f['lazy_bytes'])}: every online memcg, every list",
-        ),
-        _line(
-            "",
-            f["lazy_low_bytes"],
-            f"at least, {human_bytes(f['lazy_low_bytes'])}: memcgs with items on a list now",
-        ),
-        _line(
-            "wasted",
-            f["wasted_bytes"],
-            f"at least, {human_bytes(f['wasted_bytes'])}, {f['wasted_pct_of_memory']:.2f} % of memory",
-        ),
+        *_expected(f),
         *_cache(f),
+    ]
+
+
+def _expected(f: Mapping[str, Any]) -> list[str]:
+    """What a lazy kernel would hold: between its bounds where it is known who owns objects, else the upper bound."""
+    name = f"lazy {f['lazy_target']}"
+    low = _bytes_line("", f["lazy_low_bytes"], "at least, {}: memcgs with items on a list now")
+    share = f", {f['wasted_pct_of_memory']:.2f} % of memory"
+    if f["lazy_basis"] == "online":
+        return [
+            _bytes_line(name, f["lazy_bytes"], "at most, {}: every online memcg, every list"),
+            low,
+            _bytes_line("wasted", f["wasted_bytes"], "at least, {}" + share),
+        ]
+    return [
+        _bytes_line(name, f["lazy_bytes"], "{} expected: who owns objects of a list, and whose entry outlives them"),
+        _bytes_line("", f["lazy_charged_bytes"], "{} of it for who owns objects now"),
+        low,
+        _bytes_line("", f["lazy_high_bytes"], "at most, {}: every online memcg, every list"),
+        _bytes_line("wasted", f["wasted_bytes"], "{}" + share),
     ]
 
 
@@ -117,14 +133,20 @@ def _lazy(f: Mapping[str, Any]) -> list[str]:
         *_machine(f),
         "",
         "This kernel allocates list_lru_one only when needed (5abc1e37afa0, v5.18): nothing to save.",
-        _line(
-            "as allocated",
-            f["list_lru_bytes"],
-            f"{f['list_lrus']} list_lrus, {human_bytes(f['list_lru_bytes'])}",
-        ),
-        *_parts(f),
+        *_held(f),
         _line("without items", f["lazy_empty_bytes"], "of list_lru_memcg, kept until their memcg goes offline"),
+        *_on_an_eager_kernel(f),
         *_cache(f),
+    ]
+
+
+def _on_an_eager_kernel(f: Mapping[str, Any]) -> list[str]:
+    if f["eager_bytes"] is None:
+        return []
+    return [
+        _bytes_line(
+            "eager kernel", f["eager_bytes"], "{}: as many ids as the highest online needs, every node, every list"
+        )
     ]
 
 
@@ -134,6 +156,13 @@ def _machine(f: Mapping[str, Any]) -> list[str]:
         _line("NUMA nodes", len(f["possible_nodes"]), f"possible; {len(f['online_nodes'])} online"),
         _line("online memcgs", f["online_memcgs"], f"and {f['dying_memcgs']} dying"),
     ]
+
+
+def _held(f: Mapping[str, Any]) -> list[str]:
+    lists = f"{f['list_lrus']} list_lrus"
+    if f["unknown_list_lrus"]:
+        lists += f" ({f['unknown_list_lrus']} of unknown owner)"
+    return [_bytes_line("as allocated", f["list_lru_bytes"], lists + ", {}"), *_parts(f)]
 
 
 def _parts(f: Mapping[str, Any]) -> list[str]:
@@ -161,6 +190,10 @@ def _cache(f: Mapping[str, Any]) -> list[str]:
             f"{share:.2f} % of them explained."
         )
     return lines
+
+
+def _bytes_line(name: str, count: int, remark: str) -> str:
+    return _line(name, count, remark.format(human_bytes(count)))
 
 
 def _line(name: str, count: int, remark: str = "") -> str:

@@ -137,6 +137,18 @@ def test_the_estimates_bounds_hold_for_the_real_server() -> None:
     assert estimated["wasted_bytes"] < measured["wasted_bytes"]
 
 
+def test_the_estimate_for_a_list_lru_one_with_a_lock() -> None:
+    """v6.13's list_lru_memcg of 4 nodes: 16 + 4 * 32 = 144 bytes in kmalloc-192, v5.18's 16 + 4 * 24 in kmalloc-128."""
+    shape = ("--superblocks", "952", "--nodes", "4", "--cache-ids", "24574", "--online-memcgs", "480", "--json")
+    figures = {
+        layout: json.loads(audit("estimate", *shape, "--target-layout", layout).stdout) for layout in ("5.18", "6.13")
+    }
+    assert [figures[layout]["lazy_target"] for layout in figures] == ["v5.18-6.12", "v6.13+"]
+    more = figures["6.13"]["lazy_high_bytes"] - figures["5.18"]["lazy_high_bytes"]
+    assert more == 1904 * 480 * (192 - 128)
+    assert figures["6.13"]["list_lru_bytes"] == figures["5.18"]["list_lru_bytes"], "the eager side has no lock"
+
+
 def test_the_newest_run_is_that_of_the_audit(warehouse: Path) -> None:
     run_id = rows(warehouse, "SELECT run_id FROM runs")[0]["run_id"]
     for args in ((), ("--run", "latest"), ("--run", run_id[:12], "--audit", "test")):

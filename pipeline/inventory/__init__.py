@@ -40,7 +40,9 @@ class Target:
     - via: where the collector has to run; always None in this release;
     - vmlinux, debug_dir, btf_dir: absolute paths, where the kernel's types are;
     - python: the collector's interpreter, default the one that runs this program;
-    - timeout_s: seconds, default the run's.
+    - timeout_s: seconds, default the run's;
+    - charged: whether to read what memcgs are charged for; default the collector's, for cores yes, for ``live:`` no;
+    - target_layout: the lazy kernel to estimate, ``5.18`` or ``6.13``, default the collector's, ``5.18``.
     """
 
     name: str
@@ -53,6 +55,8 @@ class Target:
     btf_dir: str | None = None
     python: str | None = None
     timeout_s: float | None = None
+    charged: bool | None = None
+    target_layout: str | None = None
 
 
 class Targets(list[Target]):

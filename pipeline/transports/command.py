@@ -25,4 +25,8 @@ def collector(target: Target) -> list[str]:
         argv += ["--debug-dir", target.debug_dir]
     if target.btf_dir is not None:
         argv += ["--btf-dir", target.btf_dir]
+    if target.charged is not None:
+        argv.append("--charged" if target.charged else "--no-charged")
+    if target.target_layout is not None:
+        argv += ["--target-layout", target.target_layout]
     return [*argv, target.source]

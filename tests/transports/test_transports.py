@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+import pytest
+
 from pipeline import transports
 from pipeline.inventory import Target
 
@@ -27,3 +29,16 @@ def test_the_targets_own_python_and_debug_info_are_passed_on():
         *("/opt/python", "-m", "pipeline.collector"),
         *("--vmlinux", "/vmlinux", "--debug-dir", "/debug", "/a"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "argv"),
+    [
+        ({}, []),
+        ({"charged": True}, ["--charged"]),
+        ({"charged": False, "target_layout": "6.13"}, ["--no-charged", "--target-layout", "6.13"]),
+    ],
+)
+def test_what_to_read_and_to_estimate_is_the_collectors_choice_unless_said(options, argv):
+    target = Target("a", "live", "live:", **options)
+    assert transports.command(target).argv == [sys.executable, "-m", "pipeline.collector", *argv, "live:"]

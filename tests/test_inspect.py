@@ -1,0 +1,63 @@
+"""The screen says of the lazy kernel's figure what its basis allows: bounds, or an expected figure between them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from pipeline import inspect
+from tests.warehouse.outcomes import ok
+
+
+def host(basis: str | None, **cells: Any) -> dict[str, Any]:
+    """A host of 5 list_lrus, each with these cells: what one holds or would hold times 5 is what all do."""
+    outcome = ok("a")
+    sent = outcome["tables"]["list_lrus"]
+    named = [dict(zip(sent["columns"], row, strict=True)) for row in sent["rows"]]
+    unread = dict.fromkeys(("items", "lazy_charged_bytes", "lazy_empty_bytes", "eager_bytes"), 0)
+    named = [{**row, **unread, **cells} for row in named]
+    outcome["tables"]["list_lrus"] = {"columns": list(named[0]), "rows": [list(row.values()) for row in named]}
+    lazy = {"layout": "xarray", "memcg_nr_cache_ids": None, "lazy_target": None} if basis is None else {}
+    known = {"types_source": "btf", "notes": None, "slab_cache": None, "lazy_target": "v5.18-6.12"}
+    outcome["row"] |= {**known, "lazy_basis": basis, **lazy}
+    return outcome
+
+
+def screen(outcome: dict[str, Any]) -> str:
+    return re.sub(" +", " ", inspect.text(inspect.host_waste(outcome)))
+
+
+def test_on_the_basis_charged_the_figure_is_expected_between_two_bounds() -> None:
+    # 5 * (4 * 32 + 64 + 64 - 100) = 5 * 156 = 780 wasted
+    text = screen(
+        host("charged", lazy_low_bytes=70, lazy_charged_bytes=90, lazy_bytes=100, lazy_high_bytes=200)
+    ).splitlines()
+    (at,) = (index for index, line in enumerate(text) if line.startswith("lazy v5.18-6.12"))
+    assert [line.strip().split(":")[0] for line in text[at : at + 5]] == [
+        "lazy v5.18-6.12 500 500 B expected",
+        "450 450 B of it for who owns objects now",
+        "350 at least, 350 B",
+        "1,000 at most, 0.98 KiB",
+        "wasted 780 780 B, 0.00 % of memory",
+    ]
+
+
+def test_on_the_basis_online_the_figure_is_the_upper_bound_and_the_waste_the_lower() -> None:
+    text = screen(host("online", lazy_low_bytes=70, lazy_charged_bytes=None, lazy_bytes=200, lazy_high_bytes=200))
+    assert "lazy v5.18-6.12 1,000 at most, 0.98 KiB: every online memcg, every list" in text
+    assert "350 at least, 350 B" in text
+    assert "wasted 280 at least, 280 B" in text
+    assert "expected" not in text
+
+
+@pytest.mark.parametrize(("eager_bytes", "line"), [(1000, "eager kernel 5,000 4.88 KiB: "), (None, None)])
+def test_a_lazy_kernel_says_what_the_eager_one_would_have_cost(eager_bytes: int | None, line: str | None) -> None:
+    text = screen(host(None, eager_bytes=eager_bytes))
+    assert (line or "eager kernel") in text if line else "eager kernel" not in text
+
+
+def test_list_lrus_of_unknown_owner_are_counted() -> None:
+    assert "5 list_lrus (5 of unknown owner), 1.25 KiB" in screen(host("online", owner="unknown"))
+    assert "unknown" not in screen(host("online"))

@@ -19,6 +19,7 @@ class Report:
     :ivar coverage: rows of `coverage`, the most frequent first.
     :ivar not_ok: `target`, `status`, `error_type`, `error` of every target that has no numbers.
     :ivar host_waste: the ranking, rows of `host_waste`.
+    :ivar lazy_targets: the lazy kernels that the eager hosts among them are compared with.
     """
 
     run: pa.Table
@@ -26,6 +27,7 @@ class Report:
     coverage: pa.Table
     not_ok: pa.Table
     host_waste: pa.Table
+    lazy_targets: list[str]
 
 
 def build(session: Session, run_id: str | None = None, audit: str | None = None) -> Report:
@@ -71,6 +73,15 @@ def build(session: Session, run_id: str | None = None, audit: str | None = None)
             of_run,
         ),
         host_waste=session.sql("FROM host_waste_at($run) ORDER BY rank, target", of_run),
+        lazy_targets=session.sql(
+            """
+            SELECT DISTINCT lazy_target
+            FROM targets
+            WHERE run_id = $run AND status = 'ok' AND lazy_target IS NOT NULL
+            ORDER BY lazy_target
+            """,
+            of_run,
+        )["lazy_target"].to_pylist(),
     )
 
 

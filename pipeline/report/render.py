@@ -105,11 +105,12 @@ def _summary(report: Report) -> list[str]:
     ]
     if totals["hosts"]:
         share = 100 * totals["wasted_bytes"] / max(1, totals["memory_bytes"])
+        at_least, at_most = ("at least ", "at most ") if "online" in _bases(report) else ("", "")
         lines += [
-            f"{totals['hosts']} {'host wastes' if totals['hosts'] == 1 else 'hosts waste'} "
+            f"{totals['hosts']} {'host wastes' if totals['hosts'] == 1 else 'hosts waste'} {at_least}"
             f"{human_bytes(totals['wasted_bytes'])}, {share:.1f} % of {human_bytes(totals['memory_bytes'])} memory:",
             f"list_lrus hold {human_bytes(totals['list_lru_bytes'])}, "
-            f"a lazy kernel would hold {human_bytes(totals['lazy_bytes'])}.",
+            f"a lazy kernel would hold {at_most}{human_bytes(totals['lazy_bytes'])}.",
             f"The difference: objects {human_bytes(totals['saves_objects_bytes'])}, "
             f"one array instead of one a node {human_bytes(totals['saves_transpose_bytes'])}, "
             f"xarrays instead of those {human_bytes(totals['saves_xarray_bytes'])}.",
@@ -134,7 +135,9 @@ def _not_ok(report: Report) -> Table:
 def _ranking(report: Report, *, wide: bool) -> Table:
     more = (">nodes", ">formula", "layout") if wide else ()
     table = _table(">#", "target", "kernel", ">ids", ">sb", ">memcgs", ">list_lru", ">lazy", ">wasted", ">%mem", *more)
+    mixed = _bases(report) >= {"online", "charged"}
     for row in rows.records(report.host_waste.slice(0, MOST_HOSTS)):
+        bounds = ("<= ", ">= ") if mixed and row["lazy_basis"] == "online" else ("", "")
         pct = row["wasted_pct_of_memory"]
         formula = row["formula_bytes"]
         _add(
@@ -146,8 +149,8 @@ def _ranking(report: Report, *, wide: bool) -> Table:
             row["superblocks"],
             row["online_memcgs"],
             human_bytes(row["list_lru_bytes"]),
-            human_bytes(row["lazy_bytes"]),
-            human_bytes(row["wasted_bytes"]),
+            bounds[0] + human_bytes(row["lazy_bytes"]),
+            bounds[1] + human_bytes(row["wasted_bytes"]),
             None if pct is None else f"{pct:.1f}",
             *((row["nr_node_ids"], None if formula is None else human_bytes(formula), row["layout"]) if wide else ()),
         )
@@ -162,12 +165,21 @@ def _version(kernel_release: str | None) -> str:
 
 
 def _legend(report: Report) -> str:
+    bases = _bases(report)
     legend = (
-        "ids: memcg_nr_cache_ids, never shrinks; sb: superblocks; memcgs: online; lazy: what Linux 5.18+ would hold"
+        "ids: memcg_nr_cache_ids, never shrinks; sb: superblocks; memcgs: online; "
+        f"lazy: what Linux {printable(' or '.join(report.lazy_targets) or 'v5.18+')} would hold"
     )
-    if "online" in report.host_waste["lazy_basis"].to_pylist():
-        legend += " if every online memcg used every list, an upper bound: the waste is at least this"
-    return legend + "."
+    online = "if every online memcg used every list, an upper bound: the waste is at least this"
+    if bases >= {"online", "charged"}:
+        return f"{legend} for the memcgs that own objects, or, where <= stands, {online}."
+    if "online" in bases:
+        return f"{legend} {online}."
+    return f"{legend} for the memcgs that own objects." if "charged" in bases else f"{legend}."
+
+
+def _bases(report: Report) -> set[str | None]:
+    return set(report.host_waste["lazy_basis"].to_pylist())
 
 
 def _say_more(console: Console, count: int, shown: int, query: str) -> None:

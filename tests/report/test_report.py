@@ -135,12 +135,42 @@ def test_text_gives_coverage_with_reasons(root):
     assert "/cores/db-2: not an ELF or kdump core; copy it again" in text
 
 
-def test_text_says_that_the_waste_is_a_lower_bound_where_it_is(root, tmp_path):
-    assert "an upper bound: the waste is at least this" in rendered(root, "text").replace("\n", " ").replace("  ", " ")
-    charged = ok("a")
-    charged["row"]["lazy_basis"] = "charged"
-    publish(tmp_path, charged)
-    assert "upper" not in rendered(tmp_path, "text")
+def of_bases(root, *bases):
+    """The text of a run with a host on each basis, as a line."""
+    hosts = [ok(f"host-{basis}") for basis in bases]
+    for host, basis in zip(hosts, bases, strict=True):
+        host["row"] |= {"lazy_basis": basis, "lazy_target": basis and "v6.13+"}
+    publish(root, *hosts)
+    return re.sub(r"\s+", " ", rendered(root, "text"))
+
+
+def test_text_says_that_the_waste_is_a_lower_bound_where_it_is(tmp_path):
+    text = of_bases(tmp_path, "online", None)
+    assert "hosts waste at least" in text
+    assert "a lazy kernel would hold at most" in text
+    assert (
+        "v6.13+ would hold if every online memcg used every list, an upper bound: the waste is at least this." in text
+    )
+    assert "<=" not in text
+
+
+def test_text_says_that_the_waste_is_expected_where_owners_are_known(tmp_path):
+    text = of_bases(tmp_path, "charged", None)
+    assert "v6.13+ would hold for the memcgs that own objects." in text
+    assert not re.search("upper|at least|at most|=", text)
+
+
+def test_text_marks_the_bounds_among_expected_figures(tmp_path):
+    text = of_bases(tmp_path, "charged", "online")
+    assert "for the memcgs that own objects, or, where <= stands, if every online memcg used" in text
+    assert text.count(">= ") == 1
+    assert re.search(r"host-online .* <= [\d.]+ \w+ >= -?[\d.]+ \w+ ", text)
+
+
+def test_text_of_lazy_kernels_alone_speaks_of_no_bound(tmp_path):
+    text = of_bases(tmp_path, None)
+    assert "v5.18+ would hold." in text
+    assert "at least" not in text
 
 
 def test_text_of_a_run_without_any_good_target_gives_the_reasons(tmp_path):

@@ -17,9 +17,11 @@ from typing import Any
 
 from drgn import Object, Program, cast, container_of, sizeof
 from drgn.helpers.linux.cgroup import cgroup_path, css_for_each_descendant_pre
+from drgn.helpers.linux.fs import super_block_for_each_mount
 from drgn.helpers.linux.list import list_count_nodes, list_for_each_entry
 from drgn.helpers.linux.mm import compound_order, find_vmap_area, virt_to_page
 from drgn.helpers.linux.nodemask import for_each_node, for_each_node_state
+from drgn.helpers.linux.pid import for_each_task
 from drgn.helpers.linux.slab import find_containing_slab_cache, find_slab_cache, slab_cache_usage
 from drgn.helpers.linux.xarray import xa_for_each
 
@@ -30,6 +32,7 @@ USAGE_OF = ("kmalloc-32", "kmalloc-64", "kmalloc-96", "kmalloc-128", "kmalloc-19
 def read(prog: Program) -> dict[str, Any]:
     """Everything the tests compare, as plain JSON values; sizes in bytes, addresses as integers."""
     superblocks = list(list_for_each_entry("struct super_block", prog["super_blocks"].address_of_(), "s_list"))
+    tasks = [task for task in for_each_task(prog) if task.nsproxy]
     return {
         "release": prog["init_uts_ns"].name.release.string_().decode(),
         "memcg_nr_cache_ids": prog["memcg_nr_cache_ids"].value_() if "memcg_nr_cache_ids" in prog else None,
@@ -37,20 +40,32 @@ def read(prog: Program) -> dict[str, Any]:
         "possible_nodes": list(for_each_node_state(prog, prog["N_POSSIBLE"])),
         "online_nodes": list(for_each_node(prog)),
         "sizeof": {name: sizeof(prog.type(f"struct {name}")) for name in ("list_lru", "list_lru_node", "list_lru_one")},
-        "superblocks": [superblock(sb) for sb in superblocks],
+        "superblocks": [superblock(sb, tasks) for sb in superblocks],
         "list_lrus": [list_lru(lru, owner) for lru, owner in list_lrus(prog, superblocks)],
         "memcgs": list(memcgs(prog)),
         "slab_usage": {name: usage(prog, name) for name in USAGE_OF},
     }
 
 
-def superblock(sb: Object) -> dict[str, Any]:
+def superblock(sb: Object, tasks: list[Object]) -> dict[str, Any]:
+    """A superblock; users are the cgroups of the tasks that have it mounted, where the first task has not."""
+    prog = sb.prog_
+    namespaces = {mount.mnt_ns.value_() for mount in super_block_for_each_mount(sb)}
+    if prog["init_task"].nsproxy.mnt_ns.value_() in namespaces:
+        namespaces = set()
+    users = [task for task in tasks if task.nsproxy.mnt_ns.value_() in namespaces]
     return {
         "address": sb.value_(),
         "fstype": text(sb.s_type.name),
         "s_id": text(sb.s_id),
         "s_dev": sb.s_dev.value_(),
         "s_flags": sb.s_flags.value_() & 0xFFFFFFFF,
+        "users": sorted(
+            {
+                cgroup_path(task.cgroups.subsys[prog["memory_cgrp_id"]].cgroup).decode(errors="backslashreplace")
+                for task in users
+            }
+        ),
     }
 
 

@@ -13,18 +13,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests import reference
+from tests import reference, reference_charges
 from tests.lab.kernels import Kernel
 from tests.lab.reduce import FullCore
 
 
 def write(core: Path, built: Kernel, to: Path, walked: bool = True) -> None:
-    """Write reference.json, if `walked`, and crash.json, where crash can open the core, into the folder `to`."""
+    """Write into the folder `to` reference.json and charges.json, if `walked`, and crash.json, if crash can open it."""
     assert built.vmlinux
     if walked:
         prog = FullCore(core).program()
         prog.load_debug_info([built.vmlinux])
         (to / "reference.json").write_text(reference.dumps(reference.read(prog)))
+        (to / "charges.json").write_text(reference.dumps(reference_charges.read(prog)))
     by_crash = crash(core, built.vmlinux)
     if by_crash:
         (to / "crash.json").write_text(json.dumps(by_crash, indent=1) + "\n")

@@ -1,0 +1,116 @@
+"""Whose the charged objects are, against drgn's slab helpers, one object at a time."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from drgn import FaultError, Object, Program, TypeMember, offsetof
+from drgn.helpers.linux.mm import virt_to_page
+from drgn.helpers.linux.slab import find_slab_cache, for_each_slab_cache, slab_object_info
+
+from pipeline.collector import charges, kernel, memcgs, superblocks
+from pipeline.collector.memmap import Memmap
+from tests.collector.conftest import CORES
+from tests.collector.test_damage import overlay, word
+
+EAGER = next(core for core in CORES if core.name == "deb510-n2")
+CHILD, CHILD_NODE = 0xFFFFFE1234560000, 0xFFFFFE1234570000
+"""Where the test's own slab cache and its kmem_cache_node lie: in no core."""
+
+
+def scan(prog: Program) -> charges.Charges:
+    shadow_nodes = prog.symbol("shadow_nodes").address
+    return charges.scan(prog, superblocks.walk(prog), memcgs.walk(prog), shadow_nodes)
+
+
+class OldTypes:
+    """v5.8: struct page without obj_cgroups, struct kmem_cache with memcg_params (mm/slab.h), here over kobj.
+
+    struct memcg_cache_params { struct kmem_cache *root_cache; union { ...; struct { struct mem_cgroup *memcg; ...
+    """
+
+    def __init__(self, prog: Program) -> None:
+        cache, page = prog.type("struct kmem_cache"), prog.type("struct page")
+        root_cache = TypeMember(prog.type("struct kmem_cache *"), "root_cache", 0)
+        memcg = TypeMember(prog.type("struct mem_cgroup *"), "memcg", 64)
+        params = prog.struct_type("memcg_cache_params", 16, [root_cache, memcg])
+        self.offset = cache.member("kobj").offset
+        members = [*cache.members, TypeMember(params, "memcg_params", 8 * self.offset)]
+        self.types = {
+            "kmem_cache": prog.struct_type("kmem_cache", cache.size, members),
+            "page": prog.struct_type("page", page.size, page.members[:-1]),
+        }
+
+    def find(self, prog: Program, kinds: object, name: str, filename: str | None) -> object:
+        return self.types.get(name)
+
+
+def test_a_memcgs_own_caches_before_v5_9() -> None:
+    """Every allocated object of a memcg's copy of a cache is charged to it; what a free object holds is not looked at.
+
+    One slab of dentries is given to a copy that the test makes of their cache.
+    """
+    prog = kernel.open_kernel(str(EAGER.path)).prog
+    memcg = next(memcg for memcg in memcgs.walk(prog) if memcg.path.count(b"/") == 1 and memcg.parent)
+    cache = find_slab_cache(prog, "dentry")
+    size, d_sb = cache.size.value_(), offsetof(prog.type("struct dentry"), "d_sb")
+    for slab in Memmap(prog).slabs({cache.value_()})[cache.value_()]:
+        slots = [slab.address + i * size for i in range(slab.objects)]
+        if slab.vector and all(slab_object_info(prog, slot).allocated for slot in slots):
+            break
+    page = virt_to_page(prog, slab.address).value_()
+    # The second slot is freed, as the last of the slab's free list (freelist_ptr(), mm/slub.c of v5.10), and looks as
+    # if it had been a dentry of another superblock: pages that are used again are not cleared.
+    free = slots.pop(1)
+    wanted = {prog.read_word(slot + d_sb) for slot in slots}
+    word(prog, free + d_sb, next(sb.address for sb in superblocks.walk(prog) if sb.address not in wanted))
+    at = free + cache.offset.value_()
+    word(prog, at, cache.random.value_() ^ int.from_bytes(at.to_bytes(8, "little"), "big"))
+    word(prog, page + offsetof(prog.type("struct page"), "freelist"), free)
+    assert not slab_object_info(prog, free).allocated
+
+    old = OldTypes(prog)
+    for other in for_each_slab_cache(prog):
+        overlay(prog, other.value_() + old.offset, bytes(16))
+    node_offset = cache.type_.type.member("node").offset
+    node = cache.node[0].value_()
+    nr_slabs = offsetof(prog.type("struct kmem_cache_node"), "nr_slabs")
+    own = prog.read(cache, node_offset) + struct.pack("<Q", CHILD_NODE)
+    link = offsetof(cache.type_.type, "list")
+    first = prog["slab_caches"].next.value_()
+    own = own[:link] + struct.pack("<Q", first) + own[link + 8 :]
+    own = own[: old.offset] + struct.pack("<QQ", cache.value_(), memcg.address) + own[old.offset + 16 :]
+    overlay(prog, CHILD, own.ljust(cache.type_.type.size, b"\0"))
+    overlay(prog, CHILD_NODE, prog.read(node, nr_slabs) + struct.pack("<Q", 1))
+    word(prog, node + nr_slabs, prog.read_word(node + nr_slabs) - 1)
+    word(prog, prog["slab_caches"].address_, CHILD + link)
+    word(prog, page + offsetof(prog.type("struct page"), "slab_cache"), CHILD)
+    prog.register_type_finder("old", old.find, enable_index=0)
+
+    offset = offsetof(prog.type("struct super_block"), "s_dentry_lru")
+    charged = scan(prog).by_list_lru
+    assert {lru: {owner.path for owner in owners} for lru, owners in charged.items()} == {
+        sb + offset: {memcg.path} for sb in wanted
+    }
+
+
+def test_a_missing_page_of_the_memmap_is_no_lower_number() -> None:
+    """The kernel's own count of slabs (kmem_cache_node.nr_slabs) says that some were not seen."""
+    opened = kernel.open_kernel(str(EAGER.path))
+    prog = opened.prog
+    slabs = Memmap(prog).slabs({find_slab_cache(prog, "dentry").value_()})
+    places = {virt_to_page(prog, slab.address).value_() & -4096 for some in slabs.values() for slab in some}
+    # The page with the struct page of a filesystem's root is read to find the slab caches.
+    roots = [
+        Object(prog, "struct dentry *", sb.root) for sb in {sb.fstype: sb for sb in superblocks.walk(prog)}.values()
+    ]
+    looked_at = [address for root in roots for address in (root.value_(), root.d_inode.value_())]
+    page = min(places - {virt_to_page(prog, address).value_() & -4096 for address in looked_at})
+
+    def excluded(address: int, count: int, offset: int, physical: bool) -> bytes:
+        raise FaultError("excluded page", address)
+
+    prog.add_memory_segment(page, 4096, excluded)
+    with pytest.raises(charges.NotScanned, match=r"the memmap has \d+ of \d+ slabs"):
+        scan(prog)

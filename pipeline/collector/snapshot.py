@@ -59,14 +59,15 @@ def take(kernel, charged=True, target=estimate.DEFAULT_TARGET):
     snapshot = Snapshot()
     layout = layouts.detect(prog)
     sbs = superblocks.walk(prog)
-    cgroups = memcgs.walk(prog) if layout != "none" and _has_memcg(prog) else []
-    if layout == "none" or not cgroups:
+    cgroups = []
+    if layout == "none":
         snapshot.unsupported = (
             "this kernel's list_lrus have no lists for memcgs: it is older than v4.0, or built without CONFIG_MEMCG or "
             "CONFIG_MEMCG_KMEM"
         )
-        found = list_lrus.Found("none")
+        found = list_lrus.Found(layout)
     else:
+        cgroups = memcgs.walk(prog)
         found = list_lrus.walk(prog, layout, sbs, cgroups)
     owned, not_scanned = _charges(prog, found, sbs, cgroups) if charged and cgroups else (None, None)
     estimated = _estimate(prog, found, sbs, cgroups, owned, target) if cgroups else None
@@ -103,13 +104,6 @@ def _estimate(prog, found, sbs, cgroups, owned, target):
         return estimate.OfEager(prog, sbs, cgroups, owned, target)
     possible_nodes = len(_nodes(prog, "N_POSSIBLE"))
     return estimate.OfLazy(prog, cgroups, owned, found.cache_ids, possible_nodes, found.object_bytes)
-
-
-def _has_memcg(prog):
-    try:
-        return bool(prog["root_mem_cgroup"])
-    except LookupError:
-        return False
 
 
 def _list_lru_row(lru, found, estimated):

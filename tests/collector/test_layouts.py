@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.collector import layouts, list_lrus, superblocks
+from pipeline.collector import layouts, list_lrus, snapshot, superblocks
+from pipeline.collector.kernel import open_kernel
 from pipeline.collector.list_lrus import Found, ListLru
+from tests.collector.conftest import CORES
 from tests.collector.made import MODULE, MadeKernel
 
 NODES = range(4)
@@ -359,6 +361,24 @@ def test_pages_of_64_kib_and_objects_of_128_bytes() -> None:
     machine.list_lru(dentry)
     _, lrus = machine.walk()
     assert sizes(lrus[dentry]) == (3, 73_722, 9_436_416, 2 * 262_144 + 196_608, 256, 0)
+
+
+def test_a_kernel_whose_types_have_no_lists_for_memcgs_is_unsupported() -> None:
+    """v3.19, or one without CONFIG_MEMCG_KMEM: struct list_lru_node without memcg_lrus. Its superblocks are told."""
+    core = CORES[0]
+    opened = open_kernel(str(core.path))
+    now = opened.prog.type("struct list_lru_node")
+    members = [member for member in now.members if member.name != "memcg_lrus"]
+    older = opened.prog.struct_type("list_lru_node", now.size, members)
+    opened.prog.register_type_finder(
+        "older", lambda prog, kinds, name, file: older if name == "list_lru_node" else None, enable_index=0
+    )
+    taken = snapshot.take(opened)
+    assert taken.unsupported is not None
+    assert "older than v4.0, or built without CONFIG_MEMCG" in taken.unsupported
+    assert (taken.list_lrus.rows, taken.memcgs.rows) == ([], [])
+    assert len(taken.superblocks.rows) == len(core.rows("superblocks")) > 0
+    assert taken.target.rows[0][taken.target.columns.index("layout")] == "none"
 
 
 def test_who_owns_a_list_lru_that_is_no_superblocks() -> None:

@@ -1,0 +1,60 @@
+"""Kernels that know memcgs but give them no lists, by their command line: audited like any other, with no ids."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.collector import kernel, snapshot
+from tests.lab import kernels, scripted
+from tests.lab.__main__ import CACHE
+from tests.lab.shapes import SHAPES
+
+pytestmark = pytest.mark.lab
+
+MAKE_MEMCGS = """
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+if echo +memory > /sys/fs/cgroup/cgroup.subtree_control; then mkdir /sys/fs/cgroup/a /sys/fs/cgroup/b; fi
+grep '^nr_descendants' /sys/fs/cgroup/cgroup.stat
+"""
+
+
+@pytest.mark.parametrize(
+    ("series", "command_line", "layout", "aware", "memcgs"),
+    [
+        ("5.10", "cgroup_disable=memory", "array_rcu", True, 0),
+        ("5.10", "cgroup.memory=nokmem", "array_rcu", True, 2),
+        # Since v6.7 such a list_lru is not memcg-aware.
+        ("6.12", "cgroup.memory=nokmem", "xarray", False, 2),
+    ],
+)
+def test_without_ids_a_kernel_is_audited(
+    tmp_path: Path, series: str, command_line: str, layout: str, aware: bool, memcgs: int
+) -> None:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    debs = os.environ.get("LAB_DEBS")
+    built = kernels.get(series, kernels.source(series, Path(debs) if debs else None, CACHE), CACHE, dwarf=False)
+    core, report = scripted.take_core(SHAPES["deb61-n2"], built, tmp_path, MAKE_MEMCGS, command_line)
+    assert report.split() == ["nr_descendants", str(memcgs)]
+
+    taken = snapshot.take(kernel.open_kernel(str(core)))
+
+    def rows(table: snapshot.Table) -> list[dict[str, Any]]:
+        return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+
+    (target,) = rows(taken.target)
+    assert taken.unsupported is None
+    assert (target["layout"], target["online_memcgs"], target["consistency"]) == (layout, memcgs, "exact")
+    assert target["memcg_nr_cache_ids"] == (0 if series == "5.10" else None)
+    list_lrus = rows(taken.list_lrus)
+    assert len(list_lrus) >= 2 * target["superblocks"] > 0
+    assert sum(lru["items"] for lru in list_lrus) > 0
+    for lru in list_lrus:
+        assert lru["memcg_aware"] is aware
+        assert (lru["list_lru_one_objects"], lru["xa_node_bytes"], lru["memcg_items"]) == (0, 0, 0)
+        # kvmalloc(sizeof(struct rcu_head)) on each of two nodes; kcalloc(2, 64).
+        assert lru["pointer_array_bytes"] == (2 * 16 if series == "5.10" else 0)
+        assert lru["lazy_bytes"] == lru["lazy_high_bytes"] == lru["node_array_bytes"] == 128

@@ -10,11 +10,13 @@ from collections import namedtuple
 
 from drgn import offsetof, sizeof
 from drgn.helpers.linux.mm import in_direct_map
+from drgn.helpers.linux.nodemask import for_each_node_mask
 
 from . import layouts, owners
 from .memory import Members, has_member, read, read_each
 from .slab import allocation
 from .status import CollectError
+from .xarrays import Xarrays
 
 # Slots are gathered list by list; this bounds how many list_lru_one are held at once (about 100 MB).
 _MOST_ONES_AT_ONCE = 1 << 18
@@ -23,13 +25,6 @@ _REGION_SHIFT = 30
 
 _MAX_NUMNODES = 1 << 10
 _MEM_CGROUP_ID_MAX = 65535
-
-_XA_CHUNK_SHIFT = 6
-_XA_CHUNK_SIZE = 1 << _XA_CHUNK_SHIFT
-# An xarray of ids up to 65535 has at most three levels.
-_XA_ROOT_SHIFTS = (0, _XA_CHUNK_SHIFT, 2 * _XA_CHUNK_SHIFT)
-# Pointers below are no pointers, internal entries below no nodes (xa_is_node(), XA_ZERO_ENTRY, XA_RETRY_ENTRY).
-_XA_LOWEST_POINTER = 4096
 
 
 class ListLru:
@@ -296,8 +291,10 @@ class _PerMemcg(_Walk):
             object_type = prog.type("struct list_lru_memcg")
         one_bytes = sizeof(prog.type("struct list_lru_one"))
         first = offsetof(object_type, "node")
-        self.ones = range(first, first + one_bytes * self.nr_node_ids, one_bytes)
-        self.object_bytes = self.ones.stop
+        # memcg_init_list_lru_one() leaves those of a node that is not possible as kmalloc() gave them.
+        possible = for_each_node_mask(prog["node_states"][prog.constant("N_POSSIBLE")])
+        self.ones = [first + one_bytes * nid for nid in possible]
+        self.object_bytes = first + one_bytes * self.nr_node_ids
 
     def has_memcg_items(self, alive):
         return any(self.memcg_items(node) != 0 for node in alive.nodes)
@@ -336,10 +333,8 @@ class _Xarray(_PerMemcg):
 
     def __init__(self, prog, found, memcgs):
         super().__init__(prog, found, {"xa_head": "xa.xa_head"})
+        self.xarrays = Xarrays(prog)
         self.xa_offset = offsetof(layouts.holder_type(prog), "xa")
-        self.xa_node = Members(prog, "struct xa_node", shift="shift", array="array")
-        self.xa_node_type_bytes = sizeof(prog.type("struct xa_node"))
-        self.slots_offset = offsetof(prog.type("struct xa_node"), "slots")
         self.xa_node_bytes = prog["radix_tree_node_cachep"].size.value_()
 
     def read(self):
@@ -350,55 +345,19 @@ class _Xarray(_PerMemcg):
             alive.lru.nodes = self.nr_node_ids
             if alive.lru.memcg_aware:
                 checked.append(alive)
-        objects, xa_nodes = self.entries({alive.holder: alive.fields.xa_head for alive in checked})
+        heads = {alive.holder + self.xa_offset: alive.fields.xa_head for alive in checked}
+        objects, xa_nodes = self.xarrays.read(heads)
         for alive in checked:
-            lru, entries = alive.lru, objects[alive.holder]
+            lru, xa = alive.lru, alive.holder + self.xa_offset
+            entries = objects[xa]
             lru.ids = [memcg_id for memcg_id, _ in entries]
-            lru.xa_node_bytes = xa_nodes[alive.holder] * self.xa_node_bytes
+            lru.xa_node_bytes = xa_nodes[xa] * self.xa_node_bytes
             if entries:
                 lru.list_lru_one_objects = len(entries)
                 lru.list_lru_one_bytes = len(entries) * self.size_of_object(entries[0][1])
             if self.has_memcg_items(alive):
                 self.gather(lru, entries)
         self.check(checked)
-
-    def entries(self, heads):
-        """Return by holder the (memcg id, ``struct list_lru_memcg *``) in its xarray, and the number of its nodes.
-
-        :param heads: address of the holder to ``xa_head``. All xarrays are read level by level together.
-        """
-        entries = {owner: [] for owner in heads}
-        counts = dict.fromkeys(heads, 0)
-        # Of each entry: whose, the index of its slot, the shift of its node (None: xa_head), the entry.
-        level = [(owner, 0, None, entry) for owner, entry in heads.items()]
-        while level:
-            nodes = []
-            for owner, index, shift, entry in level:
-                if entry & 3 == 2:
-                    if entry > _XA_LOWEST_POINTER:
-                        nodes.append((owner, index, shift, entry - 2))
-                elif entry:
-                    if shift or entry & 7 or entry < _XA_LOWEST_POINTER:
-                        raise _broken_xarray(owner)
-                    entries[owner].append((index, entry))
-            data = read_each(self.prog, [address for _, _, _, address in nodes], self.xa_node_type_bytes)
-            level = []
-            for owner, index, above, address in nodes:
-                node = self.xa_node.decode(data[address])
-                # A node that is freed and used again, or a broken pointer, belongs to another array.
-                shifts = _XA_ROOT_SHIFTS if above is None else (above - _XA_CHUNK_SHIFT,)
-                if node.array != owner + self.xa_offset or node.shift not in shifts:
-                    raise _broken_xarray(owner)
-                counts[owner] += 1
-                slots = struct.unpack_from("%dQ" % _XA_CHUNK_SIZE, data[address], self.slots_offset)
-                level += [
-                    (owner, index + (i << node.shift), node.shift, entry) for i, entry in enumerate(slots) if entry
-                ]
-        return entries, counts
-
-
-def _broken_xarray(owner):
-    return CollectError("bad_core", "list_lru 0x%x: its xarray is broken" % owner)
 
 
 _WALKS = {

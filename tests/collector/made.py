@@ -36,6 +36,7 @@ PG_SLAB, PG_HEAD = 9, 16
 # The parts of v5.10's that slab_object_info(), page_size() and find_vmap_area() read.
 HELPERS = """
 typedef unsigned long phys_addr_t;
+typedef struct { unsigned long bits[1]; } nodemask_t;
 struct list_head { struct list_head *next; struct list_head *prev; };
 struct rb_node { unsigned long __rb_parent_color; struct rb_node *rb_right; struct rb_node *rb_left; };
 struct rb_root { struct rb_node *rb_node; };
@@ -111,6 +112,7 @@ class MadeKernel:
             "vmemmap": ("struct page *", VMEMMAP),
             "PG_slab": ("int", PG_SLAB),
             "PG_head": ("int", PG_HEAD),
+            "N_POSSIBLE": ("int", 0),
         }
         if name in constants:
             return Object(prog, constants[name][0], value=constants[name][1])

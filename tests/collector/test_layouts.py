@@ -136,6 +136,7 @@ class Machine:
             kernel.cache(f"kmalloc-{size}", size)
         kernel.variable("radix_tree_node_cachep", "struct kmem_cache *", kernel.cache("radix_tree_node", 584))
         kernel.variable("nr_node_ids", "unsigned int", 4)
+        kernel.variable("node_states", "nodemask_t [6]", 0b1101)
         self.online = (3, 70)
         if "xarray" not in layout:
             kernel.variable("memcg_nr_cache_ids", "int", ids)
@@ -217,7 +218,8 @@ class Machine:
         first = 0 if self.layout.endswith("mlrus") else 16
         for nid in NODES:
             one = at + first + (32 if self.layout == "xarray_lock" else 24) * nid
-            self.kernel.put(one, "struct list_lru_one", nr_items=items.get((nid, memcg), 0))
+            left_behind = 0 if nid in POSSIBLE else 1 << 40  # kmalloc() and for_each_node()
+            self.kernel.put(one, "struct list_lru_one", nr_items=items.get((nid, memcg), left_behind))
         return at
 
     def xarray(self, xa: int, items: Items, used: tuple[int, ...]) -> int:

@@ -13,8 +13,8 @@ from .status import CollectError
 _MOST_LIST_LRUS = 1 << 22
 _MOST_MODULES = 1 << 14
 _MOST_MODULE_SYMBOLS = 1 << 20
-# Elf64_Sym: st_name, then st_info, st_other and st_shndx, st_value, then st_size.
-_ELF64_SYM = struct.Struct("<I4xQ8x")
+# Elf64_Sym: st_name, then st_info, st_other and st_shndx, st_value, st_size.
+_ELF64_SYM = struct.Struct("<I4xQQ")
 
 _Link = namedtuple("_Link", "next")
 
@@ -41,7 +41,7 @@ def find(prog, sbs):
     for address in _listed(prog, links):
         if address not in found:
             found[address] = _owned(prog, address)
-    unknown = [address for address, owned in found.items() if owned.owner == "unknown"]
+    unknown = {address for address, owned in found.items() if owned.owner == "unknown"}
     if unknown:
         for address, name in _module_symbols(prog, unknown).items():
             found[address] = Owned(address, "symbol", None, name)
@@ -82,7 +82,7 @@ def _owned(prog, address):
 
 
 def _module_symbols(prog, addresses):
-    """Return the names of symbols of modules by their addresses, of those among addresses that are such a symbol.
+    """Return the names of modules' symbols that lie exactly at one of a set of addresses, by address.
 
     The kernel keeps the symbol table of a module, its data only with CONFIG_KALLSYMS_ALL. A name is worth no failure:
     what cannot be read is left out.
@@ -108,8 +108,11 @@ def _module_symbols(prog, addresses):
 
 
 def _symbols_at(prog, table, addresses):
-    """Yield the address and the name of the symbols of a ``struct mod_kallsyms`` that lie exactly at addresses."""
+    """Yield the address and the name of the symbols in a ``struct mod_kallsyms`` that lie exactly at addresses.
+
+    One of no size is not meant: without lockdep a lock_class_key has none.
+    """
     symtab = read(prog, table.symtab, min(table.num_symtab, _MOST_MODULE_SYMBOLS) * _ELF64_SYM.size)
-    for name, value in _ELF64_SYM.iter_unpack(symtab):
-        if value in addresses and name:
+    for name, value, size in _ELF64_SYM.iter_unpack(symtab):
+        if value in addresses and name and size:
             yield value, text(c_string(prog, table.strtab + name))[0]

@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 import re
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pipeline.collector import layouts, list_lrus, snapshot, superblocks
+from pipeline.collector import kallsyms, layouts, list_lrus, snapshot, superblocks
 from pipeline.collector.kernel import open_kernel
 from pipeline.collector.list_lrus import Found, ListLru
 from tests.collector.conftest import CORES
@@ -392,14 +393,15 @@ def test_who_owns_a_list_lru_that_is_no_superblocks() -> None:
     shadow_nodes = kernel.variable("shadow_nodes", "struct list_lru")
     in_module = kernel.zero(MODULE + 0x2000, 256)
     beside_a_symbol, in_no_table = in_module + 64, in_module + 128
-    strtab = kernel.write(MODULE + 0x1000, b"\0nfs4_xattr_cache_lru\0nfs4_xattr_cache\0")
+    strtab = kernel.write(MODULE + 0x1000, b"\0nfs4_xattr_cache_lru\0nfs4_xattr_cache\0__key.1\0")
     symtab = kernel.write(
         MODULE + 0x1800,  # Elf64_Sym: st_name, st_info, st_other, st_shndx, st_value, st_size
         struct.pack("<IBBHQQ", 0, 0, 0, 0, in_no_table, 0)
         + struct.pack("<IBBHQQ", 22, 1, 0, 9, beside_a_symbol - 8, 64)
-        + struct.pack("<IBBHQQ", 1, 1, 0, 9, in_module, 32),
+        + struct.pack("<IBBHQQ", 1, 1, 0, 9, in_module, 32)
+        + struct.pack("<IBBHQQ", 39, 1, 0, 9, in_module, 0),
     )
-    kallsyms = kernel.put(MODULE + 0x100, "struct mod_kallsyms", symtab=symtab, num_symtab=3, strtab=strtab)
+    kallsyms = kernel.put(MODULE + 0x100, "struct mod_kallsyms", symtab=symtab, num_symtab=4, strtab=strtab)
     unreadable = kernel.put(MODULE + 0x200, "struct module", kallsyms=0xFFFFFFFFC1000000)
     modules = kernel.variable("modules", "struct list_head", unreadable)
     nfsv4 = kernel.put(MODULE, "struct module", list__next=modules, kallsyms=kallsyms)
@@ -414,3 +416,22 @@ def test_who_owns_a_list_lru_that_is_no_superblocks() -> None:
         beside_a_symbol: ("unknown", None),
         in_no_table: ("unknown", None),
     }
+
+
+def test_list_lrus_that_nobody_is_known_to_own_are_counted_and_noted() -> None:
+    """A real core, of which no symbol can be looked up by its address."""
+    core = CORES[0]
+    opened = open_kernel(str(core.path))
+    find = kallsyms.load(opened.prog)
+    opened.prog.register_symbol_finder(
+        "by name", lambda prog, name, address, one: [] if address is not None else find(prog, name, None, one)
+    )
+    opened.prog.set_enabled_symbol_finders(["by name"])
+    taken = snapshot.take(opened)
+    columns = taken.list_lrus.columns
+    owners = Counter(row[columns.index("owner")] for row in taken.list_lrus.rows)
+    assert owners == {"superblock": 2 * len(taken.superblocks.rows), "unknown": 1}
+    assert taken.target.rows[0][taken.target.columns.index("notes")] == "list_lrus of an unknown owner: 1"
+    bytes_of = columns.index("list_lru_one_bytes")
+    known = core.snapshot.list_lrus
+    assert sum(row[bytes_of] for row in taken.list_lrus.rows) == sum(row[bytes_of] for row in known.rows)

@@ -9,7 +9,7 @@ reads depends on memory and slabs, not on superblocks and memcgs.
 from array import array
 from collections import defaultdict, namedtuple
 
-from drgn import FaultError, Object, cast, offsetof
+from drgn import FaultError, Object, ProgramFlags, cast, offsetof
 from drgn.helpers.linux.mm import page_to_virt
 from drgn.helpers.linux.slab import slab_object_info
 
@@ -94,7 +94,9 @@ class _Scan:
         return self.charges
 
     def check_whole(self, cache, found):
-        """Compare the slabs in the memmap with the kernel's count: a page of the memmap may be missing."""
+        """Compare the slabs in the memmap with a core's count: a page of the memmap may be missing."""
+        if self.prog.flags & ProgramFlags.IS_LIVE:
+            return
         counted = slab.slab_count(Object(self.prog, "struct kmem_cache *", cache))
         if found < counted:
             raise CollectError("bad_core", "the memmap has %d of %d slabs of a cache" % (found, counted))

@@ -44,7 +44,6 @@ class OfEager:
         # Without kernel memory accounting (cgroup.memory=nokmem) no memcg has a cache id, and none gets an entry.
         self._by_cache_id = {memcg.cache_id: memcg for memcg in cgroups if memcg.cache_id is not None}
         self._known = {}
-        self._none = self._entries(())
         self._all = self._entries(self._by_cache_id.values())
         if charges:
             self._used = self._entries(frozenset().union(*charges.by_list_lru.values())).memcgs
@@ -56,12 +55,12 @@ class OfEager:
     def columns(self, lru):
         """Return the columns of the estimate for a ListLru."""
         with_items = {self._by_cache_id[cache_id] for cache_id in lru.items_by_id}
-        low, high = self._entries(with_items), self._all if lru.memcg_aware else self._none
+        low, high = self._entries(with_items), self._all if lru.memcg_aware else self._entries(())
         owners = charged = None
         expected = high
         if self._charges:
-            # What is on a memcg's list is charged to it.
-            owners = with_items | self._charges.by_list_lru.get(lru.address, set())
+            # What is on a memcg's list is charged to it; a list_lru that is not memcg-aware has no entries.
+            owners = with_items | (self._charges.by_list_lru.get(lru.address, set()) if lru.memcg_aware else set())
             self.lists_charged.update(owners)
             expected = charged = self._entries(owners)
             if self._outlives(lru, charged):
@@ -138,7 +137,7 @@ class OfLazy:
         return {
             "memcgs_charged": owners if owners is None else len(owners),
             "lazy_low_bytes": lru.total_bytes,
-            "lazy_charged_bytes": None,
+            "lazy_charged_bytes": None if owners is None else lru.total_bytes,
             "lazy_bytes": lru.total_bytes,
             "lazy_high_bytes": lru.total_bytes,
             "lazy_memcgs": len(lru.ids),

@@ -5,7 +5,7 @@ What each column means stands in ``schemas/``; this fills them in.
 
 import re
 
-from drgn import FaultError, Object, alignof, sizeof
+from drgn import FaultError, Object, ProgramFlags, alignof, sizeof
 from drgn.helpers.linux.nodemask import for_each_node_mask
 
 from . import __version__, charges, containers, cost, estimate, layouts, list_lrus, memcgs, slab, superblocks
@@ -69,7 +69,7 @@ def take(kernel, charged=True, target=estimate.DEFAULT_TARGET):
     else:
         cgroups = memcgs.walk(prog)
         found = list_lrus.walk(prog, layout, sbs, cgroups)
-    owned, not_scanned = _charges(prog, found, sbs, cgroups) if charged and cgroups else (None, None)
+    owned, of_charges = _charges(prog, found, sbs, cgroups) if charged and cgroups else (None, None)
     estimated = _estimate(prog, found, sbs, cgroups, owned, target) if cgroups else None
     for lru in found.list_lrus:
         snapshot.list_lrus.add(**_list_lru_row(lru, found, estimated))
@@ -84,19 +84,22 @@ def take(kernel, charged=True, target=estimate.DEFAULT_TARGET):
         row["lazy_basis"] = "charged" if owned else "online"
     row["charged_scan_bytes"] = owned and owned.read_bytes
     row["notes"] = (
-        "; ".join(filter(None, [kernel.note, not_scanned, _unknown(found), *found.raced[:_MOST_NOTES]])) or None
+        "; ".join(filter(None, [kernel.note, of_charges, _unknown(found), *found.raced[:_MOST_NOTES]])) or None
     )
     snapshot.target.add(**row)
     return snapshot
 
 
 def _charges(prog, found, sbs, cgroups):
-    """Return the Charges and None, or None and why there are none."""
+    """Return the Charges, or None where there are none, and the note on them, or None."""
     shadow_nodes = next((lru.address for lru in found.list_lrus if lru.name in _SHADOW_NODES), None)
     try:
-        return charges.scan(prog, sbs, cgroups, shadow_nodes), None
+        owned = charges.scan(prog, sbs, cgroups, shadow_nodes)
     except charges.NotScanned as e:
         return None, str(e)
+    # Slabs are freed and used again meanwhile.
+    live = prog.flags & ProgramFlags.IS_LIVE
+    return owned, "charged objects were counted while the kernel ran: a lower bound" if live else None
 
 
 def _estimate(prog, found, sbs, cgroups, owned, target):

@@ -15,8 +15,16 @@ from tests.lab.bundle import COSTS
 
 pytestmark = pytest.mark.lab
 
-CHANGING = {*COSTS, "captured_at", "uptime_s", "slab_cache_active_objects", "slab_cache_bytes"}
-"""Columns of targets that have the time, or that a process changes by being there."""
+CHANGING = {
+    *COSTS,
+    "captured_at",
+    "uptime_s",
+    "slab_cache_active_objects",
+    "slab_cache_bytes",
+    "charged_scan_bytes",
+    "notes",
+}
+"""Columns of targets that have the time, or that a process changes by being there; notes say that it ran."""
 OWN_DENTRIES = 2
 """drgn looks up its /proc/PID/fd/N; that dentry is on the LRU of /proc for as long as the collector runs."""
 
@@ -33,14 +41,24 @@ def rows(table: dict[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
 
 
-@pytest.mark.parametrize("audit", ["root", "kptr_restrict"])
+@pytest.mark.parametrize("audit", ["root", "kptr_restrict", "charged"])
 def test_live_and_core_agree_row_for_row(folder: Path, audit: str) -> None:
-    command = [sys.executable, "-m", "pipeline.collector", folder / "vmcore"]
+    charged = audit == "charged"
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.collector",
+        folder / "vmcore",
+        "--charged" if charged else "--no-charged",
+    ]
     live = frame.parse((folder / "truth/live" / audit).read_bytes())
     core = frame.parse(subprocess.run(command, check=True, capture_output=True).stdout)
     assert isinstance(live, Snapshot), live
     assert isinstance(core, Snapshot), core
     assert live.columns["types_source"] == "btf"
+    assert live.columns["notes"] == (
+        "charged objects were counted while the kernel ran: a lower bound" if charged else None
+    )
     assert live.columns["captured_at"] < core.columns["captured_at"]
     assert {**live.columns, **dict.fromkeys(CHANGING)} == {**core.columns, **dict.fromkeys(CHANGING)}
     assert live.tables["superblocks"] == core.tables["superblocks"]

@@ -1,0 +1,119 @@
+"""The estimate against kernels that are what it estimates: entries on lazy ones, bytes on an eager one."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from pipeline.collector import charges, estimate, list_lrus, memcgs, snapshot, superblocks
+from tests.collector.conftest import CORES, Core
+
+BY_NAME = {core.name: core for core in CORES}
+# One shape on each of these: the same mounts, memcgs and work (tests/lab/shapes.py).
+EAGER, LAZY = BY_NAME["deb510-n2"], [BY_NAME["deb61-n2"], BY_NAME["deb7-n2"]]
+
+
+def truth(core: Core) -> dict[str, Any]:
+    """What tests/reference_charges.py read with DWARF, one slab object at a time."""
+    if not core.has_truth("charges.json"):
+        pytest.skip("too large for the reference's walk over all slab objects")
+    return json.loads(core.truth("charges.json"))
+
+
+def scanned(core: Core) -> tuple[charges.Charges, list[Any], list[Any]]:
+    prog = core.kernel.prog
+    sbs, cgroups = superblocks.walk(prog), memcgs.walk(prog)
+    shadow_nodes = next(lru["address"] for lru in core.rows("list_lrus") if lru["name"] == "shadow_nodes")
+    return charges.scan(prog, sbs, cgroups, shadow_nodes), sbs, cgroups
+
+
+def with_ancestors(memcg: Any) -> set[int]:
+    return {memcg.css_id} | with_ancestors(memcg.parent) if memcg.parent else set()
+
+
+def test_owners_of_charged_objects_are_those_of_the_reference(core) -> None:
+    found, _, _ = scanned(core)
+    pairs = 0
+    for lru in truth(core)["list_lrus"]:
+        owners = found.by_list_lru.get(lru["address"], set())
+        assert set().union(*map(with_ancestors, owners)) == set(lru["charged"]), lru
+        pairs += len(lru["charged"])
+    assert pairs > 15
+
+
+def test_every_owner_of_a_charged_object_has_an_entry(lazy_core) -> None:
+    """On the kernels that make entries: so the charged figure is a lower bound."""
+    for lru in truth(lazy_core)["list_lrus"]:
+        assert set(lru["charged"]) <= set(lru["entries"])
+
+
+def test_charged_rows_count_the_same_pairs(core) -> None:
+    lists = [lru["memcgs_charged"] for lru in core.rows("list_lrus")]
+    assert sum(lists) == sum(memcg["lists_charged"] for memcg in core.rows("memcgs"))
+    if core.eager:
+        assert core.target["lazy_basis"] == "charged"
+    assert core.target["charged_scan_bytes"] > core.target["memory_bytes"] / 4096 * 64
+
+
+def test_the_expected_entries_are_those_of_the_lazy_kernel(lazy_core) -> None:
+    """Entries and xarray nodes by what was charged on this very kernel, against those that it has."""
+    core = lazy_core
+    found, sbs, cgroups = scanned(core)
+    expected = estimate.OfEager(core.kernel.prog, sbs, cgroups, found, estimate.DEFAULT_TARGET)
+    lrus = list_lrus.walk(core.kernel.prog, core.target["layout"], sbs, cgroups).list_lrus
+    columns = [expected.columns(lru) for lru in lrus]
+    has = {lru["address"]: lru for lru in truth(core)["list_lrus"]}
+    entries = sum(len(lru["entries"]) for lru in has.values())
+    xa_nodes = sum(lru["xa_nodes"] for lru in has.values())
+    size = core.rows("list_lrus")[0]["list_lru_one_size"]
+    assert sum(row["lazy_memcgs"] for row in columns) == pytest.approx(entries, rel=0.1)
+    assert sum(row["lazy_xa_node_bytes"] for row in columns) == pytest.approx(xa_nodes * 584, rel=0.1)
+    held = sum(row["lazy_object_bytes"] + row["lazy_xa_node_bytes"] for row in columns)
+    assert held == pytest.approx(entries * size + xa_nodes * 584, rel=0.1)
+
+
+@pytest.mark.parametrize(("lazy", "target"), zip(LAZY, estimate.TARGETS, strict=True), ids=estimate.TARGETS)
+def test_an_eager_kernel_predicts_what_a_lazy_one_holds_for_the_same_work(lazy: Core, target: str) -> None:
+    """Without node arrays, which are the same on both."""
+    rows = snapshot.take(EAGER.kernel, target=target).list_lrus
+    predicted = sum(
+        row[rows.columns.index("lazy_bytes")] - row[rows.columns.index("node_array_bytes")] for row in rows.rows
+    )
+    holds = sum(lru["list_lru_one_bytes"] + lru["xa_node_bytes"] for lru in lazy.rows("list_lrus"))
+    assert predicted == pytest.approx(holds, rel=0.1)
+
+
+@pytest.mark.parametrize("lazy", LAZY, ids=lambda core: core.name)
+def test_a_lazy_kernel_predicts_what_an_eager_one_holds_for_the_same_work(lazy: Core) -> None:
+    """As many memcgs were online at once on both, and an aware list_lru costs the same whatever it is for."""
+    [holds] = {
+        sum(lru[part] for part in ("list_lru_one_bytes", "pointer_array_bytes", "node_array_bytes"))
+        for lru in EAGER.rows("list_lrus")
+    }
+    assert {lru["eager_bytes"] for lru in lazy.rows("list_lrus") if lru["memcg_aware"]} == {holds}
+
+
+def test_a_mounts_owner_is_the_cgroup_of_whoever_has_it_mounted(core) -> None:
+    """The cgroups of all tasks in the mount namespaces of a superblock, read with DWARF and drgn's helpers."""
+    wanted = {sb["address"]: sb["users"] for sb in core.reference["superblocks"]}
+    found = {sb["address"]: sb["owner"] for sb in core.rows("superblocks")}
+    assert {address: [owner] if owner else [] for address, owner in found.items()} == wanted
+    if core.name != "deb510-offline":
+        assert any(found.values()) == ("proc='0'" not in core.truth("shape"))
+
+
+def test_who_makes_and_removes_cgroups_shows(core) -> None:
+    """The shape makes so many in the root's directory and removes all but the kept; cgroup.procs and the like add."""
+    shape = dict(line.split("=", 1) for line in core.truth("shape").replace("'", "").splitlines())
+    made, kept, dying = (int(shape[key]) for key in ("memcgs", "kept", "dying"))
+    rows = {row["path"]: row for row in core.rows("memcgs")}
+    if rows["/"]["dir_rev"] is None:
+        assert core.target["kernel_release"].startswith("5.10")  # v5.15, 895adbec302e
+    else:
+        assert 0 < rows["/"]["dir_rev"] - (made + made - kept + 2 * dying) < 100
+    numbered = sorted((int(path[2:]), row["serial_nr"]) for path, row in rows.items() if path[2:].isdigit())
+    assert [serial_nr for _, serial_nr in numbered] == sorted(row for _, row in numbered)
+    assert Counter(row["state"] for row in rows.values())["online"] > kept

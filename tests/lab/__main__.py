@@ -12,6 +12,7 @@ Needs a Debian machine with qemu-system-x86 and -arm, busybox-static, cpio and e
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import subprocess
@@ -40,7 +41,7 @@ def main() -> int:
         elif args.command == "server":
             server.examine(SERVERS[args.name], kernel(SERVERS[args.name].series, args), args.output, args.cache)
         elif args.command == "pairs":
-            for line in pairs.table(args.pairs or list(PAIRS), lambda series: kernel(series, args)):
+            for line in pairs.table(args.pairs or list(PAIRS), functools.cache(lambda series: kernel(series, args))):
                 print(line, flush=True)
         else:
             for shape in args.shapes or BUNDLED:

@@ -17,11 +17,7 @@ from drgn import FaultError, Object, Program, cast, container_of
 from drgn.helpers.linux.cgroup import cgroup_path, css_for_each_descendant_pre
 from drgn.helpers.linux.list import list_for_each_entry
 from drgn.helpers.linux.mm import PageSlab, compound_head, for_each_page, page_to_virt
-from drgn.helpers.linux.slab import (
-    find_slab_cache,
-    slab_cache_for_each_allocated_object,
-    slab_object_info,
-)
+from drgn.helpers.linux.slab import find_slab_cache, slab_cache_for_each_allocated_object, slab_object_info
 from drgn.helpers.linux.xarray import xa_for_each
 
 from tests.reference import CSS_ONLINE, dumps, has_member, list_lrus, text, xarray_nodes
@@ -36,11 +32,7 @@ def read(prog: Program) -> dict[str, Any]:
     memcgs = list(rows_of_memcgs(prog))
     by_address = {memcg["address"]: memcg for memcg in memcgs}
     parents = {memcg["css_id"]: memcg["parent"] for memcg in memcgs}
-    css_ids = {
-        memcg["memcg_id"] if "memcg_nr_cache_ids" not in prog else memcg["cache_id"]: memcg["css_id"]
-        for memcg in memcgs
-        if memcg["online"] and memcg["parent"]
-    }
+    css_ids = {memcg["memcg_id"]: memcg["css_id"] for memcg in memcgs if memcg["online"]}
     owners = Owners(prog)
     charged = charges(prog, superblocks, owners)
     lists = []
@@ -90,7 +82,6 @@ def rows_of_memcgs(prog: Program) -> Iterator[dict[str, Any]]:
             "address": memcg.value_(),
             "css_id": css.id.value_(),
             "memcg_id": memcg.id.id.value_(),
-            "cache_id": memcg.kmemcg_id.value_(),
             "path": cgroup_path(css.cgroup).decode(errors="backslashreplace"),
             "parent": css.parent.id.value_() if css.parent else None,
             "online": bool(css.flags & CSS_ONLINE),

@@ -62,6 +62,12 @@ class Bytes:
         audit.subtract(other.audit)
         return Bytes(slab, audit)
 
+    def __str__(self) -> str:
+        audit = ", ".join(f"{column} {size / 1e6:.2f} MB" for column, size in self.audit.items())
+        largest = sorted(self.slab.items(), key=lambda cache: -abs(cache[1]))[:12]
+        caches = ", ".join(f"{cache} {size / 1e6:+.2f}" for cache, size in largest)
+        return f"{audit}; slab {self.measured / 1e6:.2f} MB: {caches}"
+
     @property
     def measured(self) -> int:
         return sum(self.slab.values())
@@ -84,7 +90,9 @@ def run(shape: Shape, kernel: Kernel) -> Bytes:
         command = [sys.executable, "-m", "pipeline", "inspect", folder / "vmcore", "--json"]
         audit = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
         assert audit["dying_memcgs"] == 0
-        return Bytes(slab_bytes(folder / "truth"), Counter({column: audit[column] for column in COLUMNS}))
+        found = Bytes(slab_bytes(folder / "truth"), Counter({column: audit[column] for column in COLUMNS}))
+    step(f"{shape.name} on {shape.series}: {found}")
+    return found
 
 
 def slab_bytes(truth: Path) -> Counter[str]:
@@ -111,7 +119,6 @@ def differences(shape: Shape, kernels: Kernels, lazy: tuple[str, ...] = LAZY) ->
 def of_series(shape: Shape, series: str, kernels: Kernels) -> Bytes:
     """Big less control on one kernel."""
     big = dataclasses.replace(shape, series=series)
-    step(f"{shape.name}: {series}, {shape.memcgs} memcgs, then {shape.kept}")
     return run(big, kernels(series)) - run(control(big), kernels(series))
 
 
@@ -128,9 +135,6 @@ def table(names: list[str], kernels: Kernels) -> Iterator[str]:
                 f"| {name} | {series} | {found.predicted / 1e6:.2f} | {found.measured / 1e6:.2f} "
                 f"| {residual / 1e6:+.2f} | {100 * residual / found.predicted:+.2f} |"
             )
-            audit = ", ".join(f"{column} {size / 1e6:.2f}" for column, size in found.audit.items())
-            largest = sorted(found.slab.items(), key=lambda cache: -abs(cache[1]))[:12]
-            caches = ", ".join(f"{cache} {size / 1e6:+.2f}" for cache, size in largest)
-            notes.append(f"{name} {series}: audit: {audit}; slab: {caches}")
+            notes.append(f"{name} {series}: {found}")
     yield ""
     yield from notes

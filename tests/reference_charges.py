@@ -85,7 +85,6 @@ def rows_of_memcgs(prog: Program) -> Iterator[dict[str, Any]]:
             "path": cgroup_path(css.cgroup).decode(errors="backslashreplace"),
             "parent": css.parent.id.value_() if css.parent else None,
             "online": bool(css.flags & CSS_ONLINE),
-            "populated": css.cgroup.nr_populated_csets.value_() > 0,
         }
 
 

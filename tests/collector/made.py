@@ -27,7 +27,8 @@ from tests.collector.c_types import declare
 
 DIRECT_MAP = 0xFFFF888000000000
 VMEMMAP = 0xFFFFEA0000000000
-VMALLOC = 0xFFFFC90000000000
+# In the same terabyte, as with the 39-bit addresses of some arm64 kernels.
+VMALLOC = 0xFFFF889000000000
 DATA = 0xFFFFFFFF82000000
 MODULE = 0xFFFFFFFFC0000000
 FIRST_PFN = 0x100
@@ -90,7 +91,7 @@ class MadeKernel:
         self.prog.register_symbol_finder("made", self._find_symbol, enable_index=0)
         declare(self.prog, HELPERS + declarations)
         self.variable("min_low_pfn", "unsigned long", 0)
-        self.variable("max_low_pfn", "unsigned long", 0x40000)
+        self.variable("max_low_pfn", "unsigned long", 0x10000)
         self.vmap_tail = self.variable("vmap_area_root", "struct rb_root")
 
     # What drgn asks for.

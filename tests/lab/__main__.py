@@ -22,12 +22,10 @@ from pathlib import Path
 from pipeline.collector.status import CollectError
 from tests.lab import boot, bundle, kernels, pairs, server
 from tests.lab.bundle import step
-from tests.lab.kernels import LabError
+from tests.lab.kernels import CACHE, LabError
 from tests.lab.pairs import LARGEST, PAIRS
 from tests.lab.server import SERVERS
 from tests.lab.shapes import BUNDLED, SHAPES, Shape
-
-CACHE = Path(__file__).parents[2] / ".cache" / "lab"
 
 
 def main() -> int:

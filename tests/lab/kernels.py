@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ SUITES = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "7": "forky"}
 
 BUSYBOX = Path("/bin/busybox")
 """The machine's own, of busybox-static."""
+
+
+CACHE = Path(__file__).parents[2] / ".cache" / "lab"
+"""Downloads, unpacked kernels and disks of guests, unless said otherwise."""
 
 
 class LabError(Exception):
@@ -48,6 +53,13 @@ class Packages(Protocol):
 
     def deb(self, name: str) -> Path:
         """The package's file on this machine."""
+
+
+def of(series: str, arch: str = "amd64", dwarf: bool = False) -> Kernel:
+    """The newest cloud kernel of a series, from $LAB_DEBS or the mirror, unpacked in CACHE; `dwarf` as in get()."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    debs = os.environ.get("LAB_DEBS")
+    return get(series, source(series, arch, Path(debs) if debs else None, CACHE), CACHE, dwarf)
 
 
 def get(series: str, packages: Packages, cache: Path, dwarf: bool) -> Kernel:

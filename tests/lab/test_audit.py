@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 
 from tests.lab import kernels
-from tests.lab.__main__ import CACHE
 from tests.lab.boot import take_core
 from tests.lab.bundle import COSTS
 from tests.lab.shapes import SHAPES
@@ -24,10 +22,7 @@ pytestmark = pytest.mark.lab
 def booted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
     """The folder of a full core and the guest's report, the vmlinux with DWARF, the shape."""
     shape = SHAPES[request.param]
-    CACHE.mkdir(parents=True, exist_ok=True)
-    debs = os.environ.get("LAB_DEBS")
-    packages = kernels.source(shape.series, shape.arch, Path(debs) if debs else None, CACHE)
-    built = kernels.get(shape.series, packages, CACHE, dwarf=True)
+    built = kernels.of(shape.series, shape.arch, dwarf=True)
     folder = tmp_path_factory.mktemp(shape.name)
     take_core(shape, built, folder)
     assert built.vmlinux

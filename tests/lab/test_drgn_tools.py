@@ -17,7 +17,6 @@ import pytest
 from pipeline.collector import layouts, list_lrus, memcgs, superblocks
 from pipeline.collector.kernel import open_kernel
 from tests.lab import kernels
-from tests.lab.__main__ import CACHE
 from tests.lab.boot import take_core
 from tests.lab.shapes import SHAPES
 
@@ -52,10 +51,7 @@ json.dump(found, sys.stdout)
 @pytest.mark.parametrize("name", ["deb510-n2", "deb61-n2", "deb7-n2"])
 def test_every_list_of_a_memcg_has_what_drgn_tools_walks_over(tmp_path: Path, name: str) -> None:
     shape = SHAPES[name]
-    CACHE.mkdir(parents=True, exist_ok=True)
-    debs = os.environ.get("LAB_DEBS")
-    packages = kernels.source(shape.series, Path(debs) if debs else None, CACHE)
-    built = kernels.get(shape.series, packages, CACHE, dwarf=True)
+    built = kernels.of(shape.series, dwarf=True)
     take_core(shape, built, tmp_path)
     core = tmp_path / "vmcore"
     assert built.vmlinux

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 
 from pipeline.collector import kernel, snapshot
 from tests.lab import kernels, scripted
-from tests.lab.__main__ import CACHE
 from tests.lab.shapes import SHAPES
 
 pytestmark = pytest.mark.lab
@@ -34,10 +32,7 @@ grep '^nr_descendants' /sys/fs/cgroup/cgroup.stat
 def test_without_ids_a_kernel_is_audited(
     tmp_path: Path, series: str, command_line: str, layout: str, aware: bool, memcgs: int
 ) -> None:
-    CACHE.mkdir(parents=True, exist_ok=True)
-    debs = os.environ.get("LAB_DEBS")
-    built = kernels.get(series, kernels.source(series, Path(debs) if debs else None, CACHE), CACHE, dwarf=False)
-    core, report = scripted.take_core(SHAPES["deb61-n2"], built, tmp_path, MAKE_MEMCGS, command_line)
+    core, report = scripted.take_core(SHAPES["deb61-n2"], kernels.of(series), tmp_path, MAKE_MEMCGS, command_line)
     assert report.split() == ["nr_descendants", str(memcgs)]
 
     taken = snapshot.take(kernel.open_kernel(str(core)))

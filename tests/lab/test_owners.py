@@ -12,7 +12,6 @@ import pytest
 
 from pipeline.collector import kernel, snapshot
 from tests.lab import initramfs, kernels, scripted
-from tests.lab.__main__ import CACHE
 from tests.lab.shapes import SHAPES
 
 pytestmark = pytest.mark.lab
@@ -26,10 +25,7 @@ grep ' nfs4_xattr_.*_lru\\b' /proc/kallsyms
 @pytest.fixture(scope="module", params=["5.10", "6.1"])
 def booted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], str, bool]:
     """The list_lrus that are no superblock's, the guest's kallsyms of nfsv4's, and whether it has mounted an xfs."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    debs = os.environ.get("LAB_DEBS")
-    packages = kernels.source(request.param, Path(debs) if debs else None, CACHE)
-    built = kernels.get(request.param, packages, CACHE, dwarf=False)
+    built = kernels.of(request.param)
     if len(initramfs.load_order(built.modules, ("nfsv4", "xfs"))) < 2:
         pytest.skip(f"{built.release} has nfsv4 or xfs not as modules")
     folder = tmp_path_factory.mktemp("owners")
@@ -68,7 +64,7 @@ def test_those_of_xfs_are_parts_of_slab_objects(booted: tuple[list[Any], str, bo
     """xfs_buftarg.bt_lru and, with quota, xfs_quotainfo.qi_lru: kmem_zalloc(), not memcg-aware."""
     list_lrus, _, xfs = booted
     if not xfs:
-        pytest.skip("needs a 5.10 and mkfs.xfs (xfsprogs); later kernels list only memcg-aware ones")
+        pytest.skip("only up to v5.15 lists that are not memcg-aware are on the kernel's own")
     found = [lru for lru in list_lrus if lru["owner"] == "slab"]
     assert len(found) == 2
     for lru in found:

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from functools import cache
-from pathlib import Path
 
 import pytest
 
 from tests.lab import kernels, pairs
-from tests.lab.__main__ import CACHE
 from tests.lab.pairs import EAGER, LAZY, PAIRS, Bytes
 
 pytestmark = pytest.mark.lab
 
 
 @cache
-def kernel(series: str) -> kernels.Kernel:
-    CACHE.mkdir(parents=True, exist_ok=True)
-    debs = os.environ.get("LAB_DEBS")
-    packages = kernels.source(series, "amd64", Path(debs) if debs else None, CACHE)
-    return kernels.get(series, packages, CACHE, dwarf=False)
-
-
-@cache
 def of_series(name: str, series: str) -> Bytes:
-    return pairs.of_series(PAIRS[name], series, kernel)
+    return pairs.of_series(PAIRS[name], series, kernels.of)
 
 
 @pytest.mark.parametrize("series", LAZY)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.lab import kernels, server
-from tests.lab.__main__ import CACHE
+from tests.lab.kernels import CACHE
 from tests.lab.server import SERVERS
 
 pytestmark = pytest.mark.lab
@@ -20,11 +19,7 @@ pytestmark = pytest.mark.lab
 
 def boot(name: str, to: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The audit of a server's core, and the reference's reading of it."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    debs = os.environ.get("LAB_DEBS")
-    series = SERVERS[name].series
-    built = kernels.get(series, kernels.source(series, "amd64", Path(debs) if debs else None, CACHE), CACHE, dwarf=True)
-    server.examine(SERVERS[name], built, to, CACHE)
+    server.examine(SERVERS[name], kernels.of(SERVERS[name].series, dwarf=True), to, CACHE)
     command = [sys.executable, "-m", "pipeline", "inspect", to / "vmcore", "--json"]
     audit = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     return audit, json.loads((to / "charges.json").read_text())

@@ -107,10 +107,15 @@ def _outliving(prog, sbs):
     # super_blocks has the oldest first: the proc of the initial pid namespace.
     proc = next((sb.address for sb in sbs if sb.fstype == b"proc"), None)
     found |= {(proc, "dentry"), (proc, "inode")}
-    # Programs look for files that are not there, such as nscd's socket. The first task is init, with the host's root.
-    init = container_of(prog["init_task"].tasks.next, "struct task_struct", "tasks")
-    found.add((init.fs.root.mnt.mnt_sb.value_(), "dentry"))
+    # Programs look for files that are not there, such as nscd's socket.
+    found.add((host_root(prog), "dentry"))
     return found | {(sb.address, "dentry") for sb in sbs if sb.mountpoint == b"/run"}
+
+
+def host_root(prog):
+    """Return the address of the superblock of the host's root: that of init, the first task."""
+    init = container_of(prog["init_task"].tasks.next, "struct task_struct", "tasks")
+    return init.fs.root.mnt.mnt_sb.value_()
 
 
 class OfLazy:

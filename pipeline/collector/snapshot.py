@@ -225,7 +225,7 @@ def _target_row(kernel, found, sbs, cgroups):
 def _unknown(found):
     """Return the note on list_lrus of which nobody knows whose they are, or None."""
     unknown = sum(lru.owner == "unknown" for lru in found.list_lrus)
-    return "%d list_lrus have no owner that is known" % unknown if unknown else None
+    return "list_lrus of an unknown owner: %d" % unknown if unknown else None
 
 
 def _nodes(prog, state):

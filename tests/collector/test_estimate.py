@@ -75,7 +75,7 @@ def test_the_expected_entries_are_those_of_the_lazy_kernel(lazy_core) -> None:
     assert held == pytest.approx(entries * size + xa_nodes * 584, rel=0.1)
 
 
-@pytest.mark.parametrize(("lazy", "target"), zip(LAZY, estimate.TARGETS, strict=True), ids=estimate.TARGETS)
+@pytest.mark.parametrize(("lazy", "target"), list(zip(LAZY, estimate.TARGETS, strict=True)), ids=estimate.TARGETS)
 def test_an_eager_kernel_predicts_what_a_lazy_one_holds_for_the_same_work(lazy: Core, target: str) -> None:
     """Without node arrays, which are the same on both."""
     rows = snapshot.take(EAGER.kernel, target=target).list_lrus

@@ -422,7 +422,7 @@ def test_list_lrus_that_nobody_is_known_to_own_are_counted_and_noted() -> None:
     """A real core, of which no symbol can be looked up by its address."""
     core = CORES[0]
     opened = open_kernel(str(core.path))
-    find = kallsyms.load(opened.prog)
+    find = kallsyms.load(opened.prog, ())
     opened.prog.register_symbol_finder(
         "by name", lambda prog, name, address, one: [] if address is not None else find(prog, name, None, one)
     )

@@ -14,7 +14,7 @@ from drgn import FaultError, Program, Symbol
 from drgn.helpers.linux.cgroup import cgroup_path, css_for_each_descendant_pre
 from drgn.helpers.linux.slab import for_each_slab_cache, slab_cache_usage, slab_object_info
 
-from pipeline.collector import kernel, snapshot
+from pipeline.collector import estimate, kernel, snapshot
 from tests.lab import boot, truth
 from tests.lab.kernels import Kernel, LabError
 from tests.lab.reduce import PAGE, FullCore, SmallCore
@@ -89,9 +89,13 @@ def small_map(core: Path, whole: Path) -> str:
 
 
 def examine(opened: kernel.Kernel) -> None:
-    """Read what has to be in the small core: an audit, the slab caches, some slab objects, the memcgs' paths."""
+    """Read what has to be in the small core: an audit, the slab caches, some slab objects, the memcgs' paths.
+
+    An audit of a lazy kernel does not ask for the host's root, but the tests estimate that kernel too.
+    """
     snapshot.take(opened)
     prog = opened.prog
+    estimate.host_root(prog)
     for css in css_for_each_descendant_pre(prog["root_mem_cgroup"].css.address_of_()):
         slab_object_info(prog, css)
         cgroup_path(css.cgroup)

@@ -111,18 +111,16 @@ def _eager(f: Mapping[str, Any]) -> list[str]:
 def _expected(f: Mapping[str, Any]) -> list[str]:
     """What a lazy kernel would hold: between its bounds where it is known who owns objects, else the upper bound."""
     name = f"lazy {f['lazy_target']}"
-    low = _bytes_line("", f["lazy_low_bytes"], "at least, {}: memcgs with items on a list now")
     share = f", {f['wasted_pct_of_memory']:.2f} % of memory"
     if f["lazy_basis"] == "online":
         return [
             _bytes_line(name, f["lazy_bytes"], "at most, {}: every online memcg, every list"),
-            low,
+            _bytes_line("", f["lazy_low_bytes"], "at least, {}: memcgs with items on a list now"),
             _bytes_line("wasted", f["wasted_bytes"], "at least, {}" + share),
         ]
     return [
-        _bytes_line(name, f["lazy_bytes"], "{} expected: who owns objects of a list, and whose entry outlives them"),
-        _bytes_line("", f["lazy_charged_bytes"], "{} of it for who owns objects now"),
-        low,
+        _bytes_line(name, f["lazy_bytes"], "{} expected, entries that outlive their objects included"),
+        _bytes_line("", f["lazy_charged_bytes"], "at least, {}: memcgs charged for objects now"),
         _bytes_line("", f["lazy_high_bytes"], "at most, {}: every online memcg, every list"),
         _bytes_line("wasted", f["wasted_bytes"], "{}" + share),
     ]

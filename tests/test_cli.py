@@ -79,7 +79,7 @@ def test_inspect_and_the_view_say_the_same(warehouse: Path, core: str) -> None:
     (target,) = rows(warehouse, f"FROM targets WHERE host = '{core}'")
     varying = {"run_id", "target", "started_at", "duration_ms", "reads", "read_bytes", "peak_rss_bytes"}
     for column in target.keys() - varying:
-        assert inspected.get(column) == target[column], column
+        assert inspected[column] == target[column], column
 
 
 def test_inspect_shows_the_analysis_on_one_screen() -> None:

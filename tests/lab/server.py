@@ -51,8 +51,7 @@ def _servers() -> dict[str, Server]:
         made.append(Server(f"systemd-{short}", memory_mb=640, **debian))
         containers: dict[str, Any] = {**debian, "memory_mb": 768, "workload": "containers", "pods": 9}
         made.append(Server(f"runc-{short}", **containers))
-        if series != "5.10":  # there bookworm's crun cannot run itself from a memfd
-            made.append(Server(f"crun-{short}", **containers, runtimes="crun crun runc"))
+        made.append(Server(f"crun-{short}", **containers, runtimes="crun crun runc"))
     return {server.name: server for server in made}
 
 

@@ -7,7 +7,8 @@ reads depends on memory and slabs, not on superblocks and memcgs.
 """
 
 from array import array
-from collections import defaultdict, namedtuple
+from collections import Counter, defaultdict, namedtuple
+from itertools import repeat
 
 from drgn import FaultError, Object, ProgramFlags, cast, offsetof
 from drgn.helpers.linux.mm import page_to_virt
@@ -18,7 +19,8 @@ from .memmap import Memmap
 from .memory import Members, read_each
 from .status import CollectError
 
-_READ_BYTES = 4 << 20
+# Of 4 to 32 KB each.
+_SLABS_AT_ONCE = 256
 _WORD_BYTES = 8
 # Where only drgn can tell whether an object is allocated, it is asked so often for each owner and superblock.
 _MOST_ASKED = 256
@@ -76,22 +78,42 @@ class _Scan:
         self.list_lrus[None, None] = shadow_nodes
         self.memmap = Memmap(prog)
         self.sources = self.find_sources(sbs)
+        # Of the objects: their owner (an obj_cgroup, before v5.9 a memcg), and a key of list_lrus.
+        self.pairs = set()
+        self.asked = Counter()
         self.charges = Charges()
 
     def run(self):
-        slabs = self.memmap.slabs(self.sources)
+        read = self.read_charged if self.memmap.has_vectors else self.read_allocated
+        waiting = defaultdict(list)
+        counts = Counter()
+        for cache, found in self.memmap.slabs(self.sources):
+            counts[cache] += 1
+            if found.vector or not self.memmap.has_vectors:
+                waiting[cache].append(found)
+                if len(waiting[cache]) == _SLABS_AT_ONCE:
+                    read(self.sources[cache], waiting.pop(cache))
+        for cache, slabs in waiting.items():
+            read(self.sources[cache], slabs)
         for cache in self.sources:
-            of_cache = slabs[cache]
-            self.check_whole(cache, len(of_cache))
-            source = self.sources[cache]
-            pairs = self.charged(source, of_cache) if self.memmap.has_vectors else self.allocated(source, of_cache)
-            for memcg, sb in pairs:
-                lru = self.list_lrus.get((source.lru, sb))
-                # A superblock that is no longer listed is on its way out; the root memcg needs no entry.
-                if lru and memcg.parent:
-                    self.charges.by_list_lru[lru].add(memcg)
+            self.check_whole(cache, counts[cache])
         self.charges.read_bytes += self.memmap.read_bytes
+        self.settle()
         return self.charges
+
+    def settle(self):
+        """Turn what the objects say into memcgs and list_lrus."""
+        if self.memmap.has_vectors:
+            objcg = Members(self.prog, "struct obj_cgroup", memcg="memcg")
+            data = read_each(self.prog, {owner for owner, _, _ in self.pairs if owner}, objcg.end)
+            owners = {owner: objcg.decode(data[owner]).memcg for owner in data}
+            self.pairs = {(owners[owner], lru, sb) for owner, lru, sb in self.pairs if owner}
+        for owner, lru, sb in self.pairs:
+            memcg = self.memcg(owner)
+            counted_by = self.list_lrus.get((lru, sb))
+            # A superblock that is no longer listed is on its way out; the root memcg needs no entry.
+            if counted_by and memcg.parent:
+                self.charges.by_list_lru[counted_by].add(memcg)
 
     def check_whole(self, cache, found):
         """Compare the slabs in the memmap with a core's count: a page of the memmap may be missing."""
@@ -129,41 +151,35 @@ class _Scan:
         base = page_to_virt(cast("struct page *", info.slab)).value_()
         return info.slab_cache.value_(), (address - base) % info.slab_cache.size.value_()
 
-    def charged(self, source, slabs):
-        """Return the distinct (Memcg, superblock's address) of the charged objects in slabs (v5.9, 964d4bd370d5)."""
-        words, pairs = source.size // _WORD_BYTES, set()
-        for some in _batches([found for found in slabs if found.vector], source.size):
-            vectors = self.read_some((found.vector, found.objects * found.stride) for found in some)
-            objects = self.read_some((found.address, found.objects * source.size) for found in some if source.lru)
-            for found in some:
-                owners = vectors[found.vector][self.memmap.objcg_word :: found.stride // _WORD_BYTES]
-                if source.lru:
-                    pairs.update(zip(owners, objects[found.address][source.column // _WORD_BYTES :: words]))
-                else:
-                    pairs.update((owner, None) for owner in owners)
-        objcg = Members(self.prog, "struct obj_cgroup", memcg="memcg")
-        memcgs = {
-            owner: self.memcg(objcg.read(self.prog, owner).memcg) for owner in {owner for owner, _ in pairs if owner}
-        }
-        return {(memcgs[owner], sb) for owner, sb in pairs if owner}
+    def read_charged(self, source, slabs):
+        """Note for each charged object its owner, an obj_cgroup, and its superblock (v5.9, 964d4bd370d5)."""
+        vectors = self.read_some((found.vector, found.objects * found.stride) for found in slabs)
+        columns = self.read_columns(source, slabs)
+        for found in slabs:
+            owners = vectors[found.vector][self.memmap.objcg_word :: found.stride // _WORD_BYTES]
+            self.pairs.update(zip(owners, repeat(source.lru), columns[found.address]))
 
-    def allocated(self, source, slabs):
+    def read_allocated(self, source, slabs):
         """The same before v5.9: a memcg has caches of its own, and every allocated object in them is charged to it."""
         if source.memcg is None:
-            return set()
-        memcg, words, pairs, asked = self.memcg(source.memcg), source.size // _WORD_BYTES, set(), defaultdict(int)
-        for some in _batches(slabs, source.size):
-            objects = self.read_some((found.address, found.objects * source.size) for found in some)
-            for found in some:
-                column = objects[found.address][source.column // _WORD_BYTES :: words] if source.lru else [None]
-                for i, sb in enumerate(column):
-                    # What a free object holds may be left over from another owner of its page.
-                    if (memcg, sb) in pairs or (source.lru, sb) not in self.list_lrus or asked[sb] == _MOST_ASKED:
-                        continue
-                    asked[sb] += 1
-                    if slab_object_info(self.prog, found.address + i * source.size).allocated:
-                        pairs.add((memcg, sb))
-        return pairs
+            return
+        for address, column in self.read_columns(source, slabs).items():
+            for i, sb in enumerate(column):
+                # What a free object holds may be left over from another owner of its page.
+                pair = (source.memcg, source.lru, sb)
+                if pair in self.pairs or (source.lru, sb) not in self.list_lrus or self.asked[pair] == _MOST_ASKED:
+                    continue
+                self.asked[pair] += 1
+                if slab_object_info(self.prog, address + i * source.size).allocated:
+                    self.pairs.add(pair)
+
+    def read_columns(self, source, slabs):
+        """Return for each slab, by its address, what its slots have where the superblock is; None for xa_nodes."""
+        if source.lru is None:
+            return {found.address: [None] * found.objects for found in slabs}
+        objects = self.read_some((found.address, found.objects * source.size) for found in slabs)
+        at, step = source.column // _WORD_BYTES, source.size // _WORD_BYTES
+        return {address: words[at::step] for address, words in objects.items()}
 
     def read_some(self, places):
         """Read memory as words.
@@ -188,16 +204,3 @@ class _Scan:
         while memcg.parent and not memcg.online:
             memcg = memcg.parent
         return memcg
-
-
-def _batches(slabs, object_bytes):
-    """Yield the slabs in parts of which the objects take up to _READ_BYTES."""
-    part, size = [], 0
-    for found in slabs:
-        part.append(found)
-        size += found.objects * object_bytes
-        if size > _READ_BYTES:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part

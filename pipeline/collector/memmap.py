@@ -1,7 +1,7 @@
 """The memmap: one ``struct page`` for each page of memory, read in large pieces for the slabs among them."""
 
 from array import array
-from collections import defaultdict, namedtuple
+from collections import namedtuple
 
 from drgn import FaultError, offsetof, sizeof
 from drgn.helpers.linux.mm import page_to_virt, pfn_to_page
@@ -51,15 +51,13 @@ class Memmap:
         self.read_bytes = 0
 
     def slabs(self, caches):
-        """Return the slabs of the caches, a container of ``struct kmem_cache *``: dict of cache to list of Slab."""
-        found = defaultdict(list)
+        """Yield (cache, Slab) for each slab of the caches, a container of addresses of ``struct kmem_cache``."""
         step, column = self._struct_bytes // _WORD_BYTES, self._slab_cache // _WORD_BYTES
         for first, data in self._pieces():
             self.read_bytes += len(data)
             for i, cache in enumerate(array("Q", data)[column::step]):
                 if cache in caches:
-                    found[cache].append(self._slab(first + i, data, i * self._struct_bytes))
-        return found
+                    yield cache, self._slab(first + i, data, i * self._struct_bytes)
 
     def _slab(self, pfn, data, at):
         page = int.from_bytes(data[at : at + self._struct_bytes], "little")

@@ -55,7 +55,7 @@ def test_a_memcgs_own_caches_before_v5_9() -> None:
     memcg = next(memcg for memcg in memcgs.walk(prog) if memcg.path.count(b"/") == 1 and memcg.parent)
     cache = find_slab_cache(prog, "dentry")
     size, d_sb = cache.size.value_(), offsetof(prog.type("struct dentry"), "d_sb")
-    for slab in Memmap(prog).slabs({cache.value_()})[cache.value_()]:
+    for _, slab in Memmap(prog).slabs({cache.value_()}):
         slots = [slab.address + i * size for i in range(slab.objects)]
         if slab.vector and all(slab_object_info(prog, slot).allocated for slot in slots):
             break
@@ -100,7 +100,7 @@ def test_a_missing_page_of_the_memmap_is_no_lower_number() -> None:
     opened = kernel.open_kernel(str(EAGER.path))
     prog = opened.prog
     slabs = Memmap(prog).slabs({find_slab_cache(prog, "dentry").value_()})
-    places = {virt_to_page(prog, slab.address).value_() & -4096 for some in slabs.values() for slab in some}
+    places = {virt_to_page(prog, slab.address).value_() & -4096 for _, slab in slabs}
     # The page with the struct page of a filesystem's root is read to find the slab caches.
     roots = [
         Object(prog, "struct dentry *", sb.root) for sb in {sb.fstype: sb for sb in superblocks.walk(prog)}.values()

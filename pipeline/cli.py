@@ -162,7 +162,7 @@ def _with_options(target: Target, args: argparse.Namespace) -> Target:
     if target.vmlinux is None and target.debug_dir is None:
         target = replace(target, vmlinux=_absolute(args.vmlinux), debug_dir=_absolute(args.debug_dir))
     btf_dir = _absolute(args.btf_dir)
-    return replace(target, btf_dir=btf_dir, charged=args.charged, target_layout=args.target_layout)
+    return replace(target, btf_dir=btf_dir, charged=args.charged, target_layout=args.target_layout, verify=args.verify)
 
 
 def _absolute(path: Path | None) -> str | None:
@@ -359,6 +359,9 @@ def _add_collection(parser: argparse.ArgumentParser) -> None:
         "(default: cores yes, live: no); without it wasted_bytes is a lower bound",
     )
     _add_target_layout(parser)
+    parser.add_argument(
+        "--verify", action="store_true", help="look at every pointer array of an eager kernel, not at a sample"
+    )
 
 
 def _add_target_layout(parser: argparse.ArgumentParser) -> None:

@@ -27,6 +27,7 @@ def main(argv=None):
     charged.add_argument("--charged", action="store_true", default=None, help="look for charged objects; cores: yes")
     charged.add_argument("--no-charged", action="store_false", dest="charged")
     parser.add_argument("--target-layout", choices=("5.18", "6.13"), default="5.18", help="lazy kernel to estimate")
+    parser.add_argument("--verify", action="store_true", help="look at every pointer array, not at a sample")
     args = parser.parse_args(argv)
     print("\n" + FRAME)
     try:
@@ -60,7 +61,7 @@ def _take(args):
     try:
         opened = kernel.open_kernel(args.source, args.vmlinux, args.debug_dir, args.btf_dir)
         charged = args.source != "live:" if args.charged is None else args.charged
-        take = functools.partial(snapshot.take, opened, charged, args.target_layout)
+        take = functools.partial(snapshot.take, opened, charged, args.target_layout, args.verify)
         return _while_it_changes(take) if args.source == "live:" else take()
     except drgn.FaultError as e:
         message = "memory is missing: the core is truncated or was filtered: %s" % e

@@ -22,8 +22,7 @@ from .status import CollectError
 # Of 4 to 32 KB each.
 _SLABS_AT_ONCE = 256
 _WORD_BYTES = 8
-# Where only drgn can tell whether an object is allocated, it is asked so often for each owner and superblock.
-_MOST_ASKED = 256
+_MOST_ASKED = 100000
 
 
 class NotScanned(Exception):
@@ -52,22 +51,20 @@ class _Source(namedtuple("_Source", "size lru column memcg")):
     __slots__ = ()
 
 
-def scan(prog, sbs, cgroups, shadow_nodes):
+def scan(prog, sbs, cgroups):
     """Find the owners of all charged dentries, inodes and page cache xa_nodes.
 
-    :param sbs: of SuperBlock. :param cgroups: of Memcg. :param shadow_nodes: address of the list_lru of xa_nodes, or
-        None where they have none.
-    :return: Charges.
+    :param sbs: of SuperBlock. :param cgroups: of Memcg. :return: Charges.
     :raises NotScanned: memory is missing, a structure is broken, or the slab allocator is not SLUB.
     """
     try:
-        return _Scan(prog, sbs, cgroups, shadow_nodes).run()
-    except (FaultError, LookupError, AttributeError, CollectError) as e:
+        return _Scan(prog, sbs, cgroups).run()
+    except (FaultError, LookupError, AttributeError, ValueError, CollectError) as e:
         raise NotScanned("charged objects are not counted: %s" % e) from e
 
 
 class _Scan:
-    def __init__(self, prog, sbs, cgroups, shadow_nodes):
+    def __init__(self, prog, sbs, cgroups):
         self.prog = prog
         self.memcgs = {memcg.address: memcg for memcg in cgroups}
         superblock_type = prog.type("struct super_block")
@@ -75,12 +72,12 @@ class _Scan:
         self.list_lrus = {
             (lru, sb.address): sb.address + offsetof(superblock_type, lru) for lru in superblocks.LRUS for sb in sbs
         }
-        self.list_lrus[None, None] = shadow_nodes
+        self.list_lrus[None, None] = _shadow_nodes(prog)
         self.memmap = Memmap(prog)
         self.sources = self.find_sources(sbs)
         # Of the objects: their owner (an obj_cgroup, before v5.9 a memcg), and a key of list_lrus.
         self.pairs = set()
-        self.asked = Counter()
+        self.asked = 0
         self.charges = Charges()
 
     def run(self):
@@ -134,8 +131,9 @@ class _Scan:
             inode = d_inode.read(self.prog, root).d_inode
             for address, lru, member in ((root, "s_dentry_lru", d_sb), (inode, "s_inode_lru", i_sb)):
                 cache, offset = self.slot(address)
-                cache, _ = children.get(cache, (cache, None))
-                columns[cache] = lru, offset + member
+                if cache:
+                    cache, _ = children.get(cache, (cache, None))
+                    columns[cache] = lru, offset + member
         size = Members(self.prog, "struct kmem_cache", size="size")
         owners = [(cache, cache, None) for cache in columns]
         owners += [(child, root, memcg) for child, (root, memcg) in children.items() if root in columns]
@@ -144,34 +142,49 @@ class _Scan:
         }
 
     def slot(self, address):
-        """Return the slab cache of an object, and the offset of the object in its slot, red zone included."""
+        """Return the slab cache of an object, and the offset of the object in its slot, red zone included.
+
+        What lies in no slab is a part of the kernel itself, charged to nobody: None and None.
+        """
         info = slab_object_info(self.prog, address)
         if info is None:
-            raise CollectError("bad_core", "0x%x is in no slab" % address)
+            return None, None
         base = page_to_virt(cast("struct page *", info.slab)).value_()
         return info.slab_cache.value_(), (address - base) % info.slab_cache.size.value_()
 
     def read_charged(self, source, slabs):
         """Note for each charged object its owner, an obj_cgroup, and its superblock (v5.9, 964d4bd370d5)."""
-        vectors = self.read_some((found.vector, found.objects * found.stride) for found in slabs)
-        columns = self.read_columns(source, slabs)
-        for found in slabs:
-            owners = vectors[found.vector][self.memmap.objcg_word :: found.stride // _WORD_BYTES]
-            self.pairs.update(zip(owners, repeat(source.lru), columns[found.address]))
+        last = self.memmap.element_bytes
+        vectors = self.read_some((found.vector, (found.objects - 1) * found.stride + last) for found in slabs)
+        owners = {
+            found.address: vectors[found.vector][self.memmap.objcg_word :: found.stride // _WORD_BYTES]
+            for found in slabs
+        }
+        slabs = [found for found in slabs if any(owners[found.address])]
+        for address, column in self.read_columns(source, slabs).items():
+            self.pairs.update(zip(owners[address], repeat(source.lru), column))
 
     def read_allocated(self, source, slabs):
         """The same before v5.9: a memcg has caches of its own, and every allocated object in them is charged to it."""
         if source.memcg is None:
             return
-        for address, column in self.read_columns(source, slabs).items():
-            for i, sb in enumerate(column):
-                # What a free object holds may be left over from another owner of its page.
+        columns = self.read_columns(source, slabs)
+        for found in slabs:
+            for i, sb in enumerate(columns[found.address]):
                 pair = (source.memcg, source.lru, sb)
-                if pair in self.pairs or (source.lru, sb) not in self.list_lrus or self.asked[pair] == _MOST_ASKED:
+                if pair in self.pairs or (source.lru, sb) not in self.list_lrus:
                     continue
-                self.asked[pair] += 1
-                if slab_object_info(self.prog, address + i * source.size).allocated:
+                # What a free object holds may be left over from another owner of its page.
+                if found.full or self.is_allocated(found.address + i * source.size):
                     self.pairs.add(pair)
+
+    def is_allocated(self, address):
+        """Ask drgn, which walks the free lists: a millisecond each time."""
+        self.asked += 1
+        info = slab_object_info(self.prog, address) if self.asked <= _MOST_ASKED else None
+        if info is None or info.allocated is None:
+            raise CollectError("bad_core", "it cannot be told which objects are allocated")
+        return info.allocated
 
     def read_columns(self, source, slabs):
         """Return for each slab, by its address, what its slots have where the superblock is; None for xa_nodes."""
@@ -204,3 +217,13 @@ class _Scan:
         while memcg.parent and not memcg.online:
             memcg = memcg.parent
         return memcg
+
+
+def _shadow_nodes(prog):
+    """Return the address of the list_lru of page cache xa_nodes, or None where they have none."""
+    for name in ("shadow_nodes", "workingset_shadow_nodes"):  # the latter up to v4.14
+        try:
+            return prog.symbol(name).address
+        except LookupError:
+            pass
+    return None

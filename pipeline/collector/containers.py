@@ -2,6 +2,7 @@
 
 from drgn import FaultError, Object, offsetof
 
+from . import superblocks
 from .memory import Members, text, walk_list
 from .status import CollectError
 
@@ -16,7 +17,7 @@ def of_superblocks(prog, sbs, cgroups):
 
     :param sbs: of SuperBlock. :param cgroups: of Memcg. :return: dict of the superblock's address to str.
     """
-    initial = prog["init_task"].nsproxy.mnt_ns.value_()
+    initial = superblocks.initial_namespace(prog)
     private = [sb for sb in sbs if sb.namespaces and initial not in sb.namespaces]
     memcgs = _of_namespaces(prog, cgroups) if private else {}
     users = {}

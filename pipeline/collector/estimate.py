@@ -9,9 +9,11 @@ from collections import Counter, namedtuple
 
 from drgn import container_of, sizeof
 
-from . import cost, slab
+from . import cost, slab, superblocks
+from .nodes import nr_node_ids
 
 _LONG_BYTES = 8
+_SB_KERNMOUNT = 1 << 22
 
 # The kernels to estimate: their name, and sizeof(struct list_lru_one) where it is not this kernel's own:
 # fb56fdf8b9a2 (v6.13) put a lock into it.
@@ -34,23 +36,24 @@ class OfEager:
 
     :param sbs: of SuperBlock. :param cgroups: of Memcg. :param charges: charges.Charges, or None where charged
         objects are not known. :param target: the lazy kernel, a key of TARGETS.
-    :ivar lists_charged: of each Memcg, how many list_lrus have objects that it is charged for.
-    :ivar lazy_lists: of each Memcg, in how many list_lrus it is expected to have an entry.
+    :ivar lists_charged: of each Memcg, how many of the list_lrus so far have objects that it is charged for.
     """
 
     def __init__(self, prog, sbs, cgroups, charges, target):
         self._sizes = _sizes(prog, TARGETS[target][1] or sizeof(prog.type("struct list_lru_one")))
         self._charges = charges
-        # Without kernel memory accounting (cgroup.memory=nokmem) no memcg has a cache id, and none gets an entry.
         self._by_cache_id = {memcg.cache_id: memcg for memcg in cgroups if memcg.cache_id is not None}
         self._known = {}
-        self._all = self._entries(self._by_cache_id.values())
+        online = [memcg for memcg in cgroups if memcg.online and memcg.parent]
+        # Up to v4.5 also memcgs without an id would have entries on a lazy kernel.
+        nobody = not all(memcg.cache_id is not None for memcg in online) and nokmem(prog)
+        self._all = self._entries(() if nobody else online)
         if charges:
             self._used = self._entries(frozenset().union(*charges.by_list_lru.values())).memcgs
             self._outliving = _outliving(prog, sbs)
-            self._internal = {sb.address for sb in sbs if sb.kernel_internal}
+            self._internal = {sb.address for sb in sbs if sb.kernel_internal and sb.s_flags & _SB_KERNMOUNT}
         self.lists_charged = Counter()
-        self.lazy_lists = Counter()
+        self._counts = Counter()
 
     def columns(self, lru):
         """Return the columns of the estimate for a ListLru."""
@@ -65,7 +68,7 @@ class OfEager:
             expected = charged = self._entries(owners)
             if self._outlives(lru, charged):
                 expected = self._entries(charged.memcgs | self._used)
-        self.lazy_lists.update(expected.memcgs)
+        self._counts[expected.memcgs] += 1
         return {
             "memcgs_charged": owners if owners is None else len(owners),
             "lazy_low_bytes": lru.node_array_bytes + low.total_bytes,
@@ -78,6 +81,15 @@ class OfEager:
             "lazy_empty_bytes": None,
             "eager_bytes": lru.total_bytes,
         }
+
+    @property
+    def lazy_lists(self):
+        """Of each Memcg, in how many of the list_lrus so far it is expected to have an entry."""
+        found = Counter()
+        for memcgs, count in self._counts.items():
+            for memcg in memcgs:
+                found[memcg] += count
+        return found
 
     def _outlives(self, lru, charged):
         """Return whether whoever is charged for anything is expected to have an entry.
@@ -109,7 +121,18 @@ def _outliving(prog, sbs):
     found |= {(proc, "dentry"), (proc, "inode")}
     # Programs look for files that are not there, such as nscd's socket.
     found.add((host_root(prog), "dentry"))
-    return found | {(sb.address, "dentry") for sb in sbs if sb.mountpoint == b"/run"}
+    run = {
+        sb.address for sb in sbs if sb.mountpoint == b"/run" and superblocks.initial_namespace(prog) in sb.namespaces
+    }
+    return found | {(address, "dentry") for address in run}
+
+
+def nokmem(prog):
+    """Return whether the kernel was booted with cgroup.memory=nokmem (v4.5, 04823c833b32): nobody is charged."""
+    try:
+        return bool(prog["cgroup_memory_nokmem"])
+    except LookupError:
+        return False
 
 
 def host_root(prog):
@@ -176,7 +199,7 @@ def _sizes(prog, one_bytes):
         list_lru_node=sizeof(prog.type("struct list_lru_node")),
         list_lru_one=one_bytes,
         xa_node=prog["radix_tree_node_cachep"].size.value_(),
-        nodes=prog["nr_node_ids"].value_(),
+        nodes=nr_node_ids(prog),
     )
 
 

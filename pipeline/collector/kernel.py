@@ -29,6 +29,7 @@ _DECLARATIONS = {
     "__cpu_online_mask": "struct cpumask",
     "__per_cpu_offset": "unsigned long []",
     "_totalram_pages": "atomic_long_t",
+    "cgroup_memory_nokmem": "_Bool",
     "contig_page_data": "struct pglist_data",
     "init_task": "struct task_struct",
     "init_user_ns": "struct user_namespace",

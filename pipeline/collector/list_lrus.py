@@ -10,10 +10,10 @@ from collections import namedtuple
 
 from drgn import offsetof, sizeof
 from drgn.helpers.linux.mm import in_direct_map
-from drgn.helpers.linux.nodemask import for_each_node_mask
 
 from . import layouts, owners
 from .memory import Members, has_member, read, read_each
+from .nodes import in_state, nr_node_ids
 from .slab import allocation
 from .status import CollectError
 from .xarrays import Xarrays
@@ -70,15 +70,17 @@ class Found:
         self.raced = []
 
 
-def walk(prog, layout, sbs, memcgs):
+def walk(prog, layout, sbs, memcgs, likely=None, verify=False):
     """Find and size all list_lrus.
 
     :param layout: from layouts.detect(), not ``none``. :param sbs: of SuperBlock. :param memcgs: of Memcg.
-    :raises CollectError: ``bad_core``: a list does not end.
+    :param likely: address of a list_lru to the Memcgs that are likely to have items there; only if these do not have
+        all of them the others are looked at. :param verify: measure every pointer array, look at every slot.
+    :raises CollectError: ``bad_core``: a list does not end, or what is verified is not as the sample.
     """
     found = Found(layout)
     found.list_lrus = [ListLru(owned) for owned in owners.find(prog, sbs)]
-    _WALKS[layout](prog, found, memcgs).read()
+    _WALKS[layout](prog, found, memcgs, likely or {}, verify).read()
     return found
 
 
@@ -105,7 +107,7 @@ class _Walk:
         self.prog = prog
         self.found = found
         self.holder_paths = dict(in_holder, node="node")
-        self.nr_node_ids = _within(1, prog["nr_node_ids"].value_(), _MAX_NUMNODES, "nr_node_ids")
+        self.nr_node_ids = _within(1, nr_node_ids(prog), _MAX_NUMNODES, "nr_node_ids")
         node_type = prog.type("struct list_lru_node")
         self.node_bytes = sizeof(node_type)
         paths = dict(in_node, root_items="lru.nr_items")
@@ -233,10 +235,21 @@ class _Arrays:
             return ()
         return struct.unpack("%dQ" % count, read(self.prog, array + self.header_bytes, 8 * count))
 
-    def live(self, array):
-        """Return the id and the pointer of each online memcg in a pointer array."""
-        slots = self.slots(array, self.live_ids[-1] + 1 if self.live_ids else 0)
-        return [(cache_id, slots[cache_id]) for cache_id in self.live_ids]
+    def at(self, array, ids):
+        """Return (id, pointer) for some ids, ascending, of a pointer array."""
+        slots = self.slots(array, ids[-1] + 1 if ids else 0)
+        return [(cache_id, slots[cache_id]) for cache_id in ids]
+
+    def verify(self, array):
+        """Compare a pointer array with the sample that stands for it: its size, and an object for every id."""
+        size, _ = allocation(self.prog, array)
+        empty = self.slots(array, self.cache_ids).count(0)
+        if size != self.size_of(array) or empty:
+            raise CollectError(
+                "bad_core",
+                "the pointer array at 0x%x has %d bytes and %d of %d slots empty; the sample has %d bytes"
+                % (array, size, empty, self.cache_ids, self.size_of(array)),
+            )
 
     def check(self):
         if self.prog["memcg_nr_cache_ids"].value_() != self.cache_ids:
@@ -246,13 +259,15 @@ class _Arrays:
 class _PerNode(_Walk):
     """v4.0 to v5.17: on each node a pointer array with a list_lru_one for every id."""
 
-    def __init__(self, prog, found, memcgs):
+    def __init__(self, prog, found, memcgs, likely, verify):
         super().__init__(prog, found, in_node={"memcg_lrus": "memcg_lrus"})
         self.arrays = _Arrays(prog, found, memcgs)
+        self.likely = likely
+        self.verify = verify
 
     def read(self):
         cache_ids = self.arrays.cache_ids
-        checked = []
+        checked, with_items = [], []
         for alive in self.alive():
             lru = alive.lru
             arrays = [node.memcg_lrus for node in alive.nodes if node.memcg_lrus]
@@ -266,12 +281,30 @@ class _PerNode(_Walk):
             if cache_ids:
                 lru.list_lru_one_objects = cache_ids * len(arrays)
                 lru.list_lru_one_bytes = lru.list_lru_one_objects * self.size_of_object(arrays[0])
-            for node in alive.nodes:
-                if node.memcg_lrus and self.memcg_items(node) != 0:
-                    self.gather(lru, self.arrays.live(node.memcg_lrus))
+            if self.verify and cache_ids:
+                for array in arrays:
+                    self.arrays.verify(array)
+            filled = [node.memcg_lrus for node in alive.nodes if node.memcg_lrus and self.memcg_items(node) != 0]
+            if filled:
+                with_items.append((alive, filled))
             checked.append(alive)
+        self.look_for_items(with_items)
         self.check(checked)
         self.arrays.check()
+
+    def look_for_items(self, with_items):
+        """Count the items of likely memcgs, and where that leaves some, of all: 20,000 lists for each of them."""
+        for alive, arrays in with_items:
+            ids = sorted(memcg.cache_id for memcg in self.likely.get(alive.lru.address, ()))
+            for array in arrays:
+                self.gather(alive.lru, self.arrays.at(array, ids))
+        self.count_items()
+        for alive, arrays in with_items:
+            found = sum(alive.lru.items_by_id.values())
+            if not self.has_nr_items or found != sum(map(self.memcg_items, alive.nodes)):
+                alive.lru.items_by_id = {}
+                for array in arrays:
+                    self.gather(alive.lru, self.arrays.at(array, self.arrays.live_ids))
 
     def size_of_object(self, array):
         """As in _Walk, of one that a pointer array leads to."""
@@ -292,7 +325,7 @@ class _PerMemcg(_Walk):
         one_bytes = sizeof(prog.type("struct list_lru_one"))
         first = offsetof(object_type, "node")
         # memcg_init_list_lru_one() leaves those of a node that is not possible as kmalloc() gave them.
-        possible = for_each_node_mask(prog["node_states"][prog.constant("N_POSSIBLE")])
+        possible = in_state(prog, "N_POSSIBLE")
         self.ones = [first + one_bytes * nid for nid in possible]
         self.object_bytes = first + one_bytes * self.nr_node_ids
 
@@ -303,7 +336,7 @@ class _PerMemcg(_Walk):
 class _Mlrus(_PerMemcg):
     """6a6b7b77cc0f to bbca91cca9a9: one pointer array, in which the lazy kernels since 5abc1e37afa0 have NULLs."""
 
-    def __init__(self, prog, found, memcgs):
+    def __init__(self, prog, found, memcgs, likely, verify):
         super().__init__(prog, found, {"mlrus": "mlrus"})
         self.arrays = _Arrays(prog, found, memcgs)
 
@@ -322,7 +355,14 @@ class _Mlrus(_PerMemcg):
                 lru.list_lru_one_objects = len(lru.ids)
                 lru.list_lru_one_bytes = len(lru.ids) * self.size_of_object(slots[lru.ids[0]])
             if self.has_memcg_items(alive):
-                self.gather(lru, [(memcg_id, pointer) for memcg_id, pointer in self.arrays.live(array) if pointer])
+                self.gather(
+                    lru,
+                    [
+                        (memcg_id, pointer)
+                        for memcg_id, pointer in self.arrays.at(array, self.arrays.live_ids)
+                        if pointer
+                    ],
+                )
             checked.append(alive)
         self.check(checked)
         self.arrays.check()
@@ -331,7 +371,7 @@ class _Mlrus(_PerMemcg):
 class _Xarray(_PerMemcg):
     """Since bbca91cca9a9, v5.18: an xarray by memcg id."""
 
-    def __init__(self, prog, found, memcgs):
+    def __init__(self, prog, found, memcgs, likely, verify):
         super().__init__(prog, found, {"xa_head": "xa.xa_head"})
         self.xarrays = Xarrays(prog)
         self.xa_offset = offsetof(layouts.holder_type(prog), "xa")

@@ -4,11 +4,12 @@ import re
 from contextlib import contextmanager
 
 from drgn import FaultError, FindObjectFlags, Object
+from drgn.helpers import ValidationError
 from drgn.helpers.linux.mm import compound_head, find_vmap_area, page_size, virt_to_page
-from drgn.helpers.linux.nodemask import for_each_node_mask
 from drgn.helpers.linux.slab import slab_object_info
 
 from .memory import Members, c_string, has_member, walk_list
+from .nodes import in_state
 
 _MOST_CACHES = 100000
 # The caches that a plain kmalloc(GFP_KERNEL) takes its objects from; not kmalloc-cg-, -rcl-, dma-kmalloc-.
@@ -71,7 +72,7 @@ def slab_count(cache):
     prog = cache.prog_
     per_node = has_member(prog.type("struct kmem_cache"), "per_node")  # v7.1
     count = 0
-    for nid in for_each_node_mask(prog["node_states"][prog.constant("N_ONLINE")]):
+    for nid in in_state(prog, "N_ONLINE"):
         node = cache.per_node[nid].node if per_node else cache.node[nid]
         if node:
             count += node.nr_slabs.counter.value_()
@@ -91,7 +92,7 @@ def cache_usage(cache):
     try:
         with _nodes_that_have_slabs(prog):
             usage = slab_cache_usage(cache)
-    except (AttributeError, LookupError, ValueError, FaultError):
+    except (AttributeError, LookupError, ValueError, FaultError, ValidationError):
         return None, None
     return usage.active_objs, usage.num_slabs * (prog["PAGE_SIZE"].value_() << slab_cache_order(cache))
 
@@ -102,7 +103,7 @@ def _nodes_that_have_slabs(prog):
 
     A node that is possible but not online has no kmem_cache_node, and drgn 0.3.0 follows that NULL.
     """
-    count = max(for_each_node_mask(prog["node_states"][prog.constant("N_ONLINE")])) + 1
+    count = max(in_state(prog, "N_ONLINE")) + 1
 
     def find(prog, name, flags, filename):
         if name != "nr_node_ids" or not flags & FindObjectFlags.VARIABLE:

@@ -6,9 +6,8 @@ What each column means stands in ``schemas/``; this fills them in.
 import re
 
 from drgn import FaultError, Object, ProgramFlags, alignof, sizeof
-from drgn.helpers.linux.nodemask import for_each_node_mask
 
-from . import __version__, charges, containers, cost, estimate, layouts, list_lrus, memcgs, slab, superblocks
+from . import __version__, charges, containers, cost, estimate, layouts, list_lrus, memcgs, nodes, slab, superblocks
 from .memory import has_member, text
 
 _MICROSECONDS = 1000000
@@ -16,8 +15,6 @@ _MICROSECONDS = 1000000
 _PLAUSIBLE_SECONDS = (946684800, 7258118400)
 
 _MOST_NOTES = 5
-# The list_lru of page cache xa_nodes; the longer name is v4.4's.
-_SHADOW_NODES = ("shadow_nodes", "workingset_shadow_nodes")
 
 
 class Table:
@@ -48,18 +45,19 @@ class Snapshot:
         self.unsupported = None
 
 
-def take(kernel, charged=True, target=estimate.DEFAULT_TARGET):
+def take(kernel, charged=True, target=estimate.DEFAULT_TARGET, verify=False):
     """Audit an opened kernel.
 
     :param kernel: kernel.Kernel. :param charged: whether to look for charged objects, in all of the memmap.
-    :param target: the lazy kernel to estimate, a key of estimate.TARGETS. :return: Snapshot.
+    :param target: the lazy kernel to estimate, a key of estimate.TARGETS. :param verify: whether to look at every
+        pointer array of an eager kernel rather than at a sample. :return: Snapshot.
     :raises CollectError: a structure is broken. :raises drgn.FaultError: memory is missing.
     """
     prog = kernel.prog
     snapshot = Snapshot()
     layout = layouts.detect(prog)
     sbs = superblocks.walk(prog)
-    cgroups = []
+    cgroups, owned, of_charges = [], None, None
     if layout == "none":
         snapshot.unsupported = (
             "this kernel's list_lrus have no lists for memcgs: it is older than v4.0, or built without CONFIG_MEMCG or "
@@ -68,8 +66,9 @@ def take(kernel, charged=True, target=estimate.DEFAULT_TARGET):
         found = list_lrus.Found(layout)
     else:
         cgroups = memcgs.walk(prog)
-        found = list_lrus.walk(prog, layout, sbs, cgroups)
-    owned, of_charges = _charges(prog, found, sbs, cgroups) if charged and cgroups else (None, None)
+        if charged:
+            owned, of_charges = _charges(prog, layout, sbs, cgroups)
+        found = list_lrus.walk(prog, layout, sbs, cgroups, owned and owned.by_list_lru, verify)
     estimated = _estimate(prog, found, sbs, cgroups, owned, target) if cgroups else None
     for lru in found.list_lrus:
         snapshot.list_lrus.add(**_list_lru_row(lru, found, estimated))
@@ -90,11 +89,14 @@ def take(kernel, charged=True, target=estimate.DEFAULT_TARGET):
     return snapshot
 
 
-def _charges(prog, found, sbs, cgroups):
+def _charges(prog, layout, sbs, cgroups):
     """Return the Charges, or None where there are none, and the note on them, or None."""
-    shadow_nodes = next((lru.address for lru in found.list_lrus if lru.name in _SHADOW_NODES), None)
+    without_id = sum(memcg.online and memcg.cache_id is None for memcg in cgroups if memcg.parent)
+    if layout in layouts.EAGER and without_id and not estimate.nokmem(prog):
+        # Up to v4.5 only those with a limit for kernel memory (b313aeee2509 is v4.6).
+        return None, "%d memcgs are charged for nothing here and would be on a lazy kernel" % without_id
     try:
-        owned = charges.scan(prog, sbs, cgroups, shadow_nodes)
+        owned = charges.scan(prog, sbs, cgroups)
     except charges.NotScanned as e:
         return None, str(e)
     # Slabs are freed and used again meanwhile.
@@ -105,7 +107,7 @@ def _charges(prog, found, sbs, cgroups):
 def _estimate(prog, found, sbs, cgroups, owned, target):
     if found.layout in layouts.EAGER:
         return estimate.OfEager(prog, sbs, cgroups, owned, target)
-    possible_nodes = len(_nodes(prog, "N_POSSIBLE"))
+    possible_nodes = len(nodes.in_state(prog, "N_POSSIBLE"))
     return estimate.OfLazy(prog, cgroups, owned, found.cache_ids, possible_nodes, found.object_bytes)
 
 
@@ -201,9 +203,9 @@ def _target_row(kernel, found, sbs, cgroups):
         "captured_at": captured_s and captured_s * _MICROSECONDS,
         "booted_at": captured_s and (captured_s - uptime_s) * _MICROSECONDS,
         "uptime_s": uptime_s,
-        "nr_node_ids": prog["nr_node_ids"].value_(),
-        "possible_nodes": _nodes(prog, "N_POSSIBLE"),
-        "online_nodes": _nodes(prog, "N_ONLINE"),
+        "nr_node_ids": nodes.nr_node_ids(prog),
+        "possible_nodes": nodes.in_state(prog, "N_POSSIBLE"),
+        "online_nodes": nodes.in_state(prog, "N_ONLINE"),
         "layout": found.layout,
         "types_source": kernel.types_source,
         "memcg_nr_cache_ids": found.cache_ids,
@@ -226,10 +228,6 @@ def _unknown(found):
     """Return the note on list_lrus of which nobody knows whose they are, or None."""
     unknown = sum(lru.owner == "unknown" for lru in found.list_lrus)
     return "list_lrus of an unknown owner: %d" % unknown if unknown else None
-
-
-def _nodes(prog, state):
-    return list(for_each_node_mask(prog["node_states"][prog.constant(state)]))
 
 
 def _totalram_pages(prog):

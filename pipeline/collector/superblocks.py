@@ -86,6 +86,11 @@ def walk(prog):
     return found
 
 
+def initial_namespace(prog):
+    """Return the address of the initial mount namespace, that of the kernel's own threads."""
+    return prog["init_task"].nsproxy.mnt_ns.value_()
+
+
 class _Mounts:
     """The mounts of superblocks and their paths; dentries that paths share are read once."""
 
@@ -104,7 +109,7 @@ class _Mounts:
         self._link_offset = 0 if chained else prog.type("struct mount").member("mnt_instance").offset
         self._dentry = Members(prog, "struct dentry", parent="d_parent", name="d_name.name")
         self._dentry_bytes = sizeof(prog.type("struct dentry"))
-        self._init_ns = prog["init_task"].nsproxy.mnt_ns.value_()
+        self._init_ns = initial_namespace(prog)
         self._read = {}
         self._dentries = {}
 

@@ -42,7 +42,8 @@ class Target:
     - python: the collector's interpreter, default the one that runs this program;
     - timeout_s: seconds, default the run's;
     - charged: whether to read what memcgs are charged for; default the collector's, for cores yes, for ``live:`` no;
-    - target_layout: the lazy kernel to estimate, ``5.18`` or ``6.13``, default the collector's, ``5.18``.
+    - target_layout: the lazy kernel to estimate, ``5.18`` or ``6.13``, default the collector's, ``5.18``;
+    - verify: whether to look at every pointer array of an eager kernel rather than at a sample.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Target:
     timeout_s: float | None = None
     charged: bool | None = None
     target_layout: str | None = None
+    verify: bool = False
 
 
 class Targets(list[Target]):

@@ -29,4 +29,6 @@ def collector(target: Target) -> list[str]:
         argv.append("--charged" if target.charged else "--no-charged")
     if target.target_layout is not None:
         argv += ["--target-layout", target.target_layout]
+    if target.verify:
+        argv.append("--verify")
     return [*argv, target.source]

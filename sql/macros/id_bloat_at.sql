@@ -2,7 +2,7 @@
 -- A dead id is below memcg_nr_cache_ids and no online memcg's. A list is in use where its memcg owns a charged object
 -- or, where that was not read, has items. Each id has an equal share of a list_lru's objects and arrays; what the
 -- lazy kernel keeps is taken from the online ids, by their entries. The three sum to host_waste; on a lazy kernel they
--- are 0.
+-- are 0. in_use_bytes can be negative: the xarray nodes of few entries cost more than the share of their ids.
 CREATE MACRO id_bloat_at(run) AS TABLE
 WITH ids AS (
     SELECT

@@ -20,8 +20,7 @@ CHILD, CHILD_NODE = 0xFFFFFE1234560000, 0xFFFFFE1234570000
 
 
 def scan(prog: Program) -> charges.Charges:
-    shadow_nodes = prog.symbol("shadow_nodes").address
-    return charges.scan(prog, superblocks.walk(prog), memcgs.walk(prog), shadow_nodes)
+    return charges.scan(prog, superblocks.walk(prog), memcgs.walk(prog))
 
 
 class OldTypes:
@@ -68,6 +67,8 @@ def test_a_memcgs_own_caches_before_v5_9() -> None:
     at = free + cache.offset.value_()
     word(prog, at, cache.random.value_() ^ int.from_bytes(at.to_bytes(8, "little"), "big"))
     word(prog, page + offsetof(prog.type("struct page"), "freelist"), free)
+    counters = page + offsetof(prog.type("struct page"), "counters")
+    word(prog, counters, prog.read_word(counters) - 1)  # one less in use
     assert not slab_object_info(prog, free).allocated
 
     old = OldTypes(prog)
@@ -114,3 +115,60 @@ def test_a_missing_page_of_the_memmap_is_no_lower_number() -> None:
     prog.add_memory_segment(page, 4096, excluded)
     with pytest.raises(charges.NotScanned, match=r"the memmap has \d+ of \d+ slabs"):
         scan(prog)
+
+
+def test_a_page_that_was_a_slab_and_is_free_again_is_none() -> None:
+    """Up to v4.17 a page that is freed keeps its slab_cache; what says that it is a slab is PG_slab."""
+    prog = kernel.open_kernel(str(EAGER.path)).prog
+    dentries = find_slab_cache(prog, "dentry").value_()
+    before = [slab.address for _, slab in Memmap(prog).slabs({dentries})]
+    page = virt_to_page(prog, before[0])
+    word(prog, page.value_(), page.flags.value_() & ~(1 << prog["PG_slab"].value_()))
+    assert [slab.address for _, slab in Memmap(prog).slabs({dentries})] == before[1:]
+    with pytest.raises(charges.NotScanned, match=r"the memmap has \d+ of \d+ slabs"):
+        scan(prog)
+
+
+def test_memory_of_interleaved_nodes_is_read_once() -> None:
+    prog = kernel.open_kernel(str(EAGER.path)).prog
+    caches = {cache.value_() for cache in for_each_slab_cache(prog)}
+    before = list(Memmap(prog).slabs(caches))
+    first, second = (prog["node_data"][nid] for nid in range(2))
+    word(
+        prog, first.node_spanned_pages.address_, second.node_start_pfn.value_() + second.node_spanned_pages.value_() - 1
+    )
+    word(prog, second.node_start_pfn.address_, first.node_start_pfn.value_())
+    assert len(before) > 500
+    assert list(Memmap(prog).slabs(caches)) == before
+
+
+class Hidden:
+    """A type finder that hides a member of a struct, as another kernel lacks it."""
+
+    def __init__(self, prog: Program, name: str, member: str) -> None:
+        now = prog.type(f"struct {name}")
+        self.name = name
+        self.type = prog.struct_type(name, now.size, [m for m in now.members if m.name != member])
+
+    def find(self, prog: Program, kinds: object, name: str, filename: str | None) -> object:
+        return self.type if name == self.name else None
+
+
+def test_another_slab_allocator_is_not_read_as_if_it_were_slub() -> None:
+    """CONFIG_SLAB (up to v6.7): struct kmem_cache has no oo, and struct page the bit fields of SLUB all the same."""
+    prog = kernel.open_kernel(str(EAGER.path)).prog
+    prog.register_type_finder("slab", Hidden(prog, "kmem_cache", "oo").find, enable_index=0)
+    with pytest.raises(charges.NotScanned, match="oo"):
+        scan(prog)
+
+
+def test_extensions_that_cannot_be_are_refused() -> None:
+    """struct slab has the distance of its objects' extensions since v7.0."""
+    prog = kernel.open_kernel(str(next(core for core in CORES if core.name == "deb7-n2").path)).prog
+    dentries = find_slab_cache(prog, "dentry").value_()
+    slab = next(slab for _, slab in Memmap(prog).slabs({dentries}) if slab.vector)
+    at = virt_to_page(prog, slab.address).value_() + offsetof(prog.type("struct slab"), "stride")
+    for stride in (0, 7, 1 << 31):
+        overlay(prog, at, struct.pack("<I", stride))
+        with pytest.raises(charges.NotScanned, match="extensions"):
+            scan(prog)

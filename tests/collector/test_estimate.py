@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,8 +27,7 @@ def truth(core: Core) -> dict[str, Any]:
 def scanned(core: Core) -> tuple[charges.Charges, list[Any], list[Any]]:
     prog = core.kernel.prog
     sbs, cgroups = superblocks.walk(prog), memcgs.walk(prog)
-    shadow_nodes = next(lru["address"] for lru in core.rows("list_lrus") if lru["name"] == "shadow_nodes")
-    return charges.scan(prog, sbs, cgroups, shadow_nodes), sbs, cgroups
+    return charges.scan(prog, sbs, cgroups), sbs, cgroups
 
 
 def with_ancestors(memcg: Any) -> set[int]:
@@ -117,3 +117,41 @@ def test_who_makes_and_removes_cgroups_shows(core) -> None:
     numbered = sorted((int(path[2:]), row["serial_nr"]) for path, row in rows.items() if path[2:].isdigit())
     assert [serial_nr for _, serial_nr in numbered] == sorted(row for _, row in numbered)
     assert Counter(row["state"] for row in rows.values())["online"] > kept
+
+
+def entries(core: Core, change: Callable[[list[Any], list[Any]], object]) -> tuple[int, int]:
+    """Expected and highest number of entries of an eager core whose superblocks and memcgs were changed."""
+    prog = core.kernel.prog
+    found, sbs, cgroups = scanned(core)
+    change(sbs, cgroups)
+    lrus = list_lrus.walk(prog, core.target["layout"], sbs, memcgs.walk(prog)).list_lrus
+    of = estimate.OfEager(prog, sbs, cgroups, found, estimate.DEFAULT_TARGET)
+    rows = [of.columns(lru) for lru in lrus]
+    return sum(row["lazy_memcgs"] for row in rows), sum(row["lazy_high_bytes"] for row in rows)
+
+
+def test_a_containers_own_run_is_not_the_hosts() -> None:
+    """/run of another mount namespace is looked up by whoever is in there, not by everybody."""
+    core = BY_NAME["deb510-n4"]
+
+    def at_run(sbs: list[Any], cgroups: list[Any]) -> None:
+        for sb in sbs:
+            if sb.fstype == b"tmpfs" and sb.mountpoint and sb.mountpoint.startswith(b"/m/"):
+                sb.mountpoint, sb.namespaces = b"/run", {0xFFFF888000000000}
+
+    before, _ = entries(core, lambda sbs, cgroups: None)
+    assert entries(core, at_run)[0] == before
+
+
+def test_memcgs_without_an_id_would_have_entries_on_a_lazy_kernel() -> None:
+    """Up to v4.5 only memcgs with a limit for kernel memory have ids; v5.18 charges all of them."""
+    core = BY_NAME["deb510-n2"]
+
+    with_items = {row["path"].encode() for row in core.rows("memcgs") if row["items"]}
+
+    def no_ids(sbs: list[Any], cgroups: list[Any]) -> None:
+        for memcg in cgroups:
+            memcg.cache_id = memcg.cache_id if memcg.path in with_items else None
+
+    _, before = entries(core, lambda sbs, cgroups: None)
+    assert entries(core, no_ids)[1] == before

@@ -11,7 +11,7 @@ from drgn import FaultError, Program, TypeKind, offsetof, sizeof
 from drgn.helpers.linux.cgroup import cgroup_path, css_for_each_descendant_pre
 from drgn.helpers.linux.slab import for_each_slab_cache, slab_cache_usage, slab_object_info
 
-from pipeline.collector import kernel
+from pipeline.collector import kernel, nodes
 from pipeline.collector.status import CollectError
 
 
@@ -97,6 +97,11 @@ def test_types_look_like_dwarfs(core) -> None:
     # A bit field keeps its width: struct dentry has none, sk_buff has many.
     fields = [member for member in prog.type("struct task_struct").members if member.bit_field_size]
     assert fields
+
+
+def test_a_kernel_without_numa_has_one_node() -> None:
+    """There nr_node_ids is a macro, 1U (include/linux/nodemask.h)."""
+    assert nodes.nr_node_ids(Program()) == 1
 
 
 def bad(path: Path, data: bytes) -> str:

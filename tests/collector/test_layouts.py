@@ -20,6 +20,7 @@ import pytest
 from pipeline.collector import kallsyms, layouts, list_lrus, snapshot, superblocks
 from pipeline.collector.kernel import open_kernel
 from pipeline.collector.list_lrus import Found, ListLru
+from pipeline.collector.status import CollectError
 from tests.collector.conftest import CORES
 from tests.collector.made import MODULE, MadeKernel
 
@@ -240,14 +241,14 @@ class Machine:
         leaves = {chunk: node(0, slots) for chunk, slots in chunks.items()}
         return leaves[0] if set(leaves) == {0} else node(6, leaves)
 
-    def walk(self) -> tuple[Found, dict[int, ListLru]]:
+    def walk(self, verify: bool = False) -> tuple[Found, dict[int, ListLru]]:
         prog = self.kernel.prog
         for sb in self.sbs:
             size = prog.type("struct list_lru").size
             links = [prog.read_word(sb.address + 16 + 8 + size * i) for i in range(2)]
             sb.lru_links = dict(zip(superblocks.LRUS, links, strict=True))
         memcgs = [SimpleNamespace(cache_id=memcg) for memcg in (None, *self.online)]
-        found = list_lrus.walk(prog, layouts.detect(prog), self.sbs, memcgs)
+        found = list_lrus.walk(prog, layouts.detect(prog), self.sbs, memcgs, verify=verify)
         return found, {lru.address: lru for lru in found.list_lrus}
 
 
@@ -334,6 +335,22 @@ def test_without_ids_there_are_arrays_of_no_pointers(layout: str, cache: str | N
         assert (lrus[at].list_lru_one_objects, lrus[at].list_lru_one_bytes) == (0, 0)
         assert lrus[at].pointer_array_bytes == array_bytes
         assert (lrus[at].root_items, lrus[at].memcg_items) == (7, 0)
+
+
+def test_every_array_can_be_looked_at_rather_than_a_sample() -> None:
+    """An eager kernel has an object in every slot of every array, and arrays of one size."""
+    machine = Machine("array_rcu")
+    given = [machine.kernel.slab("kmalloc-64") for _ in range(6)]
+    arrays = iter(given)
+    machine.pointer_array = lambda: next(arrays)  # type: ignore[method-assign]
+    for lru in machine.superblock():
+        machine.list_lru(lru)
+    machine.walk(verify=True)
+    prog = machine.kernel.prog
+    prog.add_memory_segment(given[-1] + 16 + 8, 8, lambda address, count, offset, physical: bytes(count))
+    machine.walk()
+    with pytest.raises(CollectError, match=f"array at {given[-1]:#x} has 64 bytes and 1 of 4 slots empty"):
+        machine.walk(verify=True)
 
 
 def test_arrays_that_vmalloc_had_to_give_cost_their_pages() -> None:

@@ -37,6 +37,7 @@ def test_the_targets_own_python_and_debug_info_are_passed_on():
         ({}, []),
         ({"charged": True}, ["--charged"]),
         ({"charged": False, "target_layout": "6.13"}, ["--no-charged", "--target-layout", "6.13"]),
+        ({"verify": True}, ["--verify"]),
     ],
 )
 def test_what_to_read_and_to_estimate_is_the_collectors_choice_unless_said(options, argv):

@@ -1,0 +1,16 @@
+"""The NUMA nodes of a kernel."""
+
+from drgn.helpers.linux.nodemask import for_each_node_mask
+
+
+def nr_node_ids(prog):
+    """Return ``nr_node_ids``: one more than the highest possible node."""
+    try:
+        return prog["nr_node_ids"].value_()
+    except LookupError:  # without CONFIG_NUMA it is no variable
+        return 1
+
+
+def in_state(prog, state):
+    """Return the nodes in a state, such as ``N_POSSIBLE`` or ``N_ONLINE``, ascending."""
+    return list(for_each_node_mask(prog["node_states"][prog.constant(state)]))

@@ -35,11 +35,11 @@ COLUMNS = ("list_lru_bytes", "wasted_bytes", "lazy_low_bytes", "lazy_bytes", "la
 
 PAIRS = {
     # Arrays of 3070 pointers, which are no slab objects, on each of two nodes.
-    "ids": Shape("ids", EAGER, nodes=2, memory_mb=640, memcgs=3000, kept=50, tmpfs=120, users=6, files=4),
-    "mounts": Shape("mounts", EAGER, nodes=1, memory_mb=512, memcgs=700, kept=40, tmpfs=900, users=6, files=4),
+    "ids": Shape("ids", EAGER, nodes=2, memory_mb=1024, memcgs=3000, kept=50, tmpfs=400, users=6, files=4),
+    "mounts": Shape("mounts", EAGER, nodes=1, memory_mb=1024, memcgs=1500, kept=40, tmpfs=1500, users=6, files=4),
     # Entries of many memcgs, nested ones too, on filesystems with a disk and without; sockets.
-    "work": Shape("work", EAGER, nodes=2, memory_mb=768, memcgs=1500, kept=60, nested=(2, 1),
-                  tmpfs=60, ext4=6, overlay=6, users=60, files=40, proc=6, sockets=20),
+    "work": Shape("work", EAGER, nodes=2, memory_mb=1024, memcgs=3000, kept=60, nested=(2, 1),
+                  tmpfs=200, ext4=6, overlay=6, users=60, files=40, proc=6, sockets=20),
 }  # fmt: skip
 LARGEST = "bytedance"
 """The commit message's server, 10 GB: by hand, on one lazy kernel."""

@@ -21,5 +21,5 @@ def of_series(name: str, series: str) -> Bytes:
 @pytest.mark.parametrize("name", PAIRS)
 def test_two_kernels_differ_by_what_is_wasted(name: str, series: str) -> None:
     found = of_series(name, EAGER) - of_series(name, series)
-    assert found.predicted > 40e6
+    assert found.predicted > 100e6
     assert found.measured == pytest.approx(found.predicted, rel=0.01, abs=1e6)

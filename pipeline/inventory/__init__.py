@@ -35,9 +35,14 @@ class Target:
     """One kernel to audit.
 
     - name: unique in the run, printable;
-    - kind: ``vmcore`` or ``live``;
-    - source: the absolute path of the core, or ``live:``;
-    - via: where the collector has to run; always None in this release;
+    - kind: ``vmcore``, ``live``, ``ssh``, ``qmp`` or ``ray``;
+    - source: the absolute path of the core or of QEMU's monitor socket, ``live:``, ``ssh:[USER@]HOST[:PORT]`` or
+      ``ray:NODE``;
+    - via: where the collector of a core or a guest has to run, ``ssh:[USER@]HOST[:PORT]`` or ``ray:NODE``;
+    - become: whether the collector runs through ``sudo -n`` on the host that ssh reaches;
+    - ssh_config: absolute path of a configuration file for ssh, default the account's own;
+    - drgn_wheels: absolute path of a directory of drgn's wheels to send one of over ssh, or None;
+    - vmcoreinfo: absolute path of a file with a QEMU guest's VMCOREINFO, or None;
     - vmlinux, debug_dir, btf_dir: absolute paths, where the kernel's types are;
     - python: the collector's interpreter, default the one that runs this program;
     - timeout_s: seconds, default the run's;
@@ -50,6 +55,10 @@ class Target:
     kind: str
     source: str
     via: str | None = None
+    become: bool = False
+    ssh_config: str | None = None
+    drgn_wheels: str | None = None
+    vmcoreinfo: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
     vmlinux: str | None = None
     debug_dir: str | None = None

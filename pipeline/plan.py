@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from pipeline.inventory import Target
+from pipeline.text import printable
 
 HERE = "here"
 """The node where the command was typed; fanout knows its id."""
@@ -14,40 +16,156 @@ HERE = "here"
 _MAX_BATCH = 16
 # So many batches for each slot, that the last one to finish does not keep the others waiting long.
 _BATCHES_PER_SLOT = 16
+# Of a large cluster an error names so many nodes.
+_NAMED_NODES = 5
+
+
+class Node(NamedTuple):
+    """A living node of the Ray cluster; node_id may be HERE."""
+
+    node_id: str
+    host: str
+    ip: str
+
+
+class Unreachable(NamedTuple):
+    """A target that no node can collect, and why."""
+
+    target: Target
+    reason: str
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Targets that one task collects one after another; node: HERE, or None for any."""
+    """Targets that one task collects one after another.
+
+    node: the id of a node, HERE, or None for any. over_ssh: whether it only waits for another machine.
+    """
 
     targets: tuple[Target, ...]
     node: str | None = None
+    over_ssh: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run does: every target in exactly one batch. parallel: how many batches at a time."""
+    """What a run does: every target in exactly one batch, or unreachable before anything starts.
+
+    parallel, ssh_parallel: how many batches at a time, of those that do not go over ssh and of those that do.
+    """
 
     batches: tuple[Batch, ...]
     parallel: int
+    ssh_parallel: int = 32
+    unreachable: tuple[Unreachable, ...] = ()
 
     @property
     def targets(self) -> int:
-        return sum(len(batch.targets) for batch in self.batches)
+        return sum(len(batch.targets) for batch in self.batches) + len(self.unreachable)
 
 
-def make(targets: Sequence[Target], parallel: int) -> Plan:
-    """Place the targets: cores on any node, `live:` here.
+def make(targets: Sequence[Target], parallel: int, nodes: Sequence[Node] = (), ssh_parallel: int = 32) -> Plan:
+    """Place the targets.
+
+    The live kernel of a node there, a core or a guest via a node there, `live:` and guests here, and what goes over
+    ssh and cores on any node. `ray:*` becomes a target for each node that no other target names.
 
     :param parallel: how many targets are collected at the same time, at least 1.
+    :param nodes: the living nodes of the cluster.
+    :param ssh_parallel: how many more over ssh.
     """
-    size = max(1, min(_MAX_BATCH, len(targets) // (parallel * _BATCHES_PER_SLOT)))
-    placed: dict[str | None, list[Target]] = {}
-    for target in targets:
-        placed.setdefault(HERE if target.kind == "live" else None, []).append(target)
+    found = _Nodes(nodes)
+    placed: dict[tuple[str | None, bool], list[Target]] = {}
+    unreachable = []
+    for target in _one_a_node(targets, found):
+        try:
+            node = _place(target, found)
+        except LookupError as why:
+            unreachable.append(Unreachable(target, str(why)))
+        else:
+            placed.setdefault((node, _over_ssh(target)), []).append(target)
     batches = (
-        Batch(tuple(group[start : start + size]), node)
-        for node, group in placed.items()
-        for start in range(0, len(group), size)
+        Batch(batch, node, over_ssh)
+        for (node, over_ssh), group in placed.items()
+        for batch in _batches(group, ssh_parallel if over_ssh else parallel)
     )
-    return Plan(tuple(batches), parallel)
+    return Plan(tuple(batches), parallel, ssh_parallel, tuple(unreachable))
+
+
+def _batches(targets: Sequence[Target], slots: int) -> Iterator[tuple[Target, ...]]:
+    size = max(1, min(_MAX_BATCH, len(targets) // (slots * _BATCHES_PER_SLOT)))
+    for start in range(0, len(targets), size):
+        yield tuple(targets[start : start + size])
+
+
+def _over_ssh(target: Target) -> bool:
+    return target.kind == "ssh" or (target.via or "").startswith("ssh:")
+
+
+def _place(target: Target, nodes: _Nodes) -> str | None:
+    """Return the id of the node where a target is collected, HERE, or None for any.
+
+    :raises LookupError: with the reason, where the node is not in the cluster.
+    """
+    if target.kind == "ray":
+        return nodes.find(target.source).node_id
+    if target.via and target.via.startswith("ray:"):
+        return nodes.find(target.via).node_id
+    return HERE if target.kind in ("live", "qmp") and not target.via else None
+
+
+class _Nodes:
+    """The nodes of a cluster by all that they are called."""
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self.all = nodes
+        self._called: dict[str, list[Node]] = {}
+        for node in nodes:
+            for name in {*node}:
+                self._called.setdefault(name, []).append(node)
+
+    def find(self, source: str) -> Node:
+        """Return the node of a `ray:NODE`."""
+        name = source.removeprefix("ray:")
+        called = self._called.get(name, [])
+        if len(called) == 1:
+            return called[0]
+        if called:
+            others = _listed(node.node_id for node in called)
+            raise LookupError(f"{len(called)} nodes of the Ray cluster are {name}: give the id of one: {others}")
+        if not self.all:
+            raise LookupError(f"there is no Ray cluster to have the node {name}: give --address")
+        raise LookupError(f"{name} is not in the Ray cluster, which has {_listed(node.host for node in self.all)}")
+
+    def names(self) -> dict[Node, str]:
+        """Return what each is best called: its host name, its ip or its id, the first that no other has."""
+        return {
+            node: next((name for name in (node.host, node.ip) if len(self._called[name]) == 1), node.node_id)
+            for node in self.all
+        }
+
+
+def _listed(names: Iterable[str]) -> str:
+    listed = sorted(map(printable, names))
+    more = len(listed) - _NAMED_NODES
+    return ", ".join(listed[:_NAMED_NODES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _one_a_node(targets: Sequence[Target], nodes: _Nodes) -> Iterator[Target]:
+    """Replace `ray:*` by the nodes that no other target names, called as no other target is."""
+    named = set()
+    for target in targets:
+        if target.kind == "ray" and target.source != "ray:*":
+            try:
+                named.add(nodes.find(target.source))
+            except LookupError:
+                continue
+    taken = {target.name for target in targets}
+    for target in targets:
+        if target.source != "ray:*" or not nodes.all:
+            yield target
+            continue
+        for node, called in nodes.names().items():
+            if node not in named:
+                name = next(name for name in (called, f"ray:{called}", node.node_id) if name not in taken)
+                yield replace(target, name=name, source=f"ray:{called}")

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from pipeline import plan
 from pipeline.inventory import Target
+from pipeline.plan import HERE, Node
+
+A = Node("a" * 56, "alpha", "10.0.0.1")
+B = Node("b" * 56, "beta", "10.0.0.2")
+TWIN = Node("c" * 56, "beta", "10.0.0.3")
+
+
+def places(*placed: Target, nodes: Sequence[Node] = ()) -> dict[str, str | None]:
+    """Return where each target is placed, by name; what is unreachable with its reason."""
+    made = plan.make(placed, 2, nodes)
+    assert made.targets == sum(len(batch.targets) for batch in made.batches) + len(made.unreachable)
+    found = {target.name: batch.node for batch in made.batches for target in batch.targets}
+    return found | {target.name: reason for target, reason in made.unreachable}
+
+
+def ray(node: str, name: str | None = None) -> Target:
+    return Target(name or node, "ray", f"ray:{node}")
 
 
 def targets(count: int, kind: str = "vmcore") -> list[Target]:
@@ -31,7 +50,55 @@ def test_many_targets_are_bundled_but_not_so_many_that_one_slot_works_alone_at_t
     assert len(sizes) >= 16 * 4
 
 
-def test_live_is_placed_here_and_cores_anywhere():
-    made = plan.make([*targets(2), *targets(1, "live"), *targets(1)], 2)
-    places = {target.kind: batch.node for batch in made.batches for target in batch.targets}
-    assert places == {"vmcore": None, "live": plan.HERE}
+def test_live_and_guests_are_placed_here_and_cores_and_what_goes_over_ssh_anywhere():
+    kinds = ("vmcore", "live", "qmp", "ssh")
+    found = places(*(Target(kind, kind, "/x") for kind in kinds), Target("far", "vmcore", "/x", via="ssh:h"))
+    assert found == {"vmcore": None, "live": HERE, "qmp": HERE, "ssh": None, "far": None}
+
+
+@pytest.mark.parametrize("name", [A.node_id, A.host, A.ip])
+def test_a_node_is_found_by_all_its_names(name):
+    guest = Target("guest", "qmp", "/run/a.sock", via=f"ray:{name}")
+    core = Target("core", "vmcore", "/core", via=f"ray:{name}")
+    assert places(ray(name), guest, core, nodes=[A, B]) == {name: A.node_id, "guest": A.node_id, "core": A.node_id}
+
+
+def test_a_node_that_is_not_there_or_not_one_makes_its_targets_unreachable():
+    found = places(ray("gone"), ray("beta"), ray(A.ip), nodes=[A, B, TWIN])
+    assert found["gone"] == "gone is not in the Ray cluster, which has alpha, beta, beta"
+    assert found["beta"] == f"2 nodes of the Ray cluster are beta: give the id of one: {B.node_id}, {TWIN.node_id}"
+    assert found[A.ip] == A.node_id
+    assert "--address" in str(places(ray("gone"))["gone"])
+
+
+def test_a_large_cluster_is_not_listed_whole():
+    nodes = [Node(str(number), f"node{number}", f"10.0.0.{number}") for number in range(10, 40)]
+    reason = places(ray("gone"), nodes=nodes)["gone"]
+    assert reason == "gone is not in the Ray cluster, which has node10, node11, node12, node13, node14 and 25 more"
+
+
+def test_every_node_is_a_target_called_by_what_only_it_is_called():
+    assert places(ray("*"), nodes=[A, B, TWIN]) == {"alpha": A.node_id, B.ip: B.node_id, TWIN.ip: TWIN.node_id}
+    (every,) = plan.make([Target("ray:*", "ray", "ray:*", labels={"role": "db"})], 2, [A]).batches
+    assert every.targets == (Target("alpha", "ray", "ray:alpha", labels={"role": "db"}),)
+    same_machine = [node._replace(ip="127.0.0.1", host="here") for node in (A, B)]
+    assert places(ray("*"), nodes=same_machine) == {node.node_id: node.node_id for node in (A, B)}
+
+
+def test_every_node_leaves_out_those_that_another_target_names_and_takes_no_name():
+    found = places(ray("*"), ray(A.ip, "mine"), Target("beta", "ssh", "ssh:beta"), nodes=[A, B])
+    assert found == {"mine": A.node_id, "beta": None, "ray:beta": B.node_id}
+
+
+def test_every_node_of_no_cluster_is_unreachable():
+    assert "no Ray cluster" in str(places(ray("*"))["*"])
+
+
+def test_batches_over_ssh_are_apart_and_as_small_as_their_own_slots_want():
+    hosts = [Target(f"h{n}", "ssh", f"ssh:h{n}") for n in range(1000)]
+    made = plan.make([*targets(1000), *hosts, Target("far", "vmcore", "/c", via="ssh:h")], 2, ssh_parallel=32)
+    for batch in made.batches:
+        assert {target.kind == "ssh" or target.via is not None for target in batch.targets} == {batch.over_ssh}
+    sizes = {over: max(len(b.targets) for b in made.batches if b.over_ssh == over) for over in (False, True)}
+    assert sizes == {False: 16, True: 1}
+    assert (made.parallel, made.ssh_parallel) == (2, 32)

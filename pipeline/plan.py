@@ -83,7 +83,7 @@ def make(targets: Sequence[Target], parallel: int, nodes: Sequence[Node] = (), s
         except LookupError as why:
             unreachable.append(Unreachable(target, str(why)))
         else:
-            placed.setdefault((node, _over_ssh(target)), []).append(target)
+            placed.setdefault((node, target.over_ssh), []).append(target)
     batches = (
         Batch(batch, node, over_ssh)
         for (node, over_ssh), group in placed.items()
@@ -96,10 +96,6 @@ def _batches(targets: Sequence[Target], slots: int) -> Iterator[tuple[Target, ..
     size = max(1, min(_MAX_BATCH, len(targets) // (slots * _BATCHES_PER_SLOT)))
     for start in range(0, len(targets), size):
         yield tuple(targets[start : start + size])
-
-
-def _over_ssh(target: Target) -> bool:
-    return target.kind == "ssh" or (target.via or "").startswith("ssh:")
 
 
 def _place(target: Target, nodes: _Nodes) -> str | None:

@@ -1,4 +1,4 @@
-"""Inventory files to entries: YAML, JSON, CSV and lines, each entry with the line it was written in."""
+"""Inventory files to entries: YAML, JSON, CSV, lines and Ansible's, each entry with the line it was written in."""
 
 from __future__ import annotations
 
@@ -6,55 +6,52 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from pipeline.inventory import ansible
+from pipeline.inventory.entry import KEYS, Entry, InventorySyntaxError
 from pipeline.inventory.text import quote
 from pipeline.text import printable
 
-KEYS = ("target", "name", "labels", "vmlinux", "debug_dir", "python", "timeout_s")
+_NO_INVENTORY = (
+    "not a .yaml, .yml, .json or .csv file (Ansible's inventory is -i ansible:FILE, one target a line -i - on stdin)"
+)
 
 
-class Entry(NamedTuple):
-    """One target as written: `where` it stands (file:line), its values, the place of each key where that is
-    known, and the folder that its relative paths are below."""
+def read(inventory: str, labels: Sequence[str], errors: list[str]) -> list[Entry]:
+    """Return the entries of an inventory: a file, ``-`` for stdin or ``ansible:FILE``.
 
-    where: str
-    fields: dict[str, Any]
-    key_where: dict[str, str]
-    folder: str
-
-    def at(self, key: str) -> str:
-        return self.key_where.get(key, self.where)
-
-
-class _SyntaxError(Exception):
-    def __init__(self, line: int, problem: str) -> None:
-        self.line = line
-        self.problem = problem
-
-
-def read(inventory: Path, errors: list[str]) -> list[Entry]:
-    """Return the entries of an inventory file or, for ``-``, of stdin; what is wrong is added to `errors`."""
-    stdin = str(inventory) == "-"
-    shown = "<stdin>" if stdin else printable(str(inventory))
-    readers = {".yaml": _yaml, ".yml": _yaml, ".json": _json, ".csv": _csv}
-    reader = _lines if stdin else readers.get(inventory.suffix.lower())
-    if reader is None:
-        errors.append(f"{shown}: not a .yaml, .yml, .json or .csv file (one target a line is -i - on stdin)")
-        return []
+    :param labels: which variables of Ansible's hosts become labels.
+    :param errors: what is wrong is added to it.
+    """
+    stdin = inventory == "-"
+    shown = "<stdin>" if stdin else printable(inventory)
     folder = os.getcwd() if stdin else os.path.dirname(os.path.abspath(inventory))
     try:
-        text = (sys.stdin.buffer.read() if stdin else inventory.read_bytes()).decode("utf-8-sig")
+        if inventory.startswith("ansible:"):
+            text = ansible.output(inventory.removeprefix("ansible:"))
+            return list(ansible.entries(text, shown, folder, labels, errors))
+        reader = _lines if stdin else _READERS.get(Path(inventory).suffix.lower())
+        if reader is None:
+            errors.append(f"{shown}: {_NO_INVENTORY}")
+            return []
+        text = (sys.stdin.buffer.read() if stdin else Path(inventory).read_bytes()).decode("utf-8-sig")
+        # What ansible-inventory prints is one object, our own JSON a list.
+        if reader in (_lines, _json) and text.lstrip().startswith("{"):
+            return list(ansible.entries(text, shown, folder, labels, errors))
+        if labels:
+            errors.append(f"{shown}: {ansible.LABELS_ARE_ANSIBLES}")
         return list(reader(text, shown, folder, errors))
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         errors.append(f"{shown}:{line}: not UTF-8 text")
     except OSError as error:
         errors.append(f"{shown}: {error.strerror}")
-    except _SyntaxError as error:
-        errors.append(f"{shown}:{error.line}: {printable(error.problem)}")
+    except InventorySyntaxError as error:
+        place = shown if error.line is None else f"{shown}:{error.line}"
+        errors.append(f"{place}: {printable(error.problem)}")
     return []
 
 
@@ -89,7 +86,7 @@ def _csv(text: str, shown: str, folder: str, errors: list[str]) -> Iterator[Entr
                 labels = {c.removeprefix("labels."): cells.pop(c) for c in header if c in cells and "." in c}
                 yield Entry(where, {**cells, "labels": labels}, {}, folder)
     except csv.Error as error:
-        raise _SyntaxError(reader.line_num, str(error)) from None
+        raise InventorySyntaxError(reader.line_num, str(error)) from None
 
 
 def _json(text: str, shown: str, folder: str, errors: list[str]) -> Iterator[Entry]:
@@ -111,7 +108,7 @@ def _json(text: str, shown: str, folder: str, errors: list[str]) -> Iterator[Ent
 
     decode = json.JSONDecoder(object_pairs_hook=once).raw_decode
     if token() != "[":
-        raise _SyntaxError(line, "an inventory is a list of targets")
+        raise InventorySyntaxError(line, "an inventory is a list of targets")
     position += 1
     more = token() != "]"
     while more:
@@ -120,19 +117,19 @@ def _json(text: str, shown: str, folder: str, errors: list[str]) -> Iterator[Ent
         try:
             value, position = decode(text, start)
         except json.JSONDecodeError as error:
-            raise _SyntaxError(error.lineno, error.msg) from None
+            raise InventorySyntaxError(error.lineno, error.msg) from None
         except RecursionError:
-            raise _SyntaxError(line, "nested too deep") from None
+            raise InventorySyntaxError(line, "nested too deep") from None
         yield from _entry(value, f"{shown}:{line}", {}, folder, errors)
         line += text.count("\n", start, position)
         separator = token()
         if separator not in (",", "]"):
-            raise _SyntaxError(line, "expected , or ]")
+            raise InventorySyntaxError(line, "expected , or ]")
         more = separator == ","
         position += more
     position += 1
     if token():
-        raise _SyntaxError(line, "text after the list")
+        raise InventorySyntaxError(line, "text after the list")
 
 
 def _yaml(text: str, shown: str, folder: str, errors: list[str]) -> Iterator[Entry]:
@@ -143,7 +140,7 @@ def _yaml(text: str, shown: str, folder: str, errors: list[str]) -> Iterator[Ent
         events = yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         begin = [next(events, None) for _ in range(3)]
         if not isinstance(begin[-1], yaml.SequenceStartEvent):
-            raise _SyntaxError(1, "an inventory is a list of targets")
+            raise InventorySyntaxError(1, "an inventory is a list of targets")
         node = _Nodes(events)
         while not isinstance(event := next(events), yaml.SequenceEndEvent):
             where = f"{shown}:{event.start_mark.line + 1}"
@@ -156,12 +153,12 @@ def _yaml(text: str, shown: str, folder: str, errors: list[str]) -> Iterator[Ent
             yield from _entry(fields, where, key_where, folder, errors)
         next(events)
         if not isinstance(event := next(events), yaml.StreamEndEvent):
-            raise _SyntaxError(event.start_mark.line + 1, "a second document")
+            raise InventorySyntaxError(event.start_mark.line + 1, "a second document")
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise _SyntaxError(mark.line + 1 if mark else 1, str(error.problem)) from None
+        raise InventorySyntaxError(mark.line + 1 if mark else 1, str(error.problem)) from None
     except yaml.YAMLError as error:  # a character that YAML does not allow; it has no line
-        raise _SyntaxError(1, " ".join(str(error).split())) from None
+        raise InventorySyntaxError(1, " ".join(str(error).split())) from None
 
 
 class _Pairs(list[tuple[int, Any, Any]]):
@@ -198,11 +195,11 @@ class _Nodes:
         """Return the value that begins with an event."""
         line = event.start_mark.line + 1
         if depth > self._DEEPEST:
-            raise _SyntaxError(line, "nested too deep")
+            raise InventorySyntaxError(line, "nested too deep")
         kind = type(event).__name__
         if kind == "AliasEvent":
             if event.anchor not in self._anchors:
-                raise _SyntaxError(line, f"nothing is called &{event.anchor}")
+                raise InventorySyntaxError(line, f"nothing is called &{event.anchor}")
             return self._anchors[event.anchor]
         value: Any
         if kind == "ScalarEvent":
@@ -229,3 +226,6 @@ def _entry(value: Any, where: str, key_where: dict[str, str], folder: str, error
         yield Entry(where, value, key_where, folder)
     else:
         errors.append(f"{where}: a target is a mapping with the key target")
+
+
+_READERS = {".yaml": _yaml, ".yml": _yaml, ".json": _json, ".csv": _csv}

@@ -1,0 +1,66 @@
+"""Where ssh goes: `[USER@]HOST[:PORT]`, as far as it is safe on a command line."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import NamedTuple
+
+from pipeline.inventory.text import quote
+
+# ssh puts them into commands (ProxyCommand, Match exec) unquoted, and takes a leading - for an option.
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")
+_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_ADDRESS = re.compile(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?")
+
+
+class Destination(NamedTuple):
+    """An account on a machine; host: a name, an IPv4 or a bare IPv6 address."""
+
+    host: str
+    user: str | None = None
+    port: int | None = None
+
+    def __str__(self) -> str:
+        """Return `[USER@]HOST[:PORT]`, an IPv6 address in brackets."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return (f"{self.user}@" if self.user else "") + host + (f":{self.port}" if self.port else "")
+
+    @property
+    def name(self) -> str:
+        """What a target there is called unless it is given a name: the host, with the port where there is one."""
+        return str(self._replace(user=None)) if self.port else self.host
+
+
+def parse(text: str) -> Destination:
+    """Return the parts of `[USER@]HOST[:PORT]`.
+
+    :raises ValueError: with the reason in one line.
+    """
+    user, at, place = text.rpartition("@")
+    if place.startswith("["):
+        host, bracket, port = place[1:].partition("]")
+        if not bracket or (port and not port.startswith(":")):
+            raise ValueError(f"{quote(text)} is not [USER@][ADDRESS][:PORT]")
+        colon, port = port[:1], port[1:]
+        if not _is_ipv6(host):
+            raise ValueError(f"{quote(host)} in brackets is no IPv6 address")
+    else:
+        host, colon, port = place.partition(":")
+        if ":" in port:
+            raise ValueError(f"{quote(place)} has several colons: an IPv6 address needs brackets, ssh:[::1]")
+        if not _HOST.fullmatch(host):
+            raise ValueError(f"{quote(host)} is no host name: letters, digits and . _ - after a letter, digit or _")
+    if at and not _USER.fullmatch(user):
+        raise ValueError(f"{quote(user)} is no user name: letters, digits and . _ @ + - after a letter, digit or _")
+    if colon and not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 1 << 16):
+        raise ValueError(f"{quote(port)} is no port: a number from 1 to 65535")
+    return Destination(host, user or None, int(port) if colon else None)
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return _ADDRESS.fullmatch(text) is not None

@@ -144,14 +144,16 @@ def _collect(args: argparse.Namespace, targets: Targets, staging: Staging) -> No
 def _audit(args: argparse.Namespace) -> str:
     if args.audit is not None:
         return str(args.audit)
-    return args.inventory.stem if args.inventory is not None and str(args.inventory) != "-" else "adhoc"
+    if args.inventory in (None, "-"):
+        return "adhoc"
+    return Path(args.inventory.removeprefix("ansible:")).stem
 
 
 def _targets(args: argparse.Namespace) -> Targets:
     """Return the targets of the arguments and the inventory; what a target does not say itself comes from options."""
     from pipeline import inventory
 
-    targets = inventory.load(args.targets, args.inventory)
+    targets = inventory.load(args.targets, args.inventory, limits=args.limit, labels=args.label)
     if targets.other_files and not args.quiet:
         print(f"{targets.other_files} other files are no cores", file=sys.stderr)
     targets[:] = [_with_options(target, args) for target in targets]
@@ -161,6 +163,11 @@ def _targets(args: argparse.Namespace) -> Targets:
 def _with_options(target: Target, args: argparse.Namespace) -> Target:
     if target.vmlinux is None and target.debug_dir is None:
         target = replace(target, vmlinux=_absolute(args.vmlinux), debug_dir=_absolute(args.debug_dir))
+    if target.kind == "qmp" and target.vmcoreinfo is None:
+        target = replace(target, vmcoreinfo=_absolute(args.vmcoreinfo))
+    if target.over_ssh:
+        drgn_wheels = _absolute(args.drgn_wheels) if args.ship_drgn else None
+        target = replace(target, ssh_config=_absolute(args.ssh_config), drgn_wheels=drgn_wheels)
     btf_dir = _absolute(args.btf_dir)
     return replace(target, btf_dir=btf_dir, charged=args.charged, target_layout=args.target_layout, verify=args.verify)
 
@@ -175,12 +182,28 @@ def _limits(args: argparse.Namespace) -> Limits:
     return Limits(timeout_s=args.timeout)
 
 
+def _plan(args: argparse.Namespace) -> int:
+    from pipeline import fanout, plan
+
+    targets = _targets(args)
+    nodes = [plan.this_machine()]
+    if (args.address or os.environ.get("RAY_ADDRESS") or "local") != "local":
+        with fanout.cluster(args.parallel, args.address):
+            nodes = fanout.nodes()
+    made = plan.make(targets, args.parallel, nodes, args.ssh_parallel)
+    for line in plan.text(made, nodes, args.timeout):
+        print(line)
+    return OK
+
+
 def _inspect(args: argparse.Namespace) -> int:
     from pipeline import inspect, inventory, runner
 
     targets = inventory.load([args.target])
     if len(targets) > 1:
         raise UsageError(f"{args.target} holds {len(targets)} cores; inspect takes one, run takes them all")
+    if targets[0].kind == "ray":
+        raise UsageError(f"{args.target} needs Ray, which inspect does not use; run does")
     target = _with_options(targets[0], args)
     figures = inspect.host_waste(runner.outcome(target, [runner.run(target, 1, _limits(args))]))
     good = figures["status"] in ("ok", "unsupported")
@@ -257,17 +280,26 @@ def _parser() -> argparse.ArgumentParser:
         _run,
         "run",
         "collect, publish, print the ranking",
-        "lru-audit run /var/crash\n  lru-audit run -i fleet.yaml --audit nightly -w /data/warehouse",
+        "lru-audit run /var/crash\n  lru-audit run -i fleet.yaml --audit nightly -w /data/warehouse\n"
+        "  lru-audit run -i ansible:hosts.ini --limit group.db=true --label rack",
     )
-    run.add_argument("targets", metavar="TARGET", nargs="*", help="a core, a directory of cores, or live:")
-    run.add_argument("-i", "--inventory", type=Path, help="file of targets: .yaml, .json, .csv, or - for stdin")
+    _add_targets(run)
     run.add_argument("--audit", type=_name, help="name of the series of runs (default: the inventory's, else adhoc)")
-    run.add_argument("--parallel", type=_positive, default=os.cpu_count() or 1, help="targets at a time (%(default)s)")
     run.add_argument("--retries", type=_count, default=1, help="of a target whose worker died (%(default)s)")
-    run.add_argument("--address", help="Ray cluster to join (default: $RAY_ADDRESS, else a Ray of its own)")
-    run.add_argument("--quiet", action="store_true", help="no progress")
+    _add_fanout(run)
     _add_warehouse(run)
     _add_collection(run)
+
+    plan = _command(
+        commands,
+        _plan,
+        "plan",
+        "what run would audit, and from where; touches no target",
+        "lru-audit plan -i fleet.yaml --limit 'db*'\n  lru-audit plan ray:* --address 10.0.0.1:6379",
+    )
+    _add_targets(plan)
+    _add_fanout(plan)
+    _add_collection(plan)
 
     inspect = _command(
         commands,
@@ -276,7 +308,7 @@ def _parser() -> argparse.ArgumentParser:
         "the analysis of the commit message for one kernel",
         "lru-audit inspect /var/crash/vmcore\n  lru-audit inspect live: --json",
     )
-    inspect.add_argument("target", metavar="TARGET", help="a core, or live:")
+    inspect.add_argument("target", metavar="TARGET", help="a core, live:, ssh:[USER@]HOST[:PORT] or qmp:SOCKET")
     inspect.add_argument("--json", action="store_true", help="the columns of targets and host_waste")
     inspect.set_defaults(inventory=None, quiet=True)
     _add_collection(inspect)
@@ -336,6 +368,45 @@ def _command(commands: Any, function: Any, name: str, summary: str, examples: st
     return parser
 
 
+def _add_targets(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "targets",
+        metavar="TARGET",
+        nargs="*",
+        help="a core, a directory of cores, live: (this machine), ssh:[USER@]HOST[:PORT], ray:NODE or ray:* (nodes of "
+        "the Ray cluster), qmp:SOCKET (the monitor of a QEMU guest)",
+    )
+    parser.add_argument(
+        "-i",
+        "--inventory",
+        help=".yaml, .json or .csv file of targets; - for one a line on stdin; ansible:FILE for Ansible's (any form "
+        "that ansible-inventory reads; its JSON as a .json file, too)",
+    )
+    parser.add_argument(
+        "--limit",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="only targets whose name matches a glob, or whose label does (rack=r1*); again for more of the same; a "
+        "name and different labels have all to match",
+    )
+    parser.add_argument(
+        "--label",
+        metavar="VAR",
+        action="append",
+        default=[],
+        help="make a variable of Ansible's hosts a label; no other is stored (groups are labels group.NAME)",
+    )
+
+
+def _add_fanout(parser: argparse.ArgumentParser) -> None:
+    cpus = os.cpu_count() or 1
+    parser.add_argument("--parallel", type=_positive, default=cpus, help="targets at a time (%(default)s)")
+    parser.add_argument("--ssh-parallel", type=_positive, default=32, help="and so many over ssh (%(default)s)")
+    parser.add_argument("--address", help="Ray cluster to join (default: $RAY_ADDRESS, else a Ray of its own)")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
 def _add_warehouse(parser: argparse.ArgumentParser) -> None:
     default = Path(os.environ.get("LRU_AUDIT_WAREHOUSE", "warehouse"))
     parser.add_argument(
@@ -349,6 +420,19 @@ def _add_warehouse(parser: argparse.ArgumentParser) -> None:
 
 def _add_collection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=_seconds, default=600.0, help="seconds for one target (%(default)g)")
+    parser.add_argument("--ssh-config", type=Path, help="configuration file of ssh (default: the account's own)")
+    parser.add_argument(
+        "--ship-drgn", action="store_true", help="send drgn along to hosts over ssh; leaves nothing there"
+    )
+    parser.add_argument(
+        "--drgn-wheels",
+        type=Path,
+        default=Path("drgn-wheels"),
+        help="directory of the wheels for it, filled by fetch-drgn (./%(default)s)",
+    )
+    parser.add_argument(
+        "--vmcoreinfo", type=Path, help="file with the VMCOREINFO of QEMU guests that have no device for it"
+    )
     parser.add_argument("--vmlinux", type=Path, help="file with the kernel's DWARF, to use instead of its BTF")
     parser.add_argument("--debug-dir", type=Path, help="directory to search by build id for it")
     parser.add_argument("--btf-dir", type=Path, help="directory of BTF by release and arch, for kernels without")

@@ -30,7 +30,7 @@ from unittest import mock
 from pipeline import runner
 from pipeline.collector.status import GOOD
 from pipeline.inventory import Target
-from pipeline.plan import HERE, Batch, Plan
+from pipeline.plan import HERE, Batch, Node, Plan
 
 Collect = Callable[[Target, int, runner.Limits], dict[str, Any]]
 
@@ -96,6 +96,16 @@ def run(
     """
     with cluster(plan.parallel, address):
         _Run(plan, on_outcome, progress, limits or runner.Limits(), retries, collect).drive()
+
+
+def nodes() -> list[Node]:
+    """Return the living nodes of the cluster that this process is connected to."""
+    ray: Any = importlib.import_module("ray")
+    return [
+        Node(node["NodeID"], node["NodeManagerHostname"], node["NodeManagerAddress"])
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
 
 
 @contextlib.contextmanager

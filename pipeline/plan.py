@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -90,6 +92,42 @@ def make(targets: Sequence[Target], parallel: int, nodes: Sequence[Node] = (), s
         for batch in _batches(group, ssh_parallel if over_ssh else parallel)
     )
     return Plan(tuple(batches), parallel, ssh_parallel, tuple(unreachable))
+
+
+def this_machine() -> Node:
+    """Return the one node of a Ray of its own, which need not run."""
+    return Node(HERE, socket.gethostname(), "127.0.0.1")
+
+
+def text(plan: Plan, nodes: Sequence[Node], timeout_s: float) -> Iterator[str]:
+    """Yield the lines of a table of all targets: what, by which means and from where; then what they are in sum.
+
+    :param nodes: those that the plan was made for.
+    :param timeout_s: of a target that has none of its own.
+    """
+    places = {node.node_id: f"node {node.host}" for node in nodes}
+    places[HERE] = "here"
+    anywhere = "here" if [node.node_id for node in nodes] == [HERE] else "any node"
+    placed = [(t, places.get(b.node or "", anywhere)) for b in plan.batches for t in b.targets]
+    placed += [(target, f"unreachable: {reason}") for target, reason in plan.unreachable]
+    rows = [("target", "kind", "source", "via", "python", "timeout", "labels", "from")]
+    for target, place in placed:
+        python = target.python or ("python3" if target.over_ssh else "")
+        python = f"sudo -n {python}" if target.become else python
+        timeout = f"{target.timeout_s or timeout_s:g} s"
+        labels = str(len(target.labels) or "")
+        row = target.name, target.kind, target.source, target.via or "", python, timeout, labels, place
+        rows.append(tuple(map(printable, row)))  # type: ignore[arg-type]  # as many
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    for row in zip(*columns, strict=True):
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    kinds = Counter(target.kind for target, _ in placed)
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    slots = f"{plan.parallel} at a time and {plan.ssh_parallel} over ssh"
+    unreachable = f"; {len(plan.unreachable)} unreachable" if plan.unreachable else ""
+    yield ""
+    yield f"{plan.targets} targets: {counts}; {slots}{unreachable}"
 
 
 def _batches(targets: Sequence[Target], slots: int) -> Iterator[tuple[Target, ...]]:

@@ -6,21 +6,25 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline import cli
+from pipeline import cli, fanout
+from pipeline.inventory import Target
 
 ROOT = Path(__file__).parents[1]
 VMCORES = ROOT / "tests" / "vmcores"
 CORES = sorted(path.parent.name for path in VMCORES.glob("*/vmcore"))
 
 
-def audit(*args: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("LRU_AUDIT_", "RAY_"))}
-    env["PYTHONPATH"] = str(ROOT)
+def audit(
+    *args: str | Path, cwd: Path = ROOT, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("LRU_AUDIT_", "RAY_"))}
+    env = {**inherited, "PYTHONPATH": str(ROOT), **(env or {})}
     command = [sys.executable, "-m", "pipeline", *map(str, args)]
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=300)
 
@@ -182,7 +186,12 @@ def test_a_report_is_written_whole_or_not_at_all(warehouse: Path, tmp_path: Path
     [
         ((), cli.USAGE, "COMMAND"),
         (("run",), cli.USAGE, "no target given; for example:"),
-        (("run", "ssh:host"), cli.USAGE, "vmcore:PATH"),
+        (("run", "ssh:-host"), cli.USAGE, "no host name"),
+        (("run", "host:a"), cli.USAGE, "vmcore:PATH"),
+        (("run", "a", "b", "--limit", "c*"), cli.USAGE, "--limit 'c*' selects none of 2 targets"),
+        (("plan", "a", "--label", "rack"), cli.USAGE, "Ansible"),
+        (("plan", "ray:a", "--address", "127.0.0.1:1"), cli.FAILED, "cannot join the Ray cluster at 127.0.0.1:1"),
+        (("inspect", "ray:a"), cli.USAGE, "inspect does not use"),
         (("run", "a", "b", "--audit", "a/b"), cli.USAGE, "letters, digits"),
         (("run", "a", "--timeout", "0"), cli.USAGE, "seconds"),
         (("estimate", "--superblocks", "1", "--nodes", "0", "--cache-ids", "1"), cli.USAGE, "between 1 and 1024"),
@@ -201,6 +210,64 @@ def test_bad_input_is_one_clear_error(args: tuple[str, ...], code: int, message:
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not done.stdout
+
+
+def test_plan_shows_what_run_would_audit_and_touches_nothing(tmp_path: Path) -> None:
+    (tmp_path / "fleet.csv").write_text(
+        "target,name,labels.rack\nssh:root@192.0.2.1,db1,r1\nqmp:vm.sock,vm1,r1\n/core,core,r2\n"
+    )
+    done = audit("plan", "live:", "ray:*", "ray:gone", "-i", "fleet.csv", "--timeout", "60", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (cli.OK, "")
+    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line}
+    assert rows["db1"].split() == ["db1", "ssh", "ssh:root@192.0.2.1", "python3", "60", "s", "1", "here"]
+    assert f"{tmp_path}/vm.sock" in rows["vm1"]
+    assert "unreachable: gone is not in the Ray cluster" in rows["gone"]
+    assert done.stdout.splitlines()[-1].startswith("6 targets: 1 live, 1 qmp, 2 ray, 1 ssh, 1 vmcore; ")
+    assert [path.name for path in tmp_path.iterdir()] == ["fleet.csv"]
+    limited = audit("plan", "-i", "fleet.csv", "--limit", "*1", "--limit", "rack=r1", cwd=tmp_path)
+    assert [line.split()[0] for line in limited.stdout.splitlines()[1:3]] == ["db1", "vm1"]
+    assert "2 targets" in limited.stdout
+
+
+def test_plan_asks_a_real_cluster_for_its_nodes() -> None:
+    with fanout.cluster(1):
+        (node,) = fanout.nodes()
+        environment = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")}
+        address = sys.modules["ray"].get_runtime_context().gcs_address
+        found = [audit("plan", "ray:*", f"ray:{node.ip}", "--address", address, env=environment)]
+        found += [audit("plan", "ray:*", "/core", env={**environment, "RAY_ADDRESS": address})]
+    assert [done.stderr for done in found] == ["", ""]
+    assert f"{node.ip}  ray   ray:{node.ip}" in found[0].stdout
+    assert f"node {node.host}" in found[1].stdout
+    assert "any node" in found[1].stdout
+
+
+def options_of(*args: str | Path) -> list[Target]:
+    """Return the targets that a command line makes."""
+    return cli._targets(cli._parser().parse_args(["run", *map(str, args)]))
+
+
+def test_options_go_to_the_kinds_that_they_are_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "f.csv").write_text("target,via,vmcoreinfo\nqmp:/own.sock,,own\n/c,ssh:h,\n")
+    args = ("--ssh-config", "ssh.conf", "--ship-drgn", "--vmcoreinfo", "note", "-i", "f.csv")
+    found = {target.name: target for target in options_of("ssh:a", "qmp:/vm.sock", "/core", *args)}
+    assert {name for name, target in found.items() if target.ssh_config == f"{tmp_path}/ssh.conf"} == {"a", "h:/c"}
+    assert {name for name, target in found.items() if target.drgn_wheels == f"{tmp_path}/drgn-wheels"} == {"a", "h:/c"}
+    notes = {name: target.vmcoreinfo for name, target in found.items() if target.vmcoreinfo}
+    assert notes == {"vm": f"{tmp_path}/note", "own": f"{tmp_path}/own"}
+    (host,) = options_of("ssh:a", "--drgn-wheels", "/w")
+    assert host.drgn_wheels is None, "sent only when asked to"
+
+
+def test_an_audit_is_called_like_its_inventory() -> None:
+    def audit_of(*args: str) -> str:
+        return cli._audit(cli._parser().parse_args(["run", *args]))
+
+    assert audit_of("-i", "fleets/web.yaml") == "web"
+    assert audit_of("-i", "ansible:inventories/prod.ini") == "prod"
+    assert audit_of("-i", "-") == audit_of("/core") == "adhoc"
+    assert audit_of("-i", "web.yaml", "--audit", "nightly") == "nightly"
 
 
 def test_help_imports_nothing_slow() -> None:

@@ -102,3 +102,33 @@ def test_batches_over_ssh_are_apart_and_as_small_as_their_own_slots_want():
     sizes = {over: max(len(b.targets) for b in made.batches if b.over_ssh == over) for over in (False, True)}
     assert sizes == {False: 16, True: 1}
     assert (made.parallel, made.ssh_parallel) == (2, 32)
+
+
+def test_the_text_says_of_every_target_what_it_is_and_from_where_by_which_means():
+    made = plan.make(
+        [
+            Target("core", "vmcore", "/core", labels={"rack": "r1", "role": "db"}),
+            Target("far", "vmcore", "/c", via="ssh:root@h:22", become=True, python="/usr/bin/python3.9"),
+            Target("evil\n\x1b[31m", "ssh", "ssh:h", timeout_s=30),
+            ray("*"),
+            ray("gone"),
+        ],
+        2,
+        [A, B],
+    )
+    lines = list(plan.text(made, [A, B], 600))
+    cells = [line.split("  ") for line in lines]
+    rows = {row[0]: [cell.strip() for cell in row[1:] if cell.strip()] for row in cells}
+    assert rows["core"] == ["vmcore", "/core", "600 s", "2", "any node"]
+    assert rows["far"] == ["vmcore", "/c", "ssh:root@h:22", "sudo -n /usr/bin/python3.9", "600 s", "any node"]
+    assert rows[r"evil\n\x1b[31m"] == ["ssh", "ssh:h", "python3", "30 s", "any node"]
+    assert rows["alpha"] == ["ray", "ray:alpha", "600 s", "node alpha"]
+    assert rows["gone"][-1] == "unreachable: gone is not in the Ray cluster, which has alpha, beta"
+    assert lines[-1] == "6 targets: 3 ray, 1 ssh, 2 vmcore; 2 at a time and 32 over ssh; 1 unreachable"
+
+
+def test_without_a_cluster_everything_is_here():
+    here = [plan.this_machine()]
+    made = plan.make([*targets(1), ray("*"), ray(here[0].host, "mine")], 2, here)
+    assert not made.unreachable
+    assert {line.rpartition("  ")[2] for line in plan.text(made, here, 600) if "600 s" in line} == {"here"}

@@ -8,8 +8,10 @@ import os
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -501,6 +503,13 @@ ANSIBLE = [
     Target("web1.example", "ssh", "ssh:web1.example:2222", labels=WEB | {"rack": "r1"}, become=True),
     Target("web2.example", "ssh", "ssh:web2.example:2222", labels=WEB | {"rack": "r1"}, become=True),
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _environments_programs_are_on_path() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", os.path.dirname(sys.executable), prepend=os.pathsep)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
+from pipeline.collector.status import GOOD
 
 if TYPE_CHECKING:
     from pipeline.inventory import Target, Targets
+    from pipeline.plan import Node, Plan
     from pipeline.runner import Limits
     from pipeline.warehouse import Staging
 
@@ -187,13 +189,35 @@ def _plan(args: argparse.Namespace) -> int:
 
     targets = _targets(args)
     nodes = [plan.this_machine()]
-    if (args.address or os.environ.get("RAY_ADDRESS") or "local") != "local":
-        with fanout.cluster(args.parallel, args.address):
+    joins = (args.address or os.environ.get("RAY_ADDRESS") or "local") != "local"
+    with fanout.cluster(args.parallel, args.address) if joins or args.check else contextlib.nullcontext():
+        if joins:
             nodes = fanout.nodes()
-    made = plan.make(targets, args.parallel, nodes, args.ssh_parallel)
-    for line in plan.text(made, nodes, args.timeout):
+        made = plan.make(targets, args.parallel, nodes, args.ssh_parallel)
+        for line in plan.text(made, nodes, args.timeout):
+            print(line)
+        return _check(args, made, nodes) if args.check else OK
+
+
+def _check(args: argparse.Namespace, made: Plan, nodes: Sequence[Node]) -> int:
+    """Try some targets of a plan, print how each ended, and return the exit code of a run."""
+    from pipeline import fanout, plan, progress
+
+    sample = plan.sample(made, nodes)
+    outcomes: list[dict[str, Any]] = []
+    with progress.show(sample.targets, quiet=args.quiet) as shown:
+        fanout.run(sample, on_outcome=outcomes.append, progress=shown, limits=_limits(args))
+    rows = [("tried", "from", "status", "reason")]
+    for outcome in sorted(outcomes, key=lambda outcome: str(outcome["target"])):
+        row, attempt = outcome["row"], outcome["attempts"][-1]
+        rows.append((outcome["target"], attempt["node"] or "", row["status"], row["error"] or ""))
+    print()
+    for line in plan.table(rows):
         print(line)
-    return OK
+    good = sum(outcome["row"]["status"] in GOOD for outcome in outcomes)
+    if good == len(outcomes) and not made.unreachable:
+        return OK
+    return SOME_NOT_GOOD if good else NONE_GOOD
 
 
 def _inspect(args: argparse.Namespace) -> int:
@@ -206,7 +230,7 @@ def _inspect(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.target} needs Ray, which inspect does not use; run does")
     target = _with_options(targets[0], args)
     figures = inspect.host_waste(runner.outcome(target, [runner.run(target, 1, _limits(args))]))
-    good = figures["status"] in ("ok", "unsupported")
+    good = figures["status"] in GOOD
     if args.json:
         print(json.dumps(figures, indent=2))
     elif good:
@@ -294,10 +318,15 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         _plan,
         "plan",
-        "what run would audit, and from where; touches no target",
+        "what run would audit, and from where; touches no target unless told to --check",
         "lru-audit plan -i fleet.yaml --limit 'db*'\n  lru-audit plan ray:* --address 10.0.0.1:6379",
     )
     _add_targets(plan)
+    plan.add_argument(
+        "--check",
+        action="store_true",
+        help="then try one target of each kind from each node; exits as run does, publishes nothing",
+    )
     _add_fanout(plan)
     _add_collection(plan)
 

@@ -116,18 +116,40 @@ def text(plan: Plan, nodes: Sequence[Node], timeout_s: float) -> Iterator[str]:
         python = f"sudo -n {python}" if target.become else python
         timeout = f"{target.timeout_s or timeout_s:g} s"
         labels = str(len(target.labels) or "")
-        row = target.name, target.kind, target.source, target.via or "", python, timeout, labels, place
-        rows.append(tuple(map(printable, row)))  # type: ignore[arg-type]  # as many
-    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    for row in zip(*columns, strict=True):
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        rows.append((target.name, target.kind, target.source, target.via or "", python, timeout, labels, place))
+    yield from table(rows)
     kinds = Counter(target.kind for target, _ in placed)
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     slots = f"{plan.parallel} at a time and {plan.ssh_parallel} over ssh"
     unreachable = f"; {len(plan.unreachable)} unreachable" if plan.unreachable else ""
     yield ""
     yield f"{plan.targets} targets: {counts}; {slots}{unreachable}"
+
+
+def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield the lines of a table whose first row is its head; a column with nothing below that is left out."""
+    columns = [[printable(cell) for cell in column] for column in zip(*rows, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    for row in zip(*columns, strict=True):
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def sample(plan: Plan, nodes: Sequence[Node]) -> Plan:
+    """Return the plan of trying one target of each kind from each node, as far as there are targets.
+
+    Nobody wants its numbers: the scan of charged objects is left out.
+
+    :param nodes: those that the plan was made for.
+    """
+    tried: dict[tuple[str, str, bool], Batch] = {}
+    for batch in plan.batches:
+        for target in batch.targets:
+            for node in [batch.node] if batch.node else [node.node_id for node in nodes]:
+                kind = node, target.kind, target.over_ssh
+                if kind not in tried:
+                    tried[kind] = replace(batch, targets=(replace(target, charged=False),), node=node)
+                    break
+    return replace(plan, batches=tuple(tried.values()), unreachable=())
 
 
 def _batches(targets: Sequence[Target], slots: int) -> Iterator[tuple[Target, ...]]:

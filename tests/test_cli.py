@@ -242,6 +242,19 @@ def test_plan_asks_a_real_cluster_for_its_nodes() -> None:
     assert "any node" in found[1].stdout
 
 
+def test_a_plan_is_checked_by_one_target_of_each_kind(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("not a core\n")
+    for target, code, ending in ((VMCORES, cli.OK, "ok"), (tmp_path / "text", cli.NONE_GOOD, "bad_core")):
+        done = audit("plan", target, "--check", "--quiet", cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (code, "")
+        table, _, checked = done.stdout.partition("\n\ntried ")
+        assert "at a time" in table
+        (row,) = checked.splitlines()[1:]
+        assert row.split()[2] == ending
+    assert audit("plan", VMCORES, "ray:gone", "--check", "--quiet").returncode == cli.SOME_NOT_GOOD
+    assert [path.name for path in tmp_path.iterdir()] == ["text"], "nothing is published"
+
+
 def options_of(*args: str | Path) -> list[Target]:
     """Return the targets that a command line makes."""
     return cli._targets(cli._parser().parse_args(["run", *map(str, args)]))

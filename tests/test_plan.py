@@ -132,3 +132,17 @@ def test_without_a_cluster_everything_is_here():
     made = plan.make([*targets(1), ray("*"), ray(here[0].host, "mine")], 2, here)
     assert not made.unreachable
     assert {line.rpartition("  ")[2] for line in plan.text(made, here, 600) if "600 s" in line} == {"here"}
+
+
+def test_a_sample_has_a_target_of_each_kind_from_each_node_and_none_twice():
+    hosts = [Target(f"h{number}", "ssh", f"ssh:h{number}") for number in range(9)]
+    far = [Target(f"far{number}", "vmcore", "/c", via=f"ssh:h{number}") for number in range(9)]
+    made = plan.make([*targets(1), *hosts, *far, *targets(5, "qmp"), ray("alpha"), ray("gone")], 2, [A, B])
+    found = plan.sample(made, [A, B])
+    tried = [(batch.node, target.name) for batch in found.batches for target in batch.targets]
+    a, b = A.node_id, B.node_id
+    assert sorted(tried) == sorted(
+        [(a, "vmcore0"), (a, "h0"), (b, "h1"), (a, "far0"), (b, "far1"), (HERE, "qmp0"), (a, "alpha")]
+    )
+    assert {batch.over_ssh for batch in found.batches if batch.targets[0].name in ("h0", "far1")} == {True}
+    assert not found.unreachable

@@ -55,13 +55,13 @@ def entries(text: str, shown: str, folder: str, labels: Sequence[str], errors: l
         raise InventorySyntaxError(error.lineno, error.msg) from None
     except RecursionError:
         raise InventorySyntaxError(1, "nested too deep") from None
-    meta = listing.pop("_meta", None)
-    hostvars = meta.get("hostvars") if isinstance(meta, dict) else None
-    if not isinstance(hostvars, dict):
-        raise InventorySyntaxError(
-            1, "neither a list of targets nor the output of `ansible-inventory --list`: no _meta.hostvars"
-        )
-    groups = _groups(listing)
+    match listing:
+        case {"_meta": {"hostvars": dict(hostvars)}}:
+            groups = _groups({name: group for name, group in listing.items() if name != "_meta"})
+        case _:
+            raise InventorySyntaxError(
+                1, "neither a list of targets nor the output of `ansible-inventory --list`: no _meta.hostvars"
+            )
     asked = set(labels)
     for name in sorted(hostvars.keys() | groups.keys()):
         host = _Host(hostvars.get(name))

@@ -140,7 +140,7 @@ def _yaml(text: str, shown: str, folder: str, errors: list[str]) -> Iterator[Ent
         events = yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         begin = [next(events, None) for _ in range(3)]
         if not isinstance(begin[-1], yaml.SequenceStartEvent):
-            raise InventorySyntaxError(1, "an inventory is a list of targets")
+            raise InventorySyntaxError(1, "an inventory is a list of targets (Ansible's is -i ansible:FILE)")
         node = _Nodes(events)
         while not isinstance(event := next(events), yaml.SequenceEndEvent):
             where = f"{shown}:{event.start_mark.line + 1}"

@@ -163,13 +163,14 @@ def _targets(args: argparse.Namespace) -> Targets:
 
 
 def _with_options(target: Target, args: argparse.Namespace) -> Target:
+    if args.ship_drgn != (args.drgn_wheels is not None):
+        raise UsageError("--ship-drgn and --drgn-wheels DIR go together; lru-audit fetch-drgn fills it")
     if target.vmlinux is None and target.debug_dir is None:
         target = replace(target, vmlinux=_absolute(args.vmlinux), debug_dir=_absolute(args.debug_dir))
     if target.kind == "qmp" and target.vmcoreinfo is None:
         target = replace(target, vmcoreinfo=_absolute(args.vmcoreinfo))
     if target.over_ssh:
-        drgn_wheels = _absolute(args.drgn_wheels) if args.ship_drgn else None
-        target = replace(target, ssh_config=_absolute(args.ssh_config), drgn_wheels=drgn_wheels)
+        target = replace(target, ssh_config=_absolute(args.ssh_config), drgn_wheels=_absolute(args.drgn_wheels))
     btf_dir = _absolute(args.btf_dir)
     return replace(target, btf_dir=btf_dir, charged=args.charged, target_layout=args.target_layout, verify=args.verify)
 
@@ -449,19 +450,6 @@ def _add_warehouse(parser: argparse.ArgumentParser) -> None:
 
 def _add_collection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=_seconds, default=600.0, help="seconds for one target (%(default)g)")
-    parser.add_argument("--ssh-config", type=Path, help="configuration file of ssh (default: the account's own)")
-    parser.add_argument(
-        "--ship-drgn", action="store_true", help="send drgn along to hosts over ssh; leaves nothing there"
-    )
-    parser.add_argument(
-        "--drgn-wheels",
-        type=Path,
-        default=Path("drgn-wheels"),
-        help="directory of the wheels for it, filled by fetch-drgn (./%(default)s)",
-    )
-    parser.add_argument(
-        "--vmcoreinfo", type=Path, help="file with the VMCOREINFO of QEMU guests that have no device for it"
-    )
     parser.add_argument("--vmlinux", type=Path, help="file with the kernel's DWARF, to use instead of its BTF")
     parser.add_argument("--debug-dir", type=Path, help="directory to search by build id for it")
     parser.add_argument("--btf-dir", type=Path, help="directory of BTF by release and arch, for kernels without")
@@ -475,6 +463,10 @@ def _add_collection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="look at every pointer array of an eager kernel, not at a sample"
     )
+    parser.add_argument("--ssh-config", type=Path, help="configuration file of ssh (default: the account's own)")
+    parser.add_argument("--ship-drgn", action="store_true", help="send drgn to hosts over ssh and leave nothing there")
+    parser.add_argument("--drgn-wheels", type=Path, metavar="DIR", help="wheels for it, which fetch-drgn downloads")
+    parser.add_argument("--vmcoreinfo", type=Path, help="VMCOREINFO of QEMU guests that do not hand it over")
 
 
 def _add_target_layout(parser: argparse.ArgumentParser) -> None:

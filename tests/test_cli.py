@@ -191,6 +191,8 @@ def test_a_report_is_written_whole_or_not_at_all(warehouse: Path, tmp_path: Path
         (("run", "a", "b", "--limit", "c*"), cli.USAGE, "--limit 'c*' selects none of 2 targets"),
         (("plan", "a", "--label", "rack"), cli.USAGE, "Ansible"),
         (("plan", "ray:a", "--address", "127.0.0.1:1"), cli.FAILED, "cannot join the Ray cluster at 127.0.0.1:1"),
+        (("run", "ssh:a", "--ship-drgn"), cli.USAGE, "--drgn-wheels DIR go together"),
+        (("run", "ssh:a", "--drgn-wheels", "w"), cli.USAGE, "--ship-drgn and"),
         (("inspect", "ray:a"), cli.USAGE, "inspect does not use"),
         (("run", "a", "b", "--audit", "a/b"), cli.USAGE, "letters, digits"),
         (("run", "a", "--timeout", "0"), cli.USAGE, "seconds"),
@@ -263,14 +265,12 @@ def options_of(*args: str | Path) -> list[Target]:
 def test_options_go_to_the_kinds_that_they_are_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "f.csv").write_text("target,via,vmcoreinfo\nqmp:/own.sock,,own\n/c,ssh:h,\n")
-    args = ("--ssh-config", "ssh.conf", "--ship-drgn", "--vmcoreinfo", "note", "-i", "f.csv")
+    args = ("--ssh-config", "ssh.conf", "--ship-drgn", "--drgn-wheels", "w", "--vmcoreinfo", "note", "-i", "f.csv")
     found = {target.name: target for target in options_of("ssh:a", "qmp:/vm.sock", "/core", *args)}
     assert {name for name, target in found.items() if target.ssh_config == f"{tmp_path}/ssh.conf"} == {"a", "h:/c"}
-    assert {name for name, target in found.items() if target.drgn_wheels == f"{tmp_path}/drgn-wheels"} == {"a", "h:/c"}
+    assert {name for name, target in found.items() if target.drgn_wheels == f"{tmp_path}/w"} == {"a", "h:/c"}
     notes = {name: target.vmcoreinfo for name, target in found.items() if target.vmcoreinfo}
     assert notes == {"vm": f"{tmp_path}/note", "own": f"{tmp_path}/own"}
-    (host,) = options_of("ssh:a", "--drgn-wheels", "/w")
-    assert host.drgn_wheels is None, "sent only when asked to"
 
 
 def test_an_audit_is_called_like_its_inventory() -> None:

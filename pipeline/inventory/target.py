@@ -46,7 +46,8 @@ class Target:
     - timeout_s: seconds, default the run's;
     - charged: whether to read what memcgs are charged for; default the collector's, for cores yes, for ``live:`` no;
     - target_layout: the lazy kernel to estimate, ``5.18`` or ``6.13``, default the collector's, ``5.18``;
-    - verify: whether to look at every pointer array of an eager kernel rather than at a sample.
+    - verify: whether to look at every pointer array of an eager kernel rather than at a sample;
+    - max_reads: how often the collector may read, in system calls, default without end.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Target:
     charged: bool | None = None
     target_layout: str | None = None
     verify: bool = False
+    max_reads: int | None = None
 
     @property
     def over_ssh(self) -> bool:

@@ -121,8 +121,18 @@ def outcome(target: Target, attempts: Sequence[dict[str, Any]]) -> dict[str, Any
 
 
 def _collect(target: Target, limits: Limits) -> _End:
-    timeout_s = target.timeout_s or limits.timeout_s
-    child = _run_child(transports.command(target), limits, timeout_s)
+    try:
+        command = transports.command(target)
+    except transports.TargetError as error:
+        return _End("unreachable", "TargetError", str(error))
+    end = _run(command, limits, target.timeout_s or limits.timeout_s)
+    if end.error is not None and command.host is not None and command.host not in end.error:
+        return end._replace(error=f"{command.host}: {end.error}")
+    return end
+
+
+def _run(command: transports.Command, limits: Limits, timeout_s: float) -> _End:
+    child = _run_child(command, limits, timeout_s)
     try:
         match frame.parse(child.stdout):
             case frame.Failure(status, error_type, error):
@@ -148,6 +158,8 @@ def _without_frame(child: _Exit, error: frame.FrameError, limits: Limits, timeou
         name = _signal_name(-child.returncode)
         hint = ", probably by the kernel, out of memory: collect fewer at a time" * (name == "SIGKILL")
         return _End("crashed", f"signal:{name}", f"killed by {name}{hint}{said}")
+    if child.returncode == transports.LOST:
+        return _End("lost", "ConnectionLost", f"the connection ended before the audit did{said}")
     return _End("bad_output", "FrameError", f"{error}; exit code {child.returncode}{said}")
 
 

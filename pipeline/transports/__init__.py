@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pipeline.inventory import Target
-from pipeline.transports import live, vmcore
-from pipeline.transports.command import Command
+from pipeline.transports import live, ssh, vmcore
+from pipeline.transports.command import Command, TargetError
+from pipeline.transports.session import LOST
 
-__all__ = ["Command", "command"]
+__all__ = ["LOST", "Command", "TargetError", "command"]
 
-_KINDS = {"vmcore": vmcore.command, "live": live.command}
+_KINDS = {"vmcore": vmcore.command, "live": live.command, "ssh": ssh.command}
 
 
 def command(target: Target) -> Command:
-    """Return what to run on the node that the plan chose."""
+    """Return what to run on the node that the plan chose.
+
+    :raises TargetError:
+    """
+    if target.via is not None and target.via.startswith("ssh:"):
+        return ssh.command(target)
     return _KINDS[target.kind](target)

@@ -8,27 +8,38 @@ from typing import NamedTuple
 from pipeline.inventory import Target
 
 
+class TargetError(ValueError):
+    """A target that no command can be made of; one line."""
+
+
 class Command(NamedTuple):
-    """argv: the child's arguments. stdin: what it reads, None for nothing. opens: a file that has to be there."""
+    """argv: the child's arguments. stdin: what it reads, None for nothing. opens: a file that has to be there.
+    host: what an error has to name, where that is not this node."""
 
     argv: list[str]
     stdin: bytes | None = None
     opens: str | None = None
+    host: str | None = None
 
 
 def collector(target: Target) -> list[str]:
     """Return the argv of a collector on the node itself."""
-    argv = [target.python or sys.executable, "-m", "pipeline.collector"]
+    return [target.python or sys.executable, "-m", "pipeline.collector", *arguments(target, target.source)]
+
+
+def arguments(target: Target, source: str) -> list[str]:
+    """Return the collector's arguments; its files are where it runs."""
+    args = []
     if target.vmlinux is not None:
-        argv += ["--vmlinux", target.vmlinux]
+        args += ["--vmlinux", target.vmlinux]
     if target.debug_dir is not None:
-        argv += ["--debug-dir", target.debug_dir]
+        args += ["--debug-dir", target.debug_dir]
     if target.btf_dir is not None:
-        argv += ["--btf-dir", target.btf_dir]
+        args += ["--btf-dir", target.btf_dir]
     if target.charged is not None:
-        argv.append("--charged" if target.charged else "--no-charged")
+        args.append("--charged" if target.charged else "--no-charged")
     if target.target_layout is not None:
-        argv += ["--target-layout", target.target_layout]
+        args += ["--target-layout", target.target_layout]
     if target.verify:
-        argv.append("--verify")
-    return [*argv, target.source]
+        args.append("--verify")
+    return [*args, source]

@@ -1,0 +1,45 @@
+"""What is sent to a host: the collector's sources, and drgn from a wheel that fits."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+import zlib
+from pathlib import Path
+
+STARTS = "lru-audit starts "
+"""Begins the line on stderr that says that ssh and the host's shell are past, and which interpreter comes."""
+
+_INTERPRETERS = ("python3", "/usr/libexec/platform-python")  # the second: RHEL 8's own
+_FOLDER = Path(__file__).parents[1] / "collector"
+
+
+@functools.cache
+def bootstrap() -> bytes:
+    """Return the program that takes the rest."""
+    return (_FOLDER / "remote.py").read_bytes()
+
+
+@functools.cache
+def sources() -> bytes:
+    """Return the collector as a compressed Python literal: path of each file to its text."""
+    found = {f"pipeline/collector/{path.name}": path.read_text("utf-8") for path in sorted(_FOLDER.glob("*.py"))}
+    del found["pipeline/collector/remote.py"]
+    return pack({"pipeline/__init__.py": "", **found})
+
+
+def pack(files: dict[str, str]) -> bytes:
+    return zlib.compress(repr(files).encode(), 9)
+
+
+def command_line(python: str | None, become: bool) -> str:
+    """Return the line for the host's login shell, whichever it is, that runs the bootstrap from stdin."""
+    candidates = " ".join(shlex.quote(name) for name in ([python] if python else _INTERPRETERS))
+    sudo = "sudo -n -- " if become else ""
+    script = (
+        f"LC_ALL=C; export LC_ALL; for p in {candidates}; do "
+        f'p=$(command -v "$p") || continue; echo "{STARTS}$p" >&2; '
+        f'exec {sudo}"$p" -c "import sys;exec(sys.stdin.buffer.read({len(bootstrap())}))"; '
+        "done; exit 127"
+    )
+    return f"exec sh -c {shlex.quote(script)}"

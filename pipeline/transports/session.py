@@ -47,7 +47,7 @@ _SSH_SAYS = (
     (r"No route to host|Network is unreachable", "unreachable", "NoRoute", None),
     (r"timed out", "unreachable", "ConnectTimeout", None),
     (r"[Cc]onfiguration option|config file|Bad owner|argument|keyword", "unreachable", "ConfigError", None),
-    (r"exchange_identification|Connection (closed|reset) by|banner exchange|Broken pipe", None, "ConnectionClosed",
+    (r"exchange_identification|Connection (closed|reset) by|banner exchange", None, "ConnectionClosed",
      "too many connections at a time? MaxStartups in sshd_config, --ssh-parallel here"),
 )  # fmt: skip
 _SUDO_SAYS = re.compile(
@@ -207,13 +207,14 @@ def _die_with_parent() -> None:
 
 def _meaning(said: str) -> Failure:
     """Return the failure that ssh's words stand for."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    # At this LogLevel it says nothing of a connection that was closed while keys were exchanged.
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["Connection closed by the host"]
     for pattern, status, error_type, remedy in _SSH_SAYS:
         line = next((line for line in lines if re.search(pattern, line)), None)
         if line is not None:
             tries = "" if status else f" in each of {len(_WAITS_S) + 1} tries"
             return Failure(status, error_type, line.strip("@ ") + tries + (f"; {remedy}" if remedy else ""))
-    return Failure("unreachable", "SshFailed", lines[-1] if lines else "ssh failed without a word")
+    return Failure("unreachable", "SshFailed", lines[-1])
 
 
 def _fitting(folder: str, python: str, suffix: str, arch: str, libc: str) -> bytes:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import shutil
+import socket
+import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from pipeline import runner
+from pipeline import runner, transports
 from pipeline.inventory import Target
-from tests.transports.sshd import SSHD, USER, Client, Server
+from pipeline.transports import payload, ssh
+from tests.transports.sshd import SSHD, USER, Client, Server, free_port, make_key
 
 pytestmark = pytest.mark.skipif(SSHD is None, reason="no sshd: apt-get install openssh-server")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="switches users: run as root")
+with_sudo = pytest.mark.skipif(shutil.which("sudo") is None, reason="no sudo: apt-get install sudo")
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "tests/vmcores/deb510-n1/vmcore"
@@ -46,8 +56,45 @@ def run(target: Target, **limits: float) -> dict:
 
 
 def ending(target: Target, **limits: float) -> tuple:
-    attempt = run(target, **limits)["attempt"]
-    return tuple(attempt[key] for key in ("status", "error_type", "error"))
+    result = run(target, **limits)
+    assert (result["columns"], result["tables"]) == ({}, {})
+    assert "127.0.0.1" in result["attempt"]["error"] or "nowhere" in result["attempt"]["error"]
+    return tuple(result["attempt"][key] for key in ("status", "error_type", "error"))
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[[str], str]:
+    """Make an executable that stands in for the interpreter on the host."""
+
+    def make(text: str) -> str:
+        path = tmp_path / "interpreter"
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+        return str(path)
+
+    return make
+
+
+def processes_with(mark: str) -> list[int]:
+    """The processes that have a text in their environment."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mark.encode() in entry.read_bytes():
+                found.append(int(entry.parent.name))
+        except OSError:
+            pass
+    return found
+
+
+def until(true: Callable[[], object], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# What works
 
 
 def test_a_core_on_the_host_is_audited_there_with_the_same_rows(target):
@@ -56,3 +103,331 @@ def test_a_core_on_the_host_is_audited_there_with_the_same_rows(target):
     assert there["attempt"]["error"] is None
     assert there["attempt"]["status"] == "ok"
     assert there["tables"] == here["tables"]
+
+
+def test_through_a_jump_host(tmp_path, client, server):
+    with Server(tmp_path / "jump") as jump:
+        client.trust(jump)
+        config = tmp_path / "ssh_config"
+        own = client.config.read_text()
+        config.write_text(
+            f"Host behind\nHostName 127.0.0.1\nPort {server.port}\nProxyJump {USER}@127.0.0.1:{jump.port}\n"
+            f"UserKnownHostsFile {client.known_hosts}\nMatch all\n{own}"
+        )
+        # The jump is an ssh of its own, which takes the same file.
+        result = run(core_via(server, client, via="ssh:behind", ssh_config=str(config)))
+        assert result["attempt"]["status"] == "ok", result["attempt"]
+        assert jump.log.read_text().count("Accepted publickey") == 1
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        "echo Welcome",
+        "head -c 1000000 /dev/zero | tr '\\0' x",
+        "head -c 300000 /dev/urandom; echo; echo list-lru-audit host x; head -c 300000 /dev/urandom >&2",
+    ],
+)
+def test_a_login_that_prints_does_not_matter(tmp_path, client, noise):
+    # A forced command is what a wrapper or a noisy profile is to ssh.
+    forced = tmp_path / "forced"
+    forced.write_text(f'#!/bin/sh\n{noise}\nexec sh -c "$SSH_ORIGINAL_COMMAND"\n')
+    forced.chmod(0o755)
+    with Server(tmp_path / "sshd", f"ForceCommand {forced}", f"Banner {CORE}") as server:
+        client.trust(server)
+        assert ending_status(run(core_via(server, client))) == ("ok", None)
+
+
+def ending_status(result: dict) -> tuple:
+    return result["attempt"]["status"], result["attempt"]["error"]
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash", "fish", "tcsh", "zsh", "busybox sh"])
+def test_whatever_the_login_shell_is(tmp_path, client, shell):
+    if shutil.which(shell.split()[0]) is None:
+        pytest.skip(f"no {shell}")
+    forced = tmp_path / "forced"
+    forced.write_text(f'#!/bin/sh\nexec {shell} -c "$SSH_ORIGINAL_COMMAND"\n')
+    forced.chmod(0o755)
+    with Server(tmp_path / "sshd", f"ForceCommand {forced}") as server:
+        client.trust(server)
+        assert ending_status(run(core_via(server, client))) == ("ok", None)
+
+
+def test_nothing_is_left_behind_and_the_collector_is_niced_and_has_no_input(target, tmp_path):
+    """The files that the host's processes open for writing, as strace sees them, would be better; there are none."""
+    seen = tmp_path / "seen"
+    spy = f"""
+import os, runpy, sys, resource
+source = sys.stdin.buffer.read
+def exit(code):
+    with open({str(seen)!r}, "w") as file:
+        print(os.nice(0), resource.getrlimit(resource.RLIMIT_DATA)[1], os.readlink("/proc/self/fd/0"), file=file)
+    real(code)
+real, os._exit = os._exit, exit
+exec(sys.argv[1])
+"""
+    spied = tmp_path / "spied"
+    spied.write_text(spy)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} {spied} "$2"\n')
+    python.chmod(0o755)
+    made = run(dataclasses.replace(target, python=str(python)), memory_bytes=1 << 30)
+    assert made["attempt"]["status"] == "ok", made["attempt"]
+    assert seen.read_text().split() == [str(min(19, os.nice(0) + 10)), str(1 << 30), "/dev/null"]
+
+
+# What ssh says
+
+
+def test_refused(client, server):
+    status, kind, error = ending(core_via(server, client, via=f"ssh:127.0.0.1:{free_port()}"))
+    assert (status, kind) == ("unreachable", "ConnectionRefused")
+    assert "Connection refused" in error
+
+
+def test_a_name_that_is_nobodys(client, server):
+    status, kind, error = ending(core_via(server, client, via="ssh:nowhere.invalid"))
+    assert (status, kind) == ("unreachable", "NameNotResolved")
+    assert "nowhere.invalid" in error
+
+
+def test_no_key_that_is_accepted(tmp_path, client, server):
+    stranger = Client(tmp_path / "stranger")
+    stranger.known_hosts.write_text(server.known)
+    status, kind, error = ending(core_via(server, stranger))
+    assert (status, kind) == ("denied", "AuthenticationFailed")
+    assert "Permission denied (publickey)" in error
+
+
+def test_a_host_key_that_nobody_knows(tmp_path, client, server):
+    forgetful = Client(tmp_path / "forgetful")
+    status, kind, error = ending(core_via(server, forgetful))
+    assert (status, kind) == ("denied", "HostKeyUnknown")
+    assert "ssh-keyscan" in error
+    assert "known_hosts" in error
+
+
+def test_a_host_key_that_has_changed(tmp_path, client, server):
+    mistaken = Client(tmp_path / "mistaken")
+    other = make_key(tmp_path / "other").with_suffix(".pub").read_text()
+    mistaken.known_hosts.write_text(f"[127.0.0.1]:{server.port} {other}")
+    status, kind, error = ending(core_via(server, mistaken))
+    assert (status, kind) == ("denied", "HostKeyChanged")
+    assert "known_hosts" in error
+
+
+def test_a_configuration_that_ssh_does_not_take(tmp_path, client, server):
+    config = tmp_path / "ssh_config"
+    config.write_text("Nonsense yes\n")
+    status, kind, error = ending(core_via(server, client, ssh_config=str(config)))
+    assert (status, kind) == ("unreachable", "ConfigError")
+    assert "nonsense" in error
+
+
+def test_no_ssh_on_this_node(client, server, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    status, _, error = ending(core_via(server, client))
+    assert status == "unreachable"
+    assert "no ssh on" in error
+
+
+class Listener:
+    """Something on a port that is no sshd: `answer` has each connection."""
+
+    def __init__(self, answer: Callable[[socket.socket, int], None]) -> None:
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self.socket.getsockname()[1]
+        self.connections = 0
+        self.answer = answer
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self.socket.accept()
+            except OSError:
+                return
+            self.connections += 1
+            threading.Thread(target=self.answer, args=(connection, self.connections), daemon=True).start()
+
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+
+
+def relay(to: int) -> Callable[[socket.socket], None]:
+    def copy(source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def both(connection: socket.socket) -> None:
+        other = socket.create_connection(("127.0.0.1", to))
+        threading.Thread(target=copy, args=(other, connection), daemon=True).start()
+        copy(connection, other)
+
+    return both
+
+
+def test_a_server_that_accepts_and_says_nothing(client, server):
+    with Listener(lambda connection, _: time.sleep(60)) as silent:
+        status, kind, error = ending(core_via(server, client, via=f"ssh:127.0.0.1:{silent.port}"))
+        assert (status, kind) == ("unreachable", "ConnectTimeout")
+        assert "timed out" in error
+        status, _, _ = ending(core_via(server, client, via=f"ssh:127.0.0.1:{silent.port}"), timeout_s=1)
+        assert status == "timeout"
+
+
+@pytest.mark.parametrize("said", [b"", b"SSH-2.0-OpenSSH_9.2\r\n"])
+def test_a_connection_closed_before_the_login_is_tried_again(client, server, said):
+    """As MaxStartups does: before the banner, or while keys are exchanged."""
+
+    def answer(connection: socket.socket, number: int) -> None:
+        if number <= 2:
+            connection.sendall(said)
+            connection.close()
+        else:
+            relay(server.port)(connection)
+
+    with Listener(answer) as busy:
+        client.known_hosts.open("a").write(server.known.replace(str(server.port), str(busy.port)))
+        result = run(core_via(server, client, via=f"ssh:{USER}@127.0.0.1:{busy.port}"))
+        assert ending_status(result) == ("ok", None)
+        assert busy.connections == 3
+
+
+def test_one_that_is_always_closed_is_unreachable_and_says_why(client, server):
+    with Listener(lambda connection, _: connection.close()) as busy:
+        status, kind, error = ending(core_via(server, client, via=f"ssh:127.0.0.1:{busy.port}"))
+        assert (status, kind) == ("unreachable", "ConnectionClosed")
+        assert "in each of 4 tries" in error
+        assert "MaxStartups" in error
+        assert busy.connections == 4
+
+
+# What the host says
+
+
+def test_no_python(target):
+    status, kind, error = ending(dataclasses.replace(target, python="/opt/python"))
+    assert (status, kind) == ("no_drgn", "NoInterpreter")
+    assert "/opt/python" in error
+
+
+def test_a_python_without_drgn(target):
+    status, _, error = ending(dataclasses.replace(target, python="/usr/bin/python3"))
+    assert status == "no_drgn"
+    assert "/usr/bin/python3" in error
+    assert "install drgn" in error
+
+
+def test_garbage_instead_of_a_frame(target, script):
+    status, _, error = ending(dataclasses.replace(target, python=script("head -c 200000 /dev/urandom")))
+    assert status == "bad_output"
+    assert "no frame" in error
+
+
+def test_a_crash_on_the_host_is_a_crash(target, script):
+    crashing = script(
+        f"exec {sys.executable} -c 'import os, sys, ctypes\n"
+        f'real = os.nice\nos.nice = lambda n: ctypes.string_at(0)\nexec(sys.argv[1])\' "$2"'
+    )
+    status, kind, _ = ending(dataclasses.replace(target, python=crashing))
+    assert (status, kind) == ("crashed", "signal:SIGSEGV")
+
+
+def test_a_host_that_hangs_is_a_timeout_and_its_collector_ends(target, script, tmp_path):
+    mark = f"LRU_TEST={tmp_path}"
+    python = script(
+        f"export {mark}\nexec {sys.executable} -c 'import os, sys, time\n"
+        f'os.nice = lambda n: time.sleep(600)\nexec(sys.argv[1])\' "$2"'
+    )
+    done: list = []
+    thread = threading.Thread(
+        target=lambda: done.append(ending(dataclasses.replace(target, python=python, timeout_s=4)))
+    )
+    thread.start()
+    until(lambda: len(processes_with(mark)) == 2)  # the supervisor and the collector
+    thread.join()
+    assert done[0][0] == "timeout"
+    until(lambda: not processes_with(mark))
+
+
+def test_a_connection_that_is_cut_midway_is_lost_and_the_collector_ends(client, server, script, tmp_path):
+    mark = f"LRU_TEST={tmp_path}"
+    python = script(
+        f"export {mark}\nexec {sys.executable} -c 'import os, sys, time\n"
+        f'os.nice = lambda n: time.sleep(600)\nexec(sys.argv[1])\' "$2"'
+    )
+    cut: list[socket.socket] = []
+
+    def answer(connection: socket.socket, number: int) -> None:
+        cut.append(connection)
+        relay(server.port)(connection)
+
+    with Listener(answer) as wire:
+        client.known_hosts.open("a").write(server.known.replace(str(server.port), str(wire.port)))
+        done: list = []
+        via = f"ssh:{USER}@127.0.0.1:{wire.port}"
+        target = core_via(server, client, via=via, python=python)
+        thread = threading.Thread(target=lambda: done.append(ending(target)))
+        thread.start()
+        until(lambda: len(processes_with(mark)) == 2)
+        for connection in cut:
+            connection.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert done[0][:2] == ("lost", "ConnectionLost")
+    until(lambda: not processes_with(mark))
+
+
+# The command line
+
+
+def test_the_command_line_of_ssh():
+    argv = ssh.argv(ssh.destination("ssh:root@db1:2222"), "/etc/fleet", "COMMAND")
+    assert argv[:4] == ["ssh", "-T", "-a", "-x"]
+    assert "-oBatchMode=yes" in argv
+    assert argv[-9:] == ["-F", "/etc/fleet", "-p", "2222", "-l", "root", "--", "db1", "COMMAND"]
+    assert not any("StrictHostKeyChecking" in part for part in argv)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ssh:db1", (None, "db1", None)),
+        ("ssh:root@db1.example.com:22", ("root", "db1.example.com", 22)),
+        ("ssh:DOM\\alice@10.0.0.1", ("DOM\\alice", "10.0.0.1", None)),
+        ("ssh:a@b@db1", ("a@b", "db1", None)),
+        ("ssh:[fe80::1%eth0]:2022", (None, "fe80::1%eth0", 2022)),
+        ("ssh:[::1]", (None, "::1", None)),
+    ],
+)
+def test_a_destination(text, expected):
+    assert ssh.destination(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ssh:", "ssh:-oProxyCommand=x", "ssh:-l@db1", "ssh:db1:0", "ssh:db1:65536", "ssh:db1:x", "ssh:a b", "ssh:`id`",
+        "ssh:$(id)", "ssh:x;id", "ssh:'x'@db1", "ssh:db1\n", "ssh:[::1", "ssh:::1", "ssh:@db1", "ssh:/x",
+    ],
+)  # fmt: skip
+def test_what_is_no_destination_never_reaches_ssh(text):
+    with pytest.raises(transports.TargetError, match="is not ssh:"):
+        ssh.destination(text)
+    attempt = run(Target("t", "ssh", text))["attempt"]
+    assert attempt["status"] == "unreachable"
+
+
+def test_the_payload_is_small_and_always_the_same():
+    assert len(payload.bootstrap() + payload.sources()) < 100_000
+    code = "import sys; from pipeline.transports import payload; sys.stdout.buffer.write(payload.sources())"
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT) == payload.sources()

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 OK, FAILED, USAGE, SOME_NOT_GOOD, NONE_GOOD, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
+_ARCHES = ("x86_64", "aarch64")
+_PYTHONS = tuple(f"3.{minor}" for minor in range(6, 15))
+
 _EXIT_CODES = """\
 exit codes:
   0  every target good              3  published, some targets not good
@@ -290,6 +293,16 @@ def _estimate(args: argparse.Namespace) -> int:
     return OK
 
 
+def _fetch_drgn(args: argparse.Namespace) -> int:
+    from pipeline import wheels
+
+    args.drgn_wheels.mkdir(parents=True, exist_ok=True)
+    everywhere = wheels.fetch(args.drgn_wheels, args.python, args.arch, lambda text: print(text, file=sys.stderr))
+    for wheel in sorted(args.drgn_wheels.glob("drgn-*.whl")):
+        print(wheel)
+    return OK if everywhere else FAILED
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lru-audit",
@@ -383,6 +396,17 @@ def _parser() -> argparse.ArgumentParser:
     _add_target_layout(estimate)
     estimate.set_defaults(target_layout="5.18")
     estimate.add_argument("--json", action="store_true")
+
+    fetch = _command(
+        commands,
+        _fetch_drgn,
+        "fetch-drgn",
+        "download the wheels of drgn that are sent to hosts without it",
+        "lru-audit fetch-drgn --drgn-wheels wheels --python 3.6 3.9 --arch x86_64 aarch64",
+    )
+    fetch.add_argument("--drgn-wheels", type=Path, required=True, metavar="DIR", help="directory to fill")
+    fetch.add_argument("--python", type=_python, nargs="+", default=list(_PYTHONS), metavar="3.N", help="of the hosts")
+    fetch.add_argument("--arch", nargs="+", choices=_ARCHES, default=[os.uname().machine], help="(%(default)s)")
     return parser
 
 
@@ -498,6 +522,12 @@ def _seconds(text: str) -> float:
     if not 0 < value < 1e6:
         raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
     return value
+
+
+def _python(text: str) -> str:
+    if not re.fullmatch(r"3\.([6-9]|[1-9]\d)", text):
+        raise argparse.ArgumentTypeError(f"{text!a} is not a Python such as 3.6, the oldest that the collector runs on")
+    return text
 
 
 def _name(text: str) -> str:

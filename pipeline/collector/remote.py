@@ -24,10 +24,11 @@ def main():
         _no_drgn("%s is Python %d.%d and 3.6 is the oldest that will do", sys.executable, *sys.version_info[:2])
     try:
         import ast
+        import zlib
 
         stdin = sys.stdin.buffer
         request = ast.literal_eval(_line(stdin))
-        _import_from(_sources(stdin, request["sources_bytes"]))
+        _import_from(ast.literal_eval(zlib.decompress(_read(stdin, request["sources_bytes"])).decode()))
         code = _supervise(request, stdin)
     except ImportError as e:
         _no_drgn("%s lacks a part of the standard library: %s; install python3 in full", sys.executable, e)
@@ -39,13 +40,6 @@ def _no_drgn(message, *values):
     print("\nlist-lru-audit snapshot 1")
     print('{"error": {"status": "no_drgn", "error_type": "ImportError", "error": "%s"}}' % text)
     sys.exit(1)
-
-
-def _sources(stdin, size):
-    import ast
-    import zlib
-
-    return ast.literal_eval(zlib.decompress(_read(stdin, size)).decode())
 
 
 def _import_from(sources):
@@ -105,13 +99,19 @@ def _fetch_drgn(stdin, folder):
     python = "%d.%d" % sys.version_info[:2]
     suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
     print("\n" + HOST + " ".join((python, suffix, os.uname().machine, libc or "other 0")), flush=True)
-    answer = ast.literal_eval(_line(stdin))
-    _import_from(_sources(stdin, answer["sources_bytes"]))
-    for path, size in answer["objects"]:
-        to = os.path.join(folder, path)
-        os.makedirs(os.path.dirname(to), exist_ok=True)
-        with open(to, "wb") as file:
-            file.write(zlib.decompress(_read(stdin, size)))
+    sources = {}
+    for path, size, deflated in ast.literal_eval(_line(stdin)):
+        content = _read(stdin, size)
+        if deflated:
+            content = zlib.decompress(content, -zlib.MAX_WBITS)
+        if path.endswith(".py"):
+            sources[path] = content.decode()
+        else:
+            to = os.path.join(folder, path)
+            os.makedirs(os.path.dirname(to), exist_ok=True)
+            with open(to, "wb") as file:
+                file.write(content)
+    _import_from(sources)
 
 
 def _line(stdin):

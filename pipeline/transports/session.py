@@ -15,12 +15,12 @@ import random
 import re
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
 import zipfile
-import zlib
 from typing import Any, NoReturn
 
 LOST = 75
@@ -62,6 +62,7 @@ _HOST_SAYS = re.compile(rb"\nlist-lru-audit host (\d+\.\d+) (\S+) (\w+) (\w+ [\d
 _WHEEL = re.compile(r"drgn-([\d.]+)-(\w+)-(\w+)-([\w.]+)\.whl")
 _LEGACY = {"manylinux1": "manylinux_2_5", "manylinux2010": "manylinux_2_12", "manylinux2014": "manylinux_2_17"}
 _OLDEST_DRGN = (0, 0, 31)
+_LOCAL_NAME_SIZE_AT = 26  # in the header of a member of a zip file; the name, an extra field and the data follow
 
 _LIBC = ctypes.CDLL(None)
 
@@ -251,16 +252,16 @@ def _runs(platforms: str, arch: str, libc: str) -> bool:
 
 
 def _contents(path: str) -> bytes:
-    sources, objects = {}, []
-    with zipfile.ZipFile(path) as wheel:
+    """Return a line that lists the members of a wheel, and these as they are compressed in it."""
+    listed, data = [], []
+    with zipfile.ZipFile(path) as wheel, open(path, "rb") as file:
         for entry in wheel.infolist():
-            if entry.filename.endswith(".py"):
-                sources[entry.filename] = wheel.read(entry).decode()
-            elif ".so" in entry.filename:
-                objects.append((entry.filename, zlib.compress(wheel.read(entry), 1)))
-    packed = zlib.compress(repr(sources).encode())
-    head = {"sources_bytes": len(packed), "objects": [(name, len(data)) for name, data in objects]}
-    return repr(head).encode() + b"\n" + packed + b"".join(data for _, data in objects)
+            if entry.filename.endswith(".py") or ".so" in entry.filename:
+                file.seek(entry.header_offset + _LOCAL_NAME_SIZE_AT)
+                file.seek(sum(struct.unpack("<2H", file.read(4))), os.SEEK_CUR)
+                data.append(file.read(entry.compress_size))
+                listed.append((entry.filename, entry.compress_size, entry.compress_type == zipfile.ZIP_DEFLATED))
+    return repr(listed).encode() + b"\n" + b"".join(data)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,9 @@ def _attach(source):
     except CollectError:
         raise
     except PermissionError as e:
-        remedy = "run as root; under lockdown=confidentiality it cannot be read" if source == "live:" else "run as root"
+        remedy = "run as root"
+        if source == "live:":
+            remedy += " (over ssh: log in as root, or become root by sudo); lockdown=confidentiality forbids it to all"
         raise CollectError("denied", "%s: %s" % (e.filename or source, remedy), "PermissionError") from e
     except FileNotFoundError as e:
         if source == "live:":

@@ -20,6 +20,9 @@ GUEST = Path(__file__).parent / "guest"
 MODULES = ("qemu_fw_cfg", "loop", "overlay")
 """What init uses and some kernel builds as a module: VMCOREINFO for the dump, ext4 on loop, overlay."""
 
+DISK = (*MODULES, "virtio_pci", "virtio_blk")
+NETWORKED = (*DISK, "virtio_net")
+
 
 def pack(shape: Shape, kernel: Kernel, to: Path, live: bool = False) -> None:
     """Write the initramfs (cpio, uncompressed) of `shape` for `kernel`.
@@ -38,7 +41,7 @@ def pack(shape: Shape, kernel: Kernel, to: Path, live: bool = False) -> None:
 
 def pack_server(server: Shape, kernel: Kernel, to: Path) -> None:
     """Write the initramfs that hands over to the disk of a Debian guest, with what that is to do in /lab."""
-    with busybox(server, kernel, to, (*MODULES, "virtio_pci", "virtio_blk")) as root:
+    with busybox(server, kernel, to, DISK) as root:
         install(root / "init", "server")
         for name in ("systemd", "containers", "workload.py"):
             install(root / f"lab/{name}", name)

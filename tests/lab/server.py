@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tests.reference import dumps
 SUITE = "bookworm"
 PACKAGES = (
     "systemd-sysv", "libpam-systemd", "dbus", "cron", "openssh-server", "nginx-light", "redis-server", "python3",
-    "runc", "crun", "kmod", "iproute2", "procps", "busybox-static",
+    "runc", "crun", "kmod", "iproute2", "procps", "busybox-static", "sudo",
 )  # fmt: skip
 DISK_MB = 1024
 SERVICE = """[Service]
@@ -80,7 +81,7 @@ def examine(server: Server, kernel: Kernel, to: Path, cache: Path) -> None:
 
 def image(cache: Path) -> Path:
     """The disk, made where it is not there yet: about a minute, 340 MB."""
-    disk = cache / f"debian-{SUITE}.ext4"
+    disk = cache / f"debian-{SUITE}-{zlib.crc32(' '.join(PACKAGES).encode()):08x}.ext4"
     if not disk.exists():
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             root, new = Path(scratch) / "root", Path(scratch) / "disk"

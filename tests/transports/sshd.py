@@ -70,11 +70,6 @@ class Server:
         self.process.terminate()
         self.process.wait(10)
 
-    @property
-    def known(self) -> str:
-        """Its line of known_hosts."""
-        return f"[127.0.0.1]:{self.port} {self.host_key.with_suffix('.pub').read_text()}"
-
 
 class Client:
     """An ssh_config with a key and a known_hosts of its own."""
@@ -91,6 +86,10 @@ class Client:
         )
 
     def trust(self, server: Server) -> None:
-        with self.known_hosts.open("a") as file:
-            file.write(server.known)
+        """Be let in by a server, and know it."""
+        self.know(server.port, server.host_key)
         shutil.copy(self.key.with_suffix(".pub"), server.authorized_keys)
+
+    def know(self, port: int, host_key: Path) -> None:
+        with self.known_hosts.open("a") as file:
+            file.write(f"[127.0.0.1]:{port} {host_key.with_suffix('.pub').read_text()}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -75,6 +78,15 @@ def script(tmp_path: Path) -> Callable[[str], str]:
     return make
 
 
+def instead_of_nice(does: str, python: str = sys.executable) -> str:
+    """Return the script of an interpreter in which the collector, which begins with that, does something else."""
+    patched = f"import ctypes, os, sys, time\nos.nice = lambda n: {does}\nexec(sys.argv[1])"
+    return f'exec {python} -c {shlex.quote(patched)} "$2"'
+
+
+HANGS = instead_of_nice("time.sleep(600)")
+
+
 def processes_with(mark: str) -> list[int]:
     """The processes that have a text in their environment."""
     found = []
@@ -87,7 +99,7 @@ def processes_with(mark: str) -> list[int]:
     return found
 
 
-def until(true: Callable[[], object], seconds: float = 10) -> None:
+def until(true: Callable[[], object], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline
@@ -154,27 +166,132 @@ def test_whatever_the_login_shell_is(tmp_path, client, shell):
         assert ending_status(run(core_via(server, client))) == ("ok", None)
 
 
-def test_nothing_is_left_behind_and_the_collector_is_niced_and_has_no_input(target, tmp_path):
-    """The files that the host's processes open for writing, as strace sees them, would be better; there are none."""
+def test_the_collector_is_niced_and_limited_and_has_no_input(target, script, tmp_path):
     seen = tmp_path / "seen"
-    spy = f"""
-import os, runpy, sys, resource
-source = sys.stdin.buffer.read
+    python = script(
+        f"""exec {sys.executable} -c '
+import os, sys, resource
 def exit(code):
-    with open({str(seen)!r}, "w") as file:
+    with open("{seen}", "w") as file:
         print(os.nice(0), resource.getrlimit(resource.RLIMIT_DATA)[1], os.readlink("/proc/self/fd/0"), file=file)
     real(code)
 real, os._exit = os._exit, exit
-exec(sys.argv[1])
-"""
-    spied = tmp_path / "spied"
-    spied.write_text(spy)
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} {spied} "$2"\n')
-    python.chmod(0o755)
-    made = run(dataclasses.replace(target, python=str(python)), memory_bytes=1 << 30)
-    assert made["attempt"]["status"] == "ok", made["attempt"]
+exec(sys.argv[1])' "$2" """
+    )
+    made = run(dataclasses.replace(target, python=python), memory_bytes=1 << 30)
+    assert ending_status(made) == ("ok", None)
     assert seen.read_text().split() == [str(min(19, os.nice(0) + 10)), str(1 << 30), "/dev/null"]
+
+
+# drgn is sent along
+
+
+def interpreters() -> dict[str, str]:
+    """Pythons of this machine beside the one that runs the tests, by version: the floors, and the system's."""
+    paths = [*Path("/usr/bin").glob("python3.*"), *(Path.home() / ".pyenv/versions").glob("3.[678].*/bin/python3.*")]
+    return {path.name[6:]: str(path) for path in paths if re.fullmatch(r"python3\.\d+", path.name)}
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheels")
+    fetch = [sys.executable, "-m", "pipeline", "fetch-drgn", "--drgn-wheels", str(folder)]
+    fetch += ["--python", *interpreters(), "--arch", os.uname().machine]
+    if subprocess.run(fetch, cwd=ROOT, check=False, capture_output=True).returncode:
+        pytest.skip("pip cannot download drgn's wheels")
+    return folder
+
+
+# drgn 0.0.31 reads page tables that the bundled cores of x86 lack.
+ARM64 = CORE.parents[1] / "deb510-arm64/vmcore"
+
+
+@pytest.fixture
+def borrowing(client: Client, tmp_path: Path) -> Iterator[Server]:
+    """A host whose directory for temporary files is tmp_path/host."""
+    (tmp_path / "host").mkdir()
+    with Server(tmp_path / "sshd", f"SetEnv TMPDIR={tmp_path / 'host'}") as server:
+        client.trust(server)
+        yield server
+
+
+@pytest.mark.parametrize("version", ["3.6", "3.7", "3.8", "3.11"])
+def test_drgn_is_sent_to_a_python_without_it_and_is_gone_afterwards(borrowing, client, wheels, tmp_path, version):
+    if version not in interpreters():
+        pytest.skip(f"no Python {version}")
+    python = interpreters()[version]
+    there = run(core_via(borrowing, client, source=str(ARM64), python=python, drgn_wheels=str(wheels)))
+    assert ending_status(there) == ("ok", None)
+    assert there["tables"] == run(Target("t", "vmcore", str(ARM64)))["tables"]
+    assert os.listdir(tmp_path / "host") == []
+
+
+def test_a_host_with_drgn_gets_none(target, tmp_path):
+    assert ending_status(run(dataclasses.replace(target, drgn_wheels=str(tmp_path)))) == ("ok", None)
+
+
+def test_no_wheel_that_fits_names_what_to_fetch(borrowing, client, tmp_path):
+    empty = tmp_path / "wheels"
+    empty.mkdir()
+    for name in (
+        "drgn-0.3.0-cp311-cp311-manylinux_2_99_x86_64.whl",
+        "drgn-0.0.30-cp311-cp311-manylinux2014_x86_64.whl",
+    ):
+        (empty / name).touch()
+    status, kind, error = ending(core_via(borrowing, client, python="/usr/bin/python3", drgn_wheels=str(empty)))
+    assert (status, kind) == ("no_drgn", "NoWheel")
+    assert re.search(r"fetch-drgn --python 3\.\d+ --arch \w+", error)
+    until(lambda: os.listdir(tmp_path / "host") == [])
+
+
+def test_what_was_sent_is_gone_where_the_connection_is_cut(borrowing, client, wheels, script, tmp_path):
+    python = script(instead_of_nice("time.sleep(600)", "/usr/bin/python3"))
+    host = tmp_path / "host"
+    target = core_via(borrowing, client, python=python, drgn_wheels=str(wheels))
+    thread = threading.Thread(target=run, args=(dataclasses.replace(target, timeout_s=8),))
+    thread.start()
+    until(lambda: list(host.rglob("_drgn*.so")))
+    thread.join()
+    until(lambda: os.listdir(host) == [])
+
+
+# sudo
+
+
+def as_nobody(tmp_path: Path, sudoers: Path | None = None) -> str:
+    """Return the option of an sshd whose every user is nobody, to whom the files in a directory are /etc/sudoers.d."""
+    forced = tmp_path / "forced"
+    mount = f"mount --bind {sudoers} /etc/sudoers.d && " if sudoers else ""
+    drop = 'exec setpriv --reuid=nobody --regid=nogroup --clear-groups sh -c "$SSH_ORIGINAL_COMMAND"'
+    forced.write_text(f"#!/bin/sh\ncd /\nexec unshare -m sh -c {shlex.quote(mount + drop)}\n")
+    forced.chmod(0o755)
+    return f"ForceCommand {forced}"
+
+
+@as_root
+@with_sudo
+def test_sudo_that_wants_a_password_is_denied_with_the_rule_that_helps(tmp_path, client, wheels):
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        folder.chmod(folder.stat().st_mode | 0o011)
+    core = tmp_path / "core"
+    shutil.copy(CORE, core)
+    core.chmod(0o600)
+    fields = {"source": str(core), "python": None, "drgn_wheels": str(wheels)}
+    with Server(tmp_path / "first", as_nobody(tmp_path)) as server:
+        client.trust(server)
+        denied = ending(core_via(server, client, **fields))
+        assert denied[0] == "denied"
+        assert "run as root" in denied[2]
+        status, kind, error = ending(core_via(server, client, **fields, become=True))
+    assert (status, kind) == ("denied", "Sudo")
+    assert "a password is required" in error
+    rule = re.search(rf"{USER} ALL=\(root\) NOPASSWD: \S+", error)[0]
+    sudoers = tmp_path / "sudoers.d"
+    sudoers.mkdir()
+    (sudoers / "rule").write_text(rule.replace(USER, "nobody", 1) + "\n")
+    with Server(tmp_path / "second", as_nobody(tmp_path, sudoers)) as server:
+        client.trust(server)
+        assert ending_status(run(core_via(server, client, **fields, become=True))) == ("ok", None)
 
 
 # What ssh says
@@ -194,7 +311,7 @@ def test_a_name_that_is_nobodys(client, server):
 
 def test_no_key_that_is_accepted(tmp_path, client, server):
     stranger = Client(tmp_path / "stranger")
-    stranger.known_hosts.write_text(server.known)
+    stranger.know(server.port, server.host_key)
     status, kind, error = ending(core_via(server, stranger))
     assert (status, kind) == ("denied", "AuthenticationFailed")
     assert "Permission denied (publickey)" in error
@@ -210,8 +327,7 @@ def test_a_host_key_that_nobody_knows(tmp_path, client, server):
 
 def test_a_host_key_that_has_changed(tmp_path, client, server):
     mistaken = Client(tmp_path / "mistaken")
-    other = make_key(tmp_path / "other").with_suffix(".pub").read_text()
-    mistaken.known_hosts.write_text(f"[127.0.0.1]:{server.port} {other}")
+    mistaken.know(server.port, make_key(tmp_path / "other"))
     status, kind, error = ending(core_via(server, mistaken))
     assert (status, kind) == ("denied", "HostKeyChanged")
     assert "known_hosts" in error
@@ -261,12 +377,12 @@ class Listener:
 
 def relay(to: int) -> Callable[[socket.socket], None]:
     def copy(source: socket.socket, sink: socket.socket) -> None:
-        try:
+        with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
     def both(connection: socket.socket) -> None:
         other = socket.create_connection(("127.0.0.1", to))
@@ -297,7 +413,7 @@ def test_a_connection_closed_before_the_login_is_tried_again(client, server, sai
             relay(server.port)(connection)
 
     with Listener(answer) as busy:
-        client.known_hosts.open("a").write(server.known.replace(str(server.port), str(busy.port)))
+        client.know(busy.port, server.host_key)
         result = run(core_via(server, client, via=f"ssh:{USER}@127.0.0.1:{busy.port}"))
         assert ending_status(result) == ("ok", None)
         assert busy.connections == 3
@@ -335,23 +451,17 @@ def test_garbage_instead_of_a_frame(target, script):
 
 
 def test_a_crash_on_the_host_is_a_crash(target, script):
-    crashing = script(
-        f"exec {sys.executable} -c 'import os, sys, ctypes\n"
-        f'real = os.nice\nos.nice = lambda n: ctypes.string_at(0)\nexec(sys.argv[1])\' "$2"'
-    )
+    crashing = script(instead_of_nice("ctypes.string_at(0)"))
     status, kind, _ = ending(dataclasses.replace(target, python=crashing))
     assert (status, kind) == ("crashed", "signal:SIGSEGV")
 
 
 def test_a_host_that_hangs_is_a_timeout_and_its_collector_ends(target, script, tmp_path):
     mark = f"LRU_TEST={tmp_path}"
-    python = script(
-        f"export {mark}\nexec {sys.executable} -c 'import os, sys, time\n"
-        f'os.nice = lambda n: time.sleep(600)\nexec(sys.argv[1])\' "$2"'
-    )
+    python = script(f"export {mark}\n{HANGS}")
     done: list = []
     thread = threading.Thread(
-        target=lambda: done.append(ending(dataclasses.replace(target, python=python, timeout_s=4)))
+        target=lambda: done.append(ending(dataclasses.replace(target, python=python, timeout_s=8)))
     )
     thread.start()
     until(lambda: len(processes_with(mark)) == 2)  # the supervisor and the collector
@@ -362,10 +472,7 @@ def test_a_host_that_hangs_is_a_timeout_and_its_collector_ends(target, script, t
 
 def test_a_connection_that_is_cut_midway_is_lost_and_the_collector_ends(client, server, script, tmp_path):
     mark = f"LRU_TEST={tmp_path}"
-    python = script(
-        f"export {mark}\nexec {sys.executable} -c 'import os, sys, time\n"
-        f'os.nice = lambda n: time.sleep(600)\nexec(sys.argv[1])\' "$2"'
-    )
+    python = script(f"export {mark}\n{HANGS}")
     cut: list[socket.socket] = []
 
     def answer(connection: socket.socket, number: int) -> None:
@@ -373,7 +480,7 @@ def test_a_connection_that_is_cut_midway_is_lost_and_the_collector_ends(client, 
         relay(server.port)(connection)
 
     with Listener(answer) as wire:
-        client.known_hosts.open("a").write(server.known.replace(str(server.port), str(wire.port)))
+        client.know(wire.port, server.host_key)
         done: list = []
         via = f"ssh:{USER}@127.0.0.1:{wire.port}"
         target = core_via(server, client, via=via, python=python)

@@ -1,0 +1,66 @@
+"""Guests that ssh reaches on a port of loopback, to be audited live from outside and dumped afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.lab import boot, initramfs, server
+from tests.lab.kernels import Kernel
+from tests.lab.server import Server
+from tests.transports.sshd import Client, free_port, make_key
+
+BOOT_TIMEOUT_S = 300
+
+
+def guest(series: str) -> Server:
+    name = f"ssh-{series.replace('.', '')}"
+    return Server(name, series, nodes=2, memory_mb=512, memcgs=150, kept=60, tmpfs=20, workload="ssh")
+
+
+class Guest(NamedTuple):
+    """A running guest; its users are root and admin, its host key is known to `client`."""
+
+    port: int
+    client: Client
+    work: Path
+
+    def dump(self, to: Path) -> None:
+        with boot.Monitor(self.work / "qmp") as monitor:
+            monitor.call("stop")
+            monitor.call("dump-guest-memory", paging=False, protocol=f"file:{to.resolve()}")
+
+
+@contextlib.contextmanager
+def running(shape: Server, kernel: Kernel, cache: Path) -> Iterator[Guest]:
+    """Boot a guest, wait until its sshd listens, and end it with the `with`."""
+    disk = server.image(cache)
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        client = Client(work / "client")
+        host_key = make_key(work / "host_key")
+        with initramfs.busybox(shape, kernel, work / "initramfs", initramfs.NETWORKED) as root:
+            initramfs.install(root / "init", "server")
+            initramfs.install(root / "lab/ssh", "ssh")
+            shutil.copy(host_key, root / "lab/host_key")
+            shutil.copy(client.key.with_suffix(".pub"), root / "lab/authorized_keys")
+        port = free_port()
+        client.know(port, host_key)
+        command = [
+            *boot.qemu(shape, kernel),
+            *("-drive", f"file={disk},format=raw,if=virtio,snapshot=on"),
+            *("-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22"),
+            *("-device", "virtio-net-pci,netdev=net,romfile="),
+        ]
+        with subprocess.Popen(command, cwd=work, stdin=subprocess.DEVNULL) as machine:
+            try:
+                boot.wait_idle(machine, work / "console", time.monotonic() + BOOT_TIMEOUT_S)
+                yield Guest(port, client, work)
+            finally:
+                machine.kill()

@@ -98,7 +98,7 @@ def _fetch_drgn(stdin, folder):
         libc = None
     python = "%d.%d" % sys.version_info[:2]
     suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
-    print("\n" + HOST + " ".join((python, suffix, os.uname().machine, libc or "other 0")), flush=True)
+    print("\n" + HOST + " ".join((python, suffix, os.uname().machine, libc or "other 0.0")), flush=True)
     sources = {}
     for path, size, deflated in ast.literal_eval(_line(stdin)):
         content = _read(stdin, size)

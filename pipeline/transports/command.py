@@ -24,11 +24,11 @@ class Command(NamedTuple):
 
 def collector(target: Target) -> list[str]:
     """Return the argv of a collector on the node itself."""
-    return [target.python or sys.executable, "-m", "pipeline.collector", *arguments(target, target.source)]
+    return [target.python or sys.executable, "-m", "pipeline.collector", *arguments(target)]
 
 
-def arguments(target: Target, source: str) -> list[str]:
-    """Return the collector's arguments; its files are where it runs."""
+def arguments(target: Target) -> list[str]:
+    """Return the collector's arguments; files are those of the machine that it runs on."""
     args = []
     if target.vmlinux is not None:
         args += ["--vmlinux", target.vmlinux]
@@ -42,4 +42,4 @@ def arguments(target: Target, source: str) -> list[str]:
         args += ["--target-layout", target.target_layout]
     if target.verify:
         args.append("--verify")
-    return [*args, source]
+    return [*args, target.source]

@@ -58,7 +58,9 @@ _SUDO_SAYS = re.compile(
 
 
 # The line of collector/remote.py: Python's version, suffix of its extensions, architecture, C library.
-_HOST_SAYS = re.compile(rb"\nlist-lru-audit host (\d+\.\d+) (\S+) (\w+) (\w+ [\d.]+)\n")
+_HOST_SAYS = re.compile(
+    rb"\nlist-lru-audit host (\d\.\d{1,3}) ([!-~]{1,99}) (\w{1,20}) (\w{1,20} \d{1,3}\.\d{1,3})[\d.]*\n"
+)
 _WHEEL = re.compile(r"drgn-([\d.]+)-(\w+)-(\w+)-([\w.]+)\.whl")
 _LEGACY = {"manylinux1": "manylinux_2_5", "manylinux2010": "manylinux_2_12", "manylinux2014": "manylinux_2_17"}
 _OLDEST_DRGN = (0, 0, 31)
@@ -83,14 +85,18 @@ class Connection:
         self._header = header
         self._stderr = bytearray()
         self._interpreter: str | None = None
-        self._process: Any = subprocess.Popen(
-            header["argv"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "LC_ALL": "C"},
-            preexec_fn=_die_with_parent,
-        )
+        try:
+            self._process: Any = subprocess.Popen(
+                header["argv"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={**os.environ, "LC_ALL": "C"},
+                preexec_fn=_die_with_parent,
+            )
+        except OSError as error:
+            text = f"cannot run ssh on {os.uname().nodename}: {error.strerror}; install OpenSSH's client"
+            raise Failure("unreachable", "NoSsh", text) from error
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._outbox.put(payload)
         threading.Thread(target=self._send, daemon=True).start()
@@ -136,7 +142,8 @@ class Connection:
                 asked = _HOST_SAYS.search(tail)
                 if asked is not None:
                     tail = None
-                    self._outbox.put(_fitting(self._header["drgn_wheels"], *(word.decode() for word in asked.groups())))
+                    host = (word.decode() for word in asked.groups())
+                    self._outbox.put(_drgn_for(self._header["drgn_wheels"], *host))
         code = self._process.wait()
         self._outbox.put(None)
         self._listener.join(1)  # a connection that is shared keeps stderr open
@@ -184,9 +191,6 @@ def main() -> None:
                 time.sleep(wait_s * random.uniform(0.5, 1.5))
             else:
                 _fail(failure)
-        except FileNotFoundError as error:
-            node = os.uname().nodename
-            _fail(Failure("unreachable", "NoSsh", f"no {error.filename} on {node}; install OpenSSH's client"))
     if code == _SSH_FAILED:
         sys.exit(LOST)
     if code - 128 in _DEADLY:
@@ -218,23 +222,28 @@ def _meaning(said: str) -> Failure:
     return Failure("unreachable", "SshFailed", lines[-1])
 
 
-def _fitting(folder: str, python: str, suffix: str, arch: str, libc: str) -> bytes:
+def _drgn_for(folder: str, python: str, suffix: str, arch: str, libc: str) -> bytes:
     """Return the newest wheel of drgn that fits a host, as collector/remote.py takes it."""
     tag = "cp" + python.replace(".", "")
-    abi = suffix.split("-")[1] if suffix.startswith(".cpython-") else ""
+    abi = "cp" + suffix.split("-")[1] if suffix.startswith(".cpython-") else ""
     found = []
-    for name in os.listdir(folder):
-        match = _WHEEL.fullmatch(name)
-        if match and tag in match[2].split(".") and match[3] == f"cp{abi}" and _runs(match[4], arch, libc):
-            found.append((tuple(int(part) for part in match[1].split(".")), name))
-    if not found or max(found)[0] < _OLDEST_DRGN:
+    try:
+        for name in os.listdir(folder):
+            match = _WHEEL.fullmatch(name)
+            if match and tag in match[2].split(".") and match[3] == abi and _runs(match[4], arch, libc):
+                found.append((tuple(int(part) for part in match[1].split(".")), name))
+        if found and max(found)[0] >= _OLDEST_DRGN:
+            return _contents(os.path.join(folder, max(found)[1]))
+    except (OSError, zipfile.BadZipFile) as error:
         raise Failure(
-            "no_drgn",
-            "NoWheel",
-            f"no drgn there, and no wheel in {folder} fits Python {python} on {arch} with {libc}; "
-            f"run lru-audit fetch-drgn --python {python} --arch {arch}, or install drgn 0.0.31 or newer there",
-        )
-    return _contents(os.path.join(folder, max(found)[1]))
+            "no_drgn", type(error).__name__, f"no drgn there, and none to send in {folder}: {error}"
+        ) from error
+    raise Failure(
+        "no_drgn",
+        "NoWheel",
+        f"no drgn there, and no wheel in {folder} fits Python {python} on {arch} with {libc}; "
+        f"run lru-audit fetch-drgn --python {python} --arch {arch}, or install drgn 0.0.31 or newer there",
+    )
 
 
 def _runs(platforms: str, arch: str, libc: str) -> bool:
@@ -245,7 +254,7 @@ def _runs(platforms: str, arch: str, libc: str) -> bool:
             platform = platform.replace(f"{legacy}_", f"{modern}_")
         match = re.fullmatch(r"manylinux_(\d+)_(\d+)_(\w+)", platform)
         if name == "glibc" and match and match[3] == arch:
-            have = tuple(int(part) for part in version.split(".")[:2])
+            have = tuple(int(part) for part in version.split("."))
             if (int(match[1]), int(match[2])) <= have:
                 return True
     return False

@@ -7,43 +7,30 @@ host: the collector goes over stdin and stays in memory.
 from __future__ import annotations
 
 import json
-import re
 import sys
-from typing import NamedTuple
+from dataclasses import replace
 
-from pipeline.inventory import Target
+from pipeline.inventory import Target, destination
 from pipeline.transports import payload, session
 from pipeline.transports.command import Command, TargetError, arguments
 
 _CONNECT_TIMEOUT_S = 10
 _ALIVE_S, _ALIVE_COUNT = 15, 3  # a host that says nothing for 45 s is lost
 
-# What neither ssh, nor a shell in a ProxyCommand of its configuration, can take for anything but a name.
-_DESTINATION = re.compile(r"ssh:(?:([\w.][\w.@\\+-]*\$?)@)?(\[[\w:.%]+\]|\w[\w.%-]*)(?::(\d{1,5}))?")
-
-
-class Destination(NamedTuple):
-    user: str | None
-    host: str
-    port: int | None
-
-
-def destination(text: str) -> Destination:
-    """Take ``ssh:[USER@]HOST[:PORT]`` apart; an IPv6 address is in brackets where a port follows or not.
-
-    :raises TargetError:
-    """
-    match = _DESTINATION.fullmatch(text)
-    if match is None or (match[3] and not 0 < int(match[3]) < 1 << 16):
-        raise TargetError(f"{text} is not ssh:[USER@]HOST[:PORT]")
-    return Destination(match[1], match[2].strip("[]"), int(match[3]) if match[3] else None)
-
 
 def command(target: Target) -> Command:
-    to = destination(target.via or target.source)
+    """Return the child that reaches the host.
+
+    :raises TargetError: the destination may be something else to ssh than a name.
+    """
+    try:
+        to = destination.parse((target.via or target.source).removeprefix("ssh:"))
+    except ValueError as error:
+        raise TargetError(str(error)) from error
+    seen_there = replace(target, source="live:") if target.kind == "ssh" else target
     header = {
         "argv": argv(to, target.ssh_config, payload.command_line(target.python, target.become)),
-        "args": arguments(target, "live:" if target.kind == "ssh" else target.source),
+        "args": arguments(seen_there),
         "starts": payload.STARTS,
         "bootstrap_bytes": len(payload.bootstrap()),
         "user": to.user,
@@ -54,10 +41,10 @@ def command(target: Target) -> Command:
     return Command([sys.executable, "-IS", session.__file__], stdin=stdin, host=to.host)
 
 
-def argv(to: Destination, ssh_config: str | None, command_line: str) -> list[str]:
+def argv(to: destination.Destination, ssh_config: str | None, command_line: str) -> list[str]:
     """Return the command line of ssh: never a question, no agent, no terminal, and no end without notice."""
     options = [
-        *("-T", "-a", "-x"),
+        *("-T", "-a", "-x", "-oClearAllForwardings=yes", "-oRemoteCommand=none"),
         "-oBatchMode=yes",
         f"-oConnectTimeout={_CONNECT_TIMEOUT_S}",
         f"-oServerAliveInterval={_ALIVE_S}",

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import runner, transports
-from pipeline.inventory import Target
+from pipeline.inventory import Target, destination
 from pipeline.transports import payload, ssh
 from tests.transports.sshd import SSHD, USER, Client, Server, free_port, make_key
 
@@ -345,7 +345,7 @@ def test_no_ssh_on_this_node(client, server, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     status, _, error = ending(core_via(server, client))
     assert status == "unreachable"
-    assert "no ssh on" in error
+    assert "cannot run ssh on" in error
 
 
 class Listener:
@@ -444,6 +444,20 @@ def test_a_python_without_drgn(target):
     assert "install drgn" in error
 
 
+def test_a_python_in_part_as_python3_minimal_is(target, script):
+    python = script(instead_of_nice("sys.modules.update(json=None)"))
+    status, _, error = ending(dataclasses.replace(target, python=python))
+    assert status == "no_drgn"
+    assert "json" in error
+
+
+def test_a_python_that_is_too_old(target, script):
+    python = script(f"exec {sys.executable} -c 'import sys; sys.version_info = (3, 5)\nexec(sys.argv[1])' \"$2\"")
+    status, _, error = ending(dataclasses.replace(target, python=python))
+    assert status == "no_drgn"
+    assert "3.5" in error
+
+
 def test_garbage_instead_of_a_frame(target, script):
     status, _, error = ending(dataclasses.replace(target, python=script("head -c 200000 /dev/urandom")))
     assert status == "bad_output"
@@ -494,30 +508,26 @@ def test_a_connection_that_is_cut_midway_is_lost_and_the_collector_ends(client, 
     until(lambda: not processes_with(mark))
 
 
+def test_a_collector_to_which_nobody_speaks_ends(target, script, tmp_path):
+    """As where the network is gone and neither end is told; 90 s of silence are half a second here."""
+    mark = f"LRU_TEST={tmp_path}"
+    hasty = "setattr(select, 'select', lambda r, w, x, s, real=select.select: real(r, w, x, s / 180))"
+    patched = f"import os, select, sys, time\n{hasty}\nos.nice = lambda n: time.sleep(600)\nexec(sys.argv[1])"
+    python = script(f'export {mark}\nexec {sys.executable} -c {shlex.quote(patched)} "$2"')
+    _, _, error = ending(dataclasses.replace(target, python=python))
+    assert "the connection was lost" in error
+    until(lambda: not processes_with(mark))
+
+
 # The command line
 
 
 def test_the_command_line_of_ssh():
-    argv = ssh.argv(ssh.destination("ssh:root@db1:2222"), "/etc/fleet", "COMMAND")
+    argv = ssh.argv(destination.parse("root@db1:2222"), "/etc/fleet", "COMMAND")
     assert argv[:4] == ["ssh", "-T", "-a", "-x"]
     assert "-oBatchMode=yes" in argv
     assert argv[-9:] == ["-F", "/etc/fleet", "-p", "2222", "-l", "root", "--", "db1", "COMMAND"]
     assert not any("StrictHostKeyChecking" in part for part in argv)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("ssh:db1", (None, "db1", None)),
-        ("ssh:root@db1.example.com:22", ("root", "db1.example.com", 22)),
-        ("ssh:DOM\\alice@10.0.0.1", ("DOM\\alice", "10.0.0.1", None)),
-        ("ssh:a@b@db1", ("a@b", "db1", None)),
-        ("ssh:[fe80::1%eth0]:2022", (None, "fe80::1%eth0", 2022)),
-        ("ssh:[::1]", (None, "::1", None)),
-    ],
-)
-def test_a_destination(text, expected):
-    assert ssh.destination(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -528,10 +538,10 @@ def test_a_destination(text, expected):
     ],
 )  # fmt: skip
 def test_what_is_no_destination_never_reaches_ssh(text):
-    with pytest.raises(transports.TargetError, match="is not ssh:"):
-        ssh.destination(text)
+    with pytest.raises(transports.TargetError):
+        transports.command(Target("t", "ssh", text))
     attempt = run(Target("t", "ssh", text))["attempt"]
-    assert attempt["status"] == "unreachable"
+    assert (attempt["status"], attempt["error_type"]) == ("unreachable", "TargetError")
 
 
 def test_the_payload_is_small_and_always_the_same():

@@ -11,7 +11,6 @@ import ctypes
 import json
 import os
 import queue
-import random
 import re
 import resource
 import signal
@@ -20,7 +19,6 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from typing import Any, NoReturn
 
 LOST = 75
@@ -163,6 +161,10 @@ class Connection:
             line = next(line for line in said.splitlines() if sudo[0].splitlines()[0] in line)
             rule = f"{self._header['user'] or 'USER'} ALL=(root) NOPASSWD: {self._interpreter}"
             raise Failure("denied", "Sudo", f"{line}; a line of sudoers that will do: {rule}")
+        if self._interpreter is None and code:
+            words = f": {said.split(chr(10))[-1]}" if (said := said.strip()) else ""
+            text = f"the login does not run commands (exit code {code}){words}; is the account restricted or expired?"
+            raise Failure("denied", "NoShell", text)
         if code == _NOT_FOUND and "sudo" in said:
             raise Failure("denied", "Sudo", "sudo is not installed there; log in as root")
 
@@ -188,6 +190,8 @@ def main() -> None:
             break
         except Failure as failure:
             if failure.status is None and wait_s is not None:
+                import random
+
                 time.sleep(wait_s * random.uniform(0.5, 1.5))
             else:
                 _fail(failure)
@@ -224,6 +228,8 @@ def _meaning(said: str) -> Failure:
 
 def _drgn_for(folder: str, python: str, suffix: str, arch: str, libc: str) -> bytes:
     """Return the newest wheel of drgn that fits a host, as collector/remote.py takes it."""
+    import zipfile  # with random a third of this program's start, and seldom needed
+
     tag = "cp" + python.replace(".", "")
     abi = "cp" + suffix.split("-")[1] if suffix.startswith(".cpython-") else ""
     found = []
@@ -262,6 +268,8 @@ def _runs(platforms: str, arch: str, libc: str) -> bool:
 
 def _contents(path: str) -> bytes:
     """Return a line that lists the members of a wheel, and these as they are compressed in it."""
+    import zipfile
+
     listed, data = [], []
     with zipfile.ZipFile(path) as wheel, open(path, "rb") as file:
         for entry in wheel.infolist():

@@ -124,7 +124,7 @@ def test_through_a_jump_host(tmp_path, client, server):
         own = client.config.read_text()
         config.write_text(
             f"Host behind\nHostName 127.0.0.1\nPort {server.port}\nProxyJump {USER}@127.0.0.1:{jump.port}\n"
-            f"UserKnownHostsFile {client.known_hosts}\nMatch all\n{own}"
+            f"Match all\n{own}"
         )
         # The jump is an ssh of its own, which takes the same file.
         result = run(core_via(server, client, via="ssh:behind", ssh_config=str(config)))
@@ -428,7 +428,27 @@ def test_one_that_is_always_closed_is_unreachable_and_says_why(client, server):
         assert busy.connections == 4
 
 
+@pytest.mark.parametrize("absent", ["jump", "behind"])
+def test_a_jump_host_that_is_down_or_cannot_get_further(tmp_path, client, server, absent):
+    ports = {"jump": server.port, "behind": server.port, absent: free_port()}
+    config = tmp_path / "ssh_config"
+    config.write_text(
+        f"Host behind\nHostName 127.0.0.1\nPort {ports['behind']}\nProxyJump {USER}@127.0.0.1:{ports['jump']}\n"
+        f"Match all\n{client.config.read_text()}"
+    )
+    attempt = run(core_via(server, client, via="ssh:behind", ssh_config=str(config)))["attempt"]
+    assert (attempt["status"], attempt["error_type"]) == ("unreachable", "ConnectionRefused")
+
+
 # What the host says
+
+
+def test_an_account_that_may_not_run_commands(tmp_path, client):
+    with Server(tmp_path / "sshd", "ForceCommand /usr/sbin/nologin") as server:
+        client.trust(server)
+        status, kind, error = ending(core_via(server, client))
+    assert (status, kind) == ("denied", "NoShell")
+    assert "exit code 1" in error
 
 
 def test_no_python(target):

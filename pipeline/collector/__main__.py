@@ -19,10 +19,11 @@ _LIVE_WALKS = 3
 def main(argv=None):
     """Audit the kernel that the arguments name; return the exit code."""
     parser = argparse.ArgumentParser(prog="list-lru-audit collector", description=__doc__.splitlines()[0])
-    parser.add_argument("source", help="path of a core, or live:")
+    parser.add_argument("source", help="path of a core, live:, or qmp:SOCKET")
     parser.add_argument("--vmlinux", help="file with this kernel's DWARF")
     parser.add_argument("--debug-dir", action="append", default=[], help="directory to search for it by build id")
     parser.add_argument("--btf-dir", help="directory of BTF files by release and architecture")
+    parser.add_argument("--vmcoreinfo", help="file with the VMCOREINFO of a QEMU guest")
     charged = parser.add_mutually_exclusive_group()
     charged.add_argument("--charged", action="store_true", default=None, help="look for charged objects; cores: yes")
     charged.add_argument("--no-charged", action="store_false", dest="charged")
@@ -56,13 +57,14 @@ def _take(args):
         raise CollectError("no_drgn", message, "ImportError") from e
     # Its warnings speak of debug info that this collector does without.
     logging.getLogger("drgn").setLevel(logging.ERROR)
-    from . import kernel, snapshot
+    from . import kernel, memory, snapshot
 
     try:
-        opened = kernel.open_kernel(args.source, args.vmlinux, args.debug_dir, args.btf_dir)
-        charged = args.source != "live:" if args.charged is None else args.charged
+        opened = kernel.open_kernel(args.source, args.vmlinux, args.debug_dir, args.btf_dir, args.vmcoreinfo)
+        running = memory.is_running(opened.prog)
+        charged = not running if args.charged is None else args.charged
         take = functools.partial(snapshot.take, opened, charged, args.target_layout, args.verify)
-        return _while_it_changes(take) if args.source == "live:" else take()
+        return _while_it_changes(take) if running else take()
     except drgn.FaultError as e:
         message = "memory is missing: the core is truncated or was filtered: %s" % e
         raise CollectError("bad_core", message, "FaultError") from e
@@ -72,7 +74,7 @@ def _take(args):
 
 
 def _while_it_changes(take):
-    """Audit the running kernel; a list that was changed under the walk breaks it, so walk again."""
+    """Audit a running kernel; a list that was changed under the walk breaks it, so walk again."""
     import drgn
 
     for _ in range(_LIVE_WALKS):

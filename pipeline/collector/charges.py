@@ -10,13 +10,13 @@ from array import array
 from collections import Counter, defaultdict, namedtuple
 from itertools import repeat
 
-from drgn import FaultError, Object, ProgramFlags, cast, offsetof
+from drgn import FaultError, Object, cast, offsetof
 from drgn.helpers.linux.mm import page_to_virt
 from drgn.helpers.linux.slab import slab_object_info
 
 from . import slab, superblocks
 from .memmap import Memmap
-from .memory import Members, read_each
+from .memory import Members, is_running, read_each
 from .status import CollectError
 
 # Of 4 to 32 KB each.
@@ -114,7 +114,7 @@ class _Scan:
 
     def check_whole(self, cache, found):
         """Compare the slabs in the memmap with a core's count: a page of the memmap may be missing."""
-        if self.prog.flags & ProgramFlags.IS_LIVE:
+        if is_running(self.prog):
             return
         counted = slab.slab_count(Object(self.prog, "struct kmem_cache *", cache))
         if found < counted:

@@ -19,8 +19,9 @@ from drgn import (
     Program,
 )
 
-from . import core_file, kallsyms
+from . import core_file, kallsyms, qmp
 from .btf import Btf, BtfError
+from .memory import is_running
 from .status import CollectError
 
 # BTF declares per-CPU variables only. These are the other globals that the collector and drgn's helpers read, as
@@ -80,19 +81,20 @@ class Kernel:
         self.note = note
 
 
-def open_kernel(source, vmlinux=None, debug_dirs=(), btf_dir=None):
+def open_kernel(source, vmlinux=None, debug_dirs=(), btf_dir=None, vmcoreinfo=None):
     """Open a core or the running kernel and find its types and symbols.
 
     Files that the user named come first; then the BTF in the kernel, with which an audit takes 70 MB of memory where
     DWARF takes 220 and a file that few hosts have; then ``btf_dir``; then what drgn finds in its standard places.
 
-    :param source: the path of an ELF or kdump-compressed core, or ``live:``.
+    :param source: the path of an ELF or kdump-compressed core, ``live:``, or ``qmp:`` and the path of a socket.
     :param vmlinux: a file with this kernel's DWARF, or None.
     :param debug_dirs: directories to search by build id for it.
     :param btf_dir: directory of BTF files by release and architecture (the layout of BTFHub-archive), or None.
+    :param vmcoreinfo: path of a file with the VMCOREINFO of a QEMU guest, or None.
     :raises CollectError: with the status that says why.
     """
-    prog, note = _attach(source)
+    prog, note = _attach(source, vmcoreinfo)
     kernel = with_types(prog, source, vmlinux, debug_dirs, btf_dir)
     kernel.note = note
     return kernel
@@ -115,8 +117,10 @@ def with_types(prog, source, vmlinux=None, debug_dirs=(), btf_dir=None):
         return Kernel(prog, "dwarf")
 
 
-def _attach(source):
+def _attach(source, vmcoreinfo):
     """Return a program attached to the kernel, and the note on its core file."""
+    if source.startswith(qmp.PREFIX):
+        return qmp.attach(source, vmcoreinfo), None
     note = None
     try:
         if source == "live:":
@@ -225,7 +229,7 @@ def _load_btf(prog, source, btf_dir):
 
 def _system_maps(prog, source):
     """Return where the kernel's System.map may be: beside the core, or where distributions and their -dbg have it."""
-    beside = () if source == "live:" else (os.path.dirname(source),)
+    beside = () if is_running(prog) else (os.path.dirname(source),)
     name = "System.map-" + prog["UTS_RELEASE"].string_().decode()
     return [os.path.join(folder, name) for folder in (*beside, "/boot", "/usr/lib/debug/boot")]
 

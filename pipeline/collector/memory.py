@@ -3,7 +3,7 @@
 import struct
 from collections import namedtuple
 
-from drgn import FaultError, PlatformFlags, TypeKind, offsetof, sizeof
+from drgn import FaultError, PlatformFlags, ProgramFlags, TypeKind, offsetof, sizeof
 
 from .status import CollectError
 
@@ -48,6 +48,11 @@ class Members:
     def decode(self, data, offset=0):
         """Decode the members of the struct that starts at an offset of data."""
         return self._fields._make(self._struct.unpack_from(data, offset + self._start))
+
+
+def is_running(prog):
+    """Return whether the kernel runs, and changes, while it is read."""
+    return bool(prog.flags & ProgramFlags.IS_LIVE)
 
 
 def read(prog, address, size):

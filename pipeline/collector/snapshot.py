@@ -5,10 +5,10 @@ What each column means stands in ``schemas/``; this fills them in.
 
 import re
 
-from drgn import FaultError, Object, ProgramFlags, alignof, sizeof
+from drgn import FaultError, Object, alignof, sizeof
 
 from . import __version__, charges, containers, cost, estimate, layouts, list_lrus, memcgs, nodes, slab, superblocks
-from .memory import has_member, text
+from .memory import has_member, is_running, text
 
 _MICROSECONDS = 1000000
 # struct timekeeper.xtime_sec is plausible between these: 2000 and 2200.
@@ -100,8 +100,7 @@ def _charges(prog, layout, sbs, cgroups):
     except charges.NotScanned as e:
         return None, str(e)
     # Slabs are freed and used again meanwhile.
-    live = prog.flags & ProgramFlags.IS_LIVE
-    return owned, "charged objects were counted while the kernel ran: a lower bound" if live else None
+    return owned, "charged objects were counted while the kernel ran: a lower bound" if is_running(prog) else None
 
 
 def _estimate(prog, found, sbs, cgroups, owned, target):

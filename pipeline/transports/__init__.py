@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pipeline.inventory import Target
-from pipeline.transports import live, ssh, vmcore
+from pipeline.transports import live, qmp, ssh, vmcore
 from pipeline.transports.command import Command, TargetError
 from pipeline.transports.session import LOST
 
 __all__ = ["LOST", "Command", "TargetError", "command"]
 
-_KINDS = {"vmcore": vmcore.command, "live": live.command, "ssh": ssh.command}
+_KINDS = {"vmcore": vmcore.command, "live": live.command, "ssh": ssh.command, "qmp": qmp.command}
 
 
 def command(target: Target) -> Command:

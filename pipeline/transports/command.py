@@ -36,10 +36,12 @@ def arguments(target: Target) -> list[str]:
         args += ["--debug-dir", target.debug_dir]
     if target.btf_dir is not None:
         args += ["--btf-dir", target.btf_dir]
+    if target.vmcoreinfo is not None:
+        args += ["--vmcoreinfo", target.vmcoreinfo]
     if target.charged is not None:
         args.append("--charged" if target.charged else "--no-charged")
     if target.target_layout is not None:
         args += ["--target-layout", target.target_layout]
     if target.verify:
         args.append("--verify")
-    return [*args, target.source]
+    return [*args, f"qmp:{target.source}" if target.kind == "qmp" else target.source]

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +50,15 @@ MACHINES = {
 """By Debian's name of the architecture."""
 
 
-def take_core(shape: Shape, kernel: Kernel, to: Path, live: bool = False) -> None:
+AtRest = Callable[[Path], object]
+"""What is done with an idle guest before its core is taken; it gets the machine's working folder."""
+
+
+def nothing(_: Path) -> None:
+    """The AtRest of a guest that is only dumped."""
+
+
+def take_core(shape: Shape, kernel: Kernel, to: Path, live: bool = False, at_rest: AtRest = nothing) -> None:
     """Boot `shape`, leave its full ELF core in `to`/vmcore and the guest's report in `to`/truth/.
 
     Beside a core whose symbol table has functions only goes the System.map, where `kernel` has it.
@@ -62,12 +70,12 @@ def take_core(shape: Shape, kernel: Kernel, to: Path, live: bool = False) -> Non
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         initramfs.pack(shape, kernel, work / "initramfs", live)
-        run(qemu(shape, kernel), work, to)
+        run(qemu(shape, kernel), work, to, at_rest)
     if kernel.system_map and "super_blocks" not in (to / "truth/kallsyms").read_text():
         shutil.copy(kernel.system_map, to)
 
 
-def run(command: Sequence[str | os.PathLike[str]], work: Path, to: Path) -> None:
+def run(command: Sequence[str | os.PathLike[str]], work: Path, to: Path, at_rest: AtRest = nothing) -> None:
     """Run a machine in `work` until its guest is idle; its core and report go to `to`.
 
     QEMU 7.2 now and then breaks a kernel on a busy machine, so a guest that panics is booted again.
@@ -77,17 +85,18 @@ def run(command: Sequence[str | os.PathLike[str]], work: Path, to: Path) -> None
     to.mkdir(parents=True, exist_ok=True)
     for boots_left in reversed(range(BOOTS)):
         try:
-            run_once(command, work, to)
+            run_once(command, work, to, at_rest)
             break
         except LabError:
             if not boots_left or "Kernel panic" not in (work / "console").read_text(errors="replace"):
                 raise
 
 
-def run_once(command: Sequence[str | os.PathLike[str]], work: Path, to: Path) -> None:
+def run_once(command: Sequence[str | os.PathLike[str]], work: Path, to: Path, at_rest: AtRest) -> None:
     with subprocess.Popen(command, cwd=work, stdin=subprocess.DEVNULL) as machine:
         try:
             size = wait_idle(machine, work / "console", time.monotonic() + IDLE_TIMEOUT_S)
+            at_rest(work)
             with Monitor(work / "qmp") as monitor:
                 monitor.call("stop")
                 core = to / "vmcore"
@@ -105,7 +114,10 @@ def run_once(command: Sequence[str | os.PathLike[str]], work: Path, to: Path) ->
 
 
 def qemu(shape: Shape, kernel: Kernel) -> list[str]:
-    """The command line of the machine: the console, the report and a QMP socket are files in its working folder."""
+    """The command line of the machine: the console, the report and QMP sockets are files in its working folder.
+
+    `qmp` is the lab's own, `audit` is for others: a monitor has one client at a time.
+    """
     machine = MACHINES[shape.arch]
     console, report = machine.lines
     command = [
@@ -117,6 +129,7 @@ def qemu(shape: Shape, kernel: Kernel) -> list[str]:
         # With the guest's qemu_fw_cfg this puts VMCOREINFO into the dump.
         "-device", "vmcoreinfo",
         "-serial", "file:console", *machine.report, "-qmp", "unix:qmp,server=on,wait=off",
+        "-qmp", "unix:audit,server=on,wait=off",
         "-kernel", str(kernel.vmlinuz.resolve()), "-initrd", "initramfs",
         "-append", f"console={console} quiet panic=-1 rdinit=/init lab_report=/dev/{report}", "-no-reboot",
     ]  # fmt: skip
@@ -160,8 +173,8 @@ class Monitor:
         self.lines.close()
         self.socket.close()
 
-    def call(self, command: str, **arguments: Any) -> None:
-        """Run a command to its end."""
+    def call(self, command: str, **arguments: Any) -> Any:
+        """Run a command to its end and return what it returns."""
         request = {"execute": command, "arguments": arguments}
         self.socket.sendall(json.dumps(request).encode())
         for line in self.lines:
@@ -169,5 +182,5 @@ class Monitor:
             if "error" in answer:
                 raise LabError(f"QEMU refuses {command}: {answer['error']['desc']}")
             if "return" in answer:
-                return
+                return answer["return"]
         raise LabError(f"QEMU went away during {command}")

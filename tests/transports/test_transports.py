@@ -23,6 +23,13 @@ def test_live_is_the_nodes_own_kernel_and_needs_no_file():
     assert command.opens is None
 
 
+def test_a_guest_is_a_monitors_socket_and_takes_vmcoreinfo():
+    command = transports.command(Target("a", "qmp", "/run/a.sock", vmcoreinfo="/note"))
+    argv = [sys.executable, "-m", "pipeline.collector", "--vmcoreinfo", "/note", "qmp:/run/a.sock"]
+    assert command.argv == argv
+    assert command.opens is None
+
+
 def test_the_targets_own_python_and_debug_info_are_passed_on():
     target = Target("a", "vmcore", "/a", vmlinux="/vmlinux", debug_dir="/debug", python="/opt/python")
     assert transports.command(target).argv == [

@@ -174,8 +174,14 @@ def _with_options(target: Target, args: argparse.Namespace) -> Target:
         target = replace(target, vmcoreinfo=_absolute(args.vmcoreinfo))
     if target.over_ssh:
         target = replace(target, ssh_config=_absolute(args.ssh_config), drgn_wheels=_absolute(args.drgn_wheels))
-    btf_dir = _absolute(args.btf_dir)
-    return replace(target, btf_dir=btf_dir, charged=args.charged, target_layout=args.target_layout, verify=args.verify)
+    return replace(
+        target,
+        btf_dir=_absolute(args.btf_dir),
+        charged=args.charged,
+        target_layout=args.target_layout,
+        verify=args.verify,
+        max_reads=args.max_reads,
+    )
 
 
 def _absolute(path: Path | None) -> str | None:
@@ -474,6 +480,12 @@ def _add_warehouse(parser: argparse.ArgumentParser) -> None:
 
 def _add_collection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=_seconds, default=600.0, help="seconds for one target (%(default)g)")
+    parser.add_argument(
+        "--max-reads",
+        type=_positive,
+        metavar="N",
+        help="stop an audit that makes more read system calls than this; over_budget (default: no limit)",
+    )
     parser.add_argument("--vmlinux", type=Path, help="file with the kernel's DWARF, to use instead of its BTF")
     parser.add_argument("--debug-dir", type=Path, help="directory to search by build id for it")
     parser.add_argument("--btf-dir", type=Path, help="directory of BTF by release and arch, for kernels without")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline import frame, launch, transports
+from pipeline.collector.status import OUT_OF_MEMORY
 from pipeline.inventory import Target
 from pipeline.text import printable
 
@@ -152,7 +153,7 @@ def _without_frame(child: _Exit, error: frame.FrameError, limits: Limits, timeou
         return _End("timeout", "deadline", f"no result after {timeout_s:g} s{said}")
     if child.stopped == "output":
         return _End("bad_output", "output", f"more than {limits.output_bytes >> 20} MiB on stdout, and {error}")
-    if b"MemoryError" in child.stderr:
+    if any(sign.encode() in child.stderr for sign in OUT_OF_MEMORY):
         return _End("over_budget", "MemoryError", f"needs more than {limits.memory_bytes >> 20} MiB of memory")
     if child.returncode is not None and child.returncode < 0:
         name = _signal_name(-child.returncode)

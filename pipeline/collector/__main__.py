@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 
+from . import budget
 from .status import CollectError
 
 FRAME = "list-lru-audit snapshot 1"
@@ -29,10 +30,11 @@ def main(argv=None):
     charged.add_argument("--no-charged", action="store_false", dest="charged")
     parser.add_argument("--target-layout", choices=("5.18", "6.13"), default="5.18", help="lazy kernel to estimate")
     parser.add_argument("--verify", action="store_true", help="look at every pointer array, not at a sample")
+    parser.add_argument("--max-reads", type=int, metavar="N", help="read system calls to make at most")
     args = parser.parse_args(argv)
     print("\n" + FRAME)
     try:
-        snapshot = _take(args)
+        snapshot = budget.within(args.max_reads, functools.partial(_take, args))
     except CollectError as e:
         message = str(e) if args.source in str(e) else "%s: %s" % (args.source.rstrip(":"), e)
         _line({"error": {"status": e.status, "error_type": e.error_type, "error": message}})

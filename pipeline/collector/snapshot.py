@@ -3,11 +3,22 @@
 What each column means stands in ``schemas/``; this fills them in.
 """
 
-import re
-
 from drgn import FaultError, Object, alignof, sizeof
 
-from . import __version__, charges, containers, cost, estimate, layouts, list_lrus, memcgs, nodes, slab, superblocks
+from . import (
+    __version__,
+    budget,
+    charges,
+    containers,
+    cost,
+    estimate,
+    layouts,
+    list_lrus,
+    memcgs,
+    nodes,
+    slab,
+    superblocks,
+)
 from .memory import has_member, is_running, text
 
 _MICROSECONDS = 1000000
@@ -186,13 +197,13 @@ def _target_row(kernel, found, sbs, cgroups):
     online = [memcg for memcg in cgroups if memcg.online and memcg.parent]
     active_objects, cache_bytes = slab.cache_usage(found.object_cache) if found.object_cache else (None, None)
     in_cache = sum(lru.list_lru_one_objects for lru in found.list_lrus) if found.object_cache else None
-    reads, read_bytes = _reads()
+    reads, read_bytes = budget.reads()
     return {
         "collector_version": __version__,
         "model_version": cost.MODEL_VERSION,
         "reads": reads,
         "read_bytes": read_bytes,
-        "peak_rss_bytes": _peak_rss_bytes(),
+        "peak_rss_bytes": budget.peak_rss_bytes(),
         "host": text(uts.nodename.string_())[0],
         "kernel_release": text(uts.release.string_())[0],
         "kernel_version": text(uts.version.string_())[0],
@@ -267,22 +278,3 @@ def _timekeeper(prog):
             seqcount = prog.type("seqcount_t")
         align = alignof(prog.type("struct timekeeper"))
         return Object(prog, "struct timekeeper", address=at + -(-sizeof(seqcount) // align) * align)
-
-
-def _reads():
-    """Return the read system calls of this process and their bytes, as /proc/self/io has them, or None and None."""
-    try:
-        with open("/proc/self/io") as f:
-            counters = dict(line.split(": ") for line in f.read().splitlines())
-    except OSError:
-        return None, None
-    return int(counters["syscr"]), int(counters["rchar"])
-
-
-def _peak_rss_bytes():
-    """Return the most memory that this program had, or None; getrusage() would include its parent's before exec()."""
-    try:
-        with open("/proc/self/status") as f:
-            return int(re.search(r"^VmHWM:\s+(\d+) kB", f.read(), re.MULTILINE).group(1)) * 1024
-    except (OSError, AttributeError):
-        return None

@@ -23,6 +23,15 @@ STATUSES = (
 
 GOOD = ("ok", "unsupported")
 
+# How Python, the C library, the loader (twice) and readline say that there is no memory.
+OUT_OF_MEMORY = (
+    "MemoryError",
+    "Cannot allocate memory",
+    "failed to map segment",
+    "cannot map zero-fill pages",
+    "out of virtual memory",
+)
+
 
 class CollectError(Exception):
     """A target cannot be audited.

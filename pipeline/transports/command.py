@@ -44,4 +44,6 @@ def arguments(target: Target) -> list[str]:
         args += ["--target-layout", target.target_layout]
     if target.verify:
         args.append("--verify")
+    if target.max_reads is not None:
+        args += ["--max-reads", str(target.max_reads)]
     return [*args, f"qmp:{target.source}" if target.kind == "qmp" else target.source]

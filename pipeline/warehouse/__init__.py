@@ -1,7 +1,18 @@
 """Runs as Parquet: outcomes are spooled as they arrive, then published whole or not at all."""
 
 from pipeline.warehouse.errors import WarehouseError
-from pipeline.warehouse.runs import Manifest, new_run_id, resolve, runs, tables
+from pipeline.warehouse.runs import Manifest, new_run_id, resolve, resumable, runs, staged, tables, unpublished
 from pipeline.warehouse.staging import Staging
 
-__all__ = ["Manifest", "Staging", "WarehouseError", "new_run_id", "resolve", "runs", "tables"]
+__all__ = [
+    "Manifest",
+    "Staging",
+    "WarehouseError",
+    "new_run_id",
+    "resolve",
+    "resumable",
+    "runs",
+    "staged",
+    "tables",
+    "unpublished",
+]

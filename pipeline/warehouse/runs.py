@@ -5,10 +5,11 @@ Only files that a manifest lists exist for a reader; whatever else lies in the w
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,8 @@ from pipeline.warehouse.errors import WarehouseError
 
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
 MANIFEST = "manifest.json"
+INPUTS = "inputs.jsonl.gz"
+STAGED = "run.json"
 MANIFEST_VERSION = 1
 
 
@@ -54,6 +57,7 @@ class Manifest:
     targets: int
     outcomes: dict[str, int]  # status -> targets
     versions: dict[str, Any]  # tool, schema, model, pyarrow
+    inputs_sha256: str
     files: tuple[File, ...]
 
     def text(self) -> str:
@@ -84,14 +88,66 @@ def runs(root: Path) -> list[Manifest]:
 def resolve(root: Path, run: str, audit: str | None = None) -> str:
     """Return the run_id that a unique prefix means among the published runs, or among those of an audit."""
     known = [manifest.run_id for manifest in runs(root) if audit in (None, manifest.audit)]
+    return _match(root, run, known, "published run" + (f" of audit {audit}" if audit else ""))
+
+
+def resumable(root: Path, run: str) -> str:
+    """Return the run_id that a unique prefix or `latest` means among the published runs and those in staging.
+
+    Raises WarehouseError when there is none and for a run that another one revises, published or not.
+    """
+    published = {manifest.run_id: manifest.revision_of for manifest in runs(root)}
+    revising = published | {run_id: run["revision_of"] for run_id, run in staged(root).items()}
+    revisions = {revised: run_id for run_id, revised in revising.items()}
+    known = sorted(revising)
+    run_id = _match(root, run, [one for one in known if run != "latest" or one not in revisions], "run")
+    if run_id in revisions:
+        raise WarehouseError(f"{root}: run {run_id} is revised by {revisions[run_id]}: resume that one")
+    return run_id
+
+
+def unpublished(root: Path, run: str) -> str:
+    """Return the run_id that a unique prefix or `latest` means among the runs in staging."""
+    return _match(root, run, sorted(staged(root)), "run in staging")
+
+
+def staged(root: Path) -> dict[str, dict[str, Any]]:
+    """Return what is known of each run that waits in staging; one that is published only awaits its removal."""
+    directories = [path.parent for path in (root / "staging").glob(f"*/{STAGED}")]
+    return {path.name: read_staged(path) for path in directories if not (root / "runs" / path.name).exists()}
+
+
+def read_staged(directory: Path) -> dict[str, Any]:
+    """Return what is known of a run in staging."""
+    path = directory / STAGED
+    try:
+        run: dict[str, Any] = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise WarehouseError(f"{path}: not a staged run: {error}; remove its directory") from error
+    return run
+
+
+def inputs(directory: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the options and the targets of a run, staged or published."""
+    path = directory / INPUTS
+    try:
+        with gzip.open(path, "rt", encoding="ascii") as file:
+            options, *targets = map(json.loads, file)
+    except (OSError, EOFError, ValueError) as error:
+        raise WarehouseError(f"{path}: cannot be read: {error}; audit it anew with: lru-audit run") from error
+    return options, targets
+
+
+def _match(root: Path, run: str, known: Sequence[str], what: str) -> str:
+    """Return the one of `known`, the newest last, that a unique prefix or `latest` means."""
     if not known:
-        raise WarehouseError(f"{root}: no published run" + (f" of audit {audit}" if audit else ""))
-    matching = [run_id for run_id in known if run and run_id.startswith(run)]
+        raise WarehouseError(f"{root}: no {what}")
+    matching = known[-1:] if run == "latest" else [run_id for run_id in known if run and run_id.startswith(run)]
     if len(matching) == 1:
         return matching[0]
     if matching:
         raise WarehouseError(f"{root}: run {run!a} is not unique: {', '.join(matching[:5])}")
-    raise WarehouseError(f"{root}: no run {run!a}; the newest is {known[-1]}")
+    raise WarehouseError(f"{root}: no {what} {run!a}; the newest is {known[-1]}")
 
 
 def tables(root: Path) -> dict[str, ds.FileSystemDataset]:

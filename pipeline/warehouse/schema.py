@@ -122,6 +122,17 @@ class Column:
             cells = [None if cell is None else bytes.fromhex(cell) for cell in cells]
         return pa.array(cells, type=TYPES[self.type].arrow)
 
+    def cells(self, array: pa.Array) -> list[Any]:
+        """Return the JSON values of an array, those that `array` makes it of."""
+        if self.type == "timestamp":
+            array = array.cast(pa.int64())
+        cells: list[Any] = array.to_pylist()
+        if self.type == "binary":
+            return [None if cell is None else cell.hex() for cell in cells]
+        if TYPES[self.type].json is dict:
+            return [None if cell is None else dict(cell) for cell in cells]
+        return cells
+
 
 def _outside(cells: Sequence[int], low: int, high: int) -> str | None:
     if cells and not (low <= min(cells) and max(cells) <= high):

@@ -1,14 +1,17 @@
 """One run in the making: `<root>/staging/<run_id>` until it is renamed to `<root>/runs/<run_id>`.
 
-    run.json         what is known before the first outcome
+    run.json         what is known before the first outcome; with it the run counts as staged
+    inputs.jsonl.gz  what to collect, whatever becomes of the inventory: the options, then one target a line
     outcomes.jsonl   the spool: one line for each outcome as it arrives, [target, record]; the last of a target counts
-    run/             the tables and manifest.json, made from the spool; this directory is what is published
+    run/             the tables, the inputs and manifest.json; this directory is what is published
 
 A process killed at any moment leaves the spool, from which `Staging(root, run_id)` goes on, and no half run.
 """
 
 from __future__ import annotations
 
+import fcntl
+import gzip
 import json
 import os
 import platform
@@ -19,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -28,7 +31,19 @@ from pipeline.warehouse import schema
 from pipeline.warehouse.errors import WarehouseError, storage
 from pipeline.warehouse.outcome import GOOD, Record, escaped, record, refuse
 from pipeline.warehouse.parquet import TableWriter, sha256, sync
-from pipeline.warehouse.runs import MANIFEST, RUN_ID, File, Manifest, datasets
+from pipeline.warehouse.records import records, run_row
+from pipeline.warehouse.runs import (
+    INPUTS,
+    MANIFEST,
+    RUN_ID,
+    STAGED,
+    File,
+    Manifest,
+    datasets,
+    inputs,
+    read,
+    read_staged,
+)
 
 RUN_KEYS = ("run_id", "audit", "started_at", "targets", "tool_version")
 OPTIONAL_RUN_KEYS = ("revision_of", "model_version", "inventory_sha256")
@@ -43,7 +58,7 @@ Check = Callable[[Mapping[str, ds.Dataset]], Iterable[tuple[str, str, str]]]
 class Staging:
     """The staged run: append outcomes, then publish.
 
-    Memory holds no outcome, and while writing an offset for each target.
+    Memory holds no outcome, and while writing an offset for each target. One process at a time has a run open.
     """
 
     def __init__(self, root: Path, run_id: str) -> None:
@@ -51,17 +66,28 @@ class Staging:
         self.root = root
         self.directory = root / "staging" / run_id
         with self._storage():
-            self.run = self._read_run()
-            with self._spool.open("a+b") as spool:
-                spool.truncate(_end_of_last_line(spool))
+            self._spool = self._spool_path.open("a+b", buffering=0)
+            self._lock()
+            self.run = read_staged(self.directory)
+            self._spool.truncate(_end_of_last_line(self._spool))
+        if self.run["revision_of"] is not None:
+            self._carry_over(self.run["revision_of"])
 
     @classmethod
-    def create(cls, root: Path, run: Mapping[str, Any]) -> Staging:
+    def create(
+        cls,
+        root: Path,
+        run: Mapping[str, Any],
+        options: Mapping[str, Any] | None = None,
+        targets: Iterable[Mapping[str, Any]] = (),
+    ) -> Staging:
         """Stage a new run.
 
         :param root: the warehouse; made when absent.
         :param run: run_id, audit, started_at (microseconds since the epoch, UTC), targets (count planned) and
-            tool_version; optionally revision_of, model_version, inventory_sha256.
+            tool_version; optionally model_version, inventory_sha256 and revision_of, a published run whose good
+            targets are carried over.
+        :param options: with the targets all that it takes to go on with the run; JSON-able.
         """
         if not RUN_ID.fullmatch(run["run_id"]):
             raise WarehouseError(f"{run['run_id']!a} is no run id (YYYYMMDDTHHMMSSZ-<8 hex>)")
@@ -69,9 +95,38 @@ class Staging:
         kept |= {key: escaped(run.get(key)) for key in OPTIONAL_RUN_KEYS}
         directory = root / "staging" / run["run_id"]
         with storage(directory, "nothing was audited"):
-            directory.mkdir(parents=True)
-            (directory / "run.json").write_text(json.dumps(kept) + "\n", encoding="utf-8")
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            for other in directory.parent.iterdir():
+                if (root / "runs" / other.name).exists():  # its driver was killed once it was published
+                    shutil.rmtree(other, ignore_errors=True)
+            directory.mkdir()
+            with gzip.open(directory / INPUTS, "wt", encoding="ascii") as file:
+                for line in (options or {}, *targets):
+                    file.write(json.dumps(line) + "\n")
+            sync(directory / INPUTS)
+            unfinished = directory / f"{STAGED}.new"
+            unfinished.write_text(json.dumps(kept) + "\n", encoding="utf-8")
+            sync(unfinished)
+            unfinished.rename(directory / STAGED)
+            sync(directory)
         return cls(root, run["run_id"])
+
+    @classmethod
+    def revise(cls, root: Path, run_id: str, **now: Any) -> Staging:
+        """Stage a new run of the same targets that replaces a published one.
+
+        :param now: run_id, tool_version and model_version of the new run; it started when the revised one did.
+        """
+        revised = read(root / "runs" / run_id)
+        return cls.create(root, {**run_row(revised), **now, "revision_of": run_id}, *inputs(revised.directory))
+
+    def inputs(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Return the options and the targets that `create` was given."""
+        return inputs(self.directory)
+
+    def collected(self) -> set[str]:
+        """Return the targets that have an outcome."""
+        return set(self._offsets())
 
     def append(self, outcome: Mapping[str, Any]) -> None:
         """Check one target's outcome and spool it; a later one of the same target replaces it."""
@@ -80,9 +135,11 @@ class Staging:
     def write(self) -> None:
         """Make the tables and the manifest from the spool, sorted by target, and sync them."""
         with self._storage():
-            sync(self._spool)
+            os.fsync(self._spool.fileno())
             shutil.rmtree(self._made, ignore_errors=True)
             self._made.mkdir()
+            shutil.copy(self.directory / INPUTS, self._made)
+            sync(self._made / INPUTS)
             self._write_tables()
             sync(self._made)
 
@@ -117,36 +174,44 @@ class Staging:
         return self.directory / "run"
 
     @property
-    def _spool(self) -> Path:
+    def _spool_path(self) -> Path:
         return self.directory / "outcomes.jsonl"
 
     def _storage(self) -> AbstractContextManager[None]:
         return storage(self.directory, f"nothing was published, what was collected is kept in {self.directory}")
 
-    def _read_run(self) -> dict[str, Any]:
-        path = self.directory / "run.json"
+    def _lock(self) -> None:
         try:
-            run: dict[str, Any] = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise WarehouseError(f"{path}: not a staged run: {error}; nothing was collected, remove it") from error
-        return run
+            fcntl.flock(self._spool, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            why = "another lru-audit is at work on this run; wait until it has ended"
+            raise WarehouseError(f"{self.directory}: {why}") from error
+        except OSError:  # a file system without locks
+            pass
+
+    def _carry_over(self, run_id: str) -> None:
+        """Spool the good targets of a published run as they are, but those that are here already."""
+        here = self.collected()
+        for target, made in records(read(self.root / "runs" / run_id)):
+            if made["targets"]["status"][0] in GOOD and target not in here:
+                self._append(target, made)
 
     def _append(self, target: str, made: Record) -> None:
         rest = memoryview(json.dumps([target, made], separators=(",", ":")).encode() + b"\n")
-        with self._storage(), self._spool.open("ab", buffering=0) as spool:
-            end = spool.seek(0, os.SEEK_END)
+        with self._storage():
+            end = self._spool.seek(0, os.SEEK_END)
             try:
                 while rest:
-                    rest = rest[spool.write(rest) :]
+                    rest = rest[self._spool.write(rest) :]
             except OSError:  # disk full: no torn line for the next outcome to be joined to
-                spool.truncate(end)
+                self._spool.truncate(end)
                 raise
 
     def _reject(self, offences: Iterable[tuple[str, str, str]]) -> None:
         offsets = self._offsets()
         first = {target: (check, reason) for target, check, reason in reversed(list(offences))}
         for target, (check, reason) in first.items():
-            with self._spool.open("rb") as spool:
+            with self._spool_path.open("rb") as spool:
                 made = _read(spool, offsets[target])
             self._append(target, refuse(made, f"check:{check}", reason))
 
@@ -154,7 +219,7 @@ class Staging:
         """Return where the last record of each target starts in the spool, sorted by target."""
         offsets = {}
         offset = 0
-        with self._spool.open("rb") as spool:
+        with self._spool_path.open("rb") as spool:
             for line in spool:
                 if start := _LINE_START.match(line):
                     offsets[json.loads(start[1])] = offset
@@ -170,7 +235,7 @@ class Staging:
                 name: stack.enter_context(TableWriter(self._made / f"{name}-00000.parquet", table))
                 for name, table in declared.items()
             }
-            spool = stack.enter_context(self._spool.open("rb"))
+            spool = stack.enter_context(self._spool_path.open("rb"))
             for target, offset in self._offsets().items():
                 made = _read(spool, offset)
                 outcomes[made["targets"]["status"][0]] += 1
@@ -217,19 +282,20 @@ class Staging:
                 "python": platform.python_version(),
                 "pyarrow": pa.__version__,
             },
+            inputs_sha256=sha256(self._made / INPUTS),
             files=tuple(
                 File(name, path.name, rows[name], path.stat().st_size, sha256(path)) for name, path in paths.items()
             ),
         )
 
 
-def _read(spool: BinaryIO, offset: int) -> Record:
+def _read(spool: IO[bytes], offset: int) -> Record:
     spool.seek(offset)
     made: Record = json.loads(spool.readline())[1]
     return made
 
 
-def _end_of_last_line(spool: BinaryIO) -> int:
+def _end_of_last_line(spool: IO[bytes]) -> int:
     """Return the offset after the last newline."""
     end = spool.seek(0, os.SEEK_END)
     while end:

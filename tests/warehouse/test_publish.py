@@ -179,7 +179,9 @@ def test_a_spool_that_a_killed_process_left_torn_is_gone_on_with(tmp_path):
     staging.append(ok("a"))
     with (staging.directory / "outcomes.jsonl").open("ab") as spool:
         spool.write(b'["b",{"targets":{"kind":["vmc')
-    resumed = warehouse.Staging(tmp_path, staging.run["run_id"])
+    (run_id,) = warehouse.staged(tmp_path)
+    del staging
+    resumed = warehouse.Staging(tmp_path, run_id)
     resumed.append(failed("b"))
     assert [row["target"] for row in read(resumed.publish(query.check), "targets")] == ["a", "b"]
 

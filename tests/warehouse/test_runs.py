@@ -63,8 +63,8 @@ def test_a_unique_prefix_is_resolved(three):
     ("run", "why"),
     [
         ("20251102", "is not unique: .*bbbbbbbb, .*bbbbcccc"),
-        ("2024", "no run '2024'; the newest is"),
-        ("", "no run ''"),
+        ("2024", "no published run '2024'; the newest is"),
+        ("", "no published run ''"),
     ],
 )
 def test_what_names_no_run_or_several_is_one_clear_line(three, run, why):

@@ -12,7 +12,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,62 +88,127 @@ class UsageError(Exception):
 
 
 def _run(args: argparse.Namespace) -> int:
-    from pipeline import fanout, inventory, query, report, warehouse
-    from pipeline.collector.cost import MODEL_VERSION
+    from pipeline import fanout, inventory, plan, warehouse
 
     targets = _targets(args)
-    run_id = warehouse.new_run_id()
-    run = {
-        "run_id": run_id,
-        "audit": _audit(args),
-        "started_at": int(datetime.now(UTC).timestamp() * 1e6),
-        "targets": len(targets),
-        "tool_version": __version__,
-        "model_version": MODEL_VERSION,
-        "inventory_sha256": inventory.sha256(targets),
-    }
-    # Ray first: where it cannot be had, nothing is staged.
+    # Ray first: where it cannot be had, nothing is staged; and `ray:*` is what it has.
     with fanout.cluster(args.parallel, args.address):
-        staging = warehouse.Staging.create(args.warehouse, run)
-        _collect(args, targets, staging)
-    published = staging.publish(query.check)
+        planned = plan.make(targets, args.parallel, fanout.nodes(), args.ssh_parallel)
+        placed = [*(target for batch in planned.batches for target in batch.targets)]
+        placed += [one.target for one in planned.unreachable]
+        run = {
+            **_now(),
+            "audit": _audit(args),
+            "started_at": int(datetime.now(UTC).timestamp() * 1e6),
+            "targets": len(placed),
+            "inventory_sha256": inventory.sha256(placed),
+        }
+        options = {"limits": vars(_limits(args)), "retries": args.retries}
+        staging = warehouse.Staging.create(args.warehouse, run, options, map(vars, placed))
+        _collect(args, staging, planned)
+    return _publish(args, staging)
+
+
+def _now() -> dict[str, Any]:
+    """What is known of any run that starts now."""
+    from pipeline import warehouse
+    from pipeline.collector.cost import MODEL_VERSION
+
+    return {"run_id": warehouse.new_run_id(), "tool_version": __version__, "model_version": MODEL_VERSION}
+
+
+def _resume(args: argparse.Namespace) -> int:
+    from pipeline import fanout, plan, warehouse
+
+    run_id = warehouse.resumable(args.warehouse, args.run)
+    if run_id in warehouse.staged(args.warehouse):
+        staging = warehouse.Staging(args.warehouse, run_id)
+    else:
+        revised = warehouse.read(args.warehouse / "runs" / run_id)
+        if revised.good == revised.targets:
+            print(f"every target of {run_id} is good: nothing is left to collect", file=sys.stderr)
+            return OK
+        staging = warehouse.Staging.revise(args.warehouse, run_id, **_now())
+        if not args.quiet:
+            print(f"{staging.directory.name} revises {run_id}", file=sys.stderr)
+    if left := _left(staging):
+        with fanout.cluster(args.parallel, args.address):
+            _collect(args, staging, plan.make(left, args.parallel, fanout.nodes(), args.ssh_parallel))
+    return _publish(args, staging)
+
+
+def _publish_staged(args: argparse.Namespace) -> int:
+    from pipeline import runner, warehouse
+
+    staging = warehouse.Staging(args.warehouse, warehouse.unpublished(args.warehouse, args.run))
+    left = _left(staging)
+    if left and not args.partial:
+        run_id = staging.directory.name
+        raise UsageError(
+            f"{len(left)} of {staging.run['targets']} targets of {run_id} are not collected; "
+            f"go on with: lru-audit resume {run_id}, or publish it with --partial"
+        )
+    for target in left:
+        staging.append(runner.outcome(target, []))
+    return _publish(args, staging)
+
+
+def _left(staging: Staging) -> list[Target]:
+    """Return the targets of a staged run that have no outcome."""
+    from pipeline.inventory import Target
+
+    _, targets = staging.inputs()
+    collected = staging.collected()
+    try:
+        return [Target(**target) for target in targets if target["name"] not in collected]
+    except TypeError as error:
+        raise UsageError(f"{staging.directory}: staged by another version of list-lru-audit: {error}") from error
+
+
+def _collect(args: argparse.Namespace, staging: Staging, planned: Plan) -> None:
+    from pipeline import fanout, progress
+    from pipeline.runner import Limits
+
+    options, _ = staging.inputs()
+    with _kept(staging), progress.show(planned.targets, quiet=args.quiet) as shown:
+        fanout.run(
+            planned,
+            on_outcome=staging.append,
+            progress=shown,
+            limits=Limits(**options["limits"]),
+            retries=options["retries"],
+        )
+
+
+@contextlib.contextmanager
+def _kept(staging: Staging) -> Iterator[None]:
+    """On an interrupt say what of a run is kept, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        collected = f"{len(staging.collected())} of {staging.run['targets']} targets were collected"
+        print(f"{collected} and are kept in {staging.directory}", file=sys.stderr)
+        print(f"go on with: lru-audit resume {staging.directory.name}", file=sys.stderr)
+        raise
+
+
+def _publish(args: argparse.Namespace, staging: Staging) -> int:
+    """Publish a run of which every target has an outcome, and print the ranking."""
+    from pipeline import query, report, warehouse
+
+    with _kept(staging):
+        published = staging.publish(query.check)
     if not args.quiet:
         print(f"published {published}", file=sys.stderr)
     session = query.Session(warehouse.tables(args.warehouse))
-    found = report.build(session, run_id)
-    counts = session.rows("SELECT good, targets FROM runs WHERE run_id = $run", {"run": run_id})[0]
+    found = report.build(session, published.name)
+    counts = warehouse.read(published)
     with contextlib.suppress(BrokenPipeError):  # it is published whether or not somebody reads on
         report.RENDERERS["text"](found, sys.stdout)
         sys.stdout.flush()
-    if counts["good"] == counts["targets"]:
+    if counts.good == counts.targets:
         return OK
-    return SOME_NOT_GOOD if counts["good"] else NONE_GOOD
-
-
-def _collect(args: argparse.Namespace, targets: Targets, staging: Staging) -> None:
-    from pipeline import fanout, plan, progress
-
-    collected = 0
-
-    def keep(outcome: dict[str, Any]) -> None:
-        nonlocal collected
-        staging.append(outcome)
-        collected += 1
-
-    try:
-        with progress.show(len(targets), quiet=args.quiet) as shown:
-            fanout.run(
-                plan.make(targets, args.parallel),
-                on_outcome=keep,
-                progress=shown,
-                limits=_limits(args),
-                retries=args.retries,
-                address=args.address,
-            )
-    except KeyboardInterrupt:
-        kept = f"{collected} of {len(targets)} targets were collected and are kept in {staging.directory}"
-        print(kept, file=sys.stderr)
-        raise
+    return SOME_NOT_GOOD if counts.good else NONE_GOOD
 
 
 def _audit(args: argparse.Namespace) -> str:
@@ -349,6 +414,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_fanout(plan)
     _add_collection(plan)
+
+    resume = _command(
+        commands,
+        _resume,
+        "resume",
+        "go on with a run that was interrupted, or collect again what was not good in a published one",
+        "lru-audit resume latest\n  lru-audit resume 20261125T030329Z",
+    )
+    resume.add_argument("run", metavar="RUN", help="run id, a unique prefix of it, or latest")
+    _add_fanout(resume)
+    _add_warehouse(resume)
+
+    publish = _command(
+        commands,
+        _publish_staged,
+        "publish",
+        "publish a run that was interrupted",
+        "lru-audit publish latest --partial",
+    )
+    publish.add_argument("run", metavar="RUN", help="run id, a unique prefix of it, or latest")
+    publish.add_argument("--partial", action="store_true", help="targets that were not collected become not_run")
+    publish.add_argument("--quiet", action="store_true", help="print the ranking only")
+    _add_warehouse(publish)
 
     inspect = _command(
         commands,

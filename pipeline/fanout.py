@@ -23,6 +23,8 @@ import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 from unittest import mock
@@ -37,6 +39,9 @@ Collect = Callable[[Target, int, runner.Limits], dict[str, Any]]
 # Another try may end differently: the worker died, the live kernel changed under every read.
 _RETRIED = {"lost", "inconsistent"}
 
+# A worker takes 100 MB and what goes over ssh only waits: a worker waits for so many hosts at a time.
+_SSH_AT_ONCE = 8
+
 # After so long without a first sign of life somebody should know why.
 _FIRST_SIGN_S = 10.0
 # Signals so soon after one that was answered are the same wish.
@@ -47,6 +52,8 @@ _KILLED_S = 5.0
 _FOLDER = "lru-ray."
 # In the environment of each process of an embedded Ray: the directory, by which its processes are known.
 _MARK = "RAY_LRU_AUDIT_DIRECTORY"
+# Set where `ray job submit` started the driver: the job brought its own runtime environment.
+_IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 # Snapshots are a few MB and are fetched at once; 75 MB is the least that Ray takes.
 _OBJECT_STORE_BYTES = 128 << 20
 # Ray keeps the first token that a process used, so one does for all clusters of this process.
@@ -91,7 +98,7 @@ def run(
     :param limits: of one collection; a target's own timeout_s comes first.
     :param retries: how often a target is tried again after a status that may change (lost, inconsistent).
     :param address: a Ray cluster to join, default RAY_ADDRESS; without both a Ray of its own, for this call.
-    :param collect: what a worker does for one target.
+    :param collect: what a worker does for one target; for targets over ssh, in several threads.
     :raises FanoutError: there is no Ray.
     """
     with cluster(plan.parallel, address):
@@ -215,7 +222,10 @@ def _joined(stack: contextlib.ExitStack, address: str) -> dict[str, Any]:
         except (OSError, OverflowError) as error:
             raise FanoutError(f"cannot join the Ray cluster at {address}: {error}") from error
     stack.enter_context(_environment({"RAY_gcs_server_port_wait_time_s": "3"}))
-    return {}
+    if _IN_JOB in os.environ:
+        return {}
+    # Ray sends this very package to the nodes, which need no checkout, and not the same release.
+    return {"runtime_env": {"py_modules": [os.path.dirname(os.path.abspath(__file__))]}}
 
 
 def _embedded(stack: contextlib.ExitStack, parallel: int) -> dict[str, Any]:
@@ -306,19 +316,28 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _collect_batch(todo: Sequence[tuple[Target, int]], limits: runner.Limits, collect: Collect) -> Iterator[Any]:
-    """The task: yield the name of the node, then the attempt at each target."""
+def _collect_batch(
+    todo: Sequence[tuple[Target, int]], limits: runner.Limits, collect: Collect, at_once: int
+) -> Iterator[Any]:
+    """The task: yield the name of the node, then the name of each target with the attempt at it."""
     yield socket.gethostname()
-    for target, attempt in todo:
-        yield collect(target, attempt, limits)
+    if at_once == 1:
+        for target, attempt in todo:
+            yield target.name, collect(target, attempt, limits)
+        return
+    with ThreadPoolExecutor(at_once) as threads:
+        names = {threads.submit(collect, target, attempt, limits): target.name for target, attempt in todo}
+        for done in as_completed(names):
+            yield names[done], done.result()
 
 
 class _Stream:
     """A batch under way: the generator, and which of its targets have not come back."""
 
-    def __init__(self, batch: Batch, generator: Any) -> None:
-        self.waiting = deque(batch.targets)
-        self.placement = batch.node
+    def __init__(self, batch: Batch, at_once: int, generator: Any) -> None:
+        self.batch = batch
+        self.waiting = {target.name: target for target in batch.targets}
+        self.at_once = at_once
         self.generator = generator
         self.node: str | None = None
         self.tick()
@@ -342,25 +361,33 @@ class _Run:
         collect: Collect,
     ) -> None:
         self.ray: Any = importlib.import_module("ray")
-        self.plan = plan
         self.on_outcome = on_outcome
         self.progress = progress
         self.retries = retries
-        self.waiting = deque(plan.batches)
+        self.unreachable = plan.unreachable
+        # Both by whether it goes over ssh.
+        self.most = {False: plan.parallel, True: plan.ssh_parallel}
+        self.waiting = {over_ssh: deque(b for b in plan.batches if b.over_ssh == over_ssh) for over_ssh in self.most}
         self.streams: dict[Any, _Stream] = {}
         self.tried: dict[str, list[dict[str, Any]]] = {}
         self.done = 0
         self.failed: Counter[str] = Counter()
         self.wait_s: float | None = _FIRST_SIGN_S
         task = self.ray.remote(num_cpus=1, max_retries=0, num_returns="streaming")(_collect_batch)
-        self.submit: Callable[..., Any] = lambda todo, **options: task.options(**options).remote(todo, limits, collect)
+        self.submit: Callable[..., Any] = lambda todo, at_once, **options: task.options(**options).remote(
+            todo, limits, collect, at_once
+        )
 
     def drive(self) -> None:
-        """Keep `parallel` batches under way until nothing waits."""
+        """Keep as many targets under way as may be until nothing waits."""
+        for target, reason in self.unreachable:
+            now = time.time_ns() // 1000
+            self._settle(target, [runner.result(1, None, now, 0, "unreachable", "NoSuchNode", reason)])
         try:
-            while self.waiting or self.streams:
-                while self.waiting and len(self.streams) < self.plan.parallel:
-                    self._start(self.waiting.popleft())
+            while any(self.waiting.values()) or self.streams:
+                for over_ssh, waiting in self.waiting.items():
+                    while waiting and (free := self.most[over_ssh] - self._under_way(over_ssh)) > 0:
+                        self._start(self._next(over_ssh), free)
                 ready, _ = self.ray.wait(list(self.streams), num_returns=1, timeout=self.wait_s)
                 if not ready:
                     _log.warning("no worker has begun after %g s: has Ray no free CPU?", self.wait_s)
@@ -371,16 +398,36 @@ class _Run:
             for generator in self.streams:
                 self.ray.cancel(generator, force=True)
 
-    def _start(self, batch: Batch) -> None:
+    def _under_way(self, over_ssh: bool) -> int:
+        """Return how many targets are being collected."""
+        streams = [stream for stream in self.streams.values() if stream.batch.over_ssh == over_ssh]
+        return sum(min(stream.at_once, len(stream.waiting)) for stream in streams)
+
+    def _next(self, over_ssh: bool) -> Batch:
+        """Take a batch; over ssh as many as keep a worker busy, but a target that was tried before is alone."""
+        waiting = self.waiting[over_ssh]
+        batch = waiting.popleft()
+        while over_ssh and waiting and len(batch.targets) + len(waiting[0].targets) <= _SSH_AT_ONCE:
+            if waiting[0].node != batch.node or not self.tried.keys().isdisjoint(
+                target.name for target in (*batch.targets, *waiting[0].targets)
+            ):
+                break
+            batch = replace(batch, targets=batch.targets + waiting.popleft().targets)
+        return batch
+
+    def _start(self, batch: Batch, free: int) -> None:
         todo = [(target, len(self.tried.get(target.name, ())) + 1) for target in batch.targets]
-        options = {}
-        if batch.node == HERE:
-            here = self.ray.get_runtime_context().get_node_id()
+        at_once = min(len(todo), _SSH_AT_ONCE, free) if batch.over_ssh else 1
+        options: dict[str, Any] = {}
+        if batch.over_ssh:
+            options = {"scheduling_strategy": "SPREAD", "num_cpus": 0}
+        if batch.node is not None:
+            node = self.ray.get_runtime_context().get_node_id() if batch.node == HERE else batch.node
             affinity = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-            # No CPU is asked for: a cluster's head may have none to give.
-            options = {"scheduling_strategy": affinity(here, soft=False), "num_cpus": 0}
-        generator = self.submit(todo, **options)
-        self.streams[generator] = _Stream(batch, generator)
+            # No CPU is asked for: a cluster's head may have none to give, and then a task waits for ever.
+            options = {"scheduling_strategy": affinity(node, soft=False), "num_cpus": 0}
+        generator = self.submit(todo, at_once, **options)
+        self.streams[generator] = _Stream(batch, at_once, generator)
 
     def _receive(self, stream: _Stream) -> None:
         """Take the next thing a batch delivered: its node, an attempt, or its end, good or bad."""
@@ -396,37 +443,42 @@ class _Run:
         if stream.node is None:
             stream.node = item
         else:
-            self._finish(stream.waiting.popleft(), stream.placement, item)
+            name, attempt = item
+            self._finish(stream.waiting.pop(name), stream.batch, attempt)
         stream.tick()
 
     def _lose(self, stream: _Stream, error: Exception) -> None:
-        """Plan again what a dead batch left: the target it died at alone, the rest as they were, not blamed.
+        """Plan again what a dead batch left: what it died at one by one, the rest as they were, not blamed.
 
-        An outcome that was on its way when the worker died was lost too: its target is then the one it died at.
+        An outcome that was on its way when the worker died was lost too: its target is then what it died at.
         """
-        if not stream.waiting:
-            return
-        suspect = stream.waiting.popleft()
-        attempt = len(self.tried.get(suspect.name, ())) + 1
+        left = tuple(stream.waiting.values())
+        suspects, rest = left[: stream.at_once], left[stream.at_once :]
         duration_ms = round((time.monotonic() - stream.start) * 1000)
         if isinstance(error, self.ray.exceptions.RayTaskError):
             error = error.cause  # what was raised in the worker
-        reason = str(error).strip().partition("\n")[0]
-        lost = runner.result(attempt, stream.node, stream.started_at, duration_ms, "lost", type(error).__name__, reason)
-        if stream.waiting:
-            self.waiting.appendleft(Batch(tuple(stream.waiting), stream.placement))
-        self._finish(suspect, stream.placement, lost)
+        ending = "lost", type(error).__name__, str(error).strip().partition("\n")[0]
+        if rest:
+            self.waiting[stream.batch.over_ssh].appendleft(replace(stream.batch, targets=rest))
+        for suspect in suspects:
+            attempt = len(self.tried.get(suspect.name, ())) + 1
+            lost = runner.result(attempt, stream.node, stream.started_at, duration_ms, *ending)
+            self._finish(suspect, stream.batch, lost)
 
-    def _finish(self, target: Target, placement: str | None, attempt: dict[str, Any]) -> None:
-        """Settle a target after an attempt: try again, or hand out its outcome."""
+    def _finish(self, target: Target, batch: Batch, attempt: dict[str, Any]) -> None:
+        """Settle a target of a batch after an attempt, or try it again."""
         attempts = [*self.tried.pop(target.name, ()), attempt]
-        status = attempt["attempt"]["status"]
-        if status in _RETRIED and len(attempts) <= self.retries:
+        if attempt["attempt"]["status"] in _RETRIED and len(attempts) <= self.retries:
             self.tried[target.name] = attempts
-            self.waiting.appendleft(Batch((target,), placement))
+            self.waiting[batch.over_ssh].appendleft(replace(batch, targets=(target,)))
             return
+        self._settle(target, attempts)
+
+    def _settle(self, target: Target, attempts: list[dict[str, Any]]) -> None:
+        """Hand out an outcome."""
         self.on_outcome(runner.outcome(target, attempts))
         self.done += 1
+        status = attempts[-1]["attempt"]["status"]
         self.failed[status] += status not in GOOD
         if self.progress:
             self.progress.update(self.done, +self.failed)

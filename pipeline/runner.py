@@ -99,23 +99,23 @@ def result(
 
 
 def outcome(target: Target, attempts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the final result of a target: the last attempt's, and all attempts as rows.
+    """Return the final result of a target: the last attempt's, and all attempts as rows; without one, `not_run`.
 
     In the row `started_at` is the first attempt's and `duration_ms` the sum of all.
     """
     rows = [attempt["attempt"] for attempt in attempts]
-    last = attempts[-1]
+    last = attempts[-1] if attempts else result(0, None, 0, 0, "not_run", None, "the run was published before its turn")
     row = {
         "kind": target.kind,
         "source": printable(target.source),
         "via": target.via,
         "labels": target.labels,
-        "status": rows[-1]["status"],
-        "error_type": rows[-1]["error_type"],
-        "error": rows[-1]["error"],
+        "status": last["attempt"]["status"],
+        "error_type": last["attempt"]["error_type"],
+        "error": last["attempt"]["error"],
         "attempts": len(rows),
-        "started_at": rows[0]["started_at"],
-        "duration_ms": sum(row["duration_ms"] for row in rows),
+        "started_at": rows[0]["started_at"] if rows else None,
+        "duration_ms": sum(row["duration_ms"] for row in rows) if rows else None,
         **last["columns"],
     }
     return {"target": target.name, "row": row, "attempts": rows, "tables": last["tables"]}

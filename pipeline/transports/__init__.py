@@ -9,7 +9,13 @@ from pipeline.transports.session import LOST
 
 __all__ = ["LOST", "Command", "TargetError", "command"]
 
-_KINDS = {"vmcore": vmcore.command, "live": live.command, "ssh": ssh.command, "qmp": qmp.command}
+_KINDS = {
+    "vmcore": vmcore.command,
+    "live": live.command,
+    "ray": live.command,
+    "ssh": ssh.command,
+    "qmp": qmp.command,
+}
 
 
 def command(target: Target) -> Command:

@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow.dataset as ds
 from pyarrow import fs
 
+from pipeline.collector.status import GOOD
 from pipeline.warehouse import schema
 from pipeline.warehouse.errors import WarehouseError
 
@@ -59,6 +60,10 @@ class Manifest:
     versions: dict[str, Any]  # tool, schema, model, pyarrow
     inputs_sha256: str
     files: tuple[File, ...]
+
+    @property
+    def good(self) -> int:
+        return sum(self.outcomes.get(status, 0) for status in GOOD)
 
     def text(self) -> str:
         """Return the manifest as the JSON that `read` takes."""

@@ -178,7 +178,8 @@ class Staging:
         return self.directory / "outcomes.jsonl"
 
     def _storage(self) -> AbstractContextManager[None]:
-        return storage(self.directory, f"nothing was published, what was collected is kept in {self.directory}")
+        kept = f"nothing was published, what was collected is kept in {self.directory}"
+        return storage(self.directory, f"{kept}; go on with: lru-audit resume {self.directory.name}")
 
     def _lock(self) -> None:
         try:

@@ -1,0 +1,88 @@
+"""A Ray cluster of several nodes on this machine, as an administrator would start it: `ray start` on each.
+
+A node has its own address of the loopback network and its own directory. Its processes are known by a word in their
+environment and ended by their pids; a collector there finds it as TEST_WORD.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+_OBJECT_STORE_BYTES = 80 << 20
+# Ray takes another address of the machine for 127.0.0.1.
+HEAD = "127.0.0.2"
+
+
+class Cluster:
+    """words: of each node, by ip; env: what a driver needs to join."""
+
+    def __init__(self, folder: Path, cwd: Path) -> None:
+        self.folder = folder
+        self.cwd = cwd
+        self.words: dict[str, str] = {}
+        with socket.create_server((HEAD, 0)) as free:
+            self.address = f"{HEAD}:{free.getsockname()[1]}"
+        self.token = secrets.token_hex(32)
+        self.env = {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+
+    def add(self, ip: str) -> None:
+        """Start a node and wait until it takes part."""
+        word = self.words[ip] = secrets.token_hex(16)
+        head = ["--head", "--port", self.address.split(":")[1], "--include-dashboard=false"]
+        place = head if ip == HEAD else ["--address", self.address]
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
+        # Ray writes over the environment of its agents without SPT_NOENV.
+        auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "TEST_WORD": word, "SPT_NOENV": "1"}
+        command = [Path(sys.executable).with_name("ray"), "start", *place, "--node-ip-address", ip]
+        command += ["--num-cpus", "1", "--object-store-memory", str(_OBJECT_STORE_BYTES)]
+        command += ["--disable-usage-stats", "--temp-dir", self.folder / ip[-1]]
+        started = subprocess.run(command, cwd=self.cwd, env=clean | auth, capture_output=True, text=True, check=False)
+        assert started.returncode == 0, started.stdout + started.stderr
+
+    def pids(self, ip: str) -> dict[int, str]:
+        """The processes of a node: pid to command line."""
+        found = {}
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if f"TEST_WORD={self.words[ip]}\0".encode() in (path / "environ").read_bytes():
+                    found[int(path.name)] = (path / "cmdline").read_text().replace("\0", " ")
+        return found
+
+    def kill_raylet(self, ip: str) -> None:
+        (pid,) = (pid for pid, command in self.pids(ip).items() if "/raylet/raylet " in command)
+        os.kill(pid, signal.SIGKILL)
+
+    def kill(self, ip: str) -> None:
+        """End a node, all of it."""
+        deadline = time.monotonic() + 20
+        while pids := self.pids(ip):
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            assert time.monotonic() < deadline, pids
+            time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def cluster(nodes: int) -> Iterator[Cluster]:
+    """Have a cluster of so many nodes: HEAD, 127.0.0.3, ..."""
+    # A socket's path may have 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder, tempfile.TemporaryDirectory() as cwd:
+        made = Cluster(Path(folder), Path(cwd))
+        try:
+            for number in range(2, 2 + nodes):
+                made.add(f"127.0.0.{number}")
+            yield made
+        finally:
+            for ip in made.words:
+                made.kill(ip)

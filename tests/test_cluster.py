@@ -1,0 +1,141 @@
+"""The fan-out on a Ray cluster of three nodes that run without a checkout, and what a dying node costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster import HEAD, Cluster, cluster
+
+ROOT = Path(__file__).resolve().parent.parent
+OTHER, DYING = "127.0.0.3", "127.0.0.4"
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[Cluster]:
+    with cluster(3) as made:
+        yield made
+
+
+@pytest.fixture
+def collector(tmp_path: Path) -> Path:
+    """In place of a collector: says on which node it runs and where it would import the package from.
+
+    It hangs on the node whose word is in the file `hang`, and says so in `hung`.
+    """
+    script = tmp_path / "collector"
+    script.write_text(
+        f"#!{sys.executable}\n"
+        "import json, os, pathlib, sys, time\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "if (folder / 'hang').exists() and (folder / 'hang').read_text() == os.environ['TEST_WORD']:\n"
+        "    with (folder / 'hung').open('a') as hung: hung.write(sys.argv[-1] + '\\n')\n"
+        "    time.sleep(300)\n"
+        "time.sleep(0.5)\n"
+        'print("list-lru-audit snapshot 1")\n'
+        'row = [os.environ["TEST_WORD"], os.environ["PYTHONPATH"], sys.argv[-1]]\n'
+        'print(json.dumps({"table": "targets", "columns": ["host", "notes", "kernel_release"], "rows": [row]}))\n'
+        'print(\'{"end": {"targets": 1}}\')\n'
+    )
+    script.chmod(0o755)
+    return script
+
+
+def fan_out(folder: Path, targets: list[dict[str, Any]], env: dict[str, str]) -> subprocess.Popen[str]:
+    """Start a driver of its own that prints each outcome as a line of JSON."""
+    (folder / "targets.json").write_text(json.dumps(targets))
+    script = folder / "driver.py"
+    script.write_text(
+        f"import json, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "from pipeline import fanout, plan\n"
+        "from pipeline.inventory import Target\n"
+        "targets = [Target(**target) for target in json.load(open('targets.json'))]\n"
+        "try:\n"
+        "    with fanout.cluster(3):\n"
+        "        made = plan.make(targets, 3, fanout.nodes())\n"
+        "        fanout.run(made, on_outcome=lambda outcome: print(json.dumps(outcome), flush=True))\n"
+        "except fanout.FanoutError as error:\n"
+        "    print(error, file=sys.stderr)\n"
+    )
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, script], cwd=folder, env={**clean, **env}, stdout=pipe, stderr=pipe, text=True
+    )
+
+
+def outcomes(process: subprocess.Popen[str]) -> dict[str, dict[str, Any]]:
+    stdout, stderr = process.communicate(timeout=150)
+    # A line where a loaded machine is slow to start workers.
+    assert stderr in ("", "no worker has begun after 10 s: has Ray no free CPU?\n")
+    return {outcome["target"]: outcome for outcome in map(json.loads, stdout.splitlines())}
+
+
+def statuses(outcome: dict[str, Any]) -> list[str]:
+    return [row["status"] for row in outcome["attempts"]]
+
+
+@pytest.mark.parametrize("token", [{}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}])
+def test_nobody_joins_a_cluster_without_its_token(ray_cluster: Cluster, tmp_path: Path, token: dict[str, str]) -> None:
+    process = fan_out(tmp_path, [], {"RAY_ADDRESS": ray_cluster.address, **token})
+    stdout, stderr = process.communicate(timeout=60)
+    assert stdout == ""
+    said = stderr.splitlines()[-1]  # before it a line of Ray's own
+    assert said.startswith(f"cannot join the Ray cluster at {ray_cluster.address}: it wants another token")
+    assert "Traceback" not in stderr
+
+
+def test_nodes_audit_their_own_kernels_with_the_package_that_the_driver_sent(
+    ray_cluster: Cluster, tmp_path: Path, collector: Path
+) -> None:
+    (tmp_path / "core").touch()
+    python = {"python": str(collector)}
+    targets = [
+        {"name": "every", "kind": "ray", "source": "ray:*", **python},
+        {"name": "via", "kind": "vmcore", "source": f"{tmp_path}/core", "via": f"ray:{OTHER}", **python},
+        {"name": "absent", "kind": "ray", "source": "ray:db-7", **python},
+    ]
+    found = outcomes(fan_out(tmp_path, targets, ray_cluster.env))
+    words = ray_cluster.words
+    hosts = {name: outcome["row"].get("host") for name, outcome in found.items()}
+    assert hosts == {HEAD: words[HEAD], OTHER: words[OTHER], DYING: words[DYING], "via": words[OTHER], "absent": None}
+    assert found[OTHER]["row"]["kernel_release"] == "live:", "what the collector is told to open"
+    assert (found[OTHER]["row"]["kind"], found[OTHER]["row"]["source"]) == ("ray", f"ray:{OTHER}")
+    absent = found["absent"]["row"]
+    assert (absent["status"], absent["duration_ms"]) == ("unreachable", 0)
+    assert "db-7 is not in the Ray cluster" in absent["error"]
+    for name in (HEAD, OTHER, DYING):
+        package = Path(found[name]["row"]["notes"].split(os.pathsep)[0])
+        assert package.is_relative_to(ray_cluster.folder / name[-1]), "each node has its own copy"
+
+
+def test_a_node_that_dies_costs_its_own_targets_and_nobody_elses(
+    ray_cluster: Cluster, tmp_path: Path, collector: Path
+) -> None:
+    (tmp_path / "core").touch()
+    (tmp_path / "hang").write_text(ray_cluster.words[DYING])
+    common = {"python": str(collector)}
+    targets = [{"name": "there", "kind": "ray", "source": f"ray:{DYING}", **common}]
+    targets += [{"name": f"core{n}", "kind": "vmcore", "source": f"{tmp_path}/core", **common} for n in range(8)]
+    process = fan_out(tmp_path, targets, ray_cluster.env)
+    deadline = time.monotonic() + 60
+    hung = tmp_path / "hung"
+    while not (hung.exists() and {"live:", f"{tmp_path}/core"} <= set(hung.read_text().splitlines())):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    ray_cluster.kill_raylet(DYING)
+    found = outcomes(process)
+    assert statuses(found.pop("there")) == ["lost", "lost"]
+    assert len(found) == 8
+    assert {tuple(statuses(outcome)) for outcome in found.values()} <= {("ok",), ("lost", "ok")}
+    assert ["lost", "ok"] in [statuses(outcome) for outcome in found.values()]
+    assert {outcome["row"]["host"] for outcome in found.values()} == {ray_cluster.words[HEAD], ray_cluster.words[OTHER]}

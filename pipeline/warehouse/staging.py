@@ -112,13 +112,13 @@ class Staging:
         return cls(root, run["run_id"])
 
     @classmethod
-    def revise(cls, root: Path, run_id: str, **now: Any) -> Staging:
+    def revise(cls, root: Path, revised: str, **now: Any) -> Staging:
         """Stage a new run of the same targets that replaces a published one.
 
         :param now: run_id, tool_version and model_version of the new run; it started when the revised one did.
         """
-        revised = read(root / "runs" / run_id)
-        return cls.create(root, {**run_row(revised), **now, "revision_of": run_id}, *inputs(revised.directory))
+        manifest = read(root / "runs" / revised)
+        return cls.create(root, {**run_row(manifest), **now, "revision_of": revised}, *inputs(manifest.directory))
 
     def inputs(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Return the options and the targets that `create` was given."""

@@ -197,6 +197,93 @@ def test_an_error_of_our_own_in_a_worker_is_a_row_and_not_the_end_of_the_run():
     assert outcomes["t2"]["row"]["status"] == "ok"
 
 
+def test_targets_that_no_node_can_collect_are_unreachable_at_once():
+    gone = plan.Unreachable(Target("gone", "ray", "ray:gone"), "gone is not in the Ray cluster")
+    outcomes: list[dict[str, Any]] = []
+    made = plan.Plan((plan.Batch(tuple(targets(1))),), 1, unreachable=(gone,))
+    fanout.run(made, on_outcome=outcomes.append, collect=giving(lambda target, attempt: "ok"))
+    first, second = outcomes
+    assert (first["target"], second["target"]) == ("gone", "t0")
+    assert statuses(first) == ["unreachable"]
+    assert (first["row"]["error"], first["attempts"][0]["node"]) == ("gone is not in the Ray cluster", None)
+
+
+# Over ssh
+
+
+def ssh_targets(count: int) -> list[Target]:
+    return [Target(f"s{number}", "ssh", f"ssh:{number}") for number in range(count)]
+
+
+def noting(folder: Path, begun: int = 0, dies: str = "") -> fanout.Collect:
+    """A worker that notes when it began and ended a target.
+
+    :param begun: so many hosts have to have begun before one ends, however slow workers start.
+    :param dies: a target that kills it once, when others are under way.
+    """
+
+    def collect(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
+        with (folder / "times").open("a") as times:
+            times.write(f"{time.monotonic()} 1 {target.kind} {os.getpid()}\n")
+            times.flush()
+            until = time.monotonic() + 60
+            while (folder / "times").read_text().count(" 1 ssh ") < begun and time.monotonic() < until:
+                time.sleep(0.05)
+            time.sleep(0.3)
+            if target.name == dies and attempt == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            times.write(f"{time.monotonic()} -1 {target.kind} {os.getpid()}\n")
+        return runner.result(attempt, "node", 1, 1, "ok")
+
+    return collect
+
+
+def at_once(folder: Path, kind: str) -> tuple[int, int]:
+    """The most targets of a kind that were under way at the same time, and how many processes there were."""
+    lines = [line.split() for line in (folder / "times").read_text().splitlines()]
+    changes = sorted((float(at), int(change)) for at, change, of, _ in lines if of == kind)
+    most = max(itertools.accumulate(change for _, change in changes))
+    return most, len({pid for _, _, of, pid in lines if of == kind})
+
+
+def test_hosts_over_ssh_are_waited_for_by_few_workers_and_hold_up_no_core(tmp_path):
+    outcomes: list[dict[str, Any]] = []
+    made = plan.make([*targets(4), *ssh_targets(60)], PARALLEL, ssh_parallel=12)
+    fanout.run(made, on_outcome=outcomes.append, collect=noting(tmp_path, begun=12))
+    assert sorted(outcome["target"] for outcome in outcomes) == sorted(t.name for t in [*targets(4), *ssh_targets(60)])
+    most, workers = at_once(tmp_path, "ssh")
+    assert most == 12
+    assert workers < 6
+    assert at_once(tmp_path, "vmcore")[0] <= PARALLEL
+
+
+def test_a_worker_killed_among_its_hosts_costs_those_an_attempt_and_nobody_a_result(tmp_path):
+    outcomes: dict[str, dict[str, Any]] = {}
+    made = plan.make(ssh_targets(24), PARALLEL, ssh_parallel=16)
+    keep = lambda outcome: outcomes.__setitem__(outcome["target"], outcome)  # noqa: E731
+    fanout.run(made, on_outcome=keep, collect=noting(tmp_path, dies="s3"))
+    assert len(outcomes) == 24
+    assert statuses(outcomes["s3"]) == ["lost", "ok"]
+    lost = [name for name, outcome in outcomes.items() if statuses(outcome) != ["ok"]]
+    assert len(lost) <= 8
+    assert {tuple(statuses(outcomes[name])) for name in lost} == {("lost", "ok")}
+
+
+def test_a_host_that_kills_every_worker_is_lost_and_the_others_of_its_worker_are_not():
+    def deadly(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
+        time.sleep(0.2)
+        if target.name == "s3":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return runner.result(attempt, "node", 1, 1, "ok")
+
+    outcomes: dict[str, list[str]] = {}
+    keep = lambda outcome: outcomes.__setitem__(outcome["target"], statuses(outcome))  # noqa: E731
+    fanout.run(plan.make(ssh_targets(8), PARALLEL), on_outcome=keep, collect=deadly)
+    assert outcomes.pop("s3") == ["lost", "lost"]
+    assert {status[-1] for status in outcomes.values()} == {"ok"}
+    assert len(outcomes) == 7
+
+
 # Who may enter, and what others see
 
 

@@ -17,6 +17,7 @@ HOST = "list-lru-audit host "  # begins the line that says what drgn has to fit
 _SILENCE_S = 90  # after so long the connection is dead; the other side speaks every 20 s
 _GONE = "the connection was lost"
 _DRGN = (0, 0, 31)
+_BLOCK_BYTES = 4096
 
 
 def main():
@@ -109,9 +110,19 @@ def _fetch_drgn(stdin, folder):
         else:
             to = os.path.join(folder, path)
             os.makedirs(os.path.dirname(to), exist_ok=True)
-            with open(to, "wb") as file:
-                file.write(content)
+            _write(to, content)
     _import_from(sources)
+
+
+def _write(path, content):
+    """Write a file with holes where there are zeros: four fifths of a wheel's libraries are."""
+    with open(path, "wb") as file:
+        for start in range(0, len(content), _BLOCK_BYTES):
+            block = content[start : start + _BLOCK_BYTES]
+            if block.strip(b"\0"):
+                file.seek(start)
+                file.write(block)
+        file.truncate(len(content))
 
 
 def _line(stdin):

@@ -199,7 +199,7 @@ def main() -> None:
         sys.exit(LOST)
     if code - 128 in _DEADLY:
         os.kill(os.getpid(), code - 128)
-    sys.exit(code)
+    sys.exit(code if code != LOST else 1)
 
 
 def _fail(failure: Failure) -> NoReturn:

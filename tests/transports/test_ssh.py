@@ -419,6 +419,20 @@ def test_a_connection_closed_before_the_login_is_tried_again(client, server, sai
         assert busy.connections == 3
 
 
+def test_a_server_with_as_many_logins_as_it_takes_is_tried_again(tmp_path, client):
+    with Server(tmp_path / "sshd", "MaxStartups 2") as server:
+        client.trust(server)
+        waiting = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(2)]
+        done: list = []
+        thread = threading.Thread(target=lambda: done.append(run(core_via(server, client))))
+        thread.start()
+        until(lambda: "MaxStartups" in server.log.read_text())
+        for connection in waiting:
+            connection.close()
+        thread.join()
+    assert ending_status(done[0]) == ("ok", None)
+
+
 def test_one_that_is_always_closed_is_unreachable_and_says_why(client, server):
     with Listener(lambda connection, _: connection.close()) as busy:
         status, kind, error = ending(core_via(server, client, via=f"ssh:127.0.0.1:{busy.port}"))
@@ -488,6 +502,12 @@ def test_a_crash_on_the_host_is_a_crash(target, script):
     crashing = script(instead_of_nice("ctypes.string_at(0)"))
     status, kind, _ = ending(dataclasses.replace(target, python=crashing))
     assert (status, kind) == ("crashed", "signal:SIGSEGV")
+
+
+def test_an_exit_code_is_taken_for_a_lost_connection_only_where_it_is_that_of_ssh(target, script):
+    for code in (transports.LOST, 255):
+        status, _, _ = ending(dataclasses.replace(target, python=script(f"exit {code}")))
+        assert status == ("lost" if code == 255 else "bad_output")  # 255 is what ssh says of a lost connection
 
 
 def test_a_host_that_hangs_is_a_timeout_and_its_collector_ends(target, script, tmp_path):

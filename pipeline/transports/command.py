@@ -29,21 +29,21 @@ def collector(target: Target) -> list[str]:
 
 def arguments(target: Target) -> list[str]:
     """Return the collector's arguments; files are those of the machine that it runs on."""
-    args = []
+    argv: list[str] = []
     if target.vmlinux is not None:
-        args += ["--vmlinux", target.vmlinux]
+        argv += ["--vmlinux", target.vmlinux]
     if target.debug_dir is not None:
-        args += ["--debug-dir", target.debug_dir]
+        argv += ["--debug-dir", target.debug_dir]
     if target.btf_dir is not None:
-        args += ["--btf-dir", target.btf_dir]
+        argv += ["--btf-dir", target.btf_dir]
     if target.vmcoreinfo is not None:
-        args += ["--vmcoreinfo", target.vmcoreinfo]
+        argv += ["--vmcoreinfo", target.vmcoreinfo]
     if target.charged is not None:
-        args.append("--charged" if target.charged else "--no-charged")
+        argv.append("--charged" if target.charged else "--no-charged")
     if target.target_layout is not None:
-        args += ["--target-layout", target.target_layout]
+        argv += ["--target-layout", target.target_layout]
     if target.verify:
-        args.append("--verify")
+        argv.append("--verify")
     if target.max_reads is not None:
-        args += ["--max-reads", str(target.max_reads)]
-    return [*args, f"qmp:{target.source}" if target.kind == "qmp" else target.source]
+        argv += ["--max-reads", str(target.max_reads)]
+    return [*argv, f"qmp:{target.source}" if target.kind == "qmp" else target.source]

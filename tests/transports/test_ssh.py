@@ -524,7 +524,8 @@ def test_a_host_that_hangs_is_a_timeout_and_its_collector_ends(target, script, t
     until(lambda: not processes_with(mark))
 
 
-def test_a_connection_that_is_cut_midway_is_lost_and_the_collector_ends(client, server, script, tmp_path):
+@pytest.mark.parametrize("become", [False, pytest.param(True, marks=[as_root, with_sudo])])
+def test_a_connection_that_is_cut_midway_is_lost_and_the_collector_ends(client, server, script, tmp_path, become):
     mark = f"LRU_TEST={tmp_path}"
     python = script(f"export {mark}\n{HANGS}")
     cut: list[socket.socket] = []
@@ -537,7 +538,7 @@ def test_a_connection_that_is_cut_midway_is_lost_and_the_collector_ends(client, 
         client.know(wire.port, server.host_key)
         done: list = []
         via = f"ssh:{USER}@127.0.0.1:{wire.port}"
-        target = core_via(server, client, via=via, python=python)
+        target = core_via(server, client, via=via, python=python, become=become)
         thread = threading.Thread(target=lambda: done.append(ending(target)))
         thread.start()
         until(lambda: len(processes_with(mark)) == 2)

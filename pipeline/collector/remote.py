@@ -199,7 +199,8 @@ def _collect(request, folder):
             _remove(folder)
         from pipeline.collector.__main__ import main as collect
 
-        code = collect(request["args"])
+        # A path is bytes, whatever the locale here makes of them.
+        code = collect([os.fsdecode(arg.encode("utf-8", "surrogateescape")) for arg in request["args"]])
         sys.stdout.flush()
     except ImportError as e:
         _no_drgn("%s cannot import what the collector needs: %s", sys.executable, e)

@@ -220,7 +220,9 @@ def test_drgn_is_sent_to_a_python_without_it_and_is_gone_afterwards(borrowing, c
     if version not in interpreters():
         pytest.skip(f"no Python {version}")
     python = interpreters()[version]
-    there = run(core_via(borrowing, client, source=str(ARM64), python=python, drgn_wheels=str(wheels)))
+    folder = tmp_path / "cöre\udcff"
+    folder.symlink_to(ARM64.parent)
+    there = run(core_via(borrowing, client, source=str(folder / "vmcore"), python=python, drgn_wheels=str(wheels)))
     assert ending_status(there) == ("ok", None)
     assert there["tables"] == run(Target("t", "vmcore", str(ARM64)))["tables"]
     assert os.listdir(tmp_path / "host") == []

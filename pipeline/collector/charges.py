@@ -109,7 +109,7 @@ class _Scan:
             memcg = self.memcg(owner)
             counted_by = self.list_lrus.get((lru, sb))
             # A superblock that is no longer listed is on its way out; the root memcg needs no entry.
-            if counted_by and memcg.parent:
+            if counted_by and memcg and memcg.parent:
                 self.charges.by_list_lru[counted_by].add(memcg)
 
     def check_whole(self, cache, found):
@@ -210,8 +210,10 @@ class _Scan:
         return found
 
     def memcg(self, address):
-        """Return the Memcg at an address, or what inherits from it when it is offline."""
+        """Return the Memcg at an address, or what inherits from it when it is offline; None: it is new."""
         if address not in self.memcgs:
+            if is_running(self.prog):
+                return None
             raise CollectError("bad_core", "an object is charged to 0x%x, which is no memcg" % address)
         memcg = self.memcgs[address]
         while memcg.parent and not memcg.online:

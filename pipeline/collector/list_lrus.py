@@ -11,8 +11,8 @@ from collections import namedtuple
 from drgn import offsetof, sizeof
 from drgn.helpers.linux.mm import in_direct_map
 
-from . import layouts, owners
-from .memory import Members, has_member, read, read_each
+from . import layouts, owners, superblocks
+from .memory import Members, has_member, is_running, read, read_each
 from .nodes import in_state, nr_node_ids
 from .slab import allocation
 from .status import CollectError
@@ -59,6 +59,7 @@ class Found:
     :ivar object_bytes: of one list_lru_one (eager) or list_lru_memcg (lazy) as allocated, None without any.
     :ivar object_cache: the ``struct kmem_cache *`` of a sampled one, or None.
     :ivar raced: notes on what changed under the walk; empty on a consistent kernel.
+    :ivar gone: addresses of the superblocks that went away meanwhile; their list_lrus are left out.
     """
 
     def __init__(self, layout):
@@ -68,6 +69,7 @@ class Found:
         self.object_bytes = None
         self.object_cache = None
         self.raced = []
+        self.gone = set()
 
 
 def walk(prog, layout, sbs, memcgs, likely=None, verify=False):
@@ -76,12 +78,28 @@ def walk(prog, layout, sbs, memcgs, likely=None, verify=False):
     :param layout: from layouts.detect(), not ``none``. :param sbs: of SuperBlock. :param memcgs: of Memcg.
     :param likely: address of a list_lru to the Memcgs that are likely to have items there; only if these do not have
         all of them the others are looked at. :param verify: measure every pointer array, look at every slot.
-    :raises CollectError: ``bad_core``: a list does not end, or what is verified is not as the sample.
+    :raises CollectError: ``bad_core``: a list does not end, arrays were replaced meanwhile, or what is verified is not
+        as the sample.
     """
     found = Found(layout)
     found.list_lrus = [ListLru(owned) for owned in owners.find(prog, sbs)]
-    _WALKS[layout](prog, found, memcgs, likely or {}, verify).read()
+    walked = _WALKS[layout](prog, found, memcgs, likely or {}, verify)
+    walked.read()
+    if is_running(prog):
+        _leave_out_gone(prog, found, sbs, walked.replaced())
     return found
+
+
+def _leave_out_gone(prog, found, sbs, replaced):
+    """Leave out the list_lrus of superblocks that went away; what is left has to have the arrays that were sized."""
+    # Asked after the arrays: a superblock is taken off the list before its list_lrus are destroyed.
+    found.gone = {sb.address for sb in sbs} - superblocks.listed(prog)
+    for lru in replaced:
+        if lru.superblock not in found.gone:
+            raise CollectError("bad_core", "the arrays of list_lru 0x%x were replaced during the walk" % lru.address)
+    if found.gone:
+        found.raced.append("%d superblocks went away during the walk" % len(found.gone))
+        found.list_lrus = [lru for lru in found.list_lrus if lru.superblock not in found.gone]
 
 
 def _within(low, value, high, what):
@@ -123,6 +141,7 @@ class _Walk:
         self.ones = (0,)
         self.sizes = {}
         self.pending = []
+        self.checked = []
 
     def alive(self):
         """Yield an _Alive for each list_lru that was not destroyed; size its node array, count the root's items."""
@@ -186,6 +205,7 @@ class _Walk:
 
     def check(self, checked):
         """Compare what was found on the lists of each _Alive with what list_lru_node.nr_items says."""
+        self.checked = checked
         self.count_items()
         for alive in checked:
             lru = alive.lru
@@ -197,6 +217,24 @@ class _Walk:
                         "list_lru 0x%x: %d items on the lists of online memcgs, nr_items counts %d"
                         % (lru.address, lru.memcg_items, counted)
                     )
+
+    def replaced(self):
+        """Return the list_lrus whose arrays are no longer where they were: freed, or replaced by larger ones."""
+        holder = Members(self.prog, layouts.holder_type(self.prog), **self.holder_paths)
+        holders = read_each(self.prog, [alive.holder for alive in self.checked], holder.end)
+        arrays = [alive.fields.node for alive in self.checked]
+        nodes = read_each(self.prog, arrays, self.node_bytes * self.nr_node_ids)
+        found = []
+        for alive in self.checked:
+            data = nodes[alive.fields.node]
+            now = [self.node.decode(data, nid * self.node_bytes) for nid in range(self.nr_node_ids)]
+            if self.arrays_of(holder.decode(holders[alive.holder]), now) != self.arrays_of(alive.fields, alive.nodes):
+                found.append(alive.lru)
+        return found
+
+    def arrays_of(self, fields, nodes):
+        """Return the addresses of a list_lru's arrays."""
+        return [fields.node]
 
 
 class _Arrays:
@@ -306,6 +344,9 @@ class _PerNode(_Walk):
                 for array in arrays:
                     self.gather(alive.lru, self.arrays.at(array, self.arrays.live_ids))
 
+    def arrays_of(self, fields, nodes):
+        return [fields.node, *(node.memcg_lrus for node in nodes)]
+
     def size_of_object(self, array):
         """As in _Walk, of one that a pointer array leads to."""
         if self.found.object_bytes is None:
@@ -366,6 +407,9 @@ class _Mlrus(_PerMemcg):
             checked.append(alive)
         self.check(checked)
         self.arrays.check()
+
+    def arrays_of(self, fields, nodes):
+        return [fields.node, fields.mlrus]
 
 
 class _Xarray(_PerMemcg):

@@ -80,6 +80,7 @@ def take(kernel, charged=True, target=estimate.DEFAULT_TARGET, verify=False):
         if charged:
             owned, of_charges = _charges(prog, layout, sbs, cgroups)
         found = list_lrus.walk(prog, layout, sbs, cgroups, owned and owned.by_list_lru, verify)
+        sbs = [sb for sb in sbs if sb.address not in found.gone]
     estimated = _estimate(prog, found, sbs, cgroups, owned, target) if cgroups else None
     for lru in found.list_lrus:
         snapshot.list_lrus.add(**_list_lru_row(lru, found, estimated))

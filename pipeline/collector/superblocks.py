@@ -86,6 +86,14 @@ def walk(prog):
     return found
 
 
+def listed(prog):
+    """Return the addresses of the superblocks that are on ``super_blocks`` now."""
+    members = Members(prog, "struct super_block", next="s_list.next")
+    head = prog["super_blocks"]
+    found = walk_list(prog, members, head.next.value_(), head.address_of_().value_(), 0, _MOST_SUPERBLOCKS)
+    return {address for address, _ in found}
+
+
 def initial_namespace(prog):
     """Return the address of the initial mount namespace, that of the kernel's own threads."""
     return prog["init_task"].nsproxy.mnt_ns.value_()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from drgn import FaultError, Program, offsetof
 
-from pipeline.collector import kernel, snapshot
+from pipeline.collector import kernel, list_lrus, snapshot, superblocks
 from pipeline.collector.btf import Btf, BtfError
 from pipeline.collector.status import CollectError
 from tests.collector.conftest import CORES, Core
@@ -99,6 +99,64 @@ def no_nodes(prog: Program) -> None:
 )
 def test_damage_to_an_eager_kernel_gives_no_numbers(damage: Callable[[Program], None]) -> None:
     assert_no_numbers(EAGER, damage)
+
+
+# What changes under a walk. superblocks.listed() is asked right after it, so there the kernel changes.
+
+
+def audit_while(monkeypatch: pytest.MonkeyPatch, core: Core, change: Callable[[Program], object]) -> snapshot.Snapshot:
+    opened = kernel.open_kernel(str(core.path))
+    listed = superblocks.listed
+
+    def then(prog: Program) -> set[int]:
+        return listed(prog) - {change(prog)}
+
+    monkeypatch.setattr(superblocks, "listed", then)
+    monkeypatch.setattr(list_lrus, "is_running", lambda prog: True)
+    return snapshot.take(opened)
+
+
+def test_a_walk_under_which_nothing_changed_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshots = audit_while(monkeypatch, EAGER, lambda prog: None), snapshot.take(kernel.open_kernel(str(EAGER.path)))
+    assert [table.rows for table in snapshots[0].tables[1:]] == [table.rows for table in snapshots[1].tables[1:]]
+
+
+def test_a_superblock_that_went_away_is_left_out_with_its_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = next(sb["address"] for sb in EAGER.rows("superblocks") if sb["mountpoint"] == "/m/tmpfs7")
+    found = audit_while(monkeypatch, EAGER, lambda prog: gone)
+    target = dict(zip(found.target.columns, found.target.rows[0], strict=True))
+    assert target["superblocks"] == EAGER.target["superblocks"] - 1
+    assert target["list_lrus"] == EAGER.target["list_lrus"] - 2
+    assert (target["consistency"], target["notes"]) == ("raced", "1 superblocks went away during the walk")
+    assert gone not in {row[0] for row in found.superblocks.rows}
+    assert gone not in {row[found.list_lrus.columns.index("superblock")] for row in found.list_lrus.rows}
+
+
+def pointer(core: Core, superblock: int, path: str) -> int:
+    """The address of a pointer in a superblock's list_lru of dentries, or in its first node."""
+    prog = core.kernel.prog
+    lru = superblock + offsetof(prog.type("struct super_block"), "s_dentry_lru")
+    node = lru + offsetof(prog.type("struct list_lru"), "node")
+    if path == "node":
+        return node
+    return prog.read_word(node) + offsetof(prog.type("struct list_lru_node"), path)
+
+
+@pytest.mark.parametrize("path", ["node", "memcg_lrus"])
+def test_an_array_that_was_replaced_gives_no_numbers(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """Whatever is read between is of the old array: the change comes when the walk has come to the last list_lru."""
+    last = EAGER.rows("superblocks")[-1]["address"]
+    at = pointer(EAGER, last, path)
+    counted = list_lrus._Walk.count_items
+
+    def then(self: list_lrus._Walk) -> None:
+        counted(self)
+        word(self.prog, at, 0)
+
+    monkeypatch.setattr(list_lrus._Walk, "count_items", then)
+    with pytest.raises(CollectError, match=r"arrays of list_lru 0x\w+ were replaced") as caught:
+        audit_while(monkeypatch, EAGER, lambda prog: None)
+    assert caught.value.status == "bad_core"  # walked again, then inconsistent
 
 
 def node_of_an_xarray(prog: Program) -> tuple[int, int]:

@@ -58,18 +58,21 @@ def nothing(_: Path) -> None:
     """The AtRest of a guest that is only dumped."""
 
 
-def take_core(shape: Shape, kernel: Kernel, to: Path, live: bool = False, at_rest: AtRest = nothing) -> None:
+def take_core(
+    shape: Shape, kernel: Kernel, to: Path, live: bool = False, churn: bool = False, at_rest: AtRest = nothing
+) -> None:
     """Boot `shape`, leave its full ELF core in `to`/vmcore and the guest's report in `to`/truth/.
 
     Beside a core whose symbol table has functions only goes the System.map, where `kernel` has it.
 
     :param live: the guest has the collector too, and its report the audits of guest/live.
+    :param churn: the guest never rests, but does what guest/churn says.
     """
     if live:
         shape = dataclasses.replace(shape, memory_mb=shape.memory_mb + userland.MEMORY_MB)
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        initramfs.pack(shape, kernel, work / "initramfs", live)
+        initramfs.pack(shape, kernel, work / "initramfs", live, churn)
         run(qemu(shape, kernel), work, to, at_rest)
     if kernel.system_map and "super_blocks" not in (to / "truth/kallsyms").read_text():
         shutil.copy(kernel.system_map, to)

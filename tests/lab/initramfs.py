@@ -24,10 +24,10 @@ DISK = (*MODULES, "virtio_pci", "virtio_blk")
 NETWORKED = (*DISK, "virtio_net")
 
 
-def pack(shape: Shape, kernel: Kernel, to: Path, live: bool = False) -> None:
+def pack(shape: Shape, kernel: Kernel, to: Path, live: bool = False, churn: bool = False) -> None:
     """Write the initramfs (cpio, uncompressed) of `shape` for `kernel`.
 
-    :param live: with the collector and guest/live.
+    :param live: with the collector and guest/live. :param churn: with guest/churn.
     """
     with busybox(shape, kernel, to, MODULES) as root:
         install(root / "init", "init")
@@ -37,6 +37,8 @@ def pack(shape: Shape, kernel: Kernel, to: Path, live: bool = False) -> None:
         if live:
             userland.copy(root)
             install(root / "lab/live", "live")
+        if churn:
+            install(root / "lab/churn", "churn")
 
 
 def pack_server(server: Shape, kernel: Kernel, to: Path) -> None:

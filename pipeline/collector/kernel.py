@@ -117,7 +117,7 @@ def with_types(prog, source, vmlinux=None, debug_dirs=(), btf_dir=None):
         return Kernel(prog, "dwarf")
 
 
-def _attach(source, vmcoreinfo):
+def _attach(source, vmcoreinfo=None):
     """Return a program attached to the kernel, and the note on its core file."""
     if source.startswith(qmp.PREFIX):
         return qmp.attach(source, vmcoreinfo), None

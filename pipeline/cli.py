@@ -88,12 +88,12 @@ class UsageError(Exception):
 
 
 def _run(args: argparse.Namespace) -> int:
-    from pipeline import fanout, inventory, plan, warehouse
+    from pipeline import fanout, inventory, warehouse
 
     targets = _targets(args)
     # Ray first: where it cannot be had, nothing is staged; and `ray:*` is what it has.
     with fanout.cluster(args.parallel, args.address):
-        planned = plan.make(targets, args.parallel, fanout.nodes(), args.ssh_parallel)
+        planned = _made(args, targets)
         placed = [*(target for batch in planned.batches for target in batch.targets)]
         placed += [one.target for one in planned.unreachable]
         run = {
@@ -109,6 +109,13 @@ def _run(args: argparse.Namespace) -> int:
     return _publish(args, staging)
 
 
+def _made(args: argparse.Namespace, targets: Sequence[Target]) -> Plan:
+    """Place targets in the cluster that this process is connected to."""
+    from pipeline import fanout, plan
+
+    return plan.make(targets, args.parallel or fanout.cpus(), fanout.nodes(), args.ssh_parallel)
+
+
 def _now() -> dict[str, Any]:
     """What is known of any run that starts now."""
     from pipeline import warehouse
@@ -118,7 +125,7 @@ def _now() -> dict[str, Any]:
 
 
 def _resume(args: argparse.Namespace) -> int:
-    from pipeline import fanout, plan, warehouse
+    from pipeline import fanout, warehouse
 
     run_id = warehouse.resumable(args.warehouse, args.run)
     if run_id in warehouse.staged(args.warehouse):
@@ -133,7 +140,7 @@ def _resume(args: argparse.Namespace) -> int:
             print(f"{staging.directory.name} revises {run_id}", file=sys.stderr)
     if left := _left(staging):
         with fanout.cluster(args.parallel, args.address):
-            _collect(args, staging, plan.make(left, args.parallel, fanout.nodes(), args.ssh_parallel))
+            _collect(args, staging, _made(args, left))
     return _publish(args, staging)
 
 
@@ -268,7 +275,8 @@ def _plan(args: argparse.Namespace) -> int:
     with fanout.cluster(args.parallel, args.address) if joins or args.check else contextlib.nullcontext():
         if joins:
             nodes = fanout.nodes()
-        made = plan.make(targets, args.parallel, nodes, args.ssh_parallel)
+        parallel = args.parallel or (fanout.cpus() if joins else os.cpu_count() or 1)
+        made = plan.make(targets, parallel, nodes, args.ssh_parallel)
         for line in plan.text(made, nodes, args.timeout):
             print(line)
         return _check(args, made, nodes) if args.check else OK
@@ -548,8 +556,7 @@ def _add_targets(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_fanout(parser: argparse.ArgumentParser) -> None:
-    cpus = os.cpu_count() or 1
-    parser.add_argument("--parallel", type=_positive, default=cpus, help="targets at a time (%(default)s)")
+    parser.add_argument("--parallel", type=_positive, help="targets at a time (default: as many as Ray has CPUs)")
     parser.add_argument("--ssh-parallel", type=_positive, default=32, help="and so many over ssh (%(default)s)")
     parser.add_argument("--address", help="Ray cluster to join (default: $RAY_ADDRESS, else a Ray of its own)")
     parser.add_argument("--quiet", action="store_true", help="no progress")

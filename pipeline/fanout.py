@@ -52,8 +52,6 @@ _KILLED_S = 5.0
 _FOLDER = "lru-ray."
 # In the environment of each process of an embedded Ray: the directory, by which its processes are known.
 _MARK = "RAY_LRU_AUDIT_DIRECTORY"
-# Set where `ray job submit` started the driver: the job brought its own runtime environment.
-_IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 # Snapshots are a few MB and are fetched at once; 75 MB is the least that Ray takes.
 _OBJECT_STORE_BYTES = 128 << 20
 # Ray keeps the first token that a process used, so one does for all clusters of this process.
@@ -105,6 +103,12 @@ def run(
         _Run(plan, on_outcome, progress, limits or runner.Limits(), retries, collect).drive()
 
 
+def cpus() -> int:
+    """Return how many CPUs the cluster has that this process is connected to, at least 1."""
+    ray: Any = importlib.import_module("ray")
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
 def nodes() -> list[Node]:
     """Return the living nodes of the cluster that this process is connected to."""
     ray: Any = importlib.import_module("ray")
@@ -116,8 +120,10 @@ def nodes() -> list[Node]:
 
 
 @contextlib.contextmanager
-def cluster(parallel: int, address: str | None = None) -> Iterator[None]:
+def cluster(parallel: int | None = None, address: str | None = None) -> Iterator[None]:
     """Be connected to Ray: to the given cluster, RAY_ADDRESS's, or else an embedded one of `parallel` CPUs.
+
+    Without `parallel` the embedded one has this machine's.
 
     The embedded Ray (address "local" is one, too) has its own random token, as its ports bind every address, and its
     files in a directory that only this user may enter; in the end its processes and the directory are gone. SIGINT
@@ -222,13 +228,11 @@ def _joined(stack: contextlib.ExitStack, address: str) -> dict[str, Any]:
         except (OSError, OverflowError) as error:
             raise FanoutError(f"cannot join the Ray cluster at {address}: {error}") from error
     stack.enter_context(_environment({"RAY_gcs_server_port_wait_time_s": "3"}))
-    if _IN_JOB in os.environ:
-        return {}
     # Ray sends this very package to the nodes, which need no checkout, and not the same release.
     return {"runtime_env": {"py_modules": [os.path.dirname(os.path.abspath(__file__))]}}
 
 
-def _embedded(stack: contextlib.ExitStack, parallel: int) -> dict[str, Any]:
+def _embedded(stack: contextlib.ExitStack, parallel: int | None) -> dict[str, Any]:
     """Return the options of an embedded Ray; its environment, directory and processes last as long as the stack."""
     private = _directory(stack)
     variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, "PYTHONPATH": runner.python_path(), _MARK: private}

@@ -41,8 +41,9 @@ def collector(tmp_path: Path) -> Path:
         "    time.sleep(300)\n"
         "time.sleep(0.5)\n"
         'print("list-lru-audit snapshot 1")\n'
-        'row = [os.environ["TEST_WORD"], os.environ["PYTHONPATH"], sys.argv[-1]]\n'
-        'print(json.dumps({"table": "targets", "columns": ["host", "notes", "kernel_release"], "rows": [row]}))\n'
+        'names = ["host", "notes", "kernel_release", "arch"]\n'
+        'row = [os.environ["TEST_WORD"], os.environ["PYTHONPATH"], sys.argv[-1], os.environ.get("OF_JOB")]\n'
+        'print(json.dumps({"table": "targets", "columns": names, "rows": [row]}))\n'
         'print(\'{"end": {"targets": 1}}\')\n'
     )
     script.chmod(0o755)
@@ -103,11 +104,14 @@ def test_nodes_audit_their_own_kernels_with_the_package_that_the_driver_sent(
         {"name": "via", "kind": "vmcore", "source": f"{tmp_path}/core", "via": f"ray:{OTHER}", **python},
         {"name": "absent", "kind": "ray", "source": "ray:db-7", **python},
     ]
-    found = outcomes(fan_out(tmp_path, targets, ray_cluster.env))
+    # As `ray job submit` hands a driver the runtime environment of its job.
+    job = {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": {"OF_JOB": "yes"}}})}
+    found = outcomes(fan_out(tmp_path, targets, ray_cluster.env | job))
     words = ray_cluster.words
     hosts = {name: outcome["row"].get("host") for name, outcome in found.items()}
     assert hosts == {HEAD: words[HEAD], OTHER: words[OTHER], DYING: words[DYING], "via": words[OTHER], "absent": None}
     assert found[OTHER]["row"]["kernel_release"] == "live:", "what the collector is told to open"
+    assert found[OTHER]["row"]["arch"] == "yes", "the job's own runtime environment stays"
     assert (found[OTHER]["row"]["kind"], found[OTHER]["row"]["source"]) == ("ray", f"ray:{OTHER}")
     absent = found["absent"]["row"]
     assert (absent["status"], absent["duration_ms"]) == ("unreachable", 0)

@@ -208,6 +208,47 @@ def test_targets_that_no_node_can_collect_are_unreachable_at_once():
     assert (first["row"]["error"], first["attempts"][0]["node"]) == ("gone is not in the Ray cluster", None)
 
 
+FAULTS = {
+    "hung": (
+        "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()); ctypes.PyDLL(None).sleep(100)",
+        "timeout",
+    ),
+    "segfault": ("ctypes.string_at(0)", "crashed"),
+    "killed": ("os.kill(os.getpid(), 9)", "crashed"),
+    "memory": ("x = bytearray(1 << 30)", "over_budget"),
+    "garbage": ("print('x' * 1000)", "bad_output"),
+    "endless": ("while True: print('x' * 1000)", "bad_output"),
+    "silent": ("sys.exit(3)", "bad_output"),
+}
+
+
+def test_no_fault_of_a_child_costs_another_target_anything_but_its_turn(tmp_path):
+    """Real children, one of each fault between good ones; the hung one holds the GIL in C and blocks every signal."""
+
+    def child(name: str, code: str) -> str:
+        script = tmp_path / name
+        script.write_text(f"#!{sys.executable}\nimport ctypes, os, signal, sys\n{code}\n")
+        script.chmod(0o755)
+        return str(script)
+
+    good = child(
+        "good",
+        'print("list-lru-audit snapshot 1")\n'
+        'print(\'{"table": "targets", "columns": ["host"], "rows": [["h"]]}\')\n'
+        'print(\'{"end": {"targets": 1}}\')',
+    )
+    some = []
+    for name, (code, _) in FAULTS.items():
+        some += [Target(f"before-{name}", "live", "live:", python=good)]
+        some += [Target(name, "live", "live:", python=child(name, code))]
+    limits = runner.Limits(timeout_s=5, memory_bytes=300 << 20, output_bytes=4 << 20)
+    start = time.monotonic()
+    ended = {name: outcome["row"]["status"] for name, outcome in run(some, runner.run, limits=limits).items()}
+    expected = {name: status for name, (_, status) in FAULTS.items()}
+    assert ended == expected | {f"before-{name}": "ok" for name in FAULTS}
+    assert time.monotonic() - start < 60
+
+
 # Over ssh
 
 

@@ -195,24 +195,42 @@ def test_a_run_that_is_not_there_is_one_line(warehouse: Warehouse, command: str)
     assert f"{warehouse.path}: no run" in said
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system of its own")
-def test_a_disk_that_is_full_ends_a_run_in_one_line_and_costs_nothing_collected(warehouse: Warehouse) -> None:
+@pytest.fixture
+def small_disk(warehouse: Warehouse, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A file system of the warehouse's own, with 200 KiB left beside a file to remove."""
     mount = warehouse.path
     mount.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", mount], check=True)
+    if request.param == "tmpfs":
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", mount], check=True)
+    else:
+        image = tmp_path / "image"
+        with image.open("wb") as file:
+            file.truncate(16 << 20)
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
+        subprocess.run(["mount", "-o", "loop", image, mount], check=True)
     try:
-        cores = [VMCORES / name / "vmcore" for name in ("deb510-n1", "deb7-n2", "bytedance")]
-        code, said = warehouse.run("run", *cores, "--quiet", "--parallel", "1")
-        assert code == cli.FAILED
-        directory = warehouse.staged()
-        assert said.splitlines() == [
-            f"lru-audit: {directory}: No space left on device; nothing was published, what was collected is kept "
-            f"in {directory}; go on with: lru-audit resume {directory.name}"
-        ]
-        kept = warehouse.spool()
-        assert len(kept) == 2
-        subprocess.run(["mount", "-o", "remount,size=16m", mount], check=True)
-        assert warehouse.run("resume", "latest")[0] == cli.OK
-        assert [row["good"] for row in warehouse.rows("SELECT good FROM runs")] == [3]
+        filler = mount / "filler"
+        with filler.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(mount).free - (200 << 10))
+        yield filler
     finally:
         subprocess.run(["umount", mount], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system of its own")
+@pytest.mark.parametrize("small_disk", ["tmpfs", pytest.param("ext4", marks=pytest.mark.lab)], indirect=True)
+def test_a_disk_that_is_full_ends_a_run_in_one_line_and_costs_nothing_collected(
+    warehouse: Warehouse, small_disk: Path
+) -> None:
+    cores = [VMCORES / name / "vmcore" for name in ("deb510-n1", "deb7-n2", "bytedance")]
+    code, said = warehouse.run("run", *cores, "--quiet", "--parallel", "1")
+    assert code == cli.FAILED
+    directory = warehouse.staged()
+    assert said.splitlines() == [
+        f"lru-audit: {directory}: No space left on device; nothing was published, what was collected is kept "
+        f"in {directory}; go on with: lru-audit resume {directory.name}"
+    ]
+    assert len(warehouse.spool()) == 2
+    small_disk.unlink()
+    assert warehouse.run("resume", "latest")[0] == cli.OK
+    assert [row["good"] for row in warehouse.rows("SELECT good FROM runs")] == [3]

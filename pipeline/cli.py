@@ -166,8 +166,12 @@ def _left(staging: Staging) -> list[Target]:
 
     _, targets = staging.inputs()
     collected = staging.collected()
+    return [_restored(staging, Target, target) for target in targets if target["name"] not in collected]
+
+
+def _restored(staging: Staging, make: Callable[..., Any], fields: dict[str, Any]) -> Any:
     try:
-        return [Target(**target) for target in targets if target["name"] not in collected]
+        return make(**fields)
     except TypeError as error:
         raise UsageError(f"{staging.directory}: staged by another version of list-lru-audit: {error}") from error
 
@@ -182,17 +186,19 @@ def _collect(args: argparse.Namespace, staging: Staging, planned: Plan) -> None:
             planned,
             on_outcome=staging.append,
             progress=shown,
-            limits=Limits(**options["limits"]),
+            limits=_restored(staging, Limits, options["limits"]),
             retries=options["retries"],
         )
 
 
 @contextlib.contextmanager
 def _kept(staging: Staging) -> Iterator[None]:
-    """On an interrupt say what of a run is kept, and how to go on."""
+    """Where a run is interrupted or loses its last node, say what of it is kept, and how to go on."""
+    from pipeline.fanout import FanoutError
+
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, FanoutError):
         collected = f"{len(staging.collected())} of {staging.run['targets']} targets were collected"
         print(f"{collected} and are kept in {staging.directory}", file=sys.stderr)
         print(f"go on with: lru-audit resume {staging.directory.name}", file=sys.stderr)

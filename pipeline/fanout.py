@@ -44,6 +44,8 @@ _SSH_AT_ONCE = 8
 
 # After so long without a first sign of life somebody should know why.
 _FIRST_SIGN_S = 10.0
+# Without news for so long, is there a node left that can work?
+_LOOK_S = 20.0
 # Signals so soon after one that was answered are the same wish.
 _SAME_WISH_S = 2.0
 # What is killed is gone within; a process in uninterruptible sleep is not, and nobody waits for it.
@@ -97,7 +99,7 @@ def run(
     :param retries: how often a target is tried again after a status that may change (lost, inconsistent).
     :param address: a Ray cluster to join, default RAY_ADDRESS; without both a Ray of its own, for this call.
     :param collect: what a worker does for one target; for targets over ssh, in several threads.
-    :raises FanoutError: there is no Ray.
+    :raises FanoutError: there is no Ray, or no node is left to collect on.
     """
     with cluster(plan.parallel, address):
         _Run(plan, on_outcome, progress, limits or runner.Limits(), retries, collect).drive()
@@ -376,7 +378,7 @@ class _Run:
         self.tried: dict[str, list[dict[str, Any]]] = {}
         self.done = 0
         self.failed: Counter[str] = Counter()
-        self.wait_s: float | None = _FIRST_SIGN_S
+        self.wait_s = _FIRST_SIGN_S
         task = self.ray.remote(num_cpus=1, max_retries=0, num_returns="streaming")(_collect_batch)
         self.submit: Callable[..., Any] = lambda todo, at_once, **options: task.options(**options).remote(
             todo, limits, collect, at_once
@@ -394,13 +396,25 @@ class _Run:
                         self._start(self._next(over_ssh), free)
                 ready, _ = self.ray.wait(list(self.streams), num_returns=1, timeout=self.wait_s)
                 if not ready:
-                    _log.warning("no worker has begun after %g s: has Ray no free CPU?", self.wait_s)
-                self.wait_s = None
+                    self._look()
+                self.wait_s = _LOOK_S
                 for generator in ready:
                     self._receive(self.streams[generator])
         finally:
             for generator in self.streams:
                 self.ray.cancel(generator, force=True)
+
+    def _look(self) -> None:
+        """After a time without news say what may be missing.
+
+        :raises FanoutError: what is under way waits for a CPU, and no node that lives has one.
+        """
+        if any(stream.node for stream in self.streams.values()):
+            return
+        if not self.ray.cluster_resources().get("CPU"):
+            raise FanoutError("no node of the Ray cluster is left that has a CPU")
+        if self.wait_s == _FIRST_SIGN_S:
+            _log.warning("no worker has begun after %g s: has Ray no free CPU?", self.wait_s)
 
     def _under_way(self, over_ssh: bool) -> int:
         """Return how many targets are being collected."""

@@ -44,7 +44,7 @@ class Cluster:
         # Ray writes over the environment of its agents without SPT_NOENV.
         auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "TEST_WORD": word, "SPT_NOENV": "1"}
         command = [Path(sys.executable).with_name("ray"), "start", *place, "--node-ip-address", ip]
-        command += ["--num-cpus", "1", "--object-store-memory", str(_OBJECT_STORE_BYTES)]
+        command += ["--num-cpus", "0" if ip == HEAD else "1", "--object-store-memory", str(_OBJECT_STORE_BYTES)]
         command += ["--disable-usage-stats", "--temp-dir", self.folder / ip[-1]]
         started = subprocess.run(command, cwd=self.cwd, env=clean | auth, capture_output=True, text=True, check=False)
         assert started.returncode == 0, started.stdout + started.stderr
@@ -75,7 +75,7 @@ class Cluster:
 
 @contextlib.contextmanager
 def cluster(nodes: int) -> Iterator[Cluster]:
-    """Have a cluster of so many nodes: HEAD, 127.0.0.3, ..."""
+    """Have a cluster of so many nodes: HEAD, which has no CPU to give, 127.0.0.3, ..."""
     # A socket's path may have 107 bytes.
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder, tempfile.TemporaryDirectory() as cwd:
         made = Cluster(Path(folder), Path(cwd))

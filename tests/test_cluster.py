@@ -73,6 +73,15 @@ def fan_out(folder: Path, targets: list[dict[str, Any]], env: dict[str, str]) ->
     )
 
 
+def until_hung(process: subprocess.Popen[str], folder: Path, sources: set[str]) -> None:
+    deadline = time.monotonic() + 60
+    hung = folder / "hung"
+    while not (hung.exists() and sources <= set(hung.read_text().splitlines())):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def outcomes(process: subprocess.Popen[str]) -> dict[str, dict[str, Any]]:
     stdout, stderr = process.communicate(timeout=150)
     # A line where a loaded machine is slow to start workers.
@@ -130,16 +139,26 @@ def test_a_node_that_dies_costs_its_own_targets_and_nobody_elses(
     targets = [{"name": "there", "kind": "ray", "source": f"ray:{DYING}", **common}]
     targets += [{"name": f"core{n}", "kind": "vmcore", "source": f"{tmp_path}/core", **common} for n in range(8)]
     process = fan_out(tmp_path, targets, ray_cluster.env)
-    deadline = time.monotonic() + 60
-    hung = tmp_path / "hung"
-    while not (hung.exists() and {"live:", f"{tmp_path}/core"} <= set(hung.read_text().splitlines())):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until_hung(process, tmp_path, {"live:", f"{tmp_path}/core"})
     ray_cluster.kill_raylet(DYING)
     found = outcomes(process)
     assert statuses(found.pop("there")) == ["lost", "lost"]
     assert len(found) == 8
     assert {tuple(statuses(outcome)) for outcome in found.values()} <= {("ok",), ("lost", "ok")}
     assert ["lost", "ok"] in [statuses(outcome) for outcome in found.values()]
-    assert {outcome["row"]["host"] for outcome in found.values()} == {ray_cluster.words[HEAD], ray_cluster.words[OTHER]}
+    assert {outcome["row"]["host"] for outcome in found.values()} == {ray_cluster.words[OTHER]}
+
+
+def test_when_the_last_node_with_a_cpu_is_dead_a_run_does_not_wait_for_ever(
+    ray_cluster: Cluster, tmp_path: Path, collector: Path
+) -> None:
+    (tmp_path / "core").touch()
+    (tmp_path / "hang").write_text(ray_cluster.words[OTHER])
+    some = {"kind": "vmcore", "source": f"{tmp_path}/core", "python": str(collector)}
+    process = fan_out(tmp_path, [{"name": f"core{n}", **some} for n in range(3)], ray_cluster.env)
+    until_hung(process, tmp_path, {f"{tmp_path}/core"})
+    ray_cluster.kill_raylet(OTHER)
+    stdout, stderr = process.communicate(timeout=120)
+    assert stdout == ""
+    assert stderr.splitlines()[-1] == "no node of the Ray cluster is left that has a CPU"
+    assert "Traceback" not in stderr

@@ -58,8 +58,8 @@ class Manifest:
     targets: int
     outcomes: dict[str, int]  # status -> targets
     versions: dict[str, Any]  # tool, schema, model, pyarrow
-    inputs_sha256: str
     files: tuple[File, ...]
+    inputs_sha256: str | None = None  # of INPUTS; runs of version 0.1.0 have none
 
     @property
     def good(self) -> int:

@@ -241,10 +241,10 @@ def _remove(folder):
     import os
 
     for below, _, files in os.walk(folder, topdown=False):
-        with contextlib.suppress(FileNotFoundError):  # the collector may have been at the same
-            for name in files:
-                os.unlink(os.path.join(below, name))
-            os.rmdir(below)
+        paths = [os.path.join(below, name) for name in files]
+        for remove, path in [*((os.unlink, path) for path in paths), (os.rmdir, below)]:
+            with contextlib.suppress(FileNotFoundError):  # the collector may have been at the same
+                remove(path)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def take_core(
 
     Beside a core whose symbol table has functions only goes the System.map, where `kernel` has it.
 
-    :param live: the guest has the collector too, and its report the audits of guest/live.
+    :param live: the guest has the collector too, and its report the audits of guest/live, or guest/churn-live.
     :param churn: the guest never rests, but does what guest/churn says.
     """
     if live:

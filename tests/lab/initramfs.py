@@ -27,7 +27,7 @@ NETWORKED = (*DISK, "virtio_net")
 def pack(shape: Shape, kernel: Kernel, to: Path, live: bool = False, churn: bool = False) -> None:
     """Write the initramfs (cpio, uncompressed) of `shape` for `kernel`.
 
-    :param live: with the collector and guest/live. :param churn: with guest/churn.
+    :param live: with the collector and guest/live. :param churn: with guest/churn, and guest/churn-live for live.
     """
     with busybox(shape, kernel, to, MODULES) as root:
         install(root / "init", "init")
@@ -36,7 +36,7 @@ def pack(shape: Shape, kernel: Kernel, to: Path, live: bool = False, churn: bool
             mke2fs(root / "lab/ext4.img", "2M", "-O", "^has_journal", "-N", "1024")
         if live:
             userland.copy(root)
-            install(root / "lab/live", "live")
+            install(root / "lab/live", "churn-live" if churn else "live")
         if churn:
             install(root / "lab/churn", "churn")
 

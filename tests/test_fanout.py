@@ -294,7 +294,7 @@ def test_hosts_over_ssh_are_waited_for_by_few_workers_and_hold_up_no_core(tmp_pa
     assert sorted(outcome["target"] for outcome in outcomes) == sorted(t.name for t in [*targets(4), *ssh_targets(60)])
     most, workers = at_once(tmp_path, "ssh")
     assert most == 12
-    assert workers < 6
+    assert workers < most
     assert at_once(tmp_path, "vmcore")[0] <= PARALLEL
 
 

@@ -45,7 +45,7 @@ def pack_server(server: Shape, kernel: Kernel, to: Path) -> None:
     """Write the initramfs that hands over to the disk of a Debian guest, with what that is to do in /lab."""
     with busybox(server, kernel, to, DISK) as root:
         install(root / "init", "server")
-        for name in ("systemd", "containers", "workload.py"):
+        for name in ("systemd", "services", "containers", "lxc", "workload.py"):
             install(root / f"lab/{name}", name)
 
 

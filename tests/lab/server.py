@@ -10,7 +10,7 @@ import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests import reference_charges
 from tests.lab import boot, initramfs
@@ -19,17 +19,29 @@ from tests.lab.reduce import FullCore
 from tests.lab.shapes import Shape
 from tests.reference import dumps
 
-SUITE = "bookworm"
-PACKAGES = (
-    "systemd-sysv", "libpam-systemd", "dbus", "cron", "openssh-server", "nginx-light", "redis-server", "python3",
-    "runc", "crun", "kmod", "iproute2", "procps", "busybox-static", "sudo",
-)  # fmt: skip
-DISK_MB = 1024
-SERVICE = """[Service]
-ExecStart=/lab/systemd
-[Install]
-WantedBy=multi-user.target
-"""
+DISK_MB = 1280
+
+
+class Disk(NamedTuple):
+    suite: str
+    packages: tuple[str, ...]
+
+
+_BASE = ("kmod", "iproute2", "procps", "busybox-static")
+_SYSTEMD = ("systemd-sysv", "libpam-systemd", "dbus", "openssh-server")
+DISKS = {
+    "bookworm": Disk(
+        "bookworm", (*_BASE, *_SYSTEMD, "cron", "nginx-light", "redis-server", "python3", "runc", "crun", "sudo")
+    ),
+    "services": Disk(
+        "trixie",
+        (
+            *_BASE, *_SYSTEMD, "systemd-oomd", "systemd-resolved", "systemd-userdbd", "rsyslog", "openssh-client",
+            "postgresql", "apache2", "php-fpm",
+        ),
+    ),
+    "lxc": Disk("trixie", (*_BASE, "lxc")),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,10 +50,14 @@ class Server(Shape):
 
     workload: str = "systemd"
     """A file of guest/: what the disk's init is or runs."""
+    disk: str = "bookworm"
+    """A key of DISKS."""
     pods: int = 0
     """Pods of two or three containers each."""
     runtimes: str = "runc"
     """OCI runtimes, for one pod after the other."""
+    containers: int = 0
+    """Containers of LXC."""
 
 
 def _servers() -> dict[str, Server]:
@@ -53,6 +69,8 @@ def _servers() -> dict[str, Server]:
         containers: dict[str, Any] = {**debian, "memory_mb": 768, "workload": "containers", "pods": 9}
         made.append(Server(f"runc-{short}", **containers))
         made.append(Server(f"crun-{short}", **containers, runtimes="crun crun runc"))
+        made.append(Server(f"services-{short}", workload="services", disk="services", memory_mb=896, **debian))
+        made.append(Server(f"lxc-{short}", workload="lxc", disk="lxc", memory_mb=640, containers=12, **debian))
     return {server.name: server for server in made}
 
 
@@ -61,7 +79,7 @@ SERVERS = _servers()
 
 def take_core(server: Server, kernel: Kernel, to: Path, cache: Path) -> None:
     """Boot `server` and leave its core and report in `to`, as boot.take_core does for a shape."""
-    disk = image(cache)
+    disk = image(server.disk, cache)
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         initramfs.pack_server(server, kernel, work / "initramfs")
@@ -79,21 +97,19 @@ def examine(server: Server, kernel: Kernel, to: Path, cache: Path) -> None:
     (to / "charges.json").write_text(dumps(reference_charges.read(prog)))
 
 
-def image(cache: Path) -> Path:
-    """The disk, made where it is not there yet: about a minute, 340 MB."""
-    disk = cache / f"debian-{SUITE}-{zlib.crc32(' '.join(PACKAGES).encode()):08x}.ext4"
+def image(name: str, cache: Path) -> Path:
+    """A disk of DISKS, made where it is not there yet: about a minute, 340 to 700 MB."""
+    disk = cache / f"debian-{name}-{zlib.crc32(' '.join(DISKS[name].packages).encode()):08x}.ext4"
     if not disk.exists():
+        suite, packages = DISKS[name]
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             root, new = Path(scratch) / "root", Path(scratch) / "disk"
             subprocess.run(
-                ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, root, debian_uri()],
+                ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}", suite, root, debian_uri()],
                 stdout=subprocess.DEVNULL, check=True,
             )  # fmt: skip
-            units = root / "etc/systemd/system"
-            (units / "lab.service").write_text(SERVICE)
-            (units / "multi-user.target.wants/lab.service").symlink_to("../lab.service")
             # Without udev its device never comes, and the boot would wait for that.
-            (units / "serial-getty@ttyS0.service").symlink_to("/dev/null")
+            (root / "etc/systemd/system/serial-getty@ttyS0.service").symlink_to("/dev/null")
             initramfs.mke2fs(new, f"{DISK_MB}M", "-d", root)
             new.rename(disk)
     return disk

@@ -40,7 +40,7 @@ class Guest(NamedTuple):
 @contextlib.contextmanager
 def running(shape: Server, kernel: Kernel, cache: Path) -> Iterator[Guest]:
     """Boot a guest, wait until its sshd listens, and end it with the `with`."""
-    disk = server.image(cache)
+    disk = server.image("bookworm", cache)
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         client = Client(work / "client")

@@ -59,7 +59,7 @@ class Manifest:
     outcomes: dict[str, int]  # status -> targets
     versions: dict[str, Any]  # tool, schema, model, pyarrow
     files: tuple[File, ...]
-    inputs_sha256: str | None = None  # of INPUTS; runs of version 0.1.0 have none
+    inputs_sha256: str | None = None  # of INPUTS; older runs have none
 
     @property
     def good(self) -> int:

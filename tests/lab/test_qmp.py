@@ -31,6 +31,10 @@ def audit(source: Path | str, *options: object, prefix: tuple[str, ...] = ()) ->
     return frame.parse(subprocess.run(command, capture_output=True, timeout=120).stdout)
 
 
+LOOKS = 5
+"""How often a guest is looked at whose kernel did something on its own meanwhile."""
+
+
 class Guest:
     """What was seen of a guest while it ran, its core, and what it said of itself.
 
@@ -40,6 +44,17 @@ class Guest:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.seen: dict[str, Any] = {}
+
+    def look_while_still(self, work: Path) -> None:
+        """Look until the first audit's tables are also those of the guest stopped, of which the core is then taken."""
+        for _ in range(LOOKS):
+            with Monitor(work / "qmp") as monitor:
+                monitor.call("cont")
+            self.look(work)
+            with Monitor(work / "qmp") as monitor:
+                monitor.call("stop")
+            if self.seen["plain"].tables == audit(f"qmp:{work / 'audit'}").tables:
+                return
 
     def look(self, work: Path) -> None:
         socket = work / "audit"
@@ -86,7 +101,7 @@ def of_another_boot(note: Path) -> Path:
 def guest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Guest:
     shape = SHAPES[request.param]
     guest = Guest(tmp_path_factory.mktemp(request.param))
-    boot.take_core(shape, kernels.of(shape.series), guest.folder, at_rest=guest.look)
+    boot.take_core(shape, kernels.of(shape.series), guest.folder, at_rest=guest.look_while_still)
     return guest
 
 

@@ -24,9 +24,10 @@ lab: $(TESTING)
 	sh tests/lab/install-tools.sh
 	$(BIN)/python -m tests.lab bundle
 
-# Boot real kernels and audit them, at a size for every change.
+# Boot real kernels and audit them, and open the report in a browser, at a size for every change.
 lab-test: $(TESTING)
 	sh tests/lab/install-tools.sh
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[browser]'
 	$(BIN)/python -m pytest -m lab
 
 $(INSTALLED): setup.cfg pyproject.toml

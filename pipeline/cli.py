@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import re
@@ -336,13 +337,16 @@ def _report(args: argparse.Namespace) -> int:
     run_id = None if args.run in (None, "latest") else warehouse.resolve(args.warehouse, args.run, args.audit)
     found = report.build(session, run_id, args.audit)
     render = report.RENDERERS[args.format]
+    if args.format == "prometheus":
+        render = functools.partial(report.prometheus, max_series=args.max_series)
+    binary = args.format == "parquet"
     if args.output is None:
-        render(found, sys.stdout)
+        render(found, sys.stdout.buffer if binary else sys.stdout)
         return OK
     # Whoever reads the file meanwhile sees the old report or the new one.
     unfinished = args.output.with_name(f".{args.output.name}.{os.getpid()}")
     try:
-        with unfinished.open("w", encoding="utf-8") as file:
+        with unfinished.open("wb") if binary else unfinished.open("w", encoding="utf-8") as file:
             render(found, file)
         unfinished.replace(args.output)
     finally:
@@ -469,12 +473,23 @@ def _parser() -> argparse.ArgumentParser:
         _report,
         "report",
         "what a published run found",
-        "lru-audit report\n  lru-audit report --audit nightly --format csv -o waste.csv",
+        "lru-audit report\n  lru-audit report --audit nightly --format html -o waste.html",
     )
     report.add_argument("--run", help="run id, a unique prefix of it, or latest")
     report.add_argument("--audit", help="its newest run (default: of the audit with the newest that is not adhoc)")
-    report.add_argument("--format", choices=("text", "markdown", "csv", "json"), default="text")
+    report.add_argument(
+        "--format",
+        choices=("text", "html", "markdown", "csv", "json", "parquet", "prometheus"),
+        default="text",
+    )
     report.add_argument("-o", "--output", type=Path, help="file to write instead of stdout")
+    report.add_argument(
+        "--max-series",
+        metavar="N",
+        type=_count,
+        default=10_000,
+        help="prometheus: with more hosts than N only totals are written (default 10000)",
+    )
     _add_warehouse(report)
 
     sql = _command(

@@ -27,7 +27,7 @@ ROOMS = {
     "collector": set(),
     "warehouse": {"data"},
     "query": {"data"},
-    "report": {"query"},
+    "report": {"query", "data"},
     "inspect": {"collector.cost"},
     "estimate": {"collector.cost"},
     "wheels": set(),

@@ -1,7 +1,24 @@
 """One report model and its renderers, and the rendering of query results; hostile names are escaped for each output."""
 
-from pipeline.report import rows
-from pipeline.report.model import Report, build
-from pipeline.report.render import RENDERERS
+from __future__ import annotations
 
-__all__ = ["RENDERERS", "Report", "build", "rows"]
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.report import render, rows
+from pipeline.report.html import html
+from pipeline.report.model import Report, build
+from pipeline.report.prometheus import prometheus
+
+RENDERERS: dict[str, Callable[[Report, Any], None]] = {
+    "text": render.text,
+    "html": html,
+    "markdown": render.markdown,
+    "csv": render.csv,
+    "json": render.json_,
+    "parquet": render.parquet,
+    "prometheus": prometheus,
+}
+"""By the name of the format; `parquet` alone writes bytes."""
+
+__all__ = ["RENDERERS", "Report", "build", "prometheus", "rows"]

@@ -2,90 +2,122 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import pyarrow as pa
 
+from pipeline import data
 from pipeline.query import QueryError, Session
 
+MOST_IN_DETAIL = 20
+"""So many of the worst hosts are shown each on its own."""
 
-@dataclass(frozen=True)
+
 class Report:
-    """What one run found.
+    """What one run found: a statement of `sql/reports/` for each section, asked when a renderer first wants it."""
 
-    :ivar run: the one row of `runs`.
-    :ivar totals: sums over the ranking: `hosts`, `memory_bytes`, `list_lru_bytes`, `lazy_bytes`, `wasted_bytes`, and
-        the three `saves_*_bytes` that sum to it.
-    :ivar coverage: rows of `coverage`, the most frequent first.
-    :ivar not_ok: `target`, `status`, `error_type`, `error` of every target that has no numbers.
-    :ivar host_waste: the ranking, rows of `host_waste`.
-    :ivar lazy_targets: the lazy kernels that the eager hosts among them are compared with.
-    """
+    def __init__(self, session: Session, run: pa.Table) -> None:
+        """Take a run, the one row of `runs`."""
+        self.run = run
+        self.run_id: str = run["run_id"][0].as_py()
+        self._session = session
 
-    run: pa.Table
-    totals: dict[str, int]
-    coverage: pa.Table
-    not_ok: pa.Table
-    host_waste: pa.Table
-    lazy_targets: list[str]
+    @cached_property
+    def totals(self) -> dict[str, int]:
+        """Sums over the ranking: `hosts`, `memory_bytes`, `list_lru_bytes`, `lazy_bytes`, `wasted_bytes`, and the
+        three `saves_*_bytes` that sum to it."""
+        return self._one("totals") or {}
+
+    @cached_property
+    def coverage(self) -> pa.Table:
+        """Rows of `coverage`, the most frequent first."""
+        return self._rows("coverage")
+
+    @cached_property
+    def not_ok(self) -> pa.Table:
+        """`target`, `status`, `error_type`, `error` of every target that has no numbers."""
+        return self._rows("not_ok")
+
+    @cached_property
+    def host_waste(self) -> pa.Table:
+        """The ranking, rows of `host_waste`."""
+        return self._rows("host_waste")
+
+    @cached_property
+    def lazy_targets(self) -> list[str]:
+        """The lazy kernels that the eager hosts are compared with."""
+        names: list[str] = self._rows("lazy_targets")["lazy_target"].to_pylist()
+        return names
+
+    @cached_property
+    def labels_of(self) -> dict[str, dict[str, str]]:
+        """The labels of each target that has some."""
+        rows = self._rows("labels_of").to_pylist()
+        return {row["target"]: dict(row["labels"]) for row in rows}
+
+    @cached_property
+    def kernels(self) -> pa.Table:
+        """What each kernel would give back; those that are `lazy` nothing."""
+        return self._rows("kernels")
+
+    @cached_property
+    def fstypes(self) -> pa.Table:
+        """The waste by filesystem type."""
+        return self._rows("fstypes")
+
+    @cached_property
+    def distribution(self) -> pa.Table:
+        """How many hosts waste how much: `below_bytes`, `hosts`, `wasted_bytes`."""
+        return self._rows("distribution")
+
+    @cached_property
+    def trend(self) -> pa.Table:
+        """This run and those before it of the same audit, the oldest first."""
+        newest_first = self._rows("trend")
+        return newest_first.take(list(reversed(range(len(newest_first)))))
+
+    @cached_property
+    def doublings(self) -> pa.Table:
+        """Rows of `next_doubling` that are nearest."""
+        return self._rows("doublings")
+
+    @cached_property
+    def advice(self) -> dict[str, Any]:
+        """What `sql/reports/advice.sql` adds up, with the row of `mounts` and of `churn`, each a dict or None."""
+        found = self._one("advice") or {}
+        return {**found, "mounts": self._one("advice_mounts"), "churn": self._one("advice_churn")}
+
+    @cached_property
+    def worst(self) -> dict[str, dict[str, list[dict[str, Any]]]]:
+        """For each of the worst hosts that waste: its rows of `ids`, `slabs`, `superblocks` and `cgroups`."""
+        first = self.host_waste.slice(0, MOST_IN_DETAIL).select(["target", "wasted_bytes"]).to_pylist()
+        targets = [row["target"] for row in first if row["wasted_bytes"] > 0]
+        worst: dict[str, dict[str, list[dict[str, Any]]]] = {target: {} for target in targets}
+        for section in ("ids", "slabs", "superblocks", "cgroups"):
+            for of_target in worst.values():
+                of_target[section] = []
+            for row in self._rows(f"top_{section}", targets=targets).to_pylist():
+                worst[row["target"]][section].append(row)
+        return worst
+
+    def _one(self, name: str) -> dict[str, Any] | None:
+        rows: list[dict[str, Any]] = self._rows(name).to_pylist()
+        return rows[0] if rows else None
+
+    def _rows(self, name: str, **params: Any) -> pa.Table:
+        statement = (data.path("sql") / "reports" / f"{name}.sql").read_text(encoding="utf-8")
+        return self._session.sql(statement, {"run": self.run_id, **params})
 
 
 def build(session: Session, run_id: str | None = None, audit: str | None = None) -> Report:
-    """Build the report of a run.
+    """Return the report of a run.
 
     :param run_id: a full run id; default the newest run of `audit`, else of the audit with the newest run that is
         not `adhoc`.
 
     Raises QueryError when there is no such run.
     """
-    run = _run(session, run_id, audit)
-    of_run = {"run": run["run_id"][0].as_py()}
-    totals = session.rows(
-        """
-        SELECT
-            CAST(count(*) AS BIGINT) AS hosts,
-            CAST(coalesce(sum(memory_bytes), 0) AS BIGINT) AS memory_bytes,
-            CAST(coalesce(sum(list_lru_bytes), 0) AS BIGINT) AS list_lru_bytes,
-            CAST(coalesce(sum(lazy_bytes), 0) AS BIGINT) AS lazy_bytes,
-            CAST(coalesce(sum(wasted_bytes), 0) AS BIGINT) AS wasted_bytes,
-            CAST(coalesce(sum(saves_objects_bytes), 0) AS BIGINT) AS saves_objects_bytes,
-            CAST(coalesce(sum(saves_transpose_bytes), 0) AS BIGINT) AS saves_transpose_bytes,
-            CAST(coalesce(sum(saves_xarray_bytes), 0) AS BIGINT) AS saves_xarray_bytes
-        FROM host_waste_at($run)
-        JOIN (SELECT run_id, target, memory_bytes FROM targets) USING (run_id, target)
-        LEFT JOIN lazy_savings_at($run) USING (target)
-        """,
-        of_run,
-    )
-    return Report(
-        run=run,
-        totals=totals[0],
-        coverage=session.sql(
-            "FROM coverage WHERE run_id = $run ORDER BY targets DESC, status, error_type NULLS FIRST", of_run
-        ),
-        not_ok=session.sql(
-            """
-            SELECT target, status, error_type, error
-            FROM targets
-            WHERE run_id = $run AND status <> 'ok'
-            ORDER BY status, error_type, target
-            """,
-            of_run,
-        ),
-        host_waste=session.sql("FROM host_waste_at($run) ORDER BY rank, target", of_run),
-        lazy_targets=session.sql(
-            """
-            SELECT DISTINCT lazy_target
-            FROM targets
-            WHERE run_id = $run AND status = 'ok' AND lazy_target IS NOT NULL
-            ORDER BY lazy_target
-            """,
-            of_run,
-        )["lazy_target"].to_pylist(),
-    )
-
-
-def _run(session: Session, run_id: str | None, audit: str | None) -> pa.Table:
     if run_id is not None:
         found = session.sql("FROM runs WHERE run_id = $run", {"run": run_id})
         missing = f"no published run {run_id!a} in this warehouse"
@@ -97,4 +129,4 @@ def _run(session: Session, run_id: str | None, audit: str | None) -> pa.Table:
         missing = "no published run in this warehouse; make one with: lru-audit run TARGET..."
     if not len(found):
         raise QueryError(missing)
-    return found
+    return Report(session, found)

@@ -1,18 +1,17 @@
-"""The report as text for a terminal, as JSON, CSV and markdown."""
+"""The report as text for a terminal, as JSON, CSV, Parquet and markdown."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.report import escape, rows
+from pipeline.report import advice, escape, rows
 from pipeline.report.model import Report
 from pipeline.text import human_bytes, printable
 
@@ -47,15 +46,22 @@ def text(report: Report, file: TextIO) -> None:
         _say_more(console, len(report.host_waste), MOST_HOSTS, "SELECT * FROM host_waste")
         console.print()
         console.print(_legend(report))
+    if steps := advice.steps(report):
+        console.print("\nWhat to do:")
+        listed = Table.grid(padding=(0, 1, 0, 0))
+        for number, step in enumerate(steps, 1):
+            listed.add_row(f" {number}.", step.text)
+        console.print(listed)
 
 
 def json_(report: Report, file: TextIO) -> None:
-    """Write one object: `run`, `totals`, and a list of rows for each of `coverage`, `not_ok` and `host_waste`."""
+    """Write one object: `run`, `totals`, and lists of rows: `coverage`, `not_ok`, `advice`, `host_waste`."""
     content = {
         "run": rows.records(report.run)[0],
         "totals": report.totals,
         "coverage": rows.records(report.coverage),
         "not_ok": rows.records(report.not_ok),
+        "advice": [step._asdict() for step in advice.steps(report)],
         "host_waste": rows.records(report.host_waste),
     }
     file.write(json.dumps(content, indent=1) + "\n")
@@ -66,12 +72,21 @@ def csv(report: Report, file: TextIO) -> None:
     rows.csv(report.host_waste, file)
 
 
+def parquet(report: Report, file: BinaryIO) -> None:
+    """Write the ranking, the columns of `host_waste`."""
+    rows.parquet(report.host_waste, file)
+
+
 def markdown(report: Report, file: TextIO) -> None:
     """Write a document with summary, coverage, what failed and the ranking, numbers as they are in the views."""
     title, *lines = _summary(report)
     file.write(f"# {escape.markdown(title)}\n\n")
     for line in lines:
         file.write(f"{escape.markdown(line)}\n")
+    if steps := advice.steps(report):
+        file.write("\n## What to do\n\n")
+        for number, step in enumerate(steps, 1):
+            file.write(f"{number}. {escape.markdown(step.text)}\n")
     for name, table in (
         ("Ranking", report.host_waste),
         ("Coverage", report.coverage),
@@ -80,14 +95,6 @@ def markdown(report: Report, file: TextIO) -> None:
         if len(table):
             file.write(f"\n## {name}\n\n")
             rows.markdown(table, file)
-
-
-RENDERERS: dict[str, Callable[[Report, TextIO], None]] = {
-    "text": text,
-    "json": json_,
-    "csv": csv,
-    "markdown": markdown,
-}
 
 
 def _console(file: TextIO, width: int | None) -> Console:

@@ -1,0 +1,57 @@
+-- What can be done about the waste of a run, and what does each step free? (One row, for advice.)
+WITH hosts AS (
+    SELECT
+        w.target,
+        w.lazy_basis,
+        w.wasted_bytes,
+        sum(w.wasted_bytes) OVER (ORDER BY w.wasted_bytes DESC, w.target) AS running_bytes,
+        sum(w.wasted_bytes) OVER () AS all_bytes
+    FROM host_waste_at($run) AS w
+    WHERE w.lazy_basis IS NOT NULL AND w.wasted_bytes > 0
+),
+
+ids AS (
+    SELECT
+        sum(dead_ids) AS dead_ids,
+        sum(dead_ids_bytes) AS dead_ids_bytes,
+        count(*) FILTER (dead_ids_bytes > 0) AS dead_ids_hosts
+    FROM id_bloat_at($run)
+),
+
+-- What a boot with cgroup.memory=nokmem does not allocate: all but the node arrays.
+kmem AS (
+    SELECT sum(list_lru_one_bytes + pointer_array_bytes) AS nokmem_bytes
+    FROM sized_list_lrus
+    JOIN hosts USING (target)
+    WHERE run_id = $run
+),
+
+next AS (
+    SELECT
+        count(*) AS next_hosts,
+        sum(next_bytes) AS next_bytes
+    FROM next_doubling_at($run)
+    WHERE next_bytes > 0 AND 10 * ids_left <= memcg_nr_cache_ids
+)
+
+SELECT
+    CAST(count(*) AS BIGINT) AS eager_hosts,
+    CAST(coalesce(sum(hosts.wasted_bytes), 0) AS BIGINT) AS wasted_bytes,
+    coalesce(bool_or(hosts.lazy_basis = 'online'), false) AS lower_bound,
+    CAST(count(*) FILTER (hosts.running_bytes - hosts.wasted_bytes < 0.9 * hosts.all_bytes) AS BIGINT) AS few_hosts,
+    CAST(
+        coalesce(
+            sum(hosts.wasted_bytes) FILTER (hosts.running_bytes - hosts.wasted_bytes < 0.9 * hosts.all_bytes),
+            0
+        ) AS BIGINT
+    ) AS few_bytes,
+    CAST(coalesce(any_value(kmem.nokmem_bytes), 0) AS BIGINT) AS nokmem_bytes,
+    CAST(coalesce(any_value(ids.dead_ids), 0) AS BIGINT) AS dead_ids,
+    CAST(coalesce(any_value(ids.dead_ids_bytes), 0) AS BIGINT) AS dead_ids_bytes,
+    CAST(coalesce(any_value(ids.dead_ids_hosts), 0) AS BIGINT) AS dead_ids_hosts,
+    CAST(any_value(next.next_hosts) AS BIGINT) AS next_hosts,
+    CAST(coalesce(any_value(next.next_bytes), 0) AS BIGINT) AS next_bytes
+FROM hosts
+CROSS JOIN ids
+CROSS JOIN kmem
+CROSS JOIN next;

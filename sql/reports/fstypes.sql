@@ -1,0 +1,11 @@
+-- Which filesystem types make up the waste of a run?
+-- The row without a type is of the list_lrus that belong to no superblock.
+SELECT
+    fstype,
+    CAST(count(DISTINCT target) AS BIGINT) AS hosts,
+    CAST(sum(superblocks) AS BIGINT) AS superblocks,
+    CAST(sum(list_lru_bytes) AS BIGINT) AS list_lru_bytes,
+    CAST(sum(wasted_bytes) AS BIGINT) AS wasted_bytes
+FROM fstype_waste_at($run)
+GROUP BY fstype
+ORDER BY wasted_bytes DESC, fstype;

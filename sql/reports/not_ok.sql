@@ -1,0 +1,9 @@
+-- Which targets of a run have no numbers, and why?
+SELECT
+    target,
+    status,
+    error_type,
+    error
+FROM targets
+WHERE run_id = $run AND status <> 'ok'
+ORDER BY status, error_type, target;

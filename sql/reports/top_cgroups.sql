@@ -1,0 +1,5 @@
+-- Under which five cgroups were the ids of each of the worst machines of a run made?
+FROM cgroup_waste_at($run)
+WHERE list_contains($targets, target) AND parent IS NOT NULL
+QUALIFY row_number() OVER (PARTITION BY target ORDER BY wasted_bytes DESC, path) <= 5
+ORDER BY target, wasted_bytes DESC, path;

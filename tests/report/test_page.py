@@ -1,0 +1,185 @@
+"""The HTML report in a real browser: it sorts, filters and pages, obeys no name, asks for nothing, is accessible."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import pytest
+
+from pipeline import report
+from tests.report.test_report import HOSTILE
+from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish, session
+
+pytestmark = pytest.mark.lab
+
+# Without these Chromium looks for updates and the like.
+QUIET = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+DAY = 86_400_000_000
+HOSTS = 230
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs Debian's chromium")
+    with (
+        sync_api.sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=chromium, args=[*QUIET]) as launched,
+    ):
+        yield launched
+
+
+def written(root, folder):
+    path = folder / "report.html"
+    with path.open("w", encoding="utf-8") as file:
+        report.RENDERERS["html"](report.build(session(root)), file)
+    return path
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory):
+    """The page of a fleet of 230 hosts and hostile ones, in its second run."""
+    root = tmp_path_factory.mktemp("warehouse")
+    hosts = [ok(f"web-{n}", mounts=1 + n % 7, cache_ids=(4, 46, 382)[n % 3]) for n in range(HOSTS)]
+    for n, host in enumerate(hosts):
+        host["row"]["labels"] = {"rack": f"r{n % 10}"}
+    hostile = [ok(name) for name in HOSTILE]
+    for host, name in zip(hostile, HOSTILE, strict=True):
+        host["row"] |= {"kernel_release": name, "labels": {name: name}}
+    publish(root, *hosts, audit="prod", run_id="20250101T000000Z-00000001")
+    publish(
+        root, *hosts, *hostile, *(failed(f"failed {name}", error=name) for name in HOSTILE),
+        audit="prod", run_id="20250102T000000Z-00000002", started_at=STARTED_AT + DAY,
+    )  # fmt: skip
+    return written(root, tmp_path_factory.mktemp("page"))
+
+
+@pytest.fixture
+def page(browser, fleet):
+    """The page as loaded; in the end it must have said nothing and asked for nothing."""
+    context = browser.new_context()
+    page = context.new_page()
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(fleet.as_uri())
+    yield page
+    assert said == []
+    assert asked == [fleet.as_uri()]
+    context.close()
+
+
+def column(page, number):
+    return page.locator(f"#ranking tbody td:nth-child({number})").all_text_contents()
+
+
+def test_the_ranking_is_paged(page):
+    assert page.locator("#shown").inner_text() == f"1 to 100 of {HOSTS + len(HOSTILE)} hosts"
+    assert page.locator("#previous").is_disabled()
+    page.locator("#next").click()
+    page.locator("#next").click()
+    assert page.locator("#shown").inner_text().startswith("201 to 245 of")
+    assert page.locator("#next").is_disabled()
+    assert len(column(page, 1)) == HOSTS + len(HOSTILE) - 200
+
+
+def test_a_click_sorts_from_the_largest_and_another_from_the_smallest(page):
+    head = page.locator("th[data-column=memcg_nr_cache_ids]")
+    head.get_by_role("button").click()
+    assert head.get_attribute("aria-sort") == "descending"
+    assert set(column(page, 4)[:70]) == {"382"}
+    head.get_by_role("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert set(column(page, 4)[:70]) == {"4"}
+    assert page.locator("th[aria-sort]").count() == 1
+
+
+def test_the_filter_takes_every_word_and_labels_too(page):
+    page.get_by_label("Filter").fill("WEB-1 rack=r3")
+    names = column(page, 2)
+    assert names
+    assert all(re.fullmatch(r"web-1\d*3", name) for name in names)
+    page.get_by_label("Filter").fill("no such host")
+    assert column(page, 2) == []
+    assert page.locator("#shown").inner_text() == "0 hosts"
+
+
+def test_every_control_is_reached_by_keyboard(page):
+    wanted = page.locator("main").evaluate(
+        "main => main.querySelectorAll('button:not(:disabled), input, summary, a').length"
+    )
+    reached = set()
+    for _ in range(3 * wanted):
+        page.keyboard.press("Tab")
+        tag, place = page.evaluate(
+            "() => { const at = document.activeElement;"
+            " return [at.tagName, [...document.querySelectorAll('*')].indexOf(at)] }"
+        )
+        if tag in ("BUTTON", "INPUT", "SUMMARY", "A"):
+            reached.add(place)
+        if len(reached) == wanted:
+            break
+    assert len(reached) == wanted
+
+
+def test_enter_sorts(page):
+    button = page.locator("th[data-column=target]").get_by_role("button")
+    button.focus()
+    page.keyboard.press("Enter")
+    names = column(page, 2)
+    assert names == sorted(names)
+
+
+def test_hostile_names_are_shown_as_text(page):
+    page.get_by_label("Filter").fill("<script>")
+    assert column(page, 2) == ["<script>alert(1)</script>"]
+    assert page.locator("main script:not(#ranking-rows)").count() == 0
+    assert page.locator("main a").count() == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(browser, fleet, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    context = browser.new_context(color_scheme=scheme, bypass_csp=True)
+    page = context.new_page()
+    page.goto(fleet.as_uri())
+    page.evaluate("() => { for (const fold of document.querySelectorAll('details')) fold.open = true }")
+    found = axe.Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    context.close()
+
+
+def test_without_a_script_the_worst_hosts_are_there(browser, fleet):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(fleet.as_uri())
+    assert len(column(page, 2)) == 100
+    assert not page.locator("#tools").is_visible()
+    context.close()
+
+
+def test_what_is_folded_is_printed(browser, fleet):
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(fleet.as_uri())
+    page.evaluate("() => dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details:not([open])").count() == 0
+    page.evaluate("() => dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details[open]").count() == 0
+    context.close()
+
+
+def test_a_narrow_screen_scrolls_tables_and_not_the_page(browser, fleet):
+    context = browser.new_context(viewport={"width": 390, "height": 800})
+    page = context.new_page()
+    page.goto(fleet.as_uri())
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
+    context.close()

@@ -1,0 +1,60 @@
+"""The metrics as Prometheus' own parser reads them: names, labels and exact values of the contract."""
+
+from __future__ import annotations
+
+import io
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from pipeline import report
+from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish, session
+
+
+def samples(root, **options):
+    """By name: labels and value of each sample."""
+    file = io.StringIO()
+    report.prometheus(report.build(session(root)), file, **options)
+    found: dict[str, list[tuple[dict[str, str], float]]] = {}
+    for family in text_string_to_metric_families(file.getvalue()):
+        assert family.type == "gauge"
+        assert family.documentation
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return found
+
+
+def test_every_host_and_status_is_a_series_with_its_exact_bytes(tmp_path):
+    publish(tmp_path, ok("web-1", mounts=952, nodes=4, cache_ids=24574), ok("web-2"), failed("db-1"), audit="prod")
+    found = samples(tmp_path)
+    reading = session(tmp_path)
+    for name in ("list_lru", "wasted", "lazy"):
+        assert found[f"list_lru_audit_{name}_bytes"] == [
+            ({"audit": "prod", "target": row["target"]}, row[f"{name}_bytes"])
+            for row in reading.rows("FROM host_waste")
+        ]
+        total = sum(value for _, value in found[f"list_lru_audit_{name}_bytes"])
+        assert found[f"list_lru_audit_total_{name}_bytes"] == [({"audit": "prod"}, total)]
+    by_status = {labels["status"]: value for labels, value in found["list_lru_audit_targets"]}
+    assert {status for status, value in by_status.items() if value} == {"ok", "unreachable"}
+    assert (by_status["ok"], by_status["unreachable"]) == (2, 1)
+    assert found["list_lru_audit_run_timestamp_seconds"] == [({"audit": "prod"}, STARTED_AT / 1e6)]
+    assert found["list_lru_audit_target_info"][0][0] == {
+        "audit": "prod", "target": "web-1", "host": "web-1",
+        "kernel_release": "5.10.0-30-cloud-amd64", "layout": "eager",
+    }  # fmt: skip
+
+
+def test_with_more_hosts_than_series_only_totals_are_written_and_it_is_said(tmp_path):
+    publish(tmp_path, *(ok(f"web-{n}", cache_ids=382) for n in range(4)))
+    found = samples(tmp_path, max_series=3)
+    assert not found.keys() & {"list_lru_audit_wasted_bytes", "list_lru_audit_target_info"}
+    assert found["list_lru_audit_targets_without_series"] == [({"audit": "adhoc"}, 4)]
+    assert found["list_lru_audit_total_wasted_bytes"][0][1] > 0
+    assert samples(tmp_path, max_series=4)["list_lru_audit_targets_without_series"] == [({"audit": "adhoc"}, 0)]
+
+
+def test_a_hostile_name_stays_one_label(tmp_path):
+    name = 'a"} 1\n# HELP x\\y'
+    publish(tmp_path, ok(name))
+    ((labels, _),) = samples(tmp_path)["list_lru_audit_wasted_bytes"]
+    assert labels["target"] == name.replace("\n", r"\n")

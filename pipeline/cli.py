@@ -25,10 +25,11 @@ from pipeline.collector.status import GOOD
 if TYPE_CHECKING:
     from pipeline.inventory import Target, Targets
     from pipeline.plan import Node, Plan
+    from pipeline.report import Report, Threshold
     from pipeline.runner import Limits
     from pipeline.warehouse import Staging
 
-OK, FAILED, USAGE, SOME_NOT_GOOD, NONE_GOOD, INTERRUPTED = 0, 1, 2, 3, 4, 130
+OK, FAILED, USAGE, SOME_NOT_GOOD, NONE_GOOD, FIRED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 
 _ARCHES = ("x86_64", "aarch64")
 _PYTHONS = tuple(f"3.{minor}" for minor in range(6, 15))
@@ -37,7 +38,8 @@ _EXIT_CODES = """\
 exit codes:
   0  every target good              3  published, some targets not good
   1  the command itself failed      4  published, none good; inspect: the target is not good
-  2  usage or inventory             130  interrupted
+  2  usage or inventory             5  a --fail-if condition holds
+                                    130  interrupted
 """
 
 
@@ -220,9 +222,19 @@ def _publish(args: argparse.Namespace, staging: Staging) -> int:
     with contextlib.suppress(BrokenPipeError):  # it is published whether or not somebody reads on
         report.RENDERERS["text"](found, sys.stdout)
         sys.stdout.flush()
+    if _fired(args.fail_if, found):
+        return FIRED
     if counts.good == counts.targets:
         return OK
     return SOME_NOT_GOOD if counts.good else NONE_GOOD
+
+
+def _fired(thresholds: Sequence[Threshold], found: Report) -> bool:
+    """Name the conditions that hold, and return whether one does."""
+    fired = [threshold for threshold in thresholds if threshold.fires(found)]
+    for threshold in fired:
+        print(f"lru-audit: --fail-if: {threshold.said(found)}", file=sys.stderr)
+    return bool(fired)
 
 
 def _audit(args: argparse.Namespace) -> str:
@@ -342,7 +354,7 @@ def _report(args: argparse.Namespace) -> int:
     binary = args.format == "parquet"
     if args.output is None:
         render(found, sys.stdout.buffer if binary else sys.stdout)
-        return OK
+        return FIRED if _fired(args.fail_if, found) else OK
     # Whoever reads the file meanwhile sees the old report or the new one.
     unfinished = args.output.with_name(f".{args.output.name}.{os.getpid()}")
     try:
@@ -351,7 +363,7 @@ def _report(args: argparse.Namespace) -> int:
         unfinished.replace(args.output)
     finally:
         unfinished.unlink(missing_ok=True)
-    return OK
+    return FIRED if _fired(args.fail_if, found) else OK
 
 
 def _sql(args: argparse.Namespace) -> int:
@@ -413,6 +425,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_targets(run)
     run.add_argument("--audit", type=_name, help="name of the series of runs (default: the inventory's, else adhoc)")
     run.add_argument("--retries", type=_count, default=1, help="of a target whose worker died (%(default)s)")
+    _add_fail_if(run)
     _add_fanout(run)
     _add_warehouse(run)
     _add_collection(run)
@@ -441,6 +454,7 @@ def _parser() -> argparse.ArgumentParser:
         "lru-audit resume latest\n  lru-audit resume 20261125T030329Z",
     )
     resume.add_argument("run", metavar="RUN", help="run id, a unique prefix of it, or latest")
+    _add_fail_if(resume)
     _add_fanout(resume)
     _add_warehouse(resume)
 
@@ -454,6 +468,7 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("run", metavar="RUN", help="run id, a unique prefix of it, or latest")
     publish.add_argument("--partial", action="store_true", help="targets that were not collected become not_run")
     publish.add_argument("--quiet", action="store_true", help="print the ranking only")
+    _add_fail_if(publish)
     _add_warehouse(publish)
 
     inspect = _command(
@@ -483,6 +498,7 @@ def _parser() -> argparse.ArgumentParser:
         default="text",
     )
     report.add_argument("-o", "--output", type=Path, help="file to write instead of stdout")
+    _add_fail_if(report)
     report.add_argument(
         "--max-series",
         metavar="N",
@@ -576,6 +592,18 @@ def _add_targets(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_fail_if(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--fail-if",
+        metavar="CONDITION",
+        type=_threshold,
+        action="append",
+        default=[],
+        help="exit with 5 where a condition holds, such as 'worst_wasted_bytes > 10GiB' or 'not_good_pct >= 5'; also "
+        "wasted_bytes, wasted_pct_of_memory, worst_wasted_pct_of_memory, list_lru_bytes, not_good; again for another",
+    )
+
+
 def _add_fanout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parallel", type=_positive, help="targets at a time (default: as many as Ray has CPUs)")
     parser.add_argument("--ssh-parallel", type=_positive, default=32, help="and so many over ssh (%(default)s)")
@@ -643,6 +671,15 @@ _count = _between(0, (1 << 31) - 1)
 _positive = _between(1, (1 << 31) - 1)
 _nodes = _between(1, 1 << 10)  # MAX_NUMNODES
 _cache_ids = _between(0, 65535)  # MEM_CGROUP_ID_MAX
+
+
+def _threshold(text: str) -> Threshold:
+    from pipeline import report
+
+    try:
+        return report.Threshold.parse(text)
+    except report.ThresholdError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _seconds(text: str) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import cli, fanout
@@ -113,13 +114,27 @@ def test_a_run_in_which_nothing_is_good_is_published_and_exits_4(tmp_path: Path)
 
 
 def test_report_in_every_format(warehouse: Path, tmp_path: Path) -> None:
-    for form in ("text", "markdown", "csv"):
+    for form in ("text", "html", "markdown", "csv", "prometheus"):
         done = audit("report", "-w", warehouse, "--format", form)
         assert done.returncode == 0, done.stderr
         assert "bytedance" in done.stdout
     output = tmp_path / "report.json"
     assert audit("report", "-w", warehouse, "--format", "json", "-o", output).returncode == 0
     assert json.loads(output.read_text())["host_waste"][0]["host"] == "bytedance"
+    assert audit("report", "-w", warehouse, "--format", "parquet", "-o", output).returncode == 0
+    assert pq.read_table(output)["host"][0].as_py() == "bytedance"
+
+
+def test_a_threshold_that_is_passed_exits_5_and_what_was_found_is_still_published(tmp_path: Path) -> None:
+    core = VMCORES / "bytedance/vmcore"
+    into = ("-w", tmp_path / "warehouse")
+    done = audit("run", core, *into, "--fail-if", "worst_wasted_pct_of_memory > 75", "--fail-if", "not_good > 0")
+    assert done.returncode == cli.FIRED, done.stderr
+    assert "--fail-if: worst_wasted_pct_of_memory is 76.29, > 75\n" in done.stderr
+    assert "not_good" not in done.stderr
+    assert [row["wasted_bytes"] for row in rows(into[1], "FROM host_waste")] == [7_989_661_440]
+    assert audit("report", *into, "--fail-if", "wasted_bytes > 8GiB").returncode == cli.OK
+    assert audit("report", *into, "--fail-if", "wasted_bytes > 7GiB", "--format", "json").returncode == cli.FIRED
 
 
 def test_the_estimate_shows_the_commit_messages_figures_and_the_true_cost() -> None:

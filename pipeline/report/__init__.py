@@ -9,6 +9,7 @@ from pipeline.report import render, rows
 from pipeline.report.html import html
 from pipeline.report.model import Report, build
 from pipeline.report.prometheus import prometheus
+from pipeline.report.threshold import FIGURES, Threshold, ThresholdError
 
 RENDERERS: dict[str, Callable[[Report, Any], None]] = {
     "text": render.text,
@@ -21,4 +22,4 @@ RENDERERS: dict[str, Callable[[Report, Any], None]] = {
 }
 """By the name of the format; `parquet` alone writes bytes."""
 
-__all__ = ["RENDERERS", "Report", "build", "prometheus", "rows"]
+__all__ = ["FIGURES", "RENDERERS", "Report", "Threshold", "ThresholdError", "build", "prometheus", "rows"]

@@ -39,7 +39,7 @@ def _lazy(report: Report) -> Step:
         have += f"{printable(most['kernel_release'])}."
     few = ""
     if found["few_hosts"] < found["eager_hosts"]:
-        worst = "the worst alone" if found["few_hosts"] == 1 else f"the worst {found['few_hosts']} alone"
+        worst = "the worst alone" if found["few_hosts"] == 1 else f"the worst {found['few_hosts']:,} alone"
         few = f", {worst} {human_bytes(found['few_bytes'])}"
     return Step(
         "lazy_kernel",
@@ -69,7 +69,7 @@ def _mounts(found: dict[str, Any]) -> Step | None:
         kind["list_lru_bytes"],
         f"Unmount what is not needed: {_count(kind['superblocks'], printable(kind['fstype']) + ' filesystem')} on "
         f"{_count(kind['hosts'], 'host')} hold {human_bytes(kind['list_lru_bytes'])}, each of the "
-        f"{kind['worst_superblocks']} on {printable(kind['worst_target'])} {human_bytes(each)}, given back at once.",
+        f"{kind['worst_superblocks']:,} on {printable(kind['worst_target'])} {human_bytes(each)}, given back at once.",
     )
 
 
@@ -87,7 +87,7 @@ def _dead_ids(found: dict[str, Any]) -> Step | None:
     return Step(
         "churn",
         None,
-        f"Stop cgroup churn: {found['dead_ids']} ids on {_count(found['dead_ids_hosts'], 'host')} belong to no online "
+        f"Stop cgroup churn: {_count(found['dead_ids'], 'id')} on {_count(found['dead_ids_hosts'], 'host')} belong to no online "
         f"cgroup and hold {human_bytes(found['dead_ids_bytes'])}. They are used again but never given back: fewer "
         f"cgroups at once keep the ids from growing, only a reboot shrinks them.{where}",
     )
@@ -105,7 +105,7 @@ def _doubling(found: dict[str, Any]) -> Step | None:
 
 
 def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _verb(number: int, one: str, many: str) -> str:

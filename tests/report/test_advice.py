@@ -72,7 +72,7 @@ def test_unmounting_gives_back_two_list_lrus_a_filesystem(tmp_path):
 def test_ids_of_no_online_cgroup_are_counted_and_have_no_price_but_a_reboot(tmp_path):
     found = steps(tmp_path, host("web-1"))["churn"]
     assert found.frees_bytes is None
-    assert "24573 ids on 1 host belong to no online cgroup" in found.text
+    assert "24,573 ids on 1 host belong to no online cgroup" in found.text
     assert "below / on web-1: 1 of its children are dying" in found.text
 
 

@@ -87,9 +87,9 @@ def _dead_ids(found: dict[str, Any]) -> Step | None:
     return Step(
         "churn",
         None,
-        f"Stop cgroup churn: {_count(found['dead_ids'], 'id')} on {_count(found['dead_ids_hosts'], 'host')} belong to no online "
-        f"cgroup and hold {human_bytes(found['dead_ids_bytes'])}. They are used again but never given back: fewer "
-        f"cgroups at once keep the ids from growing, only a reboot shrinks them.{where}",
+        f"Stop cgroup churn: {_count(found['dead_ids'], 'id')} on {_count(found['dead_ids_hosts'], 'host')} belong to "
+        f"no online cgroup and hold {human_bytes(found['dead_ids_bytes'])}. They are used again but never given back: "
+        f"fewer cgroups at once keep the ids from growing, only a reboot shrinks them.{where}",
     )
 
 

@@ -404,6 +404,19 @@ def _fetch_drgn(args: argparse.Namespace) -> int:
     return OK if everywhere else FAILED
 
 
+def _completion(args: argparse.Namespace) -> int:
+    import shtab
+
+    parser = _parser()
+    (commands,) = (action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    for command in commands.values():
+        for action in command._actions:
+            if action.type is Path or action.dest in ("target", "targets", "inventory"):
+                action.complete = shtab.FILE
+    print(shtab.complete(parser, shell=args.shell))
+    return OK
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lru-audit",
@@ -546,6 +559,15 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("--drgn-wheels", type=Path, required=True, metavar="DIR", help="directory to fill")
     fetch.add_argument("--python", type=_python, nargs="+", default=list(_PYTHONS), metavar="3.N", help="of the hosts")
     fetch.add_argument("--arch", nargs="+", choices=_ARCHES, default=[os.uname().machine], help="(%(default)s)")
+
+    completion = _command(
+        commands,
+        _completion,
+        "completion",
+        "print completion for a shell",
+        "lru-audit completion bash > /etc/bash_completion.d/lru-audit",
+    )
+    completion.add_argument("shell", choices=("bash", "zsh"))
     return parser
 
 

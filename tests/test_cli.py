@@ -298,6 +298,26 @@ def test_an_audit_is_called_like_its_inventory() -> None:
     assert audit_of("-i", "web.yaml", "--audit", "nightly") == "nightly"
 
 
+def test_bash_completes_commands_and_options(tmp_path: Path) -> None:
+    done = audit("completion", "bash")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "completion").write_text(done.stdout)
+    script = """
+    source "$1"
+    complete -p lru-audit
+    completed() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _shtab_lru_audit; echo "${COMPREPLY[*]}"; }
+    completed lru-audit ins
+    completed lru-audit run --fail
+    completed lru-audit report --format pro
+    cd "$(dirname "$1")"
+    completed lru-audit inspect compl
+    """
+    shell = ["bash", "-c", script, "bash", tmp_path / "completion"]
+    out = subprocess.run(shell, capture_output=True, text=True, check=False).stdout.splitlines()
+    assert out[0].endswith("lru-audit")
+    assert [line.strip() for line in out[1:]] == ["inspect", "--fail-if", "prometheus", "completion"]
+
+
 def test_help_imports_nothing_slow() -> None:
     code = "import sys; from pipeline import cli\ntry: cli.main(['run', '--help'])\nexcept SystemExit: pass\n"
     code += "print([name for name in ('ray', 'duckdb', 'pyarrow', 'drgn', 'rich') if name in sys.modules])"

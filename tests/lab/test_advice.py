@@ -1,4 +1,4 @@
-"""What a report advises, done: a 5.10 guest unmounts, and boots without kmem accounting, and gets what was promised.
+"""What a report advises and expects, done: a 5.10 guest unmounts, boots without kmem accounting, doubles its ids.
 
 By difference in differences: a guest with many memcgs made less one with few, so that what else a mount or an
 accounted object costs is in both.
@@ -22,7 +22,7 @@ from tests.lab.shapes import Shape
 pytestmark = pytest.mark.lab
 
 KEPT, MOUNTS = 20, 300
-MACHINE = Shape("advised", "5.10", nodes=2, memory_mb=640, memcgs=0, kept=0)
+MACHINE = Shape("advised", "5.10", nodes=2, memory_mb=896, memcgs=0, kept=0)
 SCRIPT = """
 mount -t cgroup2 cgroup2 $cgroups
 echo +memory > $cgroups/cgroup.subtree_control
@@ -53,7 +53,7 @@ class Guests:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.booted: dict[tuple[int, bool, str], Path] = {}
-        self.known: dict[int, dict[str, Any]] = {}
+        self.known: dict[int, report.Report] = {}
 
     def boot(self, memcgs: int, *, unmount: bool = False, command_line: str = "") -> Path:
         key = (memcgs, unmount, command_line)
@@ -67,11 +67,14 @@ class Guests:
         return self.booted[key]
 
     def advised(self, memcgs: int) -> dict[str, Any]:
+        return self.report(memcgs).advice
+
+    def report(self, memcgs: int) -> report.Report:
         if memcgs not in self.known:
             root = self.folder / f"warehouse-{memcgs}"
             command = [sys.executable, "-m", "pipeline", "run", self.boot(memcgs) / "vmcore", "-w", root, "--quiet"]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            self.known[memcgs] = report.build(query.Session(warehouse.tables(root))).advice
+            self.known[memcgs] = report.build(query.Session(warehouse.tables(root)))
         return self.known[memcgs]
 
 
@@ -107,3 +110,11 @@ def test_without_kmem_accounting_a_boot_saves_what_the_advice_says(guests: Guest
     promised = difference(lambda memcgs: guests.advised(memcgs)["nokmem_bytes"])
     assert promised > 100e6
     assert difference(saved) == pytest.approx(promised, rel=0.01)
+
+
+def test_the_next_doubling_costs_what_is_expected(guests: Guests) -> None:
+    (expected,) = guests.report(1600).doublings.to_pylist()
+    assert (expected["memcg_nr_cache_ids"], expected["next_cache_ids"]) == (3070, 6142)
+    assert expected["next_bytes"] > 100e6
+    doubled = held(guests.boot(3100)) - held(guests.boot(1600))
+    assert doubled == pytest.approx(expected["next_bytes"], rel=0.01)

@@ -109,6 +109,7 @@ def _arguments() -> argparse.Namespace:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--small", dest="full", action="store_false", help="in a minute (default)")
     size.add_argument("--full", action="store_true", help="the sizes that the budgets speak of, an hour")
+    parser.set_defaults(full=False)
     args = parser.parse_args()
     if unknown := set(args.names) - set(BENCHMARKS):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")

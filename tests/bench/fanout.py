@@ -6,11 +6,9 @@ is compared is a plain pool of as many processes that does the same and spools o
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import multiprocessing
-import os
 import socket
 import sys
 import tempfile
@@ -22,7 +20,7 @@ from unittest import mock
 
 from pipeline import cli, fanout, inventory, runner, warehouse
 from pipeline.inventory import Target
-from tests.bench.measure import ROOT, Cost, Row, call, interleaved, peak_rss_bytes
+from tests.bench.measure import ROOT, Row, call, peak_rss_bytes
 
 CORE = ROOT / "tests" / "vmcores" / "deb510-n2"
 PARALLEL = 2

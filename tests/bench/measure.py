@@ -135,8 +135,8 @@ def _perform(result: int) -> None:
     """The child's part: do the job that stdin describes and write its cost to a descriptor."""
     job = json.load(sys.stdin)
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what outlives its parent is ours to wait for, and to count
-    start = time.perf_counter()
     if "argv" in job:
+        start = time.perf_counter()
         done = subprocess.run(job["argv"], capture_output=True, text=True, **job["options"])
         if done.returncode not in job["ok"]:
             sys.stderr.write(done.stderr)
@@ -144,6 +144,7 @@ def _perform(result: int) -> None:
         value = done.stdout
     else:
         function = getattr(importlib.import_module(job["module"]), job["name"])
+        start = time.perf_counter()
         value = function(*job["args"])
     wall_s = time.perf_counter() - start
     while True:

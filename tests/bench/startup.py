@@ -1,0 +1,71 @@
+"""Before the first target: the command line, the embedded Ray, the inventory."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from tests.bench.measure import Row, call, command, interleaved
+from tests.bench.simulated import write_inventory
+
+_HEAVY = {"ray", "pyarrow", "duckdb", "drgn", "rich", "yaml"}
+_PARALLEL = 2
+
+
+def run(full: bool) -> Iterator[Row]:
+    """Yield the rows; the inventory has 100,000 targets, or 5,000."""
+    bare = partial(command, [sys.executable, "-c", "pass"])
+    shown = interleaved(7, bare=bare, help=partial(command, [sys.executable, "-m", "pipeline", "--help"]))
+    yield Row("lru-audit --help", shown["help"].wall_s, "s", budget="<= 0.2")
+    yield Row("lru-audit --help", shown["help"].wall_s, "s", "python -c pass", shown["bare"].wall_s)
+    yield Row("what --help imports of Ray, pyarrow and the like", call(heavy_imports).value, "packages", budget="<= 0")
+
+    ours, plain = partial(call, embedded_ray), partial(call, plain_ray)
+    started = interleaved(3 if full else 1, ours=ours, plain=plain)
+    plain_s = started["plain"].wall_s
+    yield Row("a Ray of its own, up and down", started["ours"].wall_s, "s", "ray.init, ray.shutdown", plain_s)
+
+    size = 100_000 if full else 5_000
+    with tempfile.TemporaryDirectory() as folder:
+        for suffix in ("csv", "json", "yaml"):
+            path = Path(folder) / f"fleet.{suffix}"
+            write_inventory(path, size)
+            loaded = call(load, str(path))
+            yield Row(f"inventory of {size:,} targets, .{suffix}", loaded.wall_s, "s", budget="<= 10")
+            yield Row(f"inventory of {size:,} targets, .{suffix}: memory", loaded.peak_rss_bytes / 2**20, "MiB")
+
+
+def heavy_imports() -> int:
+    """Return how many of the packages that are slow to import the command line's help takes."""
+    from pipeline import cli
+
+    with contextlib.suppress(SystemExit):
+        cli.main(["--help"])
+    return len(_HEAVY & sys.modules.keys())
+
+
+def embedded_ray() -> None:
+    """Start the Ray of a run and end it."""
+    from pipeline import fanout
+
+    with fanout.cluster(_PARALLEL):
+        pass
+
+
+def plain_ray() -> None:
+    """Start and end Ray as its documentation does."""
+    import ray
+
+    ray.init(num_cpus=_PARALLEL, include_dashboard=False, logging_level="ERROR")
+    ray.shutdown()
+
+
+def load(path: str) -> None:
+    """Read an inventory."""
+    from pipeline import inventory
+
+    inventory.load([], path)

@@ -23,16 +23,25 @@ Record = dict[str, dict[str, list[Any]]]
 STAMPED = frozenset({"run_id", "target"})
 
 
-def record(outcome: Mapping[str, Any]) -> Record:
-    """Return the record of an outcome as runner and fanout make it: the host's rows if they fit, else `bad_output`.
+def kept(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an outcome as runner and fanout make it for the spool: the driver's part as a record, what the host sent
+    as `host`, unread. To check it takes longer than to gather it, and nobody waits for it before the run is written.
 
     Raises WarehouseError when what the driver itself wrote does not fit, which is a defect and not the host's doing.
     """
-    made = _driver_part(outcome)
-    if outcome["row"].get("status") not in GOOD:
+    made: dict[str, Any] = _driver_part(outcome)
+    if outcome["row"].get("status") in GOOD:
+        made["host"] = {"row": outcome["row"], "tables": outcome["tables"]}
+    return made
+
+
+def record(spooled: Mapping[str, Any]) -> Record:
+    """Return the record of what `kept` returned, the host's rows if they fit, else `bad_output`; a record as it is."""
+    made = {name: columns for name, columns in spooled.items() if name != "host"}
+    if "host" not in spooled:
         return made
     try:
-        host = _host_part(outcome)
+        host = _host_part(spooled["host"])
         full = {**host, "targets": {**made["targets"], **host["targets"]}, "attempts": made["attempts"]}
         for name in ("targets", *HOST_TABLES):
             schema.tables()[name].check(full[name], STAMPED)
@@ -82,13 +91,13 @@ def _driver_part(outcome: Mapping[str, Any]) -> Record:
     return made
 
 
-def _host_part(outcome: Mapping[str, Any]) -> Record:
+def _host_part(host: Mapping[str, Any]) -> Record:
     driver = _driver_columns()
-    tables = outcome["tables"]
+    tables = host["tables"]
     if unknown := set(tables) - set(HOST_TABLES):
         raise Misfit(f"a collector writes no table {min(unknown)!a:.60}")
     return {
-        "targets": {name: [value] for name, value in outcome["row"].items() if name not in driver},
+        "targets": {name: [value] for name, value in host["row"].items() if name not in driver},
         **{name: _columns(name, tables.get(name)) for name in HOST_TABLES},
     }
 

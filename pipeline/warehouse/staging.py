@@ -2,7 +2,7 @@
 
     run.json         what is known before the first outcome; with it the run counts as staged
     inputs.jsonl.gz  what to collect, whatever becomes of the inventory: the options, then one target a line
-    outcomes.jsonl   the spool: one line for each outcome as it arrives, [target, record]; the last of a target counts
+    outcomes.jsonl   the spool: a line for each outcome as it arrives, [target, what came]; the last of a target counts
     run/             the tables, the inputs and manifest.json; this directory is what is published
 
 A process killed at any moment leaves the spool, from which `Staging(root, run_id)` goes on, and no half run.
@@ -29,7 +29,7 @@ import pyarrow.dataset as ds
 
 from pipeline.warehouse import schema
 from pipeline.warehouse.errors import WarehouseError, storage
-from pipeline.warehouse.outcome import GOOD, Record, escaped, record, refuse
+from pipeline.warehouse.outcome import GOOD, Record, escaped, kept, record, refuse
 from pipeline.warehouse.parquet import TableWriter, sha256, sync
 from pipeline.warehouse.records import records, run_row
 from pipeline.warehouse.runs import (
@@ -129,8 +129,11 @@ class Staging:
         return set(self._offsets())
 
     def append(self, outcome: Mapping[str, Any]) -> None:
-        """Check one target's outcome and spool it; a later one of the same target replaces it."""
-        self._append(escaped(outcome["target"]), record(outcome))
+        """Spool one target's outcome; a later one of the same target replaces it.
+
+        What its host sent is checked when the run is written.
+        """
+        self._append(escaped(outcome["target"]), kept(outcome))
 
     def write(self) -> None:
         """Make the tables and the manifest from the spool, sorted by target, and sync them."""
@@ -197,7 +200,7 @@ class Staging:
             if made["targets"]["status"][0] in GOOD and target not in here:
                 self._append(target, made)
 
-    def _append(self, target: str, made: Record) -> None:
+    def _append(self, target: str, made: Mapping[str, Any]) -> None:
         rest = memoryview(json.dumps([target, made], separators=(",", ":")).encode() + b"\n")
         with self._storage():
             end = self._spool.seek(0, os.SEEK_END)
@@ -292,8 +295,7 @@ class Staging:
 
 def _read(spool: IO[bytes], offset: int) -> Record:
     spool.seek(offset)
-    made: Record = json.loads(spool.readline())[1]
-    return made
+    return record(json.loads(spool.readline())[1])
 
 
 def _end_of_last_line(spool: IO[bytes]) -> int:

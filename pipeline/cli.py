@@ -183,7 +183,7 @@ def _collect(args: argparse.Namespace, staging: Staging, planned: Plan) -> None:
     from pipeline import fanout, progress
     from pipeline.runner import Limits
 
-    options, _ = staging.inputs()
+    options = staging.options()
     with _kept(staging), progress.show(planned.targets, quiet=args.quiet) as shown:
         fanout.run(
             planned,

@@ -9,9 +9,11 @@ import gzip
 import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -134,13 +136,26 @@ def read_staged(directory: Path) -> dict[str, Any]:
 
 def inputs(directory: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the options and the targets of a run, staged or published."""
+    with _inputs(directory) as lines:
+        options, *targets = lines
+    return options, targets
+
+
+def options(directory: Path) -> dict[str, Any]:
+    """Return the options alone."""
+    with _inputs(directory) as lines:
+        (first,) = islice(lines, 1)
+    return first
+
+
+@contextmanager
+def _inputs(directory: Path) -> Iterator[Iterator[dict[str, Any]]]:
     path = directory / INPUTS
     try:
         with gzip.open(path, "rt", encoding="ascii") as file:
-            options, *targets = map(json.loads, file)
+            yield map(json.loads, file)
     except (OSError, EOFError, ValueError) as error:
         raise WarehouseError(f"{path}: cannot be read: {error}; audit it anew with: lru-audit run") from error
-    return options, targets
 
 
 def _match(root: Path, run: str, known: Sequence[str], what: str) -> str:

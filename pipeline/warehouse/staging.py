@@ -41,6 +41,7 @@ from pipeline.warehouse.runs import (
     Manifest,
     datasets,
     inputs,
+    options,
     read,
     read_staged,
 )
@@ -123,6 +124,10 @@ class Staging:
     def inputs(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Return the options and the targets that `create` was given."""
         return inputs(self.directory)
+
+    def options(self) -> dict[str, Any]:
+        """Return the options that `create` was given, without the targets, which may be many."""
+        return options(self.directory)
 
     def collected(self) -> set[str]:
         """Return the targets that have an outcome."""

@@ -1,111 +1,153 @@
-"""A fleet of simulated targets through the whole of `lru-audit run`: inventory, plan, Ray, staging, publish.
+"""100,000 simulated targets through the whole of `lru-audit run`: inventory, plan, Ray, staging, published run.
 
 Only the child is replaced, at the runner's boundary, by the snapshot of a bundled core under another host name. What
-is compared is a plain pool of as many processes that does the same and spools or drops what comes back.
+is compared is a plain pool of as many processes that does the same, and spools or drops what comes back.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import json
 import multiprocessing
-import socket
-import sys
+import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from pipeline import cli, fanout, inventory, runner, warehouse
+from pipeline import cli, fanout, inventory, plan, runner, warehouse
 from pipeline.inventory import Target
-from tests.bench.measure import ROOT, Row, call, peak_rss_bytes
+from tests.bench.measure import Row, call, forget_peak_rss, interleaved, peak_rss_bytes
+from tests.bench.simulated import collect, write_inventory, write_snapshot
 
-CORE = ROOT / "tests" / "vmcores" / "deb510-n2"
-PARALLEL = 2
+_PARALLEL = 2
 _CHUNK = 16
+_MIB = 2**20
 
 
 def run(full: bool) -> Iterator[Row]:
-    """Yield the rows for 100,000 targets, or for 2,000."""
-    sizes = (1_000, 10_000, 100_000) if full else (500, 2_000)
-    with tempfile.TemporaryDirectory() as folder:
-        snapshot = Path(folder) / "snapshot.json"
-        (target,) = inventory.load([str(CORE)])
-        snapshot.write_text(json.dumps(runner.run(target, 1, runner.Limits())), encoding="utf-8")
-        peaks = {}
-        for size in sizes:
-            write_inventory(size, Path(folder))
-            ran = call(audit, size, folder).value
-            peaks[size] = ran["gather_peak_rss_bytes"] / 2**20
-            print(size, ran, file=sys.stderr)
+    """Yield the rows for up to 100,000 targets, or for 4,000."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_snapshot(folder / "snapshot.json")
+        few, many, pooled = (1_000, 100_000, 10_000) if full else (500, 4_000, 2_000)
+        for size in {few, many, pooled}:
+            write_inventory(folder / f"{size}.csv", size)
+        yield from _against_pools(name, pooled, 3 if full else 1)
+        if full:
+            yield from _by_batch(name, pooled)
+        yield from _whole_runs(name, few, 10_000 if full else 0, many)
 
 
-def write_inventory(size: int, folder: Path) -> None:
-    """Write an inventory of so many hosts, as a fleet has them."""
-    with (folder / f"{size}.csv").open("w", encoding="ascii") as file:
-        file.write("target,name,labels.rack,labels.role\n")
-        for number in range(size):
-            file.write(f"/cores/{number}/vmcore,web-{number:06}.example,r{number // 40},web\n")
+def _against_pools(folder: str, size: int, repeats: int) -> Iterator[Row]:
+    spooling, dropping = partial(call, pool, size, folder, True), partial(call, pool, size, folder, False)
+    ran = interleaved(repeats, ray=partial(call, gather, size, folder), spooling=spooling, dropping=dropping)
+    rate = {name: size / cost.value for name, cost in ran.items()}
+    what = f"{size:,} targets gathered and spooled"
+    yield Row(what, rate["ray"], "targets/s", "a plain pool, spooled the same", rate["spooling"], ">= 0.8")
+    yield Row(what, rate["ray"], "targets/s", "a plain pool, thrown away", rate["dropping"])
 
 
-def audit(size: int, folder: str) -> dict[str, Any]:
-    """Run `lru-audit run` in this process and return how long its parts took and what they needed."""
-    root = Path(folder) / f"warehouse-{size}"
-    found: dict[str, Any] = {}
-    began = time.perf_counter()
-
-    def gather(*args: Any, **options: Any) -> None:
-        found["before_peak_rss_bytes"] = peak_rss_bytes()
-        found["before_s"] = time.perf_counter() - began
-        start = time.perf_counter()
-        cpu = time.process_time()
-        fan_out(*args, **options, collect=functools.partial(collect, f"{folder}/snapshot.json"))
-        found["gather_s"] = time.perf_counter() - start
-        found["gather_cpu_s"] = time.process_time() - cpu
-        found["gather_peak_rss_bytes"] = peak_rss_bytes()
-
-    fan_out = fanout.run
-    argv = ["run", "-i", f"{folder}/{size}.csv", "-w", str(root), "--parallel", str(PARALLEL), "--quiet"]
-    with mock.patch.object(fanout, "run", gather):
-        code = cli.main(argv)
-    found["total_s"] = time.perf_counter() - began
-    found["peak_rss_bytes"] = peak_rss_bytes()
-    (manifest,) = warehouse.runs(root)
-    assert (code, manifest.good) == (0, size)
-    found["files"] = len(manifest.files)
-    return found
+def _by_batch(folder: str, size: int) -> Iterator[Row]:
+    jobs = {str(largest): partial(call, gather, size, folder, largest) for largest in (1, 4, 16, 64)}
+    ran = interleaved(1, **jobs)
+    usual = size / ran["16"].value
+    for largest, cost in ran.items():
+        yield Row(f"gathered in batches of {largest}", size / cost.value, "targets/s", "batches of 16", usual)
 
 
-def collect(snapshot: str, target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
-    """Return what `runner.run` would of a host in the same state as the bundled core."""
-    same = _snapshot(snapshot)
-    columns = {**same["columns"], "host": target.name}
-    now = time.time_ns() // 1000
-    return runner.result(attempt, socket.gethostname(), now, 500, "ok", None, None, columns, same["tables"])
+def _whole_runs(folder: str, few: int, between: int, many: int) -> Iterator[Row]:
+    ran = {size: call(audit, size, folder).value for size in (few, between, many) if size}
+    least, most = ran[few], ran[many]
+    yield Row(f"{many:,} targets gathered and spooled", many / most["gather_s"], "targets/s", budget=">= 1000")
+    for size in list(ran)[1:]:
+        peaks = (found["gather_peak_rss_bytes"] / _MIB for found in (ran[size], least))
+        yield Row(f"driver's peak while gathering {size:,}", next(peaks), "MiB", f"{few:,}", next(peaks), "<= 2.5")
+    grown = most["gather_peak_rss_bytes"] - most["before_rss_bytes"]
+    yield Row(f"memory that gathering {many:,} adds to the driver", grown / _MIB, "MiB", budget="<= 64")
+    yield Row(
+        f"{many:,} targets published, {most['rows']:,} rows", most["publish_s"], "s", "gathered", most["gather_s"]
+    )
+    for size, found in ran.items():
+        yield Row(f"driver's peak while publishing {size:,}", found["publish_peak_rss_bytes"] / _MIB, "MiB")
+    yield Row(f"files of a published run of {many:,}", most["files"], "files", "tables", most["tables"], "<= 1")
+    yield Row(f"lru-audit run of {many:,}, from inventory to ranking", most["total_s"], "s")
 
 
-@functools.cache
-def _snapshot(path: str) -> dict[str, Any]:
-    snapshot: dict[str, Any] = json.loads(Path(path).read_bytes())
-    return snapshot
+def gather(size: int, folder: str, largest_batch: int | None = None) -> float:
+    """Gather into a staged run with the real fan-out and return the seconds that took, without Ray's start."""
+    with fanout.cluster(_PARALLEL), mock.patch.object(plan, "_MAX_BATCH", largest_batch or plan._MAX_BATCH):
+        targets = inventory.load([], f"{folder}/{size}.csv")
+        made = plan.make(targets, _PARALLEL, fanout.nodes())
+        with _staged(folder, targets) as staging:
+            start = time.perf_counter()
+            fanout.run(made, on_outcome=staging.append, collect=partial(collect, f"{folder}/snapshot.json"))
+            return time.perf_counter() - start
 
 
 def pool(size: int, folder: str, spools: bool) -> float:
-    """Collect the same with a plain pool, spool each outcome or drop it, and return how long that took."""
+    """Gather the same with a plain pool, spool each outcome or drop it, and return the seconds that took."""
     targets = inventory.load([], f"{folder}/{size}.csv")
-    known = {"run_id": warehouse.new_run_id(), "audit": "pool", "started_at": 0, "targets": size, "tool_version": "0"}
-    root = Path(folder) / f"pool-{size}"
-    staging = warehouse.Staging.create(root, known, {}, map(vars, targets))
     one = functools.partial(_collect_one, f"{folder}/snapshot.json")
-    start = time.perf_counter()
-    with multiprocessing.Pool(PARALLEL) as workers:
-        for target, attempt in workers.imap_unordered(one, targets, _CHUNK):
-            if spools:
-                staging.append(runner.outcome(target, [attempt]))
-    return time.perf_counter() - start
+    with _staged(folder, targets) as staging:
+        start = time.perf_counter()
+        with multiprocessing.Pool(_PARALLEL) as workers:
+            for target, attempt in workers.imap_unordered(one, targets, _CHUNK):
+                if spools:
+                    staging.append(runner.outcome(target, [attempt]))
+        return time.perf_counter() - start
 
 
 def _collect_one(snapshot: str, target: Target) -> tuple[Target, dict[str, Any]]:
     return target, collect(snapshot, target, 1, runner.Limits())
+
+
+@contextlib.contextmanager
+def _staged(folder: str, targets: Sequence[Target]) -> Iterator[warehouse.Staging]:
+    """A staged run that is gone afterwards."""
+    known = {"run_id": warehouse.new_run_id(), "audit": "bench", "started_at": 0, "tool_version": "0"}
+    root = Path(folder) / known["run_id"]
+    yield warehouse.Staging.create(root, {**known, "targets": len(targets)}, {}, map(vars, targets))
+    shutil.rmtree(root)
+
+
+def audit(size: int, folder: str) -> dict[str, Any]:
+    """Run `lru-audit run` in this process and return how long its parts took and what memory they needed."""
+    root = Path(folder) / f"warehouse-{size}"
+    began = time.perf_counter()
+    found: dict[str, Any] = {}
+    fan_out = fanout.run
+
+    def timed(*args: Any, **options: Any) -> None:
+        forget_peak_rss()
+        found["before_rss_bytes"] = peak_rss_bytes()
+        start = time.perf_counter()
+        fan_out(*args, **options, collect=partial(collect, f"{folder}/snapshot.json"))
+        found["gather_s"] = time.perf_counter() - start
+        found["gather_peak_rss_bytes"] = peak_rss_bytes()
+        forget_peak_rss()
+
+    argv = ["run", "-i", f"{folder}/{size}.csv", "-w", str(root), "--parallel", str(_PARALLEL), "--quiet"]
+    publish = warehouse.Staging.publish
+
+    def published(*args: Any) -> Path:
+        start = time.perf_counter()
+        path = publish(*args)
+        found["publish_s"] = time.perf_counter() - start
+        return path
+
+    with mock.patch.object(fanout, "run", timed), mock.patch.object(warehouse.Staging, "publish", published):
+        code = cli.main(argv)
+    found["publish_peak_rss_bytes"] = peak_rss_bytes()
+    found["total_s"] = time.perf_counter() - began
+    (manifest,) = warehouse.runs(root)
+    if (code, manifest.good) != (0, size):
+        raise RuntimeError(f"exit code {code}, {manifest.good} of {size} good")
+    found["files"] = len(list(manifest.directory.glob("*.parquet")))
+    found["tables"] = len({file.table for file in manifest.files})
+    found["rows"] = sum(file.rows for file in manifest.files)
+    shutil.rmtree(root)
+    return found

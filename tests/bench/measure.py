@@ -107,6 +107,11 @@ def peak_rss_bytes() -> int:
     return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
+def forget_peak_rss() -> None:
+    """Let `peak_rss_bytes` begin anew."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def _child(job: dict[str, Any]) -> Cost:
     reading, writing = os.pipe()
     code = f"from tests.bench.measure import _perform; _perform({writing})"

@@ -392,9 +392,10 @@ class _Run:
         try:
             while any(self.waiting.values()) or self.streams:
                 for over_ssh, waiting in self.waiting.items():
-                    while waiting and (free := self.most[over_ssh] - self._under_way(over_ssh)) > 0:
-                        self._start(self._next(over_ssh), free)
-                ready, _ = self.ray.wait(list(self.streams), num_returns=1, timeout=self.wait_s)
+                    free = self.most[over_ssh] - self._under_way(over_ssh)
+                    while waiting and free > 0:
+                        free -= self._start(self._next(over_ssh), free)
+                ready = self._ready()
                 if not ready:
                     self._look()
                 self.wait_s = _LOOK_S
@@ -403,6 +404,14 @@ class _Run:
         finally:
             for generator in self.streams:
                 self.ray.cancel(generator, force=True)
+
+    def _ready(self) -> list[Any]:
+        """Wait for news and return the batches that have some: all, as to ask costs 4 us for each under way."""
+        streams = list(self.streams)
+        ready, _ = self.ray.wait(streams, num_returns=len(streams), timeout=0)
+        if not ready:
+            ready, _ = self.ray.wait(streams, num_returns=1, timeout=self.wait_s)
+        return ready
 
     def _look(self) -> None:
         """After a time without news say what may be missing.
@@ -433,7 +442,8 @@ class _Run:
             batch = replace(batch, targets=batch.targets + waiting.popleft().targets)
         return batch
 
-    def _start(self, batch: Batch, free: int) -> None:
+    def _start(self, batch: Batch, free: int) -> int:
+        """Start a batch and return how many of its targets are collected at a time."""
         todo = [(target, len(self.tried.get(target.name, ())) + 1) for target in batch.targets]
         at_once = min(len(todo), _SSH_AT_ONCE, free) if batch.over_ssh else 1
         options: dict[str, Any] = {}
@@ -446,6 +456,7 @@ class _Run:
             options = {"scheduling_strategy": affinity(node, soft=False), "num_cpus": 0}
         generator = self.submit(todo, at_once, **options)
         self.streams[generator] = _Stream(batch, at_once, generator)
+        return at_once
 
     def _receive(self, stream: _Stream) -> None:
         """Take the next thing a batch delivered: its node, an attempt, or its end, good or bad."""

@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 TESTING := .venv/testing
 
-.PHONY: audit test lint lab lab-test clean
+.PHONY: audit test lint lab lab-test bench clean
 
 audit: $(INSTALLED)
 	$(BIN)/lru-audit run tests/vmcores --audit bundled --warehouse warehouse
@@ -29,6 +29,10 @@ lab-test: $(TESTING)
 	sh tests/lab/install-tools.sh
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[browser]'
 	$(BIN)/python -m pytest -m lab
+
+# Every part against its limit, at the sizes of the budgets: an hour or two on two idle cores, and 10 GB of disk.
+bench: $(TESTING)
+	$(BIN)/python -m tests.bench --full --json bench.json
 
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -45,16 +45,23 @@ class Session:
 
     :param tables: the dataset of each table, as `warehouse.tables` gives them; one without files is an empty table.
     :param confined: for SQL that a user typed: one reading statement at a time and nothing but these tables.
+    :param memory_mib: what DuckDB may use before it spills; default half of the machine's.
     """
 
-    def __init__(self, tables: Mapping[str, ds.FileSystemDataset], *, confined: bool = False) -> None:
+    def __init__(
+        self,
+        tables: Mapping[str, ds.FileSystemDataset],
+        *,
+        confined: bool = False,
+        memory_mib: int | None = None,
+    ) -> None:
         self._confined = confined
         self._connection = duckdb.connect(":memory:")
         # What does not fit into memory goes to a directory of this session, not to `.tmp` where the user stands.
         self._spill = tempfile.mkdtemp(prefix="lru-audit-")
         weakref.finalize(self, shutil.rmtree, self._spill, ignore_errors=True)
         with _one_line_errors():
-            self._configure()
+            self._configure(memory_mib or _half_of_memory_mib())
             for name, dataset in tables.items():
                 self._bind(name, dataset)
             self._make_views()
@@ -84,12 +91,12 @@ class Session:
         finally:
             self._connection.execute("ROLLBACK")
 
-    def _configure(self) -> None:
+    def _configure(self, memory_mib: int) -> None:
         execute = self._connection.execute
         execute("SET TimeZone = 'UTC'")
         execute("SET enable_progress_bar = false")
         execute(f"SET temp_directory = {_quoted(self._spill)}")
-        execute(f"SET memory_limit = '{_half_of_memory_mib()}MiB'")
+        execute(f"SET memory_limit = '{memory_mib}MiB'")
         if execute("SELECT 1 FROM duckdb_optimizers() WHERE name = $1", [_WRONG_OPTIMIZER]).fetchone():
             execute(f"SET disabled_optimizers = '{_WRONG_OPTIMIZER}'")
 

@@ -44,7 +44,7 @@ def test_good_rows_are_the_same_in_every_column_and_the_rest_is_collected_again(
     staging = warehouse.Staging.revise(root, OLD, **NOW)
     assert staging.collected() == {"a", "c"}
     options, targets = staging.inputs()
-    assert options == {"retries": 2}
+    assert options == staging.options() == {"retries": 2}
     assert [target["name"] for target in targets] == ["a", "b", "c"]
     staging.append(ok("b"))
     published = staging.publish(query.check)

@@ -1,0 +1,86 @@
+"""The benchmarks measure what they say, and what they say of the driver's memory holds at a small size."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.bench import __main__ as harness
+from tests.bench import fanout, simulated
+from tests.bench.measure import ROOT, Cost, Row, call, command, interleaved
+
+MIB = 2**20
+
+
+def test_outcomes_do_not_stay_in_the_drivers_memory(tmp_path: Path) -> None:
+    simulated.write_snapshot(tmp_path / "snapshot.json")
+    outcome_bytes = (tmp_path / "snapshot.json").stat().st_size
+    peaks = []
+    for size in (100, 2_500):
+        simulated.write_inventory(tmp_path / f"{size}.csv", size)
+        peaks.append(call(fanout.gather, size, str(tmp_path)).peak_rss_bytes)
+    assert 2_500 * outcome_bytes > 65 * MIB
+    assert peaks[1] - peaks[0] < 40 * MIB
+
+
+def test_a_cost_has_the_cpu_time_of_orphans() -> None:
+    burn = "import time\nwhile time.process_time() < 0.5: pass"
+    cost = call(os.system, f"{sys.executable} -c '{burn}' &")
+    assert cost.value == 0
+    assert cost.cpu_s >= 0.5
+
+
+def test_a_cost_has_the_memory_of_the_function_and_no_others() -> None:
+    least, most = (call(eval, f"len({mib} * {MIB} * b'1')") for mib in (1, 100))
+    assert (least.value, most.value) == (MIB, 100 * MIB)
+    assert 90 * MIB < most.peak_rss_bytes - least.peak_rss_bytes < 110 * MIB
+    child = call(os.system, f"{sys.executable} -c '100 * {MIB} * b\"1\"'")
+    assert child.peak_rss_bytes < 2 * least.peak_rss_bytes
+
+
+def test_a_command_gives_its_output_or_fails() -> None:
+    echo = [sys.executable, "-c", "import sys; sys.stdout.write(sys.stdin.read()); sys.exit(3)"]
+    assert command(echo, stdin="x", ok=(3,)).value == "x"
+    with pytest.raises(RuntimeError, match="failed with 1"):
+        command(echo, stdin="x")
+
+
+def test_what_is_compared_runs_in_turn_and_gives_its_median() -> None:
+    order = []
+
+    def job(name: str, walls: list[float]) -> Cost:
+        order.append(name)
+        return Cost(walls.pop(0), 0, 0, name)
+
+    found = interleaved(3, a=partial(job, "a", [9, 1, 5]), b=partial(job, "b", [2, 3, 1]))
+    assert "".join(order) == "abbaab"
+    assert {name: (cost.value, cost.wall_s) for name, cost in found.items()} == {"a": ("a", 5), "b": ("b", 2)}
+
+
+@pytest.mark.parametrize(
+    ("row", "ratio", "holds"),
+    [
+        (Row("r", 3, "s"), None, None),
+        (Row("r", 3, "s", budget="<= 2"), None, False),
+        (Row("r", 3, "s", budget=">= 3"), None, True),
+        (Row("r", 3, "s", "another", 2, "<= 2"), 1.5, True),
+        (Row("r", 3, "s", "another", 6, ">= 0.8"), 0.5, False),
+        (Row("r", 3, "s", "another", 6), 0.5, None),
+    ],
+)
+def test_a_budget_is_of_the_ratio_else_of_the_figure(row: Row, ratio: float | None, holds: bool | None) -> None:
+    assert (row.ratio, row.holds) == (ratio, holds)
+
+
+def test_every_benchmark_of_the_registry_is_there_and_others_are_refused() -> None:
+    for name in harness.BENCHMARKS:
+        assert callable(importlib.import_module(f"tests.bench.{name}").run)
+    refused = subprocess.run([sys.executable, "-m", "tests.bench", "nosuch"], cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "no benchmark nosuch; there are " in refused.stderr

@@ -45,6 +45,11 @@ class Report:
         return self._rows("host_waste")
 
     @cached_property
+    def memory_bytes(self) -> dict[str, int]:
+        """The memory of each target of the ranking."""
+        return {row["target"]: row["memory_bytes"] for row in self._rows("memory").to_pylist()}
+
+    @cached_property
     def lazy_targets(self) -> list[str]:
         """The lazy kernels that the eager hosts are compared with."""
         names: list[str] = self._rows("lazy_targets")["lazy_target"].to_pylist()

@@ -39,6 +39,7 @@ def prometheus(report: Report, file: TextIO, max_series: int = MAX_SERIES) -> No
         "list_lru_bytes": "Bytes that all list_lrus hold now",
         "wasted_bytes": "Bytes that a kernel with lazy list_lrus would save; negative where it would cost more",
         "lazy_bytes": "Bytes that list_lrus would hold on a kernel with lazy allocation",
+        "memory_bytes": "Memory that the kernel has, in bytes",
     }
     for name, meaning in figures.items():
         gauge(f"total_{name}", f"{meaning}, all hosts").labels(audit).set(report.totals[name])
@@ -50,8 +51,9 @@ def prometheus(report: Report, file: TextIO, max_series: int = MAX_SERIES) -> No
     info = gauge("target_info", "1 for each host", "target", "host", "kernel_release", "layout")
     for row in shown:
         target = printable(row["target"])
+        measured = row | {"memory_bytes": report.memory_bytes[row["target"]]}
         for name, metric in by_target.items():
-            metric.labels(audit, target).set(row[name])
+            metric.labels(audit, target).set(measured[name])
         known = (printable(row[name] or "") for name in ("host", "kernel_release", "layout"))
         info.labels(audit, target, *known).set(1)
     file.write(generate_latest(registry).decode())

@@ -34,6 +34,8 @@ def test_every_host_and_status_is_a_series_with_its_exact_bytes(tmp_path):
         ]
         total = sum(value for _, value in found[f"list_lru_audit_{name}_bytes"])
         assert found[f"list_lru_audit_total_{name}_bytes"] == [({"audit": "prod"}, total)]
+    assert [value for _, value in found["list_lru_audit_memory_bytes"]] == [2**32, 2**32]
+    assert found["list_lru_audit_total_memory_bytes"] == [({"audit": "prod"}, 2**33)]
     by_status = {labels["status"]: value for labels, value in found["list_lru_audit_targets"]}
     assert {status for status, value in by_status.items() if value} == {"ok", "unreachable"}
     assert (by_status["ok"], by_status["unreachable"]) == (2, 1)

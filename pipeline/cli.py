@@ -437,7 +437,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_targets(run)
     run.add_argument("--audit", type=_name, help="name of the series of runs (default: the inventory's, else adhoc)")
-    run.add_argument("--retries", type=_count, default=1, help="of a target whose worker died (%(default)s)")
+    run.add_argument("--retries", type=_count, default=1, help="of a target whose worker was killed (%(default)s)")
     _add_fail_if(run)
     _add_fanout(run)
     _add_warehouse(run)

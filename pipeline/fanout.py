@@ -38,6 +38,9 @@ Collect = Callable[[Target, int, runner.Limits], dict[str, Any]]
 
 # Another try may end differently: the worker died, the live kernel changed under every read.
 _RETRIED = {"lost", "inconsistent"}
+# Not by us, whose limits have statuses of their own: a node that dies may end a collector before its worker, and the
+# kernel ends whom it likes when there is no memory.
+_KILLED = "signal:SIGKILL"
 
 # A worker takes 100 MB and what goes over ssh only waits: a worker waits for so many hosts at a time.
 _SSH_AT_ONCE = 8
@@ -96,7 +99,8 @@ def run(
     """Collect every target of the plan; hand each outcome to `on_outcome`, in this thread, as it arrives.
 
     :param limits: of one collection; a target's own timeout_s comes first.
-    :param retries: how often a target is tried again after a status that may change (lost, inconsistent).
+    :param retries: how often a target is tried again after an end that may change: lost, inconsistent, or crashed by a
+        SIGKILL. One that was lost together with others is tried again in any case, alone.
     :param address: a Ray cluster to join, default RAY_ADDRESS; without both a Ray of its own, for this call.
     :param collect: what a worker does for one target; for targets over ssh, in several threads.
     :raises FanoutError: there is no Ray, or no node is left to collect on.
@@ -479,6 +483,8 @@ class _Run:
     def _lose(self, stream: _Stream, error: Exception) -> None:
         """Plan again what a dead batch left: what it died at one by one, the rest as they were, not blamed.
 
+        Of several that it may have died at only one is to blame, and alone they show which.
+
         An outcome that was on its way when the worker died was lost too: its target is then what it died at.
         """
         left = tuple(stream.waiting.values())
@@ -492,12 +498,14 @@ class _Run:
         for suspect in suspects:
             attempt = len(self.tried.get(suspect.name, ())) + 1
             lost = runner.result(attempt, stream.node, stream.started_at, duration_ms, *ending)
-            self._finish(suspect, stream.batch, lost)
+            self._finish(suspect, stream.batch, lost, shared=len(suspects) > 1)
 
-    def _finish(self, target: Target, batch: Batch, attempt: dict[str, Any]) -> None:
-        """Settle a target of a batch after an attempt, or try it again."""
+    def _finish(self, target: Target, batch: Batch, attempt: dict[str, Any], shared: bool = False) -> None:
+        """Settle a target of a batch after an attempt, or try it again; shared: it was lost together with others."""
         attempts = [*self.tried.pop(target.name, ()), attempt]
-        if attempt["attempt"]["status"] in _RETRIED and len(attempts) <= self.retries:
+        row = attempt["attempt"]
+        may_change = row["status"] in _RETRIED or row["error_type"] == _KILLED
+        if may_change and len(attempts) <= max(self.retries, shared):
             self.tried[target.name] = attempts
             self.waiting[batch.over_ssh].appendleft(replace(batch, targets=(target,)))
             return

@@ -142,13 +142,14 @@ def test_a_node_that_dies_costs_its_own_targets_and_nobody_elses(
     until_hung(process, tmp_path, {"live:", f"{tmp_path}/core"})
     ray_cluster.kill_raylet(DYING)
     found = outcomes(process)
-    # Now and then the collector is killed before its worker, and its target has crashed.
-    assert statuses(found.pop("there"))[-1] in ("lost", "crashed")
+    # Now and then the collector is killed before its worker; then the first attempt has crashed.
+    first, last = statuses(found.pop("there"))
+    assert (first in ("lost", "crashed"), last) == (True, "lost")
     assert len(found) == 8
-    assert {tuple(statuses(outcome)) for outcome in found.values()} <= {("ok",), ("lost", "ok"), ("crashed",)}
-    assert sum(statuses(outcome)[-1] == "crashed" for outcome in found.values()) <= 1
-    good = [outcome["row"]["host"] for outcome in found.values() if outcome["row"]["status"] == "ok"]
-    assert set(good) == {ray_cluster.words[OTHER]}
+    tried = {tuple(statuses(outcome)) for outcome in found.values()}
+    assert ("ok",) in tried
+    assert tried - {("ok",)} in ({("lost", "ok")}, {("crashed", "ok")})
+    assert {outcome["row"]["host"] for outcome in found.values()} == {ray_cluster.words[OTHER]}
 
 
 def test_when_the_last_node_with_a_cpu_is_dead_a_run_does_not_wait_for_ever(
@@ -161,6 +162,6 @@ def test_when_the_last_node_with_a_cpu_is_dead_a_run_does_not_wait_for_ever(
     until_hung(process, tmp_path, {f"{tmp_path}/core"})
     ray_cluster.kill_raylet(OTHER)
     stdout, stderr = process.communicate(timeout=120)
-    assert {json.loads(line)["row"]["status"] for line in stdout.splitlines()} <= {"crashed"}
+    assert stdout == ""
     assert stderr.splitlines()[-1] == "no node of the Ray cluster is left that has a CPU"
     assert "Traceback" not in stderr

@@ -185,6 +185,18 @@ def test_only_what_another_try_may_change_is_tried_again(first, tried):
     assert [statuses(outcome) for outcome in outcomes.values()] == [tried, tried]
 
 
+def test_a_collector_that_was_killed_from_outside_is_tried_again_and_in_the_end_has_crashed():
+    def killed(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
+        if target.name == "t1" or attempt == 1:
+            return runner.result(attempt, "node", 1, 1, "crashed", "signal:SIGKILL", "killed by SIGKILL")
+        return runner.result(attempt, "node", 1, 1, "ok")
+
+    outcomes = run(targets(2), killed, retries=2)
+    assert statuses(outcomes["t0"]) == ["crashed", "ok"]
+    assert statuses(outcomes["t1"]) == ["crashed", "crashed", "crashed"]
+    assert outcomes["t1"]["row"]["error_type"] == "signal:SIGKILL"
+
+
 def test_an_error_of_our_own_in_a_worker_is_a_row_and_not_the_end_of_the_run():
     def broken(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
         if target.name == "t1":
@@ -310,7 +322,10 @@ def test_a_worker_killed_among_its_hosts_costs_those_an_attempt_and_nobody_a_res
     assert {tuple(statuses(outcomes[name])) for name in lost} == {("lost", "ok")}
 
 
-def test_a_host_that_kills_every_worker_is_lost_and_the_others_of_its_worker_are_not():
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_host_that_kills_every_worker_is_lost_and_the_others_of_its_worker_are_not(retries):
+    """Also where nothing is tried again: with the others it was not yet told from them."""
+
     def deadly(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
         time.sleep(0.2)
         if target.name == "s3":
@@ -319,7 +334,7 @@ def test_a_host_that_kills_every_worker_is_lost_and_the_others_of_its_worker_are
 
     outcomes: dict[str, list[str]] = {}
     keep = lambda outcome: outcomes.__setitem__(outcome["target"], statuses(outcome))  # noqa: E731
-    fanout.run(plan.make(ssh_targets(8), PARALLEL), on_outcome=keep, collect=deadly)
+    fanout.run(plan.make(ssh_targets(8), PARALLEL), on_outcome=keep, collect=deadly, retries=retries)
     assert outcomes.pop("s3") == ["lost", "lost"]
     assert {status[-1] for status in outcomes.values()} == {"ok"}
     assert len(outcomes) == 7

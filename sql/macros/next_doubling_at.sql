@@ -1,7 +1,6 @@
 -- How near is each eager machine in a given run to the next growth of its ids, and what will that cost?
 -- memcg_alloc_cache_id() gives the lowest free id; without one memcg_nr_cache_ids becomes 2 * (ids + 1), at most 65535,
--- and every list_lru gets longer arrays and an object for each new id on each node, for good. Arrays are rounded up as
--- kmalloc() does: to powers of two, and to 96 and 192 but on arm64, where 128 is the least. next_bytes is null at the
+-- and every list_lru gets longer arrays and an object for each new id on each node, for good. next_bytes is null at the
 -- last size, and where a machine has no ids yet, whose object could not be measured.
 CREATE MACRO next_doubling_at(run) AS TABLE
 WITH hosts AS (
@@ -14,36 +13,23 @@ WITH hosts AS (
         CASE
             WHEN b.memcg_nr_cache_ids < 65535 THEN least(greatest(2 * (b.memcg_nr_cache_ids + 1), 4), 65535)
         END AS next_cache_ids,
-        8 * next_cache_ids + CASE WHEN t.layout = 'array' THEN 0 ELSE 16 END AS request_bytes,
-        -- KMALLOC_MIN_SIZE
-        CASE WHEN t.arch = 'aarch64' THEN 128 ELSE 8 END AS smallest_bytes
+        pointer_array_alloc_bytes(next_cache_ids, t.layout, t.arch) AS next_bytes
     FROM id_bloat_at(run) AS b
     JOIN targets AS t ON t.run_id = run AND b.target = t.target
     WHERE t.lazy_basis IS NOT NULL
 ),
 
-arrays AS (
-    SELECT
-        *,
-        CASE
-            WHEN request_bytes BETWEEN 65 AND 96 AND smallest_bytes = 8 THEN 96
-            WHEN request_bytes BETWEEN 129 AND 192 AND smallest_bytes = 8 THEN 192
-            ELSE greatest(1 << length(bin(request_bytes - 1)), smallest_bytes)
-        END AS next_bytes
-    FROM hosts
-),
-
 costs AS (
     SELECT
-        a.target,
+        h.target,
         CAST(
-            sum(l.list_lru_one_bytes // a.memcg_nr_cache_ids * (a.next_cache_ids - a.memcg_nr_cache_ids)) AS BIGINT
+            sum(l.list_lru_one_bytes // h.memcg_nr_cache_ids * (h.next_cache_ids - h.memcg_nr_cache_ids)) AS BIGINT
         ) AS object_bytes,
-        CAST(sum(l.nodes * a.next_bytes - l.pointer_array_bytes) AS BIGINT) AS array_bytes
-    FROM arrays AS a
-    JOIN sized_list_lrus AS l ON l.run_id = run AND a.target = l.target
-    WHERE a.next_cache_ids IS NOT NULL AND a.memcg_nr_cache_ids > 0 AND l.list_lru_one_objects > 0
-    GROUP BY a.target
+        CAST(sum(l.nodes * h.next_bytes - l.pointer_array_bytes) AS BIGINT) AS array_bytes
+    FROM hosts AS h
+    JOIN sized_list_lrus AS l ON l.run_id = run AND h.target = l.target
+    WHERE h.next_cache_ids IS NOT NULL AND h.memcg_nr_cache_ids > 0 AND l.list_lru_one_objects > 0
+    GROUP BY h.target
 )
 
 SELECT

@@ -1,0 +1,78 @@
+-- In which racks, roles or other labels is the waste of a given run?
+-- The row without a value is of the targets that lack the label: the rows of a label sum to the fleet. A label whose
+-- targets all failed has targets and no hosts.
+CREATE MACRO label_waste_at(run) AS TABLE
+WITH hosts AS (
+    SELECT
+        t.target,
+        t.labels,
+        CAST(w.target IS NOT NULL AS INTEGER) AS host,
+        coalesce(w.list_lru_bytes, 0) AS list_lru_bytes,
+        coalesce(w.lazy_bytes, 0) AS lazy_bytes,
+        coalesce(w.wasted_bytes, 0) AS wasted_bytes
+    FROM targets AS t
+    LEFT JOIN host_waste_at(run) AS w USING (target)
+    WHERE t.run_id = run
+),
+
+fleet AS (
+    SELECT
+        count(*) AS targets,
+        sum(host) AS hosts,
+        sum(list_lru_bytes) AS list_lru_bytes,
+        sum(lazy_bytes) AS lazy_bytes,
+        sum(wasted_bytes) AS wasted_bytes
+    FROM hosts
+),
+
+labelled AS (
+    SELECT
+        entry.key AS label,
+        entry.value AS value,
+        count(*) AS targets,
+        sum(host) AS hosts,
+        sum(list_lru_bytes) AS list_lru_bytes,
+        sum(lazy_bytes) AS lazy_bytes,
+        sum(wasted_bytes) AS wasted_bytes
+    FROM (SELECT *, unnest(map_entries(labels)) AS entry FROM hosts)
+    GROUP BY label, value
+),
+
+summed AS (
+    SELECT
+        label,
+        sum(targets) AS targets,
+        sum(hosts) AS hosts,
+        sum(list_lru_bytes) AS list_lru_bytes,
+        sum(lazy_bytes) AS lazy_bytes,
+        sum(wasted_bytes) AS wasted_bytes
+    FROM labelled
+    GROUP BY label
+),
+
+parts AS (
+    SELECT * FROM labelled
+    UNION ALL
+    SELECT
+        s.label,
+        NULL AS value,
+        f.targets - s.targets AS targets,
+        f.hosts - s.hosts AS hosts,
+        f.list_lru_bytes - s.list_lru_bytes AS list_lru_bytes,
+        f.lazy_bytes - s.lazy_bytes AS lazy_bytes,
+        f.wasted_bytes - s.wasted_bytes AS wasted_bytes
+    FROM summed AS s
+    CROSS JOIN fleet AS f
+)
+
+SELECT
+    label,
+    value,
+    CAST(targets AS BIGINT) AS targets,
+    CAST(hosts AS BIGINT) AS hosts,
+    CAST(list_lru_bytes AS BIGINT) AS list_lru_bytes,
+    CAST(lazy_bytes AS BIGINT) AS lazy_bytes,
+    CAST(wasted_bytes AS BIGINT) AS wasted_bytes
+FROM parts
+WHERE targets > 0
+ORDER BY label, wasted_bytes DESC, value;

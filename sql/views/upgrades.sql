@@ -1,0 +1,36 @@
+-- Did an upgrade free what was predicted?
+-- Predicted is the waste of the last snapshot before a lazy kernel came, and nothing of a kernel that is as eager.
+-- Freed is measured: what the list_lrus held before, less what they hold now. The two uptimes and the deltas say how
+-- alike the work was: soon after a boot an eager kernel has few ids too.
+CREATE VIEW upgrades AS
+WITH changed AS (
+    SELECT
+        *,
+        CASE WHEN to_lazy_basis IS NULL THEN from_wasted_bytes ELSE 0 END AS predicted_saves_bytes,
+        -list_lru_bytes_delta AS freed_bytes
+    FROM growth
+    WHERE from_kernel_release <> to_kernel_release
+)
+
+SELECT
+    audit,
+    target,
+    from_run_id,
+    to_run_id,
+    from_captured_at,
+    to_captured_at,
+    from_kernel_release,
+    to_kernel_release,
+    from_layout,
+    to_layout,
+    rebooted,
+    comparable,
+    predicted_saves_bytes,
+    freed_bytes,
+    round(100.0 * freed_bytes / nullif(predicted_saves_bytes, 0), 2) AS pct_of_predicted,
+    from_uptime_s,
+    to_uptime_s,
+    superblocks_delta,
+    online_memcgs_delta
+FROM changed
+ORDER BY audit, target, to_captured_at, to_run_id;

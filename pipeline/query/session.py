@@ -18,7 +18,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from pipeline import data
+from pipeline.query import views
 
 # Drops a filter on a hive column and returns wrong sums in 2.0.0; 1.5 has no such optimizer.
 _WRONG_OPTIMIZER = "partitioned_execution"
@@ -63,8 +63,18 @@ class Session:
         with _one_line_errors():
             self._configure(memory_mib or _half_of_memory_mib())
             for name, dataset in tables.items():
-                self._bind(name, dataset)
-            self._make_views()
+                if confined:
+                    self._connection.register(f"stored_{name}", dataset)
+                else:
+                    self._declare(name, dataset)
+            for statement in views.statements().values():
+                self._connection.execute(statement)
+            if confined:
+                self._comment({name: dataset.schema for name, dataset in tables.items()})
+            else:
+                # Not sooner: each view made above would open every file to bind its columns.
+                for name, dataset in tables.items():
+                    self._bind(name, dataset)
             for setting in _CONFINEMENT if confined else ():
                 self._connection.execute(setting)
 
@@ -100,34 +110,26 @@ class Session:
         if execute("SELECT 1 FROM duckdb_optimizers() WHERE name = $1", [_WRONG_OPTIMIZER]).fetchone():
             execute(f"SET disabled_optimizers = '{_WRONG_OPTIMIZER}'")
 
-    def _bind(self, name: str, dataset: ds.FileSystemDataset) -> None:
-        """Make `stored_<name>`, with every column of the schema also where older files lack it."""
-        if self._confined:
-            self._connection.register(f"stored_{name}", dataset)
-            return
+    def _declare(self, name: str, dataset: ds.FileSystemDataset) -> None:
+        """Make `stored_<name>` without rows."""
         self._connection.register("no_rows", dataset.schema.empty_table())
         self._connection.execute(f"CREATE TABLE no_{name} AS FROM no_rows")
         self._connection.unregister("no_rows")
+        self._connection.execute(f"CREATE VIEW stored_{name} AS FROM no_{name}")
+
+    def _bind(self, name: str, dataset: ds.FileSystemDataset) -> None:
+        """Make `stored_<name>`, with every column of the schema also where older files lack it."""
         files = ", ".join(_quoted(file) for file in dataset.files)
         stored = f"read_parquet([{files}], union_by_name = true, hive_partitioning = false)"
-        self._connection.execute(
-            f"CREATE VIEW stored_{name} AS FROM no_{name}" + (f" UNION ALL BY NAME FROM {stored}" if files else "")
-        )
+        if files:
+            self._connection.execute(
+                f"CREATE OR REPLACE VIEW stored_{name} AS FROM no_{name} UNION ALL BY NAME FROM {stored}"
+            )
 
-    def _make_views(self) -> None:
-        """Run the macros and views of `sql/`, each after those that it names."""
-        files = [file for folder in ("macros", "views") for file in sorted((data.path("sql") / folder).glob("*.sql"))]
-        while files:
-            waiting = []
-            for file in files:
-                try:
-                    self._connection.execute(file.read_text(encoding="utf-8"))
-                except duckdb.CatalogException as error:
-                    waiting.append(file)
-                    unmade = error
-            if waiting == files:
-                raise unmade
-            files = waiting
+    def _comment(self, schemas: Mapping[str, pa.Schema]) -> None:
+        """Say in DuckDB what every view and column means, for `duckdb_views()` and `duckdb_columns()`."""
+        columns = self._connection.execute("SELECT table_name, column_name FROM duckdb_columns() WHERE NOT internal")
+        self._connection.execute(views.comments(columns.fetchall(), schemas))
 
 
 @contextmanager

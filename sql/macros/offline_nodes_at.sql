@@ -7,8 +7,10 @@ WITH hosts AS (
         target,
         kernel_release,
         layout,
-        CAST(len(possible_nodes) AS BIGINT) AS possible_nodes,
-        CAST(len(list_intersect(possible_nodes, online_nodes)) AS BIGINT) AS online_nodes
+        possible_nodes,
+        online_nodes,
+        CAST(len(list_filter(possible_nodes, lambda node: NOT list_contains(online_nodes, node))) AS BIGINT)
+            AS offline_nodes
     FROM targets
     WHERE run_id = run AND status = 'ok' AND lazy_basis IS NOT NULL
 ),
@@ -19,8 +21,8 @@ held AS (
         CAST(
             sum(
                 (l.list_lru_one_bytes + CASE WHEN l.nodes > 1 THEN l.pointer_array_bytes ELSE 0 END)
-                * (h.possible_nodes - h.online_nodes)
-                // h.possible_nodes
+                * h.offline_nodes
+                // len(h.possible_nodes)
             ) AS BIGINT
         ) AS offline_node_bytes,
         CAST(sum(l.list_lru_bytes) AS BIGINT) AS list_lru_bytes
@@ -35,6 +37,7 @@ SELECT
     h.layout,
     h.possible_nodes,
     h.online_nodes,
+    h.offline_nodes,
     coalesce(held.list_lru_bytes, 0) AS list_lru_bytes,
     coalesce(held.offline_node_bytes, 0) AS offline_node_bytes
 FROM hosts AS h

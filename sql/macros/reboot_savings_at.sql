@@ -1,7 +1,7 @@
 -- What would a reboot alone give back on each eager machine in a given run, until its ids are used up again?
 -- memcg_nr_cache_ids starts anew and grows to booted_cache_ids, the first of its sizes that has an id for every memcg
--- that is online now; the same superblocks are counted. saves_bytes is of that, wasted_bytes what the lazy kernel would
--- give back for good.
+-- that is online now; the same superblocks are counted. wasted_bytes is what the lazy kernel would give back, and
+-- for good.
 CREATE MACRO reboot_savings_at(run) AS TABLE
 WITH hosts AS (
     SELECT
@@ -34,7 +34,7 @@ freed AS (
                 + l.pointer_array_bytes
                 - l.nodes * h.booted_array_bytes
             ) AS BIGINT
-        ) AS saves_bytes
+        ) AS reboot_saves_bytes
     FROM hosts AS h
     JOIN sized_list_lrus AS l ON l.run_id = run AND h.target = l.target
     WHERE h.memcg_nr_cache_ids > h.booted_cache_ids AND l.list_lru_one_objects > 0
@@ -48,8 +48,8 @@ SELECT
     hosts.memcg_nr_cache_ids,
     hosts.online_ids,
     hosts.booted_cache_ids,
-    coalesce(freed.saves_bytes, 0) AS saves_bytes,
+    coalesce(freed.reboot_saves_bytes, 0) AS reboot_saves_bytes,
     hosts.wasted_bytes
 FROM hosts
 LEFT JOIN freed USING (target)
-ORDER BY saves_bytes DESC, hosts.target;
+ORDER BY reboot_saves_bytes DESC, hosts.target;

@@ -86,10 +86,11 @@ def _dead_ids(found: dict[str, Any]) -> Step | None:
         )
     return Step(
         "churn",
-        None,
+        found["reboot_bytes"],
         f"Stop cgroup churn: {_count(found['dead_ids'], 'id')} on {_count(found['dead_ids_hosts'], 'host')} belong to "
         f"no online cgroup and hold {human_bytes(found['dead_ids_bytes'])}. They are used again but never given back: "
-        f"fewer cgroups at once keep the ids from growing, only a reboot shrinks them.{where}",
+        f"fewer cgroups at once keep the ids from growing, and a reboot frees {human_bytes(found['reboot_bytes'])} "
+        f"until they have grown again.{where}",
     )
 
 

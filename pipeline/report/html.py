@@ -25,6 +25,7 @@ from pipeline.text import human_bytes, printable
 MOST_HOSTS = 10_000
 """Hosts in the ranking of the page, for what a browser sorts at once; CSV and Parquet have all."""
 _MOST_BARS = 12
+_MOST_LABELS = 12
 _MOST_NOT_OK = 200
 _RANKED = (
     "rank", "target", "host", "kernel_release", "memcg_nr_cache_ids", "nr_node_ids", "superblocks", "online_memcgs",
@@ -48,7 +49,9 @@ def html(report: Report, file: TextIO) -> None:
         more_not_ok=max(0, len(report.not_ok) - _MOST_NOT_OK),
         steps=steps(report),
         charts=_charts(report),
+        labels=_labelled(report),
         trend=rows.records(report.trend),
+        upgrades=rows.records(report.upgrades),
         doublings=rows.records(report.doublings),
         ranking=_ranking(report),
         shown=min(len(report.host_waste), MOST_HOSTS),
@@ -81,6 +84,19 @@ def _charts(report: Report) -> dict[str, Markup]:
             y=lambda value: human_bytes(round(value)),
         )
     return drawn
+
+
+def _labelled(report: Report) -> dict[str, Markup]:
+    """Return a chart for each label that tells hosts apart."""
+    of_label: dict[str, list[dict[str, Any]]] = {}
+    for row in report.labels.to_pylist():
+        of_label.setdefault(row["label"], []).append(row)
+    return {
+        printable(label): charts.bars(
+            f"Bytes wasted by {printable(label)}", _largest(of_label[label], "value", "without it")
+        )
+        for label in sorted(label for label, values in of_label.items() if len(values) > 1)[:_MOST_LABELS]
+    }
 
 
 def _largest(found: list[dict[str, Any]], name: str, unnamed: str) -> list[Bar]:

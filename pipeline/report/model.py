@@ -72,6 +72,16 @@ class Report:
         return self._rows("fstypes")
 
     @cached_property
+    def labels(self) -> pa.Table:
+        """The waste by label: `label`, `value`, ...; the values of a label sum to the whole."""
+        return self._rows("labels")
+
+    @cached_property
+    def upgrades(self) -> pa.Table:
+        """Hosts that got another kernel in the last runs of this audit, and what that freed."""
+        return self._rows("upgrades")
+
+    @cached_property
     def distribution(self) -> pa.Table:
         """How many hosts waste how much: `below_bytes`, `hosts`, `wasted_bytes`."""
         return self._rows("distribution")

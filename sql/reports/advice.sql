@@ -26,6 +26,12 @@ kmem AS (
     WHERE run_id = $run
 ),
 
+-- Until the ids are used up again.
+booted AS (
+    SELECT sum(reboot_saves_bytes) AS reboot_bytes
+    FROM reboot_savings_at($run)
+),
+
 next AS (
     SELECT
         count(*) AS next_hosts,
@@ -49,9 +55,11 @@ SELECT
     CAST(coalesce(any_value(ids.dead_ids), 0) AS BIGINT) AS dead_ids,
     CAST(coalesce(any_value(ids.dead_ids_bytes), 0) AS BIGINT) AS dead_ids_bytes,
     CAST(coalesce(any_value(ids.dead_ids_hosts), 0) AS BIGINT) AS dead_ids_hosts,
+    CAST(coalesce(any_value(booted.reboot_bytes), 0) AS BIGINT) AS reboot_bytes,
     CAST(any_value(next.next_hosts) AS BIGINT) AS next_hosts,
     CAST(coalesce(any_value(next.next_bytes), 0) AS BIGINT) AS next_bytes
 FROM hosts
 CROSS JOIN ids
 CROSS JOIN kmem
+CROSS JOIN booted
 CROSS JOIN next;

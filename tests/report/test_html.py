@@ -1,0 +1,98 @@
+"""The HTML report without a browser: its exact figures are those of the views, and its policy fits what is in it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import re
+
+import pytest
+
+from pipeline import report
+from tests.report.test_advice import host, lazy
+from tests.report.test_report import DAY, HOSTILE
+from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish, session
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """web-2 gets a lazy kernel between two runs."""
+    root = tmp_path_factory.mktemp("warehouse")
+    first, second, after = host("web-1"), host("web-2"), lazy("web-2")
+    for made, rack in ((first, "r1"), (second, "r2"), (after, "r2")):
+        made["row"] |= {"labels": {"rack": rack}, "booted_at": STARTED_AT - 10 * DAY}
+    after["row"] |= {"captured_at": STARTED_AT + DAY, "booted_at": STARTED_AT + DAY // 2}
+    publish(root, first, second, audit="prod", run_id="20250101T000000Z-00000001")
+    publish(root, first, after, audit="prod", run_id="20250102T000000Z-00000002", started_at=STARTED_AT + DAY)
+    return root
+
+
+def page(root):
+    file = io.StringIO()
+    report.RENDERERS["html"](report.build(session(root)), file)
+    return file.getvalue()
+
+
+def part(text, title):
+    """What stands below a heading, up to the next of its kind."""
+    return re.split(r"<h[23]", text.partition(f">{title}</h")[2])[0]
+
+
+def test_the_exact_bytes_of_the_views_are_in_it(root):
+    text = page(root)
+    for row in session(root).rows("FROM host_waste"):
+        for column in ("list_lru_bytes", "lazy_bytes", "wasted_bytes"):
+            assert f'<data value="{row[column]}"' in part(text, "Ranking")
+
+
+def test_what_an_upgrade_freed_stands_beside_what_was_predicted(root):
+    (upgrade,) = session(root).rows("FROM upgrades")
+    shown = part(page(root), "Kernels that changed")
+    assert re.findall(r'<data value="(-?\d+)"', shown) == [
+        str(upgrade["predicted_saves_bytes"]),
+        str(upgrade["freed_bytes"]),
+    ]
+    assert "6.1.0-50-cloud-amd64" in shown
+
+
+def test_each_label_that_tells_hosts_apart_has_a_chart(root, tmp_path):
+    names = re.findall(r'<text class="name"[^>]*>([^<]*)<', part(page(root), "By label rack"))
+    assert names == ["r1", "r2"]
+    publish(tmp_path, ok("web-1"), ok("web-2"))  # both in rack r1
+    assert "By label" not in page(tmp_path)
+
+
+def test_the_policy_lets_the_script_and_the_style_run_and_nothing_else(root):
+    text = page(root)
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1]
+    assert policy.startswith("default-src 'none'; ")
+    for kind in ("script", "style"):
+        (content,) = re.findall(rf"<{kind}>(.*?)</{kind}>", text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy
+    assert " style=" not in text
+    assert not re.search(r"\son\w+=", text)
+    assert not re.search(r"(src|href)=\"(?!https://git\.kernel\.org/)", text)
+
+
+def test_hostile_names_stay_text(tmp_path):
+    outcomes = [ok(name) for name in HOSTILE]
+    for made, name in zip(outcomes, HOSTILE, strict=True):
+        made["row"] |= {"kernel_release": name, "labels": {name: name}}
+    publish(tmp_path, *outcomes, audit="</script>")
+    text = page(tmp_path)
+    assert text.count("<script") == text.count("</script>") == 2
+    assert "<script>alert" not in text
+    assert all(char.isprintable() or char == "\n" for char in text)
+    embedded = re.search(r'id="ranking-rows">(.*?)</script>', text, re.DOTALL)[1]
+    assert "<" not in embedded
+    assert len(json.loads(embedded)["rows"]) == len(HOSTILE)
+
+
+def test_a_run_without_numbers_is_a_page_too(tmp_path):
+    publish(tmp_path, failed("web-1", error="<b>no</b>"))
+    text = page(tmp_path)
+    assert "&lt;b&gt;no&lt;/b&gt;" in text
+    assert "Ranking" not in text

@@ -58,8 +58,10 @@ class Report:
     @cached_property
     def labels_of(self) -> dict[str, dict[str, str]]:
         """The labels of each target that has some."""
-        rows = self._rows("labels_of").to_pylist()
-        return {row["target"]: dict(row["labels"]) for row in rows}
+        labels: dict[str, dict[str, str]] = {}
+        for row in self._rows("labels_of").to_pylist():
+            labels.setdefault(row["target"], {})[row["label"]] = row["value"]
+        return labels
 
     @cached_property
     def kernels(self) -> pa.Table:

@@ -1,6 +1,13 @@
 -- Which labels has each ranked machine of a run?
 SELECT
     target,
-    labels
-FROM targets
-WHERE run_id = $run AND status = 'ok' AND cardinality(labels) > 0;
+    entry.key AS label,
+    entry.value AS value
+FROM (
+    SELECT
+        target,
+        unnest(map_entries(labels)) AS entry
+    FROM targets
+    WHERE run_id = $run AND status = 'ok'
+)
+ORDER BY target, label;

@@ -4,7 +4,7 @@ SELECT
     target,
     fstype,
     kernel_internal,
-    CAST(count(*) AS BIGINT) AS superblocks,
+    CAST(count(superblock) AS BIGINT) AS superblocks,
     min(mountpoint) AS mountpoint,
     any_value(owner) AS owner,
     CAST(sum(list_lru_bytes) AS BIGINT) AS list_lru_bytes,

@@ -2,6 +2,7 @@
 
     views/<view>/<case>.yaml     given: {table: [rows]}, query, expect: [rows in the query's order]
     checks/<check>/<case>.yaml   given, expect: the offending rows in order of target and reason
+    reports/<report>/<case>.yaml given, params beside run, which is r1, expect: the rows in the report's order
 
 Given rows name only the columns that matter; the others are null. Every case runs on both bindings of a session,
 Parquet and Arrow. Expected numbers are worked out by hand; the case says how.
@@ -43,16 +44,22 @@ class Case(pytest.Item):
 
     def runtest(self) -> None:
         case = yaml.safe_load(self.path.read_text(encoding="utf-8"))
-        assert set(case) <= {"given", "query", "expect"}
+        assert set(case) <= {"given", "query", "params", "expect"}
         directory = self.config._tmp_path_factory.mktemp("given")
         session = query.Session(given(directory, case["given"]), confined=self.confined)
-        assert session.rows(self.query(case)) == case["expect"]
+        reports = self.path.parent.parent.name == "reports"
+        params = {"run": "r1", **case.get("params", {})} if reports else None
+        found = session.rows(self.query(case), params)
+        assert found == case["expect"]
 
     def query(self, case: dict[str, Any]) -> str:
         if "query" in case:
             return case["query"]
-        check = data.path("sql") / "checks" / f"{self.path.parent.name}.sql"
-        return f"FROM ({check.read_text(encoding='utf-8').rstrip().removesuffix(';')}\n) ORDER BY ALL NULLS LAST"
+        folder = self.path.parent.parent.name
+        statement = (data.path("sql") / folder / f"{self.path.parent.name}.sql").read_text(encoding="utf-8")
+        if folder == "reports":
+            return statement
+        return f"FROM ({statement.rstrip().removesuffix(';')}\n) ORDER BY ALL NULLS LAST"
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str:
         return f"{self.path.relative_to(Path(__file__).parent)} [{self.name}]\n{excinfo.value}"

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
 from pipeline.collector.status import GOOD
+from pipeline.text import printable
 
 if TYPE_CHECKING:
     from pipeline.inventory import Target, Targets
@@ -134,7 +135,7 @@ def _resume(args: argparse.Namespace) -> int:
     if run_id in warehouse.staged(args.warehouse):
         staging = warehouse.Staging(args.warehouse, run_id)
     else:
-        revised = warehouse.read(args.warehouse / "runs" / run_id)
+        revised = warehouse.read(args.warehouse, run_id)
         if revised.good == revised.targets:
             print(f"every target of {run_id} is good: nothing is left to collect", file=sys.stderr)
             return OK
@@ -215,18 +216,17 @@ def _publish(args: argparse.Namespace, staging: Staging) -> int:
     with _kept(staging):
         published = staging.publish(query.check)
     if not args.quiet:
-        print(f"published {published}", file=sys.stderr)
-    session = query.Session(warehouse.tables(args.warehouse))
-    found = report.build(session, published.name)
-    counts = warehouse.read(published)
+        print(f"published {published.directory}", file=sys.stderr)
+    with warehouse.reading(args.warehouse) as tables:
+        found = report.build(query.Session(tables), published.run_id)
     with contextlib.suppress(BrokenPipeError):  # it is published whether or not somebody reads on
         report.RENDERERS["text"](found, sys.stdout)
         sys.stdout.flush()
     if _fired(args.fail_if, found):
         return FIRED
-    if counts.good == counts.targets:
+    if published.good == published.targets:
         return OK
-    return SOME_NOT_GOOD if counts.good else NONE_GOOD
+    return SOME_NOT_GOOD if published.good else NONE_GOOD
 
 
 def _fired(thresholds: Sequence[Threshold], found: Report) -> bool:
@@ -345,9 +345,9 @@ def _inspect(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from pipeline import query, report, warehouse
 
-    session = query.Session(warehouse.tables(args.warehouse))
     run_id = None if args.run in (None, "latest") else warehouse.resolve(args.warehouse, args.run, args.audit)
-    found = report.build(session, run_id, args.audit)
+    with warehouse.reading(args.warehouse) as tables:
+        found = report.build(query.Session(tables), run_id, args.audit)
     render = report.RENDERERS[args.format]
     if args.format == "prometheus":
         render = functools.partial(report.prometheus, max_series=args.max_series)
@@ -376,10 +376,44 @@ def _sql(args: argparse.Namespace) -> int:
         text = args.query if args.file is None else args.file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{args.file}: not UTF-8: {error.reason} at byte {error.start}") from error
-    if not warehouse.runs(args.warehouse):
-        print(f"no published run in {args.warehouse}: every table is empty", file=sys.stderr)
-    result = query.Session(warehouse.tables(args.warehouse), confined=True).sql(text)
+    with warehouse.reading(args.warehouse) as tables:
+        if not tables["runs"].files:
+            print(f"no published run in {args.warehouse}: every table is empty", file=sys.stderr)
+        result = query.Session(tables, confined=True).sql(text)
     rows.FORMATS[args.format](result, sys.stdout.buffer if args.format == "parquet" else sys.stdout)
+    return OK
+
+
+def _runs(args: argparse.Namespace) -> int:
+    from pipeline import listing, warehouse
+
+    listing.FORMATS[args.format](warehouse.overview(args.warehouse), sys.stdout)
+    return OK
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from pipeline import query, warehouse
+
+    run_ids = warehouse.verifiable(args.warehouse, args.run)
+    problems = 0
+    for run_id in run_ids:
+        for line in warehouse.problems(args.warehouse, run_id, query.check):
+            problems += 1
+            print(printable(line), flush=True)
+    print(f"{len(run_ids)} runs verified, {problems} problems", file=sys.stderr)
+    return FAILED if problems else OK
+
+
+def _expire(args: argparse.Namespace) -> int:
+    from pipeline import listing, warehouse
+
+    rules = warehouse.Rules(args.keep_last, args.keep_daily, args.keep_weekly, args.keep_monthly)
+    for removal in warehouse.removals(args.warehouse, rules, args.interrupted_days):
+        if not args.dry_run:
+            removal.carry_out()
+        print(listing.removal(removal.path, removal.why, removal.size_bytes), flush=True)
+    if args.dry_run:
+        print("a dry run: nothing was removed", file=sys.stderr)
     return OK
 
 
@@ -534,6 +568,8 @@ def _parser() -> argparse.ArgumentParser:
     sql.add_argument("--format", choices=formats, default="table")
     _add_warehouse(sql)
 
+    _add_keeping(commands)
+
     estimate = _command(
         commands,
         _estimate,
@@ -569,6 +605,54 @@ def _parser() -> argparse.ArgumentParser:
     )
     completion.add_argument("shell", choices=("bash", "zsh"))
     return parser
+
+
+def _add_keeping(commands: Any) -> None:
+    """Add the commands that list, verify and expire runs."""
+    runs = _command(
+        commands,
+        _runs,
+        "runs",
+        "list the runs of a warehouse, and those that wait in staging",
+        "lru-audit runs\n  lru-audit runs --format json -w s3://fleet/lru-audit",
+    )
+    runs.add_argument("--format", choices=("text", "json"), default="text")
+    _add_warehouse(runs)
+
+    verify = _command(
+        commands,
+        _verify,
+        "verify",
+        "recheck size, sha256 and row count of every file of published runs, and the checks over their rows",
+        "lru-audit verify\n  lru-audit verify latest",
+    )
+    verify.add_argument("run", metavar="RUN", nargs="?", help="run id, a unique prefix of it, or latest (default: all)")
+    _add_warehouse(verify)
+
+    expire = _command(
+        commands,
+        _expire,
+        "expire",
+        "remove runs that no rule keeps, and what killed processes left",
+        "lru-audit expire --keep-daily 14 --keep-weekly 8 --keep-monthly 24 --dry-run\n"
+        "  lru-audit expire --interrupted-days 7",
+    )
+    expire.description = """Remove runs that no rule keeps, and what killed processes left.
+
+Each audit has its runs kept by itself: the newest N of --keep-last, and the newest one of each of the N newest days,
+ISO weeks or months (UTC) that have runs. A run that any rule keeps stays; rules do not add up. Without a rule no run
+goes. Always kept are the newest good run of an audit (complete, some target ok) and what a run in staging revises. A
+run that another one revises counts for no rule and goes; its revision never goes before it."""
+    for period in ("last", "daily", "weekly", "monthly"):
+        expire.add_argument(f"--keep-{period}", type=_count, default=0, metavar="N")
+    expire.add_argument(
+        "--interrupted-days",
+        type=_count,
+        metavar="N",
+        help="also remove runs that were interrupted, and uploads, that nobody went on with for N days (default: none)",
+    )
+    expire.add_argument("--dry-run", action="store_true", help="print what would be removed, and remove nothing")
+    _add_warehouse(expire)
 
 
 def _command(commands: Any, function: Any, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
@@ -634,13 +718,12 @@ def _add_fanout(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_warehouse(parser: argparse.ArgumentParser) -> None:
-    default = Path(os.environ.get("LRU_AUDIT_WAREHOUSE", "warehouse"))
     parser.add_argument(
         "-w",
         "--warehouse",
-        type=Path,
-        default=default,
-        help="directory (default: $LRU_AUDIT_WAREHOUSE, else ./warehouse)",
+        default=os.environ.get("LRU_AUDIT_WAREHOUSE") or "warehouse",
+        help="directory or s3://BUCKET/PREFIX[?region=R&endpoint_override=HOST:PORT] (default: $LRU_AUDIT_WAREHOUSE, "
+        "else ./warehouse); with S3, runs are staged in $XDG_STATE_HOME/lru-audit, else ~/.local/state/lru-audit",
     )
 
 

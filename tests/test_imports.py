@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 COMMON = {"pipeline", "text", "collector.status"}
 ROOMS = {
     "cli": {"inventory", "plan", "fanout", "runner", "progress", "warehouse", "query", "report"}
-    | {"inspect", "estimate", "wheels", "collector.cost"},
+    | {"inspect", "estimate", "listing", "wheels", "collector.cost"},
     "__main__": {"cli"},
     "inventory": set(),
     "plan": {"inventory"},
@@ -30,6 +30,7 @@ ROOMS = {
     "report": {"query", "data"},
     "inspect": {"collector.cost"},
     "estimate": {"collector.cost"},
+    "listing": set(),
     "wheels": set(),
     "data": set(),
     "text": set(),

@@ -1,7 +1,8 @@
 """One DuckDB session: its settings and their order, the tables bound, the macros and views of `sql/` made.
 
-Two bindings. The project's own SQL reads Parquet directly. SQL that a user typed is confined: it runs without any
-file access over registered Arrow datasets, under locked settings, in a transaction that cannot write.
+Two bindings. The project's own SQL reads Parquet directly, but from an object store over registered Arrow datasets. SQL
+that a user typed is confined: it runs without any file access over registered Arrow datasets, under locked settings, in
+a transaction that cannot write.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Session:
         memory_mib: int | None = None,
     ) -> None:
         self._confined = confined
+        registered = confined or any(dataset.filesystem.type_name != "local" for dataset in tables.values())
         self._connection = duckdb.connect(":memory:")
         # What does not fit into memory goes to a directory of this session, not to `.tmp` where the user stands.
         self._spill = tempfile.mkdtemp(prefix="lru-audit-")
@@ -63,7 +65,7 @@ class Session:
         with _one_line_errors():
             self._configure(memory_mib or _half_of_memory_mib())
             for name, dataset in tables.items():
-                if confined:
+                if registered:
                     self._connection.register(f"stored_{name}", dataset)
                 else:
                     self._declare(name, dataset)
@@ -71,7 +73,7 @@ class Session:
                 self._connection.execute(statement)
             if confined:
                 self._comment({name: dataset.schema for name, dataset in tables.items()})
-            else:
+            if not registered:
                 # Not sooner: each view made above would open every file to bind its columns.
                 for name, dataset in tables.items():
                     self._bind(name, dataset)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import pyarrow as pa
 
 
 class WarehouseError(Exception):
@@ -13,15 +16,30 @@ class WarehouseError(Exception):
     exit_code = 1
 
 
+class LocationError(WarehouseError):
+    """A warehouse cannot be where it was said to be."""
+
+    exit_code = 2
+
+
 @contextmanager
-def storage(path: Path, remedy: str) -> Iterator[None]:
-    """Turn an OSError (disk full, permission, not a directory) into a WarehouseError.
+def storage(path: Path | str, remedy: str | None = None) -> Iterator[None]:
+    """Turn what a file system raises (disk full, permission, no such bucket) into a WarehouseError.
 
     :param path: named when the error itself names no file.
     :param remedy: what remains of the work and what to do, said after the cause.
     """
     try:
         yield
-    except OSError as error:
-        cause = error.strerror or str(error).splitlines()[0]
-        raise WarehouseError(f"{error.filename or path}: {cause}; {remedy}") from error
+    except (OSError, pa.ArrowException) as error:
+        name = getattr(error, "filename", None) or path
+        raise WarehouseError(f"{name}: {cause(error)}" + (f"; {remedy}" if remedy else "")) from error
+
+
+def cause(error: Exception) -> str:
+    """Return what went wrong in one line: the system's own words, or what the object store said."""
+    number = getattr(error, "errno", None)
+    if number:
+        return os.strerror(number)
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return first.partition(" (Request ID")[0]

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.warehouse import schema
-from pipeline.warehouse.errors import WarehouseError
+from pipeline.warehouse.errors import WarehouseError, storage
 from pipeline.warehouse.outcome import Record
 from pipeline.warehouse.runs import Manifest
 
@@ -52,8 +52,10 @@ def _targets(manifest: Manifest, table: str) -> Iterator[tuple[str, dict[str, li
 
 def _parts(manifest: Manifest, table: str, by: str = "target") -> Iterator[tuple[str, dict[str, list[Any]]]]:
     declared = schema.tables()[table].by_name
-    for path in (manifest.directory / file.path for file in manifest.files if file.table == table):
-        with pq.ParquetFile(path) as file:
+    directory = manifest.directory
+    for name in (file.path for file in manifest.files if file.table == table):
+        unread = storage(directory.shown_file(name), "it is read to carry its good rows over")
+        with unread, pq.ParquetFile(directory.file(name), filesystem=directory.filesystem) as file:
             for batch in file.iter_batches(_BATCH_ROWS):
                 columns = {name: declared[name].cells(batch.column(name)) for name in batch.schema.names}
                 keys = columns.pop(by)

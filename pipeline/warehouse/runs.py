@@ -9,7 +9,8 @@ import gzip
 import json
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -22,13 +23,13 @@ from pyarrow import fs
 
 from pipeline.collector.status import GOOD
 from pipeline.warehouse import schema
-from pipeline.warehouse.errors import WarehouseError
+from pipeline.warehouse.errors import WarehouseError, cause
+from pipeline.warehouse.store import INPUTS, MANIFEST, Folder, Store, at, reachable
 
-RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
-MANIFEST = "manifest.json"
-INPUTS = "inputs.jsonl.gz"
 STAGED = "run.json"
 MANIFEST_VERSION = 1
+# Manifests of an object store that are asked for at a time.
+_PARALLEL = 16
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class File:
 class Manifest:
     """What a run directory holds, as its manifest.json says; it is the commit of the run."""
 
-    directory: Path
+    directory: Folder
     run_id: str
     audit: str
     started_at: datetime
@@ -67,9 +68,14 @@ class Manifest:
     def good(self) -> int:
         return sum(self.outcomes.get(status, 0) for status in GOOD)
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the tables; the manifest and the inputs are small."""
+        return sum(file.bytes for file in self.files)
+
     def text(self) -> str:
         """Return the manifest as the JSON that `read` takes."""
-        content = asdict(self)
+        content = {**vars(self), "files": [asdict(file) for file in self.files]}
         del content["directory"]
         for name in ("started_at", "finished_at"):
             content[name] = content[name].isoformat()
@@ -81,24 +87,36 @@ def new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
 
 
-def runs(root: Path) -> list[Manifest]:
+def runs(root: str | Path) -> list[Manifest]:
     """Return the published runs of a warehouse, the newest last; none when there is no warehouse yet.
 
     Raises WarehouseError naming the manifest that cannot be read.
     """
-    directory = root / "runs"
-    names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
-    found = [read(directory / name) for name in names if RUN_ID.fullmatch(name)]
-    return sorted(found, key=lambda manifest: (manifest.started_at, manifest.run_id))
+    store = at(root)
+    with reachable(store), ThreadPoolExecutor(_PARALLEL) as readers:
+        found = readers.map(lambda name: find(store, name), store.names())
+        present = [manifest for manifest in found if manifest]
+    return sorted(present, key=lambda manifest: (manifest.started_at, manifest.run_id))
 
 
-def resolve(root: Path, run: str, audit: str | None = None) -> str:
+def verifiable(root: str | Path, run: str | None) -> list[str]:
+    """Return the run_ids of all published runs, or the one that a unique prefix or `latest` means.
+
+    No manifest is read: there are runs that cannot be.
+    """
+    store = at(root)
+    with reachable(store):
+        names = store.names()
+    return names if run is None else [_match(store, run, names, "published run")]
+
+
+def resolve(root: str | Path, run: str, audit: str | None = None) -> str:
     """Return the run_id that a unique prefix means among the published runs, or among those of an audit."""
     known = [manifest.run_id for manifest in runs(root) if audit in (None, manifest.audit)]
-    return _match(root, run, known, "published run" + (f" of audit {audit}" if audit else ""))
+    return _match(at(root), run, known, "published run" + (f" of audit {audit}" if audit else ""))
 
 
-def resumable(root: Path, run: str) -> str:
+def resumable(root: str | Path, run: str) -> str:
     """Return the run_id that a unique prefix or `latest` means among the published runs and those in staging.
 
     Raises WarehouseError when there is none and for a run that another one revises, published or not.
@@ -107,21 +125,23 @@ def resumable(root: Path, run: str) -> str:
     revising = published | {run_id: run["revision_of"] for run_id, run in staged(root).items()}
     revisions = {revised: run_id for run_id, revised in revising.items()}
     known = sorted(revising)
-    run_id = _match(root, run, [one for one in known if run != "latest" or one not in revisions], "run")
+    run_id = _match(at(root), run, [one for one in known if run != "latest" or one not in revisions], "run")
     if run_id in revisions:
-        raise WarehouseError(f"{root}: run {run_id} is revised by {revisions[run_id]}: resume that one")
+        raise WarehouseError(f"{at(root)}: run {run_id} is revised by {revisions[run_id]}: resume that one")
     return run_id
 
 
-def unpublished(root: Path, run: str) -> str:
+def unpublished(root: str | Path, run: str) -> str:
     """Return the run_id that a unique prefix or `latest` means among the runs in staging."""
-    return _match(root, run, sorted(staged(root)), "run in staging")
+    return _match(at(root), run, sorted(staged(root)), "run in staging")
 
 
-def staged(root: Path) -> dict[str, dict[str, Any]]:
+def staged(root: str | Path) -> dict[str, dict[str, Any]]:
     """Return what is known of each run that waits in staging; one that is published only awaits its removal."""
-    directories = [path.parent for path in (root / "staging").glob(f"*/{STAGED}")]
-    return {path.name: read_staged(path) for path in directories if not (root / "runs" / path.name).exists()}
+    store = at(root)
+    directories = [path.parent for path in store.staging.glob(f"*/{STAGED}")]
+    with reachable(store):
+        return {path.name: read_staged(path) for path in directories if not store.has(path.name)}
 
 
 def read_staged(directory: Path) -> dict[str, Any]:
@@ -134,14 +154,14 @@ def read_staged(directory: Path) -> dict[str, Any]:
     return run
 
 
-def inputs(directory: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def inputs(directory: Folder) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the options and the targets of a run, staged or published."""
     with _inputs(directory) as lines:
         options, *targets = lines
     return options, targets
 
 
-def options(directory: Path) -> dict[str, Any]:
+def options(directory: Folder) -> dict[str, Any]:
     """Return the options alone."""
     with _inputs(directory) as lines:
         (first,) = islice(lines, 1)
@@ -149,52 +169,76 @@ def options(directory: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _inputs(directory: Path) -> Iterator[Iterator[dict[str, Any]]]:
-    path = directory / INPUTS
+def _inputs(directory: Folder) -> Iterator[Iterator[dict[str, Any]]]:
     try:
-        with gzip.open(path, "rt", encoding="ascii") as file:
+        with directory.open(INPUTS) as stored, gzip.open(stored, "rt", encoding="ascii") as file:
             yield map(json.loads, file)
     except (OSError, EOFError, ValueError) as error:
-        raise WarehouseError(f"{path}: cannot be read: {error}; audit it anew with: lru-audit run") from error
+        path = directory.shown_file(INPUTS)
+        raise WarehouseError(f"{path}: cannot be read: {cause(error)}; audit it anew with: lru-audit run") from error
 
 
-def _match(root: Path, run: str, known: Sequence[str], what: str) -> str:
+def _match(store: Store, run: str, known: Sequence[str], what: str) -> str:
     """Return the one of `known`, the newest last, that a unique prefix or `latest` means."""
     if not known:
-        raise WarehouseError(f"{root}: no {what}")
+        raise WarehouseError(f"{store}: no {what}")
     matching = known[-1:] if run == "latest" else [run_id for run_id in known if run and run_id.startswith(run)]
     if len(matching) == 1:
         return matching[0]
     if matching:
-        raise WarehouseError(f"{root}: run {run!a} is not unique: {', '.join(matching[:5])}")
-    raise WarehouseError(f"{root}: no {what} {run!a}; the newest is {known[-1]}")
+        raise WarehouseError(f"{store}: run {run!a} is not unique: {', '.join(matching[:5])}")
+    raise WarehouseError(f"{store}: no {what} {run!a}; the newest is {known[-1]}")
 
 
-def tables(root: Path) -> dict[str, ds.FileSystemDataset]:
+def tables(root: str | Path) -> dict[str, ds.FileSystemDataset]:
     """Return every table over all published runs, a table without files too (0 rows, all columns)."""
     return datasets(runs(root))
 
 
-def datasets(manifests: Iterable[Manifest]) -> dict[str, ds.FileSystemDataset]:
-    """Return every table over these runs."""
+@contextmanager
+def reading(root: str | Path) -> Iterator[dict[str, ds.FileSystemDataset]]:
+    """Yield every table over all published runs; what fails because one of those was expired says so instead."""
+    found = runs(root)
+    try:
+        yield datasets(found)
+    except Exception as error:
+        explained = hasattr(error, "exit_code")
+        if explained and (gone := [one.run_id for one in found if not at(root).has(one.run_id)]):
+            raise WarehouseError(f"{at(root)}: run {gone[0]} was expired meanwhile: run the command again") from error
+        raise
+
+
+def datasets(manifests: Sequence[Manifest]) -> dict[str, ds.FileSystemDataset]:
+    """Return every table over these runs, which are of one warehouse."""
     paths: Mapping[str, list[str]] = {name: [] for name in schema.tables()}
     for manifest in manifests:
         for file in manifest.files:
             # A later schema version may have tables that this one does not know.
-            paths.get(file.table, []).append(str(manifest.directory.absolute() / file.path))
+            paths.get(file.table, []).append(manifest.directory.file(file.path))
+    filesystem = manifests[0].directory.filesystem if manifests else fs.LocalFileSystem()
     return {
         name: ds.FileSystemDataset.from_paths(
-            paths[name], schema=table.arrow, format=ds.ParquetFileFormat(), filesystem=fs.LocalFileSystem()
+            paths[name], schema=table.arrow, format=ds.ParquetFileFormat(), filesystem=filesystem
         )
         for name, table in schema.tables().items()
     }
 
 
-def read(directory: Path) -> Manifest:
-    """Return the manifest of one run directory."""
-    path = directory / MANIFEST
+def read(root: str | Path, run_id: str) -> Manifest:
+    """Return the manifest of one published run."""
+    found = find(at(root), run_id)
+    if found is None:
+        raise WarehouseError(f"{at(root)}: no published run {run_id}")
+    return found
+
+
+def find(store: Store, run_id: str) -> Manifest | None:
+    """Return the manifest of a run, or None where that has been withdrawn or is not published yet."""
+    directory = store.run(run_id)
+    path = directory.shown_file(MANIFEST)
     try:
-        content = json.loads(path.read_bytes())
+        with directory.open(MANIFEST) as file:
+            content = json.loads(file.read())
         if content.pop("manifest_version") != MANIFEST_VERSION:
             raise ValueError("written by another version of list-lru-audit")
         content["files"] = tuple(File(**file) for file in content["files"])
@@ -204,7 +248,9 @@ def read(directory: Path) -> Manifest:
         if manifest.run_id != directory.name:
             raise ValueError(f"it is of run {manifest.run_id!a}")
     except OSError as error:
-        raise WarehouseError(f"{path}: {error.strerror}") from error
+        if isinstance(error, FileNotFoundError) and store.withdrawn(run_id):
+            return None
+        raise WarehouseError(f"{path}: {cause(error)}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         raise WarehouseError(f"{path}: not a manifest that can be read: {why}") from error

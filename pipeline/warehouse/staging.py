@@ -1,4 +1,4 @@
-"""One run in the making: `<root>/staging/<run_id>` until it is renamed to `<root>/runs/<run_id>`.
+"""One run in the making: a directory `<run_id>` of the store's staging until the store takes what is to be published.
 
     run.json         what is known before the first outcome; with it the run counts as staged
     inputs.jsonl.gz  what to collect, whatever becomes of the inventory: the options, then one target a line
@@ -10,7 +10,6 @@ A process killed at any moment leaves the spool, from which `Staging(root, run_i
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import json
 import os
@@ -20,6 +19,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -27,15 +27,12 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from pipeline.warehouse import schema
+from pipeline.warehouse import locks, schema
 from pipeline.warehouse.errors import WarehouseError, storage
 from pipeline.warehouse.outcome import GOOD, Record, escaped, kept, record, refuse
 from pipeline.warehouse.parquet import TableWriter, sha256, sync
 from pipeline.warehouse.records import records, run_row
 from pipeline.warehouse.runs import (
-    INPUTS,
-    MANIFEST,
-    RUN_ID,
     STAGED,
     File,
     Manifest,
@@ -45,6 +42,9 @@ from pipeline.warehouse.runs import (
     read,
     read_staged,
 )
+from pipeline.warehouse.store import INPUTS, MANIFEST, RUN_ID, at, here
+
+SPOOL = "outcomes.jsonl"
 
 RUN_KEYS = ("run_id", "audit", "started_at", "targets", "tool_version")
 OPTIONAL_RUN_KEYS = ("revision_of", "model_version", "inventory_sha256")
@@ -62,10 +62,10 @@ class Staging:
     Memory holds no outcome, and while writing an offset for each target. One process at a time has a run open.
     """
 
-    def __init__(self, root: Path, run_id: str) -> None:
+    def __init__(self, root: str | Path, run_id: str) -> None:
         """Open a staged run to go on with it; a line that a killed process left torn is dropped."""
         self.root = root
-        self.directory = root / "staging" / run_id
+        self.directory = at(root).staging / run_id
         with self._storage():
             self._spool = self._spool_path.open("a+b", buffering=0)
             self._lock()
@@ -77,7 +77,7 @@ class Staging:
     @classmethod
     def create(
         cls,
-        root: Path,
+        root: str | Path,
         run: Mapping[str, Any],
         options: Mapping[str, Any] | None = None,
         targets: Iterable[Mapping[str, Any]] = (),
@@ -94,12 +94,16 @@ class Staging:
             raise WarehouseError(f"{run['run_id']!a} is no run id (YYYYMMDDTHHMMSSZ-<8 hex>)")
         kept = {key: escaped(run[key]) for key in RUN_KEYS}
         kept |= {key: escaped(run.get(key)) for key in OPTIONAL_RUN_KEYS}
-        directory = root / "staging" / run["run_id"]
+        store = at(root)
+        directory = store.staging / run["run_id"]
         with storage(directory, "nothing was audited"):
             directory.parent.mkdir(parents=True, exist_ok=True)
+            published = set(store.names())
             for other in directory.parent.iterdir():
-                if (root / "runs" / other.name).exists():  # its driver was killed once it was published
+                if other.name in published and store.has(other.name):  # its driver was killed once it was published
                     shutil.rmtree(other, ignore_errors=True)
+        # Until it has a lock of its own nobody takes it for what a killed driver left.
+        with storage(directory, "nothing was audited"), locks.making(directory.parent):
             directory.mkdir()
             with gzip.open(directory / INPUTS, "wt", encoding="ascii") as file:
                 for line in (options or {}, *targets):
@@ -110,28 +114,28 @@ class Staging:
             sync(unfinished)
             unfinished.rename(directory / STAGED)
             sync(directory)
-        return cls(root, run["run_id"])
+            return cls(root, run["run_id"])
 
     @classmethod
-    def revise(cls, root: Path, revised: str, **now: Any) -> Staging:
+    def revise(cls, root: str | Path, revised: str, **now: Any) -> Staging:
         """Stage a new run of the same targets that replaces a published one.
 
         :param now: run_id, tool_version and model_version of the new run; it started when the revised one did.
         """
-        manifest = read(root / "runs" / revised)
+        manifest = read(root, revised)
         return cls.create(root, {**run_row(manifest), **now, "revision_of": revised}, *inputs(manifest.directory))
 
     def inputs(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Return the options and the targets that `create` was given."""
-        return inputs(self.directory)
+        return inputs(here(self.directory))
 
     def options(self) -> dict[str, Any]:
         """Return the options that `create` was given, without the targets, which may be many."""
-        return options(self.directory)
+        return options(here(self.directory))
 
     def collected(self) -> set[str]:
         """Return the targets that have an outcome."""
-        return set(self._offsets())
+        return set(_offsets(self._spool_path))
 
     def append(self, outcome: Mapping[str, Any]) -> None:
         """Spool one target's outcome; a later one of the same target replaces it.
@@ -155,8 +159,8 @@ class Staging:
         """Return the tables that `write` made, for checks."""
         return datasets([self._manifest])
 
-    def publish(self, check: Check) -> Path:
-        """Write the tables, check them, and rename the run into place: from here on it is immutable.
+    def publish(self, check: Check) -> Manifest:
+        """Write the tables, check them, and have the store take the run: from here on it is immutable.
 
         A target whose rows contradict one another becomes `bad_output`, so that one host never stops the others.
 
@@ -168,14 +172,12 @@ class Staging:
             self.write()
             for target, name, reason in check(self.tables()):
                 raise WarehouseError(f"{self.directory}: check {name}: {target!a}: {reason}; nothing was published")
-        published: Path = self.root / "runs" / self.run["run_id"]
-        with self._storage():
-            published.parent.mkdir(exist_ok=True)
-            sync(self.root)
-            self._made.rename(published)
-            sync(published.parent)
+        store = at(self.root)
+        published = store.run(self.run["run_id"])
+        with self._storage(str(published)):
+            store.commit(self._made, published.name)
         shutil.rmtree(self.directory, ignore_errors=True)
-        return published
+        return replace(self._manifest, directory=published)
 
     @property
     def _made(self) -> Path:
@@ -183,25 +185,21 @@ class Staging:
 
     @property
     def _spool_path(self) -> Path:
-        return self.directory / "outcomes.jsonl"
+        return self.directory / SPOOL
 
-    def _storage(self) -> AbstractContextManager[None]:
+    def _storage(self, path: Path | str | None = None) -> AbstractContextManager[None]:
         kept = f"nothing was published, what was collected is kept in {self.directory}"
-        return storage(self.directory, f"{kept}; go on with: lru-audit resume {self.directory.name}")
+        return storage(path or self.directory, f"{kept}; go on with: lru-audit resume {self.directory.name}")
 
     def _lock(self) -> None:
-        try:
-            fcntl.flock(self._spool, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not locks.take(self._spool):
             why = "another lru-audit is at work on this run; wait until it has ended"
-            raise WarehouseError(f"{self.directory}: {why}") from error
-        except OSError:  # a file system without locks
-            pass
+            raise WarehouseError(f"{self.directory}: {why}")
 
     def _carry_over(self, run_id: str) -> None:
         """Spool the good targets of a published run as they are, but those that are here already."""
         here = self.collected()
-        for target, made in records(read(self.root / "runs" / run_id)):
+        for target, made in records(read(self.root, run_id)):
             if made["targets"]["status"][0] in GOOD and target not in here:
                 self._append(target, made)
 
@@ -217,23 +215,12 @@ class Staging:
                 raise
 
     def _reject(self, offences: Iterable[tuple[str, str, str]]) -> None:
-        offsets = self._offsets()
+        offsets = _offsets(self._spool_path)
         first = {target: (check, reason) for target, check, reason in reversed(list(offences))}
         for target, (check, reason) in first.items():
             with self._spool_path.open("rb") as spool:
                 made = _read(spool, offsets[target])
             self._append(target, refuse(made, f"check:{check}", reason))
-
-    def _offsets(self) -> dict[str, int]:
-        """Return where the last record of each target starts in the spool, sorted by target."""
-        offsets = {}
-        offset = 0
-        with self._spool_path.open("rb") as spool:
-            for line in spool:
-                if start := _LINE_START.match(line):
-                    offsets[json.loads(start[1])] = offset
-                offset += len(line)
-        return dict(sorted(offsets.items()))
 
     def _write_tables(self) -> None:
         outcomes: Counter[str] = Counter()
@@ -245,7 +232,7 @@ class Staging:
                 for name, table in declared.items()
             }
             spool = stack.enter_context(self._spool_path.open("rb"))
-            for target, offset in self._offsets().items():
+            for target, offset in _offsets(self._spool_path).items():
                 made = _read(spool, offset)
                 outcomes[made["targets"]["status"][0]] += 1
                 for name, columns in made.items():
@@ -275,7 +262,7 @@ class Staging:
     def _make_manifest(self, outcomes: Counter[str], finished_at: datetime, rows: dict[str, int]) -> Manifest:
         paths = {name: self._made / f"{name}-00000.parquet" for name in rows}
         return Manifest(
-            directory=self._made,
+            directory=here(self._made),
             run_id=self.run["run_id"],
             audit=self.run["audit"],
             started_at=datetime.fromtimestamp(self.run["started_at"] / 1_000_000, UTC),
@@ -296,6 +283,26 @@ class Staging:
                 File(name, path.name, rows[name], path.stat().st_size, sha256(path)) for name, path in paths.items()
             ),
         )
+
+
+def collected(directory: Path) -> set[str]:
+    """Return the targets of a staged run that have an outcome, without opening it."""
+    try:
+        return set(_offsets(directory / SPOOL))
+    except FileNotFoundError:
+        return set()
+
+
+def _offsets(spool_path: Path) -> dict[str, int]:
+    """Return where the last record of each target starts in the spool, sorted by target."""
+    offsets = {}
+    offset = 0
+    with spool_path.open("rb") as spool:
+        for line in spool:
+            if start := _LINE_START.match(line):
+                offsets[json.loads(start[1])] = offset
+            offset += len(line)
+    return dict(sorted(offsets.items()))
 
 
 def _read(spool: IO[bytes], offset: int) -> Record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pyarrow.dataset as ds
@@ -142,7 +143,12 @@ def publish(root: Any, *outcomes: dict[str, Any], check: Any = unchecked, **know
     staging = warehouse.Staging.create(root, run(**{"targets": len(outcomes), **known}))
     for each in outcomes:
         staging.append(each)
-    return staging.publish(check)
+    return directory_of(staging.publish(check))
+
+
+def directory_of(published: warehouse.Manifest) -> Path:
+    """Where a run is on this machine."""
+    return Path(published.directory.path)
 
 
 def session(root: Any, **options: Any) -> query.Session:

@@ -16,7 +16,7 @@ import pytest
 from pipeline import query, warehouse
 from pipeline.warehouse import schema
 from pipeline.warehouse.parquet import TableWriter
-from tests.warehouse.outcomes import failed, ok, publish, run, session
+from tests.warehouse.outcomes import directory_of, failed, ok, publish, run, session
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,7 +65,7 @@ def test_an_outcome_that_comes_again_replaces_the_earlier_one(tmp_path):
     staging = warehouse.Staging.create(tmp_path, run())
     for outcome in (failed("a", "lost"), ok("a", mounts=5), ok("a", mounts=3)):
         staging.append(outcome)
-    published = staging.publish(query.check)
+    published = directory_of(staging.publish(query.check))
     assert len(read(published, "superblocks")) == 3
     assert [row["status"] for row in read(published, "targets")] == ["ok"]
 
@@ -183,7 +183,7 @@ def test_a_spool_that_a_killed_process_left_torn_is_gone_on_with(tmp_path):
     del staging
     resumed = warehouse.Staging(tmp_path, run_id)
     resumed.append(failed("b"))
-    assert [row["target"] for row in read(resumed.publish(query.check), "targets")] == ["a", "b"]
+    assert [row["target"] for row in read(directory_of(resumed.publish(query.check)), "targets")] == ["a", "b"]
 
 
 def test_a_warehouse_path_that_is_a_file_is_one_clear_line(tmp_path):
@@ -230,7 +230,10 @@ def test_a_full_disk_is_one_clear_line_and_costs_no_outcome(tmp_path):
         assert str(tmp_path / "staging/20251123T121320Z-0000000a") in line
     resumed = warehouse.Staging(tmp_path, "20251123T121320Z-0000000a")
     resumed.append(failed("b"))
-    assert [row["status"] for row in read(resumed.publish(query.check), "targets")] == ["ok", "unreachable"]
+    assert [row["status"] for row in read(directory_of(resumed.publish(query.check)), "targets")] == [
+        "ok",
+        "unreachable",
+    ]
 
 
 def test_killed_at_any_step_a_run_is_whole_or_absent_and_can_be_finished(tmp_path):
@@ -281,7 +284,7 @@ def test_killed_at_any_step_a_run_is_whole_or_absent_and_can_be_finished(tmp_pat
                     seen = warehouse.runs(root / "anew")
             (manifest,) = seen or warehouse.runs(root)
             for file in manifest.files:
-                content = (manifest.directory / file.path).read_bytes()
+                content = (directory_of(manifest) / file.path).read_bytes()
                 assert len(content) == file.bytes, (steps, file)
                 import hashlib
                 assert hashlib.sha256(content).hexdigest() == file.sha256, (steps, file)

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import query, warehouse
 from pipeline.warehouse import schema
-from tests.warehouse.outcomes import STARTED_AT, failed, ok, run, session
+from tests.warehouse.outcomes import STARTED_AT, directory_of, failed, ok, run, session
 
 OLD, NEW = "20251101T000000Z-aaaaaaaa", "20251102T000000Z-bbbbbbbb"
 NOW = {"run_id": NEW, "tool_version": "0.2.0", "model_version": 7}
@@ -47,7 +47,7 @@ def test_good_rows_are_the_same_in_every_column_and_the_rest_is_collected_again(
     assert options == staging.options() == {"retries": 2}
     assert [target["name"] for target in targets] == ["a", "b", "c"]
     staging.append(ok("b"))
-    published = staging.publish(query.check)
+    published = directory_of(staging.publish(query.check))
     for name in set(schema.tables()) - {"runs"}:
         for target in "ac":
             before, after = rows(root / "runs" / OLD, name, target), rows(published, name, target)

@@ -47,8 +47,11 @@ _SSH_AT_ONCE = 8
 
 # After so long without a first sign of life somebody should know why.
 _FIRST_SIGN_S = 10.0
-# Without news for so long, is there a node left that can work?
+# Without news for so long, is there a node left that can work? And is the head still there, also with news?
 _LOOK_S = 20.0
+# So long a head may take to start again. A minute after its end Ray ends this process, and each node.
+_HEAD_S = 10.0
+_CONNECT_S = 10.0
 # Signals so soon after one that was answered are the same wish.
 _SAME_WISH_S = 2.0
 # What is killed is gone within; a process in uninterruptible sleep is not, and nobody waits for it.
@@ -230,12 +233,17 @@ def _joined(stack: contextlib.ExitStack, address: str) -> dict[str, Any]:
     host, _, port = address.rpartition(":")
     if host and port.isdigit() and "/" not in host:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+            _reach(address)
         except (OSError, OverflowError) as error:
             raise FanoutError(f"cannot join the Ray cluster at {address}: {error}") from error
     stack.enter_context(_environment({"RAY_gcs_server_port_wait_time_s": "3"}))
     # Ray sends this very package to the nodes, which need no checkout, and not the same release.
     return {"runtime_env": {"py_modules": [os.path.dirname(os.path.abspath(__file__))]}}
+
+
+def _reach(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
 
 
 def _embedded(stack: contextlib.ExitStack, parallel: int | None) -> dict[str, Any]:
@@ -383,6 +391,8 @@ class _Run:
         self.done = 0
         self.failed: Counter[str] = Counter()
         self.wait_s = _FIRST_SIGN_S
+        self.head: str = self.ray.get_runtime_context().gcs_address
+        self.head_at = time.monotonic()
         task = self.ray.remote(num_cpus=1, max_retries=0, num_returns="streaming")(_collect_batch)
         self.submit: Callable[..., Any] = lambda todo, at_once, **options: task.options(**options).remote(
             todo, limits, collect, at_once
@@ -400,6 +410,8 @@ class _Run:
                     while waiting and free > 0:
                         free -= self._start(self._next(over_ssh), free)
                 ready = self._ready()
+                if time.monotonic() - self.head_at >= _LOOK_S:
+                    self._await_head()
                 if not ready:
                     self._look()
                 self.wait_s = _LOOK_S
@@ -416,6 +428,22 @@ class _Run:
         if not ready:
             ready, _ = self.ray.wait(streams, num_returns=1, timeout=self.wait_s)
         return ready
+
+    def _await_head(self) -> None:
+        """See that the cluster's head is there, while this process may still say what is kept.
+
+        :raises FanoutError: it is gone.
+        """
+        until = time.monotonic() + _HEAD_S
+        while True:
+            try:
+                _reach(self.head)
+                self.head_at = time.monotonic()
+                return
+            except OSError as error:
+                if time.monotonic() > until:
+                    raise FanoutError(f"the head of the Ray cluster at {self.head} is gone: {error}") from error
+            time.sleep(1)
 
     def _look(self) -> None:
         """After a time without news say what may be missing.

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from pipeline import cli
 from tests.cluster import HEAD, Cluster, cluster
+from tests.test_resume import VMCORES, Warehouse, until
 
 ROOT = Path(__file__).resolve().parent.parent
 OTHER, DYING = "127.0.0.3", "127.0.0.4"
@@ -165,3 +168,29 @@ def test_when_the_last_node_with_a_cpu_is_dead_a_run_does_not_wait_for_ever(
     assert stdout == ""
     assert stderr.splitlines()[-1] == "no node of the Ray cluster is left that has a CPU"
     assert "Traceback" not in stderr
+
+
+def test_when_the_head_is_dead_a_run_ends_and_is_gone_on_with_elsewhere(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\ntouch {tmp_path}/hung\nsleep 300\n")
+    python.chmod(0o755)
+    fleet = tmp_path / "fleet.yaml"
+    core = VMCORES / "deb510-n1/vmcore"
+    fleet.write_text(f"- {{target: '{core}', name: ready}}\n- {{target: '{core}', name: hung, python: '{python}'}}\n")
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as temporary, cluster(2) as ray_cluster:
+        joined = Warehouse(tmp_path / "w", Path(temporary), **ray_cluster.env)
+        process = joined.start("run", "-i", fleet)
+        until(process, lambda: (tmp_path / "hung").exists() and len(joined.spool()) == 1)
+        ray_cluster.kill(HEAD)
+        stdout, stderr = process.communicate(timeout=120)
+        assert (process.returncode, stdout) == (cli.FAILED, "")
+        staged = joined.staged()
+        *_, kept, remedy, said = stderr.splitlines()
+        assert kept == f"1 of 2 targets were collected and are kept in {staged}"
+        assert remedy == f"go on with: lru-audit resume {staged.name}"
+        assert said.startswith(f"lru-audit: the head of the Ray cluster at {ray_cluster.address} is gone: ")
+        assert "Traceback" not in stderr
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        here = Warehouse(joined.path, Path(temporary))
+        assert here.run("resume", "latest")[0] == cli.OK
+        assert here.published() == [staged.name]

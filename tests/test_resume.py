@@ -28,15 +28,17 @@ SERVER_BYTES = 1905 * (256 + 4 * (262_144 + 24_574 * 32))
 class Warehouse:
     """A warehouse and the commands on it."""
 
-    def __init__(self, path: Path, temporary: Path) -> None:
+    def __init__(self, path: Path, temporary: Path, **env: str) -> None:
         self.path = path
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "LRU_AUDIT_"))}
-        self._env = {**clean, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
+        self._env = {**clean, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary), **env}
 
     def start(self, *args: str | Path) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "pipeline", *map(str, args), "-w", str(self.path)]
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, cwd=self.path.parent, env=self._env, stdout=pipe, stderr=pipe, text=True)
+        return subprocess.Popen(
+            command, cwd=self.path.parent, env=self._env, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        )
 
     def run(self, *args: str | Path) -> tuple[int, str]:
         """Run a command to its end and return its exit code and what it said to a person."""

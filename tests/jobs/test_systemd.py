@@ -21,7 +21,7 @@ class Unit(RawConfigParser):
     def __init__(self, name: str) -> None:
         super().__init__(strict=False, delimiters="=", comment_prefixes="#")
         self.optionxform = str
-        self.read(UNITS / name)
+        self.read_string((UNITS / name).read_text().replace("\\\n", ""))
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_nothing_takes_away_what_reading_a_live_kernel_needs() -> None:
 
 def test_what_is_written_is_writable() -> None:
     """ProtectSystem=strict leaves nothing but the directories that are named."""
-    unit = (UNITS / "lru-audit.service").read_text()
+    unit = (UNITS / "lru-audit.service").read_text().replace("\\\n", "")
     service = Unit("lru-audit.service")["Service"]
     assert service["ProtectSystem"] == "strict"
     assert service["Environment"] == f"LRU_AUDIT_WAREHOUSE=%S/{service['StateDirectory']}/warehouse"

@@ -24,7 +24,7 @@ if ! command -v promtool >/dev/null; then
     (
         cd "$folder"
         apt-get update -qq
-        apt-get download -qq prometheus
+        apt-get download -qq -o APT::Sandbox::User=root prometheus
         dpkg-deb --fsys-tarfile prometheus_*.deb | tar --extract --to-stdout ./usr/bin/promtool >promtool
         install promtool /usr/local/bin/promtool
     )

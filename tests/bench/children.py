@@ -1,7 +1,7 @@
 """Real children: the fan-out, a plain pool and `xargs -P` audit the same bundled cores, in turn.
 
 The pool runs the same `runner.run`, limits and validation included. xargs runs the bare collector and keeps nothing:
-what no fan-out can be faster than. Ray's start is not in it; `startup` has that.
+what no fan-out can be faster than. The start of Ray and its workers is not in it; `startup` has that.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ _PARALLEL = 2
 
 
 def run(full: bool) -> Iterator[Row]:
-    """Yield the rows for 2,000 children of each kind in rounds of 500, or for one round of 60."""
-    size, rounds = (500, 4) if full else (60, 1)
+    """Yield the rows for 2,000 children of each kind in rounds of 500, or for one round of 40."""
+    size, rounds = (500, 4) if full else (40, 1)
     jobs = {"ray": partial(call, through_ray, size), "pool": partial(call, through_pool, size)}
     ran = interleaved(rounds, **jobs)
     if xargs := shutil.which("xargs"):
-        argv = [xargs, "-0", "-n", "1", "-P", str(_PARALLEL), sys.executable, "-m", "pipeline.collector"]
+        argv = f"nice -n {runner.Limits().niceness} {xargs} -0 -n 1 -P {_PARALLEL}".split()
+        argv += [sys.executable, "-m", "pipeline.collector"]
         sources = "\0".join(target.source for target in targets(size))
         ran["xargs"] = command(argv, stdin=sources)
     rate = {name: size / (cost.wall_s if name == "xargs" else cost.value) for name, cost in ran.items()}
@@ -60,6 +61,7 @@ def through_ray(size: int, largest_batch: int | None = None) -> float:
     ended: list[str] = []
     with fanout.cluster(_PARALLEL), mock.patch.object(plan, "_MAX_BATCH", largest_batch or plan._MAX_BATCH):
         made = plan.make(targets(size), _PARALLEL, fanout.nodes())
+        fanout.run(plan.make(targets(_PARALLEL), _PARALLEL), on_outcome=lambda outcome: None)
         start = time.perf_counter()
         fanout.run(made, on_outcome=lambda outcome: ended.append(outcome["row"]["status"]))
         took_s = time.perf_counter() - start

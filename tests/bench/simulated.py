@@ -58,6 +58,11 @@ def collect(snapshot: str, target: Target, attempt: int, limits: runner.Limits) 
     return runner.result(attempt, socket.gethostname(), now, 500, "ok", None, None, columns, same["tables"])
 
 
+def nothing(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
+    """Return at once a failed attempt."""
+    return runner.result(attempt, socket.gethostname(), time.time_ns() // 1000, 0, "unreachable")
+
+
 @functools.cache
 def _attempt(path: str) -> dict[str, Any]:
     attempt: dict[str, Any] = json.loads(Path(path).read_bytes())

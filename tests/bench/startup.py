@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from pipeline.inventory import Target
 from tests.bench.measure import Row, call, command, interleaved
-from tests.bench.simulated import write_inventory
+from tests.bench.simulated import nothing, write_inventory
 
 _HEAVY = {"ray", "pyarrow", "duckdb", "drgn", "rich", "yaml"}
 _PARALLEL = 2
@@ -28,6 +29,8 @@ def run(full: bool) -> Iterator[Row]:
     started = interleaved(3 if full else 1, ours=ours, plain=plain)
     plain_s = started["plain"].wall_s
     yield Row("a Ray of its own, up and down", started["ours"].wall_s, "s", "ray.init, ray.shutdown", plain_s)
+    first = call(first_outcome).wall_s
+    yield Row("a Ray of its own up and the first outcome there", first, "s")
 
     size = 100_000 if full else 5_000
     with tempfile.TemporaryDirectory() as folder:
@@ -54,6 +57,14 @@ def embedded_ray() -> None:
 
     with fanout.cluster(_PARALLEL):
         pass
+
+
+def first_outcome() -> None:
+    """Start the Ray of a run and collect a target that takes no time."""
+    from pipeline import fanout, plan
+
+    targets = [Target("one", "vmcore", "/one")]
+    fanout.run(plan.make(targets, _PARALLEL), on_outcome=lambda outcome: None, collect=nothing)
 
 
 def plain_ray() -> None:

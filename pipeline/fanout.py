@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import functools
 import importlib
+import json
 import logging
 import os
 import secrets
@@ -100,6 +101,8 @@ def run(
     collect: Collect = runner.run,
 ) -> None:
     """Collect every target of the plan; hand each outcome to `on_outcome`, in this thread, as it arrives.
+
+    It is as `runner.outcome` makes it, but the tables of a target that was collected are JSON text.
 
     :param limits: of one collection; a target's own timeout_s comes first.
     :param retries: how often a target is tried again after an end that may change: lost, inconsistent, or crashed by a
@@ -341,12 +344,17 @@ def _collect_batch(
     yield socket.gethostname()
     if at_once == 1:
         for target, attempt in todo:
-            yield target.name, collect(target, attempt, limits)
+            yield target.name, _packed(collect(target, attempt, limits))
         return
     with ThreadPoolExecutor(at_once) as threads:
         names = {threads.submit(collect, target, attempt, limits): target.name for target, attempt in todo}
         for done in as_completed(names):
-            yield names[done], done.result()
+            yield names[done], _packed(done.result())
+
+
+def _packed(attempt: dict[str, Any]) -> dict[str, Any]:
+    """Return an attempt with its tables as JSON text. Workers are many; the one driver only hands them on."""
+    return {**attempt, "tables": json.dumps(attempt["tables"], separators=(",", ":"))}
 
 
 class _Stream:

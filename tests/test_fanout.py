@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import signal
 import stat
@@ -133,7 +134,7 @@ def test_large_outcomes_do_not_pile_up_in_the_driver():
     resident: list[int] = []
 
     def measure(outcome: dict[str, Any]) -> None:
-        sizes.append(len(outcome["tables"]["memcgs"]["rows"][0]))
+        sizes.append(len(json.loads(outcome["tables"])["memcgs"]["rows"][0]))
         resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
 
     fanout.run(plan.make(targets(60), PARALLEL), on_outcome=measure, collect=large)

@@ -6,6 +6,7 @@ the status `bad_output` with the reason, keeps what the driver knows, and loses 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -94,6 +95,8 @@ def _driver_part(outcome: Mapping[str, Any]) -> Record:
 def _host_part(host: Mapping[str, Any]) -> Record:
     driver = _driver_columns()
     tables = host["tables"]
+    if isinstance(tables, str):  # as pipeline.fanout hands them on
+        tables = json.loads(tables)
     if unknown := set(tables) - set(HOST_TABLES):
         raise Misfit(f"a collector writes no table {min(unknown)!a:.60}")
     return {

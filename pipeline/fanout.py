@@ -253,6 +253,7 @@ def _embedded(stack: contextlib.ExitStack, parallel: int | None) -> dict[str, An
     """Return the options of an embedded Ray; its environment, directory and processes last as long as the stack."""
     private = _directory(stack)
     variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, "PYTHONPATH": runner.python_path(), _MARK: private}
+    variables["RAY_worker_niceness"] = "0"  # 15 otherwise, on top of what the runner gives a child
     variables["SPT_NOENV"] = "1"  # Ray writes the titles of its agents over their environment otherwise
     stack.enter_context(_environment(variables))
     return {

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipeline.inventory import Target
 from tests.bench.measure import Row, call, command, interleaved
@@ -29,8 +31,11 @@ def run(full: bool) -> Iterator[Row]:
     started = interleaved(3 if full else 1, ours=ours, plain=plain)
     plain_s = started["plain"].wall_s
     yield Row("a Ray of its own, up and down", started["ours"].wall_s, "s", "ray.init, ray.shutdown", plain_s)
-    first = call(first_outcome).wall_s
-    yield Row("a Ray of its own up and the first outcome there", first, "s")
+    first = call(first_outcome)
+    yield Row("a Ray of its own up and the first outcome there", first.wall_s, "s")
+    workers, others = first.value
+    yield Row("memory of a worker", max(workers) / 2**20, "MiB")
+    yield Row("memory of what else there is of Ray", others / 2**20, "MiB")
 
     size = 100_000 if full else 5_000
     with tempfile.TemporaryDirectory() as folder:
@@ -59,12 +64,36 @@ def embedded_ray() -> None:
         pass
 
 
-def first_outcome() -> None:
-    """Start the Ray of a run and collect a target that takes no time."""
+def first_outcome() -> tuple[list[int], int]:
+    """Start the Ray of a run and collect a target that takes no time.
+
+    Return the bytes of memory of each worker and of all other processes of Ray, shared pages in equal parts.
+    """
     from pipeline import fanout, plan
 
-    targets = [Target("one", "vmcore", "/one")]
-    fanout.run(plan.make(targets, _PARALLEL), on_outcome=lambda outcome: None, collect=nothing)
+    target = Target("one", "vmcore", "/one")
+    workers, others = [], 0
+
+    def weigh(outcome: dict[str, Any]) -> None:
+        nonlocal others
+        for process in _below(os.getpid()):
+            rollup = (process / "smaps_rollup").read_text(encoding="ascii")
+            bytes_ = 1024 * int(rollup.partition("\nPss:")[2].split()[0])
+            if (process / "cmdline").read_bytes().startswith((b"ray::IDLE", b"ray::_collect")):
+                workers.append(bytes_)
+            else:
+                others += bytes_
+
+    fanout.run(plan.make([target], _PARALLEL), on_outcome=weigh, collect=nothing)
+    return workers, others
+
+
+def _below(pid: int) -> Iterator[Path]:
+    """Yield the directories in /proc of all that a process has started, also by others."""
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, children.read_text(encoding="ascii").split()):
+            yield Path(f"/proc/{child}")
+            yield from _below(child)
 
 
 def plain_ray() -> None:

@@ -89,6 +89,23 @@ def test_five_hundred_targets_have_an_outcome_each():
     assert {tuple(statuses(outcome)) for outcome in outcomes.values()} == {("ok",)}
 
 
+def test_more_batches_under_way_than_there_are_cpus_end_in_an_outcome_each():
+    outcomes: list[str] = []
+    collect = giving(lambda target, attempt: "ok")
+    fanout.run(
+        plan.make(targets(200), parallel=100), on_outcome=lambda o: outcomes.append(o["target"]), collect=collect
+    )
+    assert sorted(outcomes) == sorted(target.name for target in targets(200))
+
+
+def test_a_child_is_no_nicer_than_its_limits_say():
+    def nice(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
+        return runner.result(attempt, str(os.nice(0)), 1, 1, "ok")
+
+    (outcome,) = run(targets(1), nice).values()
+    assert outcome["attempts"][0]["node"] == str(os.nice(0))
+
+
 def test_outcomes_arrive_one_by_one_before_the_run_is_over():
     def slow(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
         time.sleep(0.3)

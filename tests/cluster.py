@@ -21,6 +21,7 @@ from pathlib import Path
 _OBJECT_STORE_BYTES = 80 << 20
 # Ray takes another address of the machine for 127.0.0.1.
 HEAD = "127.0.0.2"
+RAY = Path(sys.executable).with_name("ray")
 
 
 class Cluster:
@@ -81,9 +82,7 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(
-    nodes: int, ray: Path = Path(sys.executable).with_name("ray"), dashboard: bool = False
-) -> Iterator[Cluster]:
+def cluster(nodes: int, ray: Path = RAY, dashboard: bool = False) -> Iterator[Cluster]:
     """Have a cluster of so many nodes: HEAD, which has no CPU to give, 127.0.0.3, ..."""
     # A socket's path may have 107 bytes.
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder, tempfile.TemporaryDirectory() as cwd:

@@ -1,4 +1,4 @@
-"""`ray job submit` with the script of jobs/deploy/, on a cluster whose nodes have nothing but Ray and the job's wheel."""
+"""`ray job submit` with the script of jobs/deploy/, on a cluster whose nodes have only Ray and the job's wheel."""
 
 from __future__ import annotations
 

@@ -644,7 +644,7 @@ ISO weeks or months (UTC) that have runs. A run that any rule keeps stays; rules
 goes. Always kept are the newest good run of an audit (complete, some target ok) and what a run in staging revises. A
 run that another one revises counts for no rule and goes; its revision never goes before it."""
     for period in ("last", "daily", "weekly", "monthly"):
-        expire.add_argument(f"--keep-{period}", type=_count, default=0, metavar="N")
+        expire.add_argument(f"--keep-{period}", type=_positive, default=0, metavar="N")
     expire.add_argument(
         "--interrupted-days",
         type=_count,

@@ -1,0 +1,252 @@
+"""The same warehouse in an object store: moto's S3 server on loopback, and endpoints that do not serve."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from pipeline import cli, query, warehouse
+from tests.warehouse import s3
+from tests.warehouse.outcomes import STARTED_AT, failed, ok, run, session
+
+ROOT = Path(__file__).parents[2]
+OLD, NEW = "20251101T000000Z-aaaaaaaa", "20251102T000000Z-bbbbbbbb"
+_buckets = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    with s3.server() as address:
+        yield address
+
+
+@pytest.fixture
+def bucket(endpoint, monkeypatch, tmp_path):
+    s3.reach(monkeypatch, endpoint, tmp_path / "state")
+    name = f"fleet-{next(_buckets)}"
+    s3.client(endpoint).create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture
+def keys(endpoint, bucket):
+    """What is in the bucket, as another client sees it; directory markers are none."""
+
+    def listed() -> list[str]:
+        found = s3.client(endpoint).list_objects_v2(Bucket=bucket).get("Contents", [])
+        return sorted(one["Key"] for one in found if not one["Key"].endswith("/"))
+
+    return listed
+
+
+def publish(root: str, *outcomes: dict, **known: object) -> warehouse.Manifest:
+    targets = [{"name": one["target"]} for one in outcomes]
+    staging = warehouse.Staging.create(root, run(**{"targets": len(outcomes), **known}), {"retries": 2}, targets)
+    for each in outcomes:
+        staging.append(each)
+    return staging.publish(query.check)
+
+
+def test_a_run_is_published_and_read_as_in_a_directory(bucket, keys, tmp_path, capsys):
+    root = f"s3://{bucket}/some/prefix"
+    for where in (root, tmp_path / "w"):
+        publish(where, ok("a", mounts=3), failed("b"), run_id=OLD)
+    tables = ("attempts", "list_lrus", "memcgs", "runs", "superblocks", "targets")
+    names = ["inputs.jsonl.gz", "manifest.json", *(f"{table}-00000.parquet" for table in tables)]
+    assert keys() == [f"some/prefix/runs/{OLD}/{name}" for name in sorted(names)]
+    assert not list((tmp_path / "state").rglob("*.parquet")), "nothing of it is left here"
+    for confined in (False, True):
+        remote, local = (session(where, confined=confined) for where in (root, tmp_path / "w"))
+        for view in ("host_waste", "fstype_waste", "list_lrus ORDER BY address", "coverage"):
+            assert remote.rows(f"FROM {view}") == local.rows(f"FROM {view}"), view
+        assert remote.rows("SELECT count(*) AS n FROM superblocks WHERE target = 'a'") == [{"n": 3}]
+    assert cli.main(["report", "-w", root, "--format", "csv"]) == cli.OK
+    assert f"\n1,{OLD},a,a,5.10.0-30-cloud-amd64" in capsys.readouterr().out
+    assert cli.main(["sql", "-w", root, "--format", "csv", "SELECT target FROM targets ORDER BY ALL"]) == cli.OK
+    assert capsys.readouterr().out == "target\na\nb\n"
+    assert cli.main(["verify", "-w", root]) == cli.OK
+    assert cli.main(["runs", "-w", root]) == cli.OK
+    assert capsys.readouterr().out.splitlines()[1].startswith(OLD)
+
+
+def test_a_published_run_is_revised_and_then_expired(bucket, keys):
+    root = f"s3://{bucket}"
+    publish(root, ok("a"), failed("b"), run_id=OLD)
+    assert warehouse.resumable(root, "latest") == OLD
+    staging = warehouse.Staging.revise(root, OLD, run_id=NEW, tool_version="0.2.0", model_version=1)
+    assert staging.collected() == {"a"}
+    assert staging.inputs() == ({"retries": 2}, [{"name": "a"}, {"name": "b"}])
+    assert list(warehouse.removals(root, warehouse.Rules(last=1))) == [], "a run in staging revises it"
+    staging.append(ok("b"))
+    staging.publish(query.check)
+    assert [row["run_id"] for row in session(root).rows("FROM latest_runs")] == [NEW]
+    for removal in warehouse.removals(root, warehouse.Rules(last=1)):
+        removal.carry_out()
+    assert [manifest.run_id for manifest in warehouse.runs(root)] == [NEW]
+    assert all(key.startswith(f"runs/{NEW}/") for key in keys())
+
+
+def test_a_published_run_is_never_replaced(bucket):
+    root = f"s3://{bucket}/w"
+    publish(root, ok("a"), run_id=OLD)
+    with pytest.raises(warehouse.WarehouseError, match=f"s3://{bucket}/w/runs/{OLD}: published already"):
+        publish(root, failed("a"), run_id=OLD)
+    assert session(root).rows("SELECT status FROM targets") == [{"status": "ok"}]
+
+
+def test_a_run_whose_upload_is_killed_at_any_file_is_absent_and_can_be_finished(bucket, keys):
+    root = f"s3://{bucket}/w"
+    script = """
+        import os, signal, sys
+        from pyarrow import fs
+        from tests.warehouse.outcomes import *
+
+        def copy_until(left, copy=fs.copy_files):
+            def copied(*args):
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                copy(*args)
+            return copied
+
+        for uploads in range(9):
+            pid = os.fork()
+            if pid == 0:
+                fs.copy_files = copy_until(uploads)
+                staging = warehouse.Staging.create(sys.argv[1], run(f"20251123T121320Z-0000000{uploads}"))
+                staging.append(ok("a"))
+                staging.publish(unchecked)
+                os._exit(0)
+            print(os.waitpid(pid, 0)[1])
+        """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), root], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["9"] * 8 + ["0"], done.stderr
+    killed = [f"20251123T121320Z-0000000{uploads}" for uploads in range(8)]
+    assert len(keys()) == sum(range(8)) + 8
+    assert [manifest.run_id for manifest in warehouse.runs(root)] == ["20251123T121320Z-00000008"]
+    assert sorted(warehouse.staged(root)) == killed
+    assert list(warehouse.removals(root, warehouse.Rules())) == [], "a driver may be uploading them now"
+    for run_id in killed:
+        warehouse.Staging(root, run_id).publish(lambda tables: [])
+        assert list(warehouse.problems(root, run_id, query.check)) == []
+    assert len(warehouse.runs(root)) == 9
+
+
+def test_what_a_killed_upload_or_expire_left_is_removed(endpoint, bucket, keys):
+    root = f"s3://{bucket}/w"
+    for run_id, gone in ((OLD, ("manifest.json", "inputs.jsonl.gz")), (NEW, ("manifest.json",))):
+        publish(root, ok("a"), run_id=run_id)
+        for name in gone:
+            s3.client(endpoint).delete_object(Bucket=bucket, Key=f"w/runs/{run_id}/{name}")
+    assert warehouse.runs(root) == []
+    for days, left in ((None, {NEW}), (1, {NEW}), (0, set())):
+        for removal in warehouse.removals(root, warehouse.Rules(), days):
+            removal.carry_out()
+        assert {key.split("/")[2] for key in keys()} == left
+
+
+def test_a_checksum_that_differs_is_found(endpoint, bucket, capsys):
+    root = f"s3://{bucket}/w"
+    publish(root, ok("a"), run_id=OLD)
+    key = f"w/runs/{OLD}/targets-00000.parquet"
+    content = s3.client(endpoint).get_object(Bucket=bucket, Key=key)["Body"].read()
+    s3.client(endpoint).put_object(Bucket=bucket, Key=key, Body=content[:-9] + b"?" + content[-8:])
+    assert cli.main(["verify", "latest", "-w", root]) == cli.FAILED
+    assert capsys.readouterr().out.splitlines()[0].startswith(f"s3://{bucket}/{key}: ")
+
+
+def test_runs_of_one_endpoint_are_not_resumed_at_another(bucket, endpoint, monkeypatch):
+    warehouse.Staging.create(f"s3://{bucket}/w", run(OLD))
+    assert list(warehouse.staged(f"s3://{bucket}/w/")) == [OLD]
+    assert list(warehouse.staged(f"s3://{bucket}/w?scheme=http&endpoint_override={endpoint[7:]}")) == [OLD]
+    assert list(warehouse.staged(f"s3://{bucket}/v")) == []
+    with s3.server() as other:
+        s3.client(other).create_bucket(Bucket=bucket)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", other)
+        assert list(warehouse.staged(f"s3://{bucket}/w")) == []
+
+
+def test_a_file_uri_is_the_directory(tmp_path):
+    publish(f"file://{tmp_path}/w%20x", ok("a"), run_id=OLD, started_at=STARTED_AT)
+    assert [manifest.run_id for manifest in warehouse.runs(tmp_path / "w x")] == [OLD]
+    assert list((tmp_path / "w x" / "staging").iterdir()) == []
+
+
+class Refuses(BaseHTTPRequestHandler):
+    """S3 that allows nothing."""
+
+    def do_GET(self) -> None:
+        body = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_HEAD = do_PUT = do_POST = do_GET
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(params=["no bucket", "denied", "refused", "silent"])
+def failing(request, endpoint):
+    """An endpoint that is of no use, and what is said of it."""
+    if request.param == "no bucket":
+        yield endpoint, "NO_SUCH_BUCKET"
+    elif request.param == "denied":
+        with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield f"http://127.0.0.1:{server.server_port}", "ACCESS_DENIED"
+            server.shutdown()
+    elif request.param == "refused":
+        yield "http://127.0.0.1:1", "NETWORK_CONNECTION"
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            yield f"http://127.0.0.1:{silent.getsockname()[1]}", "AWS Error"
+
+
+def test_an_endpoint_that_does_not_serve_is_one_line_within_bounds(failing, monkeypatch, tmp_path, capsys):
+    endpoint, said = failing
+    s3.reach(monkeypatch, endpoint, tmp_path)
+    commands = (["runs"], ["verify"], ["sql", "FROM targets"], ["report"], ["expire", "--keep-last", "1"])
+    for command in commands[:1] if said == "AWS Error" else commands:  # three timeouts each
+        began = time.monotonic()
+        assert cli.main([*command, "-w", "s3://nowhere/w"]) == cli.FAILED, command
+        assert time.monotonic() - began < 100
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1, err
+        assert err.startswith("lru-audit: s3://nowhere/w")
+        assert said in err
+    with pytest.raises(warehouse.WarehouseError, match=r"nothing was audited$"):
+        warehouse.Staging.create("s3://nowhere/w", run(OLD))
+    assert not list(tmp_path.rglob(OLD))
+
+
+@pytest.mark.parametrize(
+    ("location", "why"),
+    [
+        ("gs://bucket/w", "a warehouse is a directory, file:///PATH or s3://BUCKET/PREFIX"),
+        ("s3:///w", "a warehouse is a directory"),
+        ("s3://bucket/w?regoin=x", "no option 'regoin'"),
+        ("s3://key:secret@bucket/w", "no credentials in a URI"),
+    ],
+)
+def test_a_uri_that_names_no_warehouse_is_a_usage_error(location, why, capsys):
+    assert cli.main(["runs", "-w", location]) == cli.USAGE
+    err = capsys.readouterr().err
+    assert why in err
+    assert "secret" not in err

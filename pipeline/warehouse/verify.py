@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.fs import LocalFileSystem, copy_files
 
-from pipeline.warehouse.errors import WarehouseError, cause
+from pipeline.warehouse.errors import WarehouseError, cause, storage
 from pipeline.warehouse.runs import File, Manifest, datasets, find
 from pipeline.warehouse.staging import Check
-from pipeline.warehouse.store import INPUTS, at
+from pipeline.warehouse.store import INPUTS, Folder, at
 
 
 def problems(root: str | Path, run_id: str, check: Check) -> Iterator[str]:
@@ -28,17 +32,34 @@ def problems(root: str | Path, run_id: str, check: Check) -> Iterator[str]:
         return
     if manifest is None:  # expired meanwhile, or not published yet
         return
-    found = [*_inputs(manifest), *(line for file in manifest.files for line in _file(manifest, file))]
-    yield from found
-    if found:
+    with _near(manifest) as copy:
+        found = [*_inputs(copy), *(line for file in copy.files for line in _file(copy, file))]
+        yield from found
+        if found:
+            return
+        try:
+            for target, name, reason in check(datasets([copy])):
+                yield f"{copy.directory}: check {name}: {target!a}: {reason}"
+        except Exception as error:
+            if not hasattr(error, "exit_code"):
+                raise
+            yield f"{copy.directory}: {error}"
+
+
+@contextmanager
+def _near(manifest: Manifest) -> Iterator[Manifest]:
+    """Have the files of a run on this machine: each is read many times."""
+    far = manifest.directory
+    if far.filesystem.type_name == "local":
+        yield manifest
         return
-    try:
-        for target, name, reason in check(datasets([manifest])):
-            yield f"{manifest.directory}: check {name}: {target!a}: {reason}"
-    except Exception as error:
-        if not hasattr(error, "exit_code"):
-            raise
-        yield f"{manifest.directory}: {error}"
+    with TemporaryDirectory(prefix="lru-audit-") as path:
+        near = Folder(LocalFileSystem(), path, far.shown)
+        with storage(far.shown):
+            for name in (INPUTS, *(file.path for file in manifest.files)):
+                with suppress(FileNotFoundError):
+                    copy_files(far.file(name), near.file(name), far.filesystem, near.filesystem)
+        yield replace(manifest, directory=near)
 
 
 def _inputs(manifest: Manifest) -> Iterator[str]:

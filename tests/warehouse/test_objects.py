@@ -157,14 +157,19 @@ def test_what_a_killed_upload_or_expire_left_is_removed(endpoint, bucket, keys):
         assert {key.split("/")[2] for key in keys()} == left
 
 
-def test_a_checksum_that_differs_is_found(endpoint, bucket, capsys):
+def test_a_checksum_that_differs_and_a_file_that_is_gone_are_found(endpoint, bucket, capsys):
     root = f"s3://{bucket}/w"
     publish(root, ok("a"), run_id=OLD)
+    s3.client(endpoint).delete_object(Bucket=bucket, Key=f"w/runs/{OLD}/memcgs-00000.parquet")
     key = f"w/runs/{OLD}/targets-00000.parquet"
     content = s3.client(endpoint).get_object(Bucket=bucket, Key=key)["Body"].read()
     s3.client(endpoint).put_object(Bucket=bucket, Key=key, Body=content[:-9] + b"?" + content[-8:])
     assert cli.main(["verify", "latest", "-w", root]) == cli.FAILED
-    assert capsys.readouterr().out.splitlines()[0].startswith(f"s3://{bucket}/{key}: ")
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.partition(": ")[0] for line in lines} == {
+        f"s3://{bucket}/{key}",
+        f"s3://{bucket}/w/runs/{OLD}/memcgs-00000.parquet",
+    }
 
 
 def test_runs_of_one_endpoint_are_not_resumed_at_another(bucket, endpoint, monkeypatch):

@@ -400,7 +400,7 @@ def _verify(args: argparse.Namespace) -> int:
         for line in warehouse.problems(args.warehouse, run_id, query.check):
             problems += 1
             print(printable(line), flush=True)
-    print(f"{len(run_ids)} runs verified, {problems} problems", file=sys.stderr)
+    print(f"runs verified: {len(run_ids)}; problems: {problems}", file=sys.stderr)
     return FAILED if problems else OK
 
 

@@ -106,7 +106,7 @@ def verifiable(root: str | Path, run: str | None) -> list[str]:
     """
     store = at(root)
     with reachable(store):
-        names = store.names()
+        names = [name for name in store.names() if store.has(name) or not store.withdrawn(name)]
     return names if run is None else [_match(store, run, names, "published run")]
 
 
@@ -150,7 +150,7 @@ def read_staged(directory: Path) -> dict[str, Any]:
     try:
         run: dict[str, Any] = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise WarehouseError(f"{path}: not a staged run: {error}; remove its directory") from error
+        raise WarehouseError(f"{path}: not a staged run: {error}; lru-audit expire removes it") from error
     return run
 
 

@@ -203,9 +203,15 @@ def at(location: str | Path) -> Store:
     endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL") or ""
     scheme, _, host = endpoint.rpartition("://")
     filesystem = _s3(host.rstrip("/") or None, options.get("scheme") or scheme or None, options.get("region"))
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    staging = state / "lru-audit" / quote(f"s3://{path}" + (f"@{host}" if host else ""), safe="")
+    staging = _state() / "lru-audit" / quote(f"s3://{path}" + (f"@{host}" if host else ""), safe="")
     return _Objects(Folder(filesystem, path, f"s3://{path}"), staging)
+
+
+def _state() -> Path:
+    try:
+        return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    except RuntimeError as error:
+        raise LocationError("this account has no home to stage runs in: set XDG_STATE_HOME") from error
 
 
 @cache

@@ -67,7 +67,7 @@ def test_damage_is_a_line_that_names_the_file(two, how, capsys):
     for text in said:
         assert any(line.startswith(f"{two}/runs/{OLD}/") and text in line for line in lines), out
     assert all(OLD in line for line in lines)
-    assert err == f"2 runs verified, {len(lines)} problems\n"
+    assert err == f"runs verified: 2; problems: {len(lines)}\n"
     assert cli.main(["verify", NEW[:8], "-w", str(two)]) == cli.OK, "another run can be verified by itself"
 
 
@@ -80,7 +80,7 @@ def test_rows_that_contradict_one_another_are_a_problem_of_their_target(tmp_path
 
 def test_what_is_whole_has_no_problem(two, capsys):
     assert cli.main(["verify", "-w", str(two)]) == cli.OK
-    assert capsys.readouterr() == ("", "2 runs verified, 0 problems\n")
+    assert capsys.readouterr() == ("", "runs verified: 2; problems: 0\n")
 
 
 def test_runs_are_listed_with_coverage_and_size_and_so_is_what_is_staged(two, capsys):

@@ -117,6 +117,23 @@ def test_a_core_on_the_host_is_audited_there_with_the_same_rows(target):
     assert there["tables"] == here["tables"]
 
 
+def test_a_guest_on_the_host_is_reached_through_its_monitor_there(target, tmp_path):
+    """tests/lab/test_qmp.py audits real guests so."""
+    guest = dataclasses.replace(target, kind="qmp", source=str(tmp_path / "monitor"))
+    status, _, error = ending(guest)
+    assert status == "unreachable"
+    assert f"qmp:{tmp_path}/monitor: no such socket; start QEMU with -qmp" in error
+    with socket.socket(socket.AF_UNIX) as monitor:
+        monitor.bind(guest.source)
+        monitor.listen()
+        hangs_up = threading.Thread(target=lambda: monitor.accept()[0].close())
+        hangs_up.start()
+        status, _, error = ending(guest)
+        hangs_up.join()
+    assert status == "unreachable"
+    assert "closed without a greeting; is QEMU ending?" in error
+
+
 def test_through_a_jump_host(tmp_path, client, server):
     with Server(tmp_path / "jump") as jump:
         client.trust(jump)

@@ -10,6 +10,7 @@ import time
 
 import drgn
 
+from . import budget
 from .status import CollectError
 
 PREFIX = "qmp:"
@@ -42,16 +43,17 @@ def attach(source, vmcoreinfo=None):
         raise CollectError("no_drgn", message, "AttributeError")
     note = None if vmcoreinfo is None else _note(vmcoreinfo)
     monitor = _greeted(source)
-    prog = drgn.Program(vmcoreinfo=note)
+    guest = drgn.Program(vmcoreinfo=note)
     try:
-        prog.set_qemu_qmp(monitor.detach())  # drgn closes it
+        guest.set_qemu_qmp(monitor.detach())  # drgn closes it
     except Exception as e:
         # drgn has no class of its own for what a monitor answers, or leaves unanswered.
         raise CollectError("unreachable", "%s: %s" % (source, e), type(e).__name__) from e
-    if note is not None:
-        prog.set_linux_kernel_custom(note, True)
-    if "VMCOREINFO" not in prog:
-        raise CollectError("no_types", "%s: %s" % (source, _NO_VMCOREINFO), "LookupError")
+    if note is None:
+        if "VMCOREINFO" not in guest:
+            raise CollectError("no_types", "%s: %s" % (source, _NO_VMCOREINFO), "LookupError")
+        note = guest["VMCOREINFO"].string_()
+    prog = _counted(guest, note)
     _check_fits(prog, source, vmcoreinfo)
     return prog
 
@@ -103,6 +105,19 @@ def _not_connected(error, source):
     else:
         status, reason = "unreachable", error.strerror or str(error)
     return CollectError(status, "%s: %s" % (source, reason), type(error).__name__)
+
+
+def _counted(guest, note):
+    """Return a program on a guest's kernel whose reads count: process_vm_readv() is in nobody's /proc/PID/io."""
+
+    def read(address, size, offset, physical):
+        budget.count(size)
+        return guest.read(address, size, physical)
+
+    prog = drgn.Program(guest.platform, vmcoreinfo=note)
+    prog.add_memory_segment(0, (1 << 64) - 1, read, physical=True)
+    prog.set_linux_kernel_custom(note, True)
+    return prog
 
 
 def _note(path):

@@ -83,6 +83,28 @@ def test_a_runaway_ends_within_a_second_whatever_it_catches() -> None:
     assert done.stdout.startswith("over_budget needs more than 5000 reads; stopped after ")
 
 
+def test_reads_that_the_kernel_leaves_out_are_limited_as_well() -> None:
+    code = """
+    from pipeline.collector import budget, status
+
+    def audit():
+        for _ in range(5000):
+            budget.count(1 << 20)
+
+    try:
+        budget.within(5000, audit)
+    except status.CollectError as e:
+        print(e.status, e)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert done.stderr == ""
+    said = re.match(r"over_budget needs more than 5000 reads; stopped after (\d+) reads of (\d+) bytes", done.stdout)
+    assert int(said[1]) > 5000
+    assert int(said[2]) > 5000 << 20
+
+
 @pytest.mark.parametrize("mebibytes", [8, 10, 12, 14, 16, 20, 24, 32, 40, 48])
 def test_memory_over_the_budget_is_never_a_bad_core_or_a_crash(mebibytes: int) -> None:
     """Wherever it runs out: in the loader, in libkdumpfile, in drgn, in Python."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,15 @@ from tests.lab import boot, initramfs, kernels
 from tests.lab.boot import Monitor
 from tests.lab.bundle import COSTS
 from tests.lab.shapes import SHAPES
+from tests.transports.sshd import SSHD, USER, Client, Server
 
 pytestmark = pytest.mark.lab
 
 CHANGING = {*COSTS, "captured_at", "uptime_s", "slab_cache_active_objects", "slab_cache_bytes", "notes"}
 """Columns of targets that have the time, or that an idle kernel changes by a few; notes say that the guest ran."""
 LOWER_BOUND = "charged objects were counted while the kernel ran: a lower bound"
+ROOT = Path(__file__).parents[2]
+COUNT_IMPORTS = "from pipeline.collector import budget, snapshot; print(budget.reads()[0])"
 NO_PTRACE = ("setpriv", "--bounding-set", "-sys_ptrace")
 
 
@@ -65,7 +70,12 @@ class Guest:
         note = save_note(work)
         self.seen["vmcoreinfo"] = audit(source, "--vmcoreinfo", note)
         self.seen["another boot"] = audit(source, "--vmcoreinfo", of_another_boot(note))
-        self.seen["runner"] = runner.run(Target("guest", "qmp", str(socket)), 1, runner.Limits())
+        limit = self.seen["plain"].columns["reads"] // 2
+        self.seen["too many reads"] = audit(source, "--max-reads", str(limit))
+        target = Target("guest", "qmp", str(socket))
+        self.seen["runner"] = runner.run(target, 1, runner.Limits())
+        if SSHD is not None:
+            self.seen["over ssh"] = over_ssh(target, work)
         start = time.monotonic()
         with Monitor(socket):
             self.seen["busy"] = audit(source)
@@ -73,6 +83,19 @@ class Guest:
         self.seen["free again"] = audit(source)
         with Monitor(socket) as monitor:
             self.seen["status"] = monitor.call("query-status")["status"]
+
+
+def over_ssh(target: Target, work: Path) -> dict[str, Any]:
+    """Collect a target over ssh, on this machine."""
+    client = Client(work / "client")
+    with Server(work / "server") as server:
+        client.trust(server)
+        via = f"ssh:{USER}@127.0.0.1:{server.port}"
+        there = replace(target, via=via, python=sys.executable, ssh_config=str(client.config))
+        result = runner.run(there, 1, runner.Limits())
+    shutil.rmtree(work / "client")
+    shutil.rmtree(work / "server")
+    return result
 
 
 def save_note(work: Path) -> Path:
@@ -118,8 +141,11 @@ def test_a_running_guest_and_its_core_agree_row_for_row(guest: Guest, how: str) 
     assert running.tables == core.tables
 
 
-def test_the_runner_asks_for_the_same(guest: Guest) -> None:
-    result = guest.seen["runner"]
+@pytest.mark.parametrize(
+    "way", ["runner", pytest.param("over ssh", marks=pytest.mark.skipif(SSHD is None, reason="no sshd"))]
+)
+def test_the_runner_asks_for_the_same(guest: Guest, way: str) -> None:
+    result = guest.seen[way]
     assert result["attempt"]["status"] == "ok", result["attempt"]
     assert result["tables"] == guest.seen["plain"].tables
 
@@ -131,6 +157,15 @@ def test_a_busy_monitor_is_unreachable_in_5_s_with_remedies(guest: Guest) -> Non
     for remedy in ("second -qmp", "virsh dump --memory-only", "ssh"):
         assert remedy in failure.error
     assert 5 <= guest.seen["busy_s"] < 10
+
+
+def test_reads_of_a_guest_count_though_the_kernel_counts_none(guest: Guest) -> None:
+    """Each list_lru takes several, and Python none of these."""
+    columns = guest.seen["plain"].columns
+    bare = subprocess.check_output([sys.executable, "-c", COUNT_IMPORTS], cwd=ROOT, text=True)
+    assert columns["reads"] - int(bare) > 2 * columns["superblocks"]
+    failure = guest.seen["too many reads"]
+    assert (failure.status, failure.error_type) == ("over_budget", "OverBudget")
 
 
 def test_vmcoreinfo_of_another_boot_is_a_mismatch(guest: Guest) -> None:

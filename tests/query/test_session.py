@@ -143,9 +143,17 @@ def test_a_directory_named_like_a_partition_adds_no_column(tmp_path):
 def test_the_optimizer_with_wrong_sums_is_off_where_there_is_one(reading):
     known = reading.rows("SELECT name FROM duckdb_optimizers() WHERE name = 'partitioned_execution'")
     (setting,) = reading.rows("SELECT current_setting('disabled_optimizers') AS off")
-    assert setting["off"] == ("partitioned_execution" if known else "")
-    if not duckdb.__version__.startswith("1."):
-        assert known
+    assert ("partitioned_execution" in setting["off"]) == bool(known)
+    assert bool(known) != duckdb.__version__.startswith("1.")
+
+
+def test_addresses_above_a_bigint_join(tmp_path):
+    """What one side of a join has is a filter for the other, which DuckDB 1.5 cannot pass on to Arrow."""
+    publish(tmp_path, ok("a", mounts=50), ok("b", mounts=50))
+    query = "SELECT fstype, superblocks FROM fstype_waste WHERE target = 'a' AND fstype IS NOT NULL ORDER BY fstype"
+    for confined in (False, True):
+        found = session(tmp_path, confined=confined).rows(query)
+        assert found == [{"fstype": "overlay", "superblocks": 25}, {"fstype": "tmpfs", "superblocks": 25}]
 
 
 def test_a_sum_of_users_is_exact(confined):

@@ -1,0 +1,35 @@
+"""The SQL passes its tests on the oldest DuckDB that setup.cfg allows too; the suite itself runs on the newest."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_sql_on_the_oldest_duckdb(tmp_path: Path) -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    (oldest,) = re.findall(r"^duckdb>=([\d.]+),<", config["options"]["install_requires"], re.MULTILINE)
+    assert not duckdb.__version__.startswith(oldest)
+    target = tmp_path / "oldest"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*install, "--target", str(target), f"duckdb=={oldest}"], check=True, timeout=300)
+
+    environment = {**os.environ, "PYTHONPATH": f"{target}{os.pathsep}{ROOT}"}
+    version = [sys.executable, "-c", "import duckdb; print(duckdb.__version__)"]
+    found = subprocess.run(version, env=environment, check=True, capture_output=True, text=True).stdout
+    assert found.strip() == oldest
+    for selected in (["tests/sql", "-k", "parquet"], ["tests/query"]):
+        suite = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *selected]
+        done = subprocess.run(
+            suite, cwd=ROOT, env=environment, check=False, capture_output=True, text=True, timeout=900
+        )
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -100,7 +100,7 @@ def _declared(field: pa.Field) -> Column:
 def _read(text: str) -> set[str]:
     """Return the names that a statement reads from or calls, after `CREATE ... AS`."""
     code = "\n".join(filter(_is_code, text.splitlines())).partition(" AS")[2]
-    return {table or called for table, called in re.findall(r"\b(?:FROM|JOIN) (\w+)|(\w+)\(", code)}
+    return {table or called for table, called in re.findall(r"\b(?:FROM|JOIN)\s+(\w+)|(\w+)\(", code)}
 
 
 def _is_code(line: str) -> bool:

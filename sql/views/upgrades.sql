@@ -21,8 +21,6 @@ SELECT
     to_captured_at,
     from_kernel_release,
     to_kernel_release,
-    from_layout,
-    to_layout,
     rebooted,
     comparable,
     predicted_saves_bytes,
@@ -30,7 +28,12 @@ SELECT
     round(100.0 * freed_bytes / nullif(predicted_saves_bytes, 0), 2) AS pct_of_predicted,
     from_uptime_s,
     to_uptime_s,
+    memcg_nr_cache_ids_delta,
     superblocks_delta,
-    online_memcgs_delta
+    online_memcgs_delta,
+    list_lru_bytes_delta,
+    wasted_bytes_delta,
+    from_layout,
+    to_layout
 FROM changed
 ORDER BY audit, target, to_captured_at, to_run_id;

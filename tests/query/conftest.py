@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,23 +17,23 @@ VMCORES = Path(__file__).parents[1] / "vmcores"
 
 
 @pytest.fixture(scope="session")
-def bundled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A warehouse with one run of audit `bundled`: every core, labelled with its nodes, and a file that is none."""
-    root = tmp_path_factory.mktemp("bundled")
-    cores = sorted(VMCORES.glob("*/vmcore"))
-    targets = [
-        Target(f"{core.parent.name}/vmcore", "vmcore", str(core), labels={"nodes": core.parent.name.rpartition("-")[2]})
-        for core in cores
-        if core.parent.name != "bytedance"
-    ]
-    targets.append(Target("bytedance/vmcore", "vmcore", str(VMCORES / "bytedance" / "vmcore")))
-    targets.append(Target("readme", "vmcore", str(VMCORES / "README.md"), labels={"nodes": "none"}))
-    known = run("20270101T000000Z-0000b0d1", audit="bundled", started_at=NEWER_THAN_ANY_KEPT, targets=len(targets))
-    staging = warehouse.Staging.create(root, known)
+def attempts() -> dict[str, dict[str, Any]]:
+    """What the runner got of each core, and of a file that is none, by name."""
+    files = {path.parent.name: path for path in sorted(VMCORES.glob("*/vmcore"))} | {"readme": VMCORES / "README.md"}
+    targets = [Target(name, "vmcore", str(path)) for name, path in files.items()]
     with ThreadPoolExecutor(2) as pool:
-        for target, attempt in zip(
-            targets, pool.map(lambda target: runner.run(target, 1, runner.Limits()), targets), strict=True
-        ):
-            staging.append(runner.outcome(target, [attempt]))
+        return dict(zip(files, pool.map(lambda target: runner.run(target, 1, runner.Limits()), targets), strict=True))
+
+
+@pytest.fixture(scope="session")
+def bundled(attempts: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A warehouse with one run of audit `bundled`: every core, all but the server's labelled with its nodes."""
+    root = tmp_path_factory.mktemp("bundled")
+    known = run("20270101T000000Z-0000b0d1", audit="bundled", started_at=NEWER_THAN_ANY_KEPT, targets=len(attempts))
+    staging = warehouse.Staging.create(root, known)
+    for name, attempt in attempts.items():
+        labels = {} if name == "bytedance" else {"nodes": name.rpartition("-")[2]}
+        target = Target(name if name == "readme" else f"{name}/vmcore", "vmcore", f"/cores/{name}", labels=labels)
+        staging.append(runner.outcome(target, [attempt]))
     staging.publish(query.check)
     return root

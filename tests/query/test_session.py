@@ -38,8 +38,9 @@ VIEWS = {
         list_lru_bytes_delta wasted_bytes_delta from_uptime_s to_uptime_s from_layout to_layout from_lazy_basis
         to_lazy_basis from_list_lru_bytes to_list_lru_bytes from_wasted_bytes to_wasted_bytes""",
     "upgrades": """audit target from_run_id to_run_id from_captured_at to_captured_at from_kernel_release
-        to_kernel_release from_layout to_layout rebooted comparable predicted_saves_bytes freed_bytes pct_of_predicted
-        from_uptime_s to_uptime_s superblocks_delta online_memcgs_delta""",
+        to_kernel_release rebooted comparable predicted_saves_bytes freed_bytes pct_of_predicted from_uptime_s
+        to_uptime_s memcg_nr_cache_ids_delta superblocks_delta online_memcgs_delta list_lru_bytes_delta
+        wasted_bytes_delta from_layout to_layout""",
     "missing": "target last_ok_run_id last_ok_at audit run_id status error_type error",
 }
 BREAKDOWNS = ("superblock_waste", "fstype_waste", "cgroup_waste")

@@ -8,9 +8,11 @@ from collections import Counter
 
 import pytest
 
+from pipeline import runner
+from pipeline.inventory import Target
 from pipeline.query import views
-from tests.query.conftest import VMCORES
-from tests.warehouse.outcomes import session
+from tests.query.conftest import NEWER_THAN_ANY_KEPT, VMCORES
+from tests.warehouse.outcomes import publish, session
 
 CORES = sorted(path.parent.name for path in VMCORES.glob("*/vmcore"))
 LAZY = ["deb61-n2", "deb612-n4", "deb7-n2"]
@@ -144,7 +146,8 @@ def test_the_superblocks_of_one_machine_that_cost_most(reading):
 def test_a_label_has_its_failed_targets_and_those_without_it(reading):
     rows = {row["value"]: row for row in reading.rows("FROM label_waste")}
     assert {row["label"] for row in rows.values()} == {"nodes"}
-    assert (rows["none"]["targets"], rows["none"]["hosts"], rows["none"]["list_lru_bytes"]) == (1, 0, 0)
+    failed = rows["readme"]
+    assert (failed["targets"], failed["hosts"], failed["list_lru_bytes"]) == (1, 0, 0)
     assert (rows[None]["targets"], rows[None]["hosts"], rows[None]["list_lru_bytes"]) == (1, 1, SERVER_BYTES)
     assert rows["n4"]["targets"] == len([core for core in CORES if core.endswith("-n4")])
 
@@ -152,3 +155,20 @@ def test_a_label_has_its_failed_targets_and_those_without_it(reading):
 def test_what_failed_is_missing(reading):
     (found,) = reading.rows("FROM missing")
     assert (found["target"], found["status"], found["last_ok_run_id"]) == ("readme", "bad_core", None)
+
+
+def test_an_upgrade_frees_what_was_predicted_of_it(attempts, tmp_path):
+    """5.10 and 6.1 booted to do the same work: what was predicted of the first, the second holds less.
+
+    The second mounted one superblock more.
+    """
+    for day, core in enumerate(("deb510-n2", "deb61-n2", "deb61-n2")):
+        outcome = runner.outcome(Target("db-1", "vmcore", f"/cores/{core}"), [attempts[core]])
+        publish(tmp_path, outcome, audit="fleet", started_at=NEWER_THAN_ANY_KEPT + day * 86_400_000_000)
+    (upgrade,) = session(tmp_path).rows("FROM upgrades")
+    assert (upgrade["from_layout"], upgrade["to_layout"]) == ("array_rcu", "xarray")
+    assert (upgrade["rebooted"], upgrade["comparable"], upgrade["superblocks_delta"]) == (True, True, 1)
+    assert upgrade["freed_bytes"] == pytest.approx(upgrade["predicted_saves_bytes"], rel=0.01)
+    assert upgrade["predicted_saves_bytes"] > 4_000_000
+    same = session(tmp_path).rows("FROM growth")[1]
+    assert (same["rebooted"], same["list_lru_bytes_delta"]) == (False, 0)

@@ -30,13 +30,14 @@ _PACKAGES = ("ray", "duckdb", "pyarrow", "drgn")
 
 def main() -> int:
     args = _arguments()
+    where = machine()
     rows: list[dict[str, Any]] = []
     size = "full" if args.full else "small"
     for name in args.names or BENCHMARKS:
         for row in _measured(name, args.full):
             rows.append({"benchmark": name, **_as_dict(row)})
             print(_line(rows[-1]), file=sys.stderr, flush=True)
-    found = {"machine": machine(), "size": size, "rows": rows}
+    found = {"machine": where, "size": size, "rows": rows}
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     for line in table(found):
@@ -45,7 +46,7 @@ def main() -> int:
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures depend on."""
+    """Return what the figures depend on, the load of the last minute included."""
     cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     models = {line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")}
     found = {
@@ -54,6 +55,7 @@ def machine() -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "load_average": os.getloadavg()[0],
     }
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -66,7 +68,7 @@ def table(found: dict[str, Any]) -> Iterator[str]:
     where = found["machine"]
     versions = ", ".join(f"{name} {where[name]}" for name in ("python", *_PACKAGES) if name in where)
     yield f"{where['cores']} cores of {where['cpu']}, {where['memory_bytes'] / 2**30:.0f} GiB, Linux {where['kernel']};"
-    yield f"{versions}; size {found['size']}."
+    yield f"{versions}; load {where['load_average']:.1f} before; size {found['size']}."
     yield ""
     yield "| benchmark | what | figure | compared with | its figure | ratio | budget | holds |"
     yield "|---|---|---|---|---|---|---|---|"

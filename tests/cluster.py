@@ -51,6 +51,7 @@ class Cluster:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
         # Ray writes over the environment of its agents without SPT_NOENV.
         auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "TEST_WORD": word, "SPT_NOENV": "1"}
+        auth["RAY_DASHBOARD_STARTUP_TIMEOUT_S"] = "300"  # a busy machine needs more than 60
         command = [self.ray, "start", *place, "--node-ip-address", ip]
         command += ["--num-cpus", "0" if ip == HEAD else "1", "--object-store-memory", str(_OBJECT_STORE_BYTES)]
         command += ["--disable-usage-stats", "--temp-dir", self.folder / ip[-1]]

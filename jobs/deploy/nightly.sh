@@ -5,7 +5,7 @@
 set -u
 
 data=${LRU_AUDIT_DATA:-/var/lib/lru-audit}
-export LRU_AUDIT_WAREHOUSE="$data/warehouse"
+export LRU_AUDIT_WAREHOUSE="${LRU_AUDIT_WAREHOUSE:-$data/warehouse}"
 
 python -m pipeline.jobs.audit --audit nightly "$@"
 code=$?

@@ -65,7 +65,7 @@ class Session:
         self._spill = tempfile.mkdtemp(prefix="lru-audit-")
         weakref.finalize(self, shutil.rmtree, self._spill, ignore_errors=True)
         with _one_line_errors():
-            self._configure(memory_mib or _half_of_memory_mib())
+            self._configure(memory_mib or _half_of_memory_mib(), registered)
             for name, dataset in tables.items():
                 if registered:
                     self._connection.register(f"stored_{name}", dataset)
@@ -105,14 +105,14 @@ class Session:
         finally:
             self._connection.execute("ROLLBACK")
 
-    def _configure(self, memory_mib: int) -> None:
+    def _configure(self, memory_mib: int, registered: bool) -> None:
         execute = self._connection.execute
         execute("SET TimeZone = 'UTC'")
         execute("SET enable_progress_bar = false")
         execute(f"SET temp_directory = {_quoted(self._spill)}")
         execute(f"SET memory_limit = '{memory_mib}MiB'")
         off = [_WRONG_OPTIMIZER]
-        if self._confined and duckdb.__version__.startswith("1."):
+        if registered and duckdb.__version__.startswith("1."):
             off.append(_FAILING_OPTIMIZER)
         known = {name for (name,) in execute("SELECT name FROM duckdb_optimizers()").fetchall()}
         execute(f"SET disabled_optimizers = {_quoted(','.join(name for name in off if name in known))}")

@@ -27,7 +27,7 @@ def commands_of_the_service() -> list[list[str]]:
 
 @pytest.fixture
 def nightly(tmp_path: Path):
-    """Run nightly.sh with a python that writes down what it is called with and exits as it is told."""
+    """Run nightly.sh with a python that writes down its arguments and exits with the code given to the job's name."""
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     python.write_text(
@@ -39,11 +39,11 @@ def nightly(tmp_path: Path):
     )
     python.chmod(0o755)
 
-    def run(*arguments: str, **codes: int) -> tuple[int, list[list[str]]]:
+    def run(*arguments: str, **variables: int | str) -> tuple[int, list[list[str]]]:
         called = tmp_path / "called"
         called.unlink(missing_ok=True)
         env = {"PATH": f"{python.parent}:{os.defpath}", "CALLED": str(called), "LRU_AUDIT_DATA": "/data"}
-        env |= {name: str(code) for name, code in codes.items()}
+        env |= {name: str(value) for name, value in variables.items()}
         done = subprocess.run(["sh", DEPLOY / "nightly.sh", *arguments], env=env, check=False)
         return done.returncode, [json.loads(line) for line in called.read_text().splitlines()]
 
@@ -111,6 +111,11 @@ def test_the_script_fails_where_somebody_has_to_look(nightly, codes: dict[str, i
     code, called = nightly("-i", "fleet.yaml", **codes)
     assert code == expected
     assert [command[2] for command in called][:2] == ["pipeline.jobs.audit", "pipeline.jobs.report"]
+
+
+def test_the_warehouse_may_be_on_an_object_store(nightly) -> None:
+    _, called = nightly("-i", "fleet.yaml", LRU_AUDIT_WAREHOUSE="s3://bucket/prefix")
+    assert {warehouse for warehouse, *_ in called} == {"s3://bucket/prefix"}
 
 
 def test_an_argument_with_a_space_stays_one(nightly) -> None:

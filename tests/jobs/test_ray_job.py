@@ -1,4 +1,4 @@
-"""`ray job submit` with the script of jobs/deploy/, on a cluster whose nodes have only Ray and the job's wheel."""
+"""`ray job submit` with the script of jobs/deploy/, on a cluster whose nodes have Ray; the wheel comes with the job."""
 
 from __future__ import annotations
 

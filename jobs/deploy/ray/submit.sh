@@ -1,8 +1,8 @@
 #!/bin/sh
 # An audit as a job of a Ray cluster that runs already: submit.sh ARGUMENTS, those of `lru-audit run`.
-# In the current folder: nightly.sh, the wheel of list-lru-audit and what ARGUMENTS name, such as the inventory. All of it
-# goes to the nodes, where pip installs the wheel and what it needs for this job only; give RAY_API_SERVER_ADDRESS, and
-# RAY_AUTH_MODE=token with RAY_AUTH_TOKEN_PATH. The warehouse is a path of the head, below LRU_AUDIT_DATA.
+# In the current folder: nightly.sh, the wheel of list-lru-audit, and what ARGUMENTS name, such as the inventory. All of
+# it goes to the nodes, where pip installs the wheel and what it needs for this job only. Wants RAY_API_SERVER_ADDRESS,
+# and RAY_AUTH_MODE=token with RAY_AUTH_TOKEN_PATH. The warehouse is a path of the head, below LRU_AUDIT_DATA.
 set -eu
 
 wheel=$(ls list_lru_audit-*.whl)

@@ -367,20 +367,9 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _sql(args: argparse.Namespace) -> int:
-    from pipeline import query, warehouse
-    from pipeline.report import rows
+    from pipeline import adhoc
 
-    if (args.query is None) == (args.file is None):
-        raise UsageError("sql takes one query, as an argument or with -f FILE")
-    try:
-        text = args.query if args.file is None else args.file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{args.file}: not UTF-8: {error.reason} at byte {error.start}") from error
-    with warehouse.reading(args.warehouse) as tables:
-        if not tables["runs"].files:
-            print(f"no published run in {args.warehouse}: every table is empty", file=sys.stderr)
-        result = query.Session(tables, confined=True).sql(text)
-    rows.FORMATS[args.format](result, sys.stdout.buffer if args.format == "parquet" else sys.stdout)
+    adhoc.run(args)
     return OK
 
 
@@ -560,12 +549,29 @@ def _parser() -> argparse.ArgumentParser:
         _sql,
         "sql",
         "query the warehouse, read-only",
-        'lru-audit sql "FROM host_waste"\n  lru-audit sql --format csv "SELECT * FROM fstype_waste"',
+        'lru-audit sql "FROM host_waste"\n'
+        "  lru-audit sql --param target=db1 --format csv 'SELECT * FROM targets WHERE target = $target'\n"
+        "  lru-audit sql --print-init > audit.sql && duckdb -init audit.sql",
     )
-    sql.add_argument("query", metavar="QUERY", nargs="?", help="one SELECT; DuckDB's dialect")
+    sql.add_argument("query", metavar="QUERY", nargs="?", help="one SELECT in DuckDB's dialect; - reads it from stdin")
     sql.add_argument("-f", "--file", type=Path, help="file with the query")
+    sql.add_argument(
+        "--param", metavar="NAME=VALUE", action="append", default=[], help="value of $NAME in the query; again for more"
+    )
+    sql.add_argument("--run", help="only this run: its id, a unique prefix of it, or latest")
+    sql.add_argument("--audit", help="only runs of this audit")
     formats = ("table", "csv", "json", "jsonl", "markdown", "parquet")
-    sql.add_argument("--format", choices=formats, default="table")
+    sql.add_argument("--format", choices=formats, help="(default: by the suffix of -o, else table)")
+    sql.add_argument("-o", "--output", type=Path, help="file to write instead of stdout")
+    sql.add_argument("--timeout", type=_seconds, default=300.0, help="seconds for the query (%(default)g)")
+    sql.add_argument(
+        "--memory", type=_memory, metavar="SIZE", help="most that it may use, such as 4GiB (default: half)"
+    )
+    sql.add_argument(
+        "--print-init",
+        action="store_true",
+        help="print the SQL that makes the views in any DuckDB, as for duckdb -init FILE; runs no query",
+    )
     _add_warehouse(sql)
 
     _add_keeping(commands)
@@ -792,6 +798,16 @@ def _seconds(text: str) -> float:
     if not 0 < value < 1e6:
         raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
     return value
+
+
+def _memory(text: str) -> int:
+    match = re.fullmatch(r"(?i)(\d+(?:\.\d+)?) ?([kmgt])?(i)?b?", text)
+    if match is None or (match[3] and not match[2]):
+        raise argparse.ArgumentTypeError(f"{text!a} is no size such as 512MiB or 4GiB")
+    size = float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index((match[2] or " ").lower())
+    if not 1 << 24 <= size < 1 << 50:
+        raise argparse.ArgumentTypeError(f"{text}: a query needs 16MiB or more")
+    return int(size)
 
 
 def _python(text: str) -> str:

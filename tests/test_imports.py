@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 COMMON = {"pipeline", "text", "collector.status"}
 ROOMS = {
     "cli": {"inventory", "plan", "fanout", "runner", "progress", "warehouse", "query", "report"}
-    | {"inspect", "estimate", "listing", "wheels", "collector.cost"},
+    | {"adhoc", "inspect", "estimate", "listing", "wheels", "collector.cost"},
     "__main__": {"cli"},
     "inventory": set(),
     "plan": {"inventory"},
@@ -28,6 +28,7 @@ ROOMS = {
     "warehouse": {"data"},
     "query": {"data"},
     "report": {"query", "data"},
+    "adhoc": {"warehouse", "query", "report"},
     "inspect": {"collector.cost"},
     "estimate": {"collector.cost"},
     "listing": set(),

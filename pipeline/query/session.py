@@ -1,8 +1,8 @@
 """One DuckDB session: its settings and their order, the tables bound, the macros and views of `sql/` made.
 
-Two bindings. The project's own SQL reads Parquet directly, but from an object store over registered Arrow datasets. SQL
-that a user typed is confined: it runs without any file access over registered Arrow datasets, under locked settings, in
-a transaction that cannot write.
+Two bindings: DuckDB reads Parquet itself, or has no file access at all and reads registered Arrow datasets, as it does
+from an object store. The project's own SQL takes the first. SQL that a user typed is confined, by locked settings and a
+transaction that cannot write, and takes the first only where the kernel keeps it from other files as well.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pyarrow.dataset as ds
 from pipeline.query import views
 
 # Drops a filter on a hive column and returns wrong sums in 2.0.0; 1.5 has no such optimizer.
-_WRONG_OPTIMIZER = "partitioned_execution"
+WRONG_OPTIMIZER = "partitioned_execution"
 # Hands a scan the keys of a join; 1.5 fails to hand an Arrow scan those above 2^63 - 1, and so are kernel addresses.
 _FAILING_OPTIMIZER = "join_filter_pushdown"
 
@@ -30,10 +30,10 @@ _CONFINEMENT = (
     "SET python_enable_replacements = false",
     "SET autoload_known_extensions = false",
     "SET autoinstall_known_extensions = false",
-    "SET temp_directory = ''",
     "SET enable_external_access = false",
     "SET lock_configuration = true",
 )
+_BATCH_ROWS = 65_536
 _READING = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
 
 
@@ -48,7 +48,8 @@ class Session:
 
     :param tables: the dataset of each table, as `warehouse.tables` gives them; one without files is an empty table.
     :param confined: for SQL that a user typed: one reading statement at a time and nothing but these tables.
-    :param memory_mib: what DuckDB may use before it spills; default half of the machine's.
+    :param landlocked: the kernel keeps this process from all other files: let DuckDB read those of the tables.
+    :param memory_bytes: most that DuckDB may use; default half of this machine's.
     """
 
     def __init__(
@@ -56,29 +57,32 @@ class Session:
         tables: Mapping[str, ds.FileSystemDataset],
         *,
         confined: bool = False,
-        memory_mib: int | None = None,
+        landlocked: bool = False,
+        memory_bytes: int | None = None,
     ) -> None:
         self._confined = confined
-        registered = confined or any(dataset.filesystem.type_name != "local" for dataset in tables.values())
+        local = all(dataset.filesystem.type_name == "local" for dataset in tables.values())
+        self._reads_files = local and (landlocked or not confined)
+        self._made: list[str] = []
         self._connection = duckdb.connect(":memory:")
-        # What does not fit into memory goes to a directory of this session, not to `.tmp` where the user stands.
-        self._spill = tempfile.mkdtemp(prefix="lru-audit-")
-        weakref.finalize(self, shutil.rmtree, self._spill, ignore_errors=True)
         with _one_line_errors():
-            self._configure(memory_mib or _half_of_memory_mib(), registered)
+            self._configure(memory_bytes or half_of_memory_bytes())
             for name, dataset in tables.items():
-                if registered:
-                    self._connection.register(f"stored_{name}", dataset)
-                else:
+                if self._reads_files:
                     self._declare(name, dataset)
+                else:
+                    self._connection.register(f"stored_{name}", dataset)
             for statement in views.statements().values():
-                self._connection.execute(statement)
+                self._make(statement)
             if confined:
                 self._comment({name: dataset.schema for name, dataset in tables.items()})
-            if not registered:
+            if self._reads_files:
                 # Not sooner: each view made above would open every file to bind its columns.
                 for name, dataset in tables.items():
                     self._bind(name, dataset)
+            if landlocked:
+                files = [_quoted(file) for dataset in tables.values() for file in dataset.files]
+                self._connection.execute(f"SET allowed_paths = [{', '.join(files)}]")
             for setting in _CONFINEMENT if confined else ():
                 self._connection.execute(setting)
 
@@ -87,51 +91,76 @@ class Session:
 
         :param params: values of the `$name` parameters in the query.
         """
+        with self.stream(query, params) as reader:
+            return reader.read_all()
+
+    @contextmanager
+    def stream(self, query: str, params: Mapping[str, Any] | None = None) -> Iterator[pa.RecordBatchReader]:
+        """Run one query and yield a reader of its rows as they come; what that raises becomes a QueryError."""
         with _one_line_errors():
-            if self._confined:
-                return self._read_only(query, params)
-            return self._connection.sql(query, params=params).to_arrow_table()
+            if not self._confined:
+                with self._reader(query, params) as reader:
+                    yield reader
+                return
+            _refuse_all_but_reading(self._connection.extract_statements(query))
+            self._connection.execute("BEGIN TRANSACTION READ ONLY")
+            try:
+                with self._reader(query, params) as reader:
+                    yield reader
+            finally:
+                self._connection.execute("ROLLBACK")
 
     def rows(self, query: str, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """Run one query and return its rows as dicts."""
         rows: list[dict[str, Any]] = self.sql(query, params).to_pylist()
         return rows
 
-    def _read_only(self, query: str, params: Mapping[str, Any] | None) -> pa.Table:
-        _refuse_all_but_reading(self._connection.extract_statements(query))
-        self._connection.execute("BEGIN TRANSACTION READ ONLY")
-        try:
-            return self._connection.sql(query, params=params).to_arrow_table()
-        finally:
-            self._connection.execute("ROLLBACK")
+    def definitions(self) -> list[str]:
+        """Return the statements that make its tables, macros and views, each after those that it names."""
+        tables = self.rows("SELECT sql FROM duckdb_tables() WHERE schema_name = 'main' ORDER BY table_name")
+        return [*(row["sql"] for row in tables), *self._made]
 
-    def _configure(self, memory_mib: int, registered: bool) -> None:
+    def _reader(self, query: str, params: Mapping[str, Any] | None) -> pa.RecordBatchReader:
+        # With parameters sql() of 1.5 gathers all rows in Python first, and execute() of 2.0 copies them.
+        if params and duckdb.__version__.startswith("1."):
+            return self._connection.execute(query, params).to_arrow_reader(_BATCH_ROWS)
+        return self._connection.sql(query, params=params).to_arrow_reader(_BATCH_ROWS)
+
+    def _configure(self, memory_bytes: int) -> None:
         execute = self._connection.execute
         execute("SET TimeZone = 'UTC'")
         execute("SET enable_progress_bar = false")
-        execute(f"SET temp_directory = {_quoted(self._spill)}")
-        execute(f"SET memory_limit = '{memory_mib}MiB'")
-        off = [_WRONG_OPTIMIZER]
-        if registered and duckdb.__version__.startswith("1."):
+        execute(f"SET memory_limit = '{memory_bytes >> 20}MiB'")
+        execute(f"SET temp_directory = {_quoted('' if self._confined else self._spill_directory())}")
+        off = [WRONG_OPTIMIZER]
+        if not self._reads_files and duckdb.__version__.startswith("1."):
             off.append(_FAILING_OPTIMIZER)
         known = {name for (name,) in execute("SELECT name FROM duckdb_optimizers()").fetchall()}
         execute(f"SET disabled_optimizers = {_quoted(','.join(name for name in off if name in known))}")
+
+    def _spill_directory(self) -> str:
+        """Make a directory for what does not fit into memory, not `.tmp` where the user stands."""
+        directory = tempfile.mkdtemp(prefix="lru-audit-")
+        weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
+        return directory
 
     def _declare(self, name: str, dataset: ds.FileSystemDataset) -> None:
         """Make `stored_<name>` without rows."""
         self._connection.register("no_rows", dataset.schema.empty_table())
         self._connection.execute(f"CREATE TABLE no_{name} AS FROM no_rows")
         self._connection.unregister("no_rows")
-        self._connection.execute(f"CREATE VIEW stored_{name} AS FROM no_{name}")
+        self._make(f"CREATE VIEW stored_{name} AS FROM no_{name};")
 
     def _bind(self, name: str, dataset: ds.FileSystemDataset) -> None:
         """Make `stored_<name>`, with every column of the schema also where older files lack it."""
         files = ", ".join(_quoted(file) for file in dataset.files)
         stored = f"read_parquet([{files}], union_by_name = true, hive_partitioning = false)"
         if files:
-            self._connection.execute(
-                f"CREATE OR REPLACE VIEW stored_{name} AS FROM no_{name} UNION ALL BY NAME FROM {stored}"
-            )
+            self._make(f"CREATE OR REPLACE VIEW stored_{name} AS FROM no_{name} UNION ALL BY NAME FROM {stored};")
+
+    def _make(self, statement: str) -> None:
+        self._connection.execute(statement)
+        self._made.append(statement)
 
     def _comment(self, schemas: Mapping[str, pa.Schema]) -> None:
         """Say in DuckDB what every view and column means, for `duckdb_views()` and `duckdb_columns()`."""
@@ -149,8 +178,9 @@ def _one_line_errors() -> Iterator[None]:
         raise QueryError(" ".join(text.split())) from error
 
 
-def _half_of_memory_mib() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**21
+def half_of_memory_bytes() -> int:
+    """Return half of this machine's memory, in bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _quoted(text: str) -> str:

@@ -17,11 +17,24 @@ from rich.cells import cell_len
 from pipeline.report import escape
 from pipeline.text import printable
 
+_TABLE_ROWS = 1_000
+_TABLE_CELL_CHARACTERS = 500
+
+
+class FormatError(Exception):
+    """A format has no place for a result; the message is one line."""
+
+    exit_code = 1
+
 
 def table(result: pa.Table, file: TextIO) -> None:
-    """Write aligned columns for a reader, each as wide as its widest cell."""
-    titles = [printable(name) for name in result.column_names]
-    cells = [[printable(cell(value)) for value in row] for row in values(result)]
+    """Write aligned columns for a reader, each as wide as its widest cell: the first rows, the start of long cells."""
+    if result.column_names == ["explain_key", "explain_value"]:
+        for line in "\n".join(result["explain_value"].to_pylist()).splitlines():
+            file.write(printable(line) + "\n")
+        return
+    titles = [_short(name) for name in result.column_names]
+    cells = [[_short(cell(value)) for value in row] for row in values(result.slice(0, _TABLE_ROWS))]
     widths = [max(map(cell_len, column)) for column in zip(titles, *cells, strict=True)]
     right = [_is_number(field.type) for field in result.schema]
     for row in (titles, ["-" * width for width in widths], *cells):
@@ -30,6 +43,8 @@ def table(result: pa.Table, file: TextIO) -> None:
             for text, width, to_right in zip(row, widths, right, strict=True)
         )
         file.write("  ".join(padded).rstrip() + "\n")
+    if result.num_rows > _TABLE_ROWS:
+        file.write(f"the first {_TABLE_ROWS:,} of {result.num_rows:,} rows; another --format has them all\n")
 
 
 def csv(result: pa.Table, file: TextIO) -> None:
@@ -64,8 +79,15 @@ def markdown(result: pa.Table, file: TextIO) -> None:
 
 
 def parquet(result: pa.Table, file: BinaryIO) -> None:
-    """Write a Parquet file; the only format that needs a binary file."""
-    pq.write_table(result, file, compression="zstd")
+    """Write a Parquet file; the only format that needs a binary file.
+
+    Raises FormatError for a type that Parquet does not have.
+    """
+    try:
+        pq.write_table(result, file, compression="zstd")
+    except pa.ArrowException as error:
+        why = printable(str(error).splitlines()[0])
+        raise FormatError(f"Parquet cannot hold this result, cast it or take another --format: {why}") from error
 
 
 FORMATS: dict[str, Callable[[pa.Table, Any], None]] = {
@@ -136,6 +158,11 @@ def _plain(value: Any, kind: pa.DataType) -> Any:
         case list():
             return [_plain(entry, kind.value_type) for entry in value]
     return str(value)
+
+
+def _short(text: str) -> str:
+    text = printable(text[: _TABLE_CELL_CHARACTERS + 1])
+    return text if len(text) <= _TABLE_CELL_CHARACTERS else text[: _TABLE_CELL_CHARACTERS - 3] + "..."
 
 
 def _is_number(kind: pa.DataType) -> bool:

@@ -196,9 +196,12 @@ def tables(root: str | Path) -> dict[str, ds.FileSystemDataset]:
 
 
 @contextmanager
-def reading(root: str | Path) -> Iterator[dict[str, ds.FileSystemDataset]]:
-    """Yield every table over all published runs; what fails because one of those was expired says so instead."""
-    found = runs(root)
+def reading(root: str | Path, chosen: Sequence[Manifest] | None = None) -> Iterator[dict[str, ds.FileSystemDataset]]:
+    """Yield every table over published runs; what fails because one of those was expired says so instead.
+
+    :param chosen: these of the runs, default all.
+    """
+    found = runs(root) if chosen is None else chosen
     try:
         yield datasets(found)
     except Exception as error:

@@ -1,0 +1,117 @@
+"""The sql command: where a query comes from, which runs it is about, and where its result goes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline import query, warehouse
+from pipeline.report import rows
+
+_QUERY_BYTES = 1 << 20
+_SUFFIXES = {".csv": "csv", ".json": "json", ".jsonl": "jsonl", ".md": "markdown", ".parquet": "parquet"}
+
+
+class UsageError(Exception):
+    """The arguments make no sense together; the message is one line."""
+
+    exit_code = 2
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run one query over the published runs, or print the script that makes the views elsewhere."""
+    suffix = args.output.suffix if args.output is not None else ""
+    form = "sql" if args.print_init else args.format or _SUFFIXES.get(suffix, "table")
+    if form == "parquet" and args.output is None and sys.stdout.isatty():
+        raise UsageError("parquet is not for a terminal: name a file with -o, or pipe it")
+    if args.print_init and (args.query is not None or args.file is not None):
+        raise UsageError("--print-init runs no query")
+    text = "" if args.print_init else _query(args)
+    params = _params(args.param)
+    published = _published(args)
+    if not published:
+        print(f"no published run in {args.warehouse}: every table is empty", file=sys.stderr)
+    limits = query.Limits(args.timeout, args.memory or query.Limits.memory_bytes)
+    with warehouse.reading(args.warehouse, published) as tables:
+        answer = query.script(tables) if args.print_init else query.ask(tables, text, params, limits)
+    if isinstance(answer, str):
+        with _output(args.output) as file:
+            file.write(answer)
+        return
+    with _output(args.output, binary=form == "parquet") as file:
+        rows.FORMATS[form](answer, file)
+
+
+def _query(args: argparse.Namespace) -> str:
+    """Return the one query that is given."""
+    if (args.query is None) == (args.file is None):
+        raise UsageError("sql takes one query: as an argument, with -f FILE, or - for stdin")
+    if args.file is not None:
+        with args.file.open("rb") as file:
+            return _text(str(args.file), file.read(_QUERY_BYTES + 1))
+    if args.query == "-":
+        return _text("stdin", sys.stdin.buffer.read(_QUERY_BYTES + 1))
+    return _text("the query", os.fsencode(args.query))
+
+
+def _text(source: str, encoded: bytes) -> str:
+    if len(encoded) > _QUERY_BYTES:
+        raise UsageError(f"{source}: longer than {_QUERY_BYTES >> 20} MiB")
+    try:
+        text = encoded.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{source}: not UTF-8: {error.reason} at byte {error.start}") from error
+    if "\0" in text:
+        raise UsageError(f"{source}: a NUL character at byte {encoded.index(0)}")
+    return text
+
+
+def _params(given: list[str]) -> dict[str, str]:
+    """Return the values of `$name` parameters."""
+    params: dict[str, str] = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+            raise UsageError(f"--param {each!a} is not NAME=VALUE, for $NAME in the query")
+        if name in params:
+            raise UsageError(f"--param {name} is given twice")
+        params[name] = _text(f"--param {name}", os.fsencode(value))
+    return params
+
+
+def _published(args: argparse.Namespace) -> list[warehouse.Manifest]:
+    """Return the runs that the query is about: all, one, or those of an audit."""
+    published = warehouse.runs(args.warehouse)
+    if args.run is None and args.audit is None:
+        return published
+    run_id = warehouse.resolve(args.warehouse, args.run or "latest", args.audit)
+    if args.run is None:
+        return [manifest for manifest in published if manifest.audit == args.audit]
+    return [manifest for manifest in published if manifest.run_id == run_id]
+
+
+@contextmanager
+def _output(path: Path | None, *, binary: bool = False) -> Iterator[IO[Any]]:
+    """Yield stdout or a file that whoever reads meanwhile sees as it was or whole."""
+    kind: Mapping[str, Any] = {"mode": "wb"} if binary else {"mode": "w", "encoding": "utf-8"}
+    if path is None:
+        yield sys.stdout.buffer if binary else sys.stdout
+        return
+    path = path.resolve()
+    if path.exists() and not path.is_file():  # a pipe or a device is written to, never replaced
+        with path.open(**kind) as file:
+            yield file
+        return
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with unfinished.open(**kind) as file:
+            yield file
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,35 @@
+"""The project's macros and views as one script for any DuckDB: its command line, Jupyter, harlequin."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import pyarrow.dataset as ds
+from pyarrow import fs
+
+from pipeline.query.session import WRONG_OPTIMIZER, QueryError, Session
+
+# SET takes no subquery, and a version without the optimizer refuses its name.
+_SETTINGS = f"""\
+SET TimeZone = 'UTC';
+SET VARIABLE wrong_optimizer = (
+    SELECT coalesce(any_value(name), '') FROM duckdb_optimizers() WHERE name = '{WRONG_OPTIMIZER}'
+);
+SET disabled_optimizers = getvariable('wrong_optimizer');
+RESET VARIABLE wrong_optimizer;
+"""
+
+
+def script(tables: Mapping[str, ds.FileSystemDataset]) -> str:
+    """Return SQL that makes the macros and views over these tables' files, again where they are there already.
+
+    Raises QueryError for tables on an object store.
+    """
+    if not all(isinstance(dataset.filesystem, fs.LocalFileSystem) for dataset in tables.values()):
+        raise QueryError("--print-init is for a warehouse in a directory: DuckDB itself has no access to this one")
+    statements = (
+        re.sub(r"(?m)^CREATE (?!OR REPLACE )", "CREATE OR REPLACE ", text, count=1)
+        for text in Session(tables).definitions()
+    )
+    return "\n".join((_SETTINGS, *(statement.rstrip() + "\n" for statement in statements)))

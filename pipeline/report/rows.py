@@ -132,7 +132,10 @@ def _plain_column(column: pa.Array) -> list[Any]:
     try:
         cells = column.to_pylist()
     except (ValueError, OverflowError):  # a date that Python does not have, such as infinity
-        cells = column.cast(pa.string()).to_pylist()
+        try:
+            cells = column.cast(pa.string()).to_pylist()
+        except pa.ArrowException as error:
+            raise FormatError(f"dates beyond year 9999 in a {column.type}: cast it to VARCHAR") from error
     return [_plain(value, column.type) for value in cells]
 
 

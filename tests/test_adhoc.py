@@ -1,0 +1,173 @@
+"""The sql command: queries from everywhere, results to everywhere, and one clear line for what makes no sense."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import adhoc, cli, query
+from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish
+
+DAY = 86_400_000_000
+RUNS = ["20250101T000000Z-00000001", "20250102T000000Z-00000002", "20250103T000000Z-00000003"]
+HOSTILE = "né\x1b[2J|=1+1\n<b>"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of audit prod, one of audit lab."""
+    root = tmp_path_factory.mktemp("warehouse")
+    publish(root, ok("a"), failed("b"), run_id=RUNS[0], audit="prod", started_at=STARTED_AT)
+    publish(root, ok("a", mounts=4), ok(HOSTILE), run_id=RUNS[1], audit="prod", started_at=STARTED_AT + DAY)
+    publish(root, ok("x"), run_id=RUNS[2], audit="lab", started_at=STARTED_AT + 2 * DAY)
+    return root
+
+
+@pytest.fixture
+def sql(root: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> Any:
+    """A function that runs the command and returns its stdout."""
+
+    def run(*args: str | Path) -> bytes:
+        adhoc.run(cli._parser().parse_args(["sql", "-w", str(root), *map(str, args)]))
+        sys.stdout.flush()
+        return capsysbinary.readouterr().out
+
+    return run
+
+
+def stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def test_a_query_comes_from_an_argument_a_file_or_stdin(sql, tmp_path, monkeypatch):
+    text = "-- é\nSELECT target FROM targets WHERE target = $name AND attempts >= $n ORDER BY run_id"
+    (tmp_path / "query.sql").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    stdin(monkeypatch, text.encode())
+    params = ("--param", "name=a", "--param", "n=1", "--format", "json")
+    for given in ((text,), ("-f", tmp_path / "query.sql"), ("-",)):
+        assert json.loads(sql(*given, *params)) == [{"target": "a"}, {"target": "a"}]
+
+
+def test_run_and_audit_choose_what_the_views_are_about(sql):
+    def runs(*options: str) -> list[str]:
+        ranked = sql("SELECT DISTINCT run_id FROM host_waste", "--format", "json", *options)
+        known = sql("SELECT run_id FROM runs ORDER BY ALL", "--format", "json", *options)
+        return [json.loads(ranked)[0]["run_id"], *(row["run_id"] for row in json.loads(known))]
+
+    assert runs() == [RUNS[2], *RUNS]
+    assert runs("--audit", "prod") == [RUNS[1], RUNS[0], RUNS[1]]
+    assert runs("--run", RUNS[0][:8]) == [RUNS[0], RUNS[0]]
+    assert runs("--run", "latest", "--audit", "prod") == [RUNS[1], RUNS[1]]
+
+
+def test_the_output_is_a_file_of_the_form_that_its_name_says(sql, tmp_path):
+    rows = "SELECT target, attempts FROM targets ORDER BY ALL"
+    for suffix in ("csv", "json", "jsonl", "md", "parquet", "txt"):
+        assert sql(rows, "-o", tmp_path / f"out.{suffix}") == b""
+    assert (tmp_path / "out.csv").read_text().startswith("target,attempts\na,1\n")
+    assert len(json.loads((tmp_path / "out.json").read_text())) == 5
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 5
+    assert (tmp_path / "out.md").read_text().startswith("| target | attempts |\n")
+    assert (tmp_path / "out.txt").read_text().startswith("target")
+    assert pq.read_table(tmp_path / "out.parquet")["target"].to_pylist() == ["a", "a", "b", HOSTILE, "x"]
+    assert len(list(tmp_path.iterdir())) == 6, "nothing unfinished is left"
+
+
+def test_an_output_is_replaced_whole_or_not_at_all_and_a_device_is_written_to(sql, tmp_path):
+    (tmp_path / "out.csv").write_text("the old one")
+    with pytest.raises(query.QueryError):
+        sql("SELECT error('no')", "-o", tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_text() == "the old one"
+    sql("SELECT 1", "-o", "/dev/null")
+    assert Path("/dev/null").is_char_device()
+    (tmp_path / "link.csv").symlink_to("out.csv")
+    sql("SELECT 1 AS n", "-o", tmp_path / "link.csv")
+    assert (tmp_path / "out.csv").read_text() == "n\n1\n"
+
+
+def test_parquet_goes_to_a_pipe_and_to_no_terminal(sql, monkeypatch):
+    assert sql("SELECT 1 AS n", "--format", "parquet")[:4] == b"PAR1"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with pytest.raises(adhoc.UsageError, match="terminal"):
+        sql("SELECT 1", "--format", "parquet")
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "json", "jsonl", "markdown"])
+def test_a_hostile_name_acts_on_no_reader(sql, form):
+    shown = sql("SELECT target AS \"a\x1b\", '=' || target AS b FROM targets WHERE target LIKE 'né%'", "--format", form)
+    assert all(char.isprintable() or char == "\n" for char in shown.decode())
+    if form == "csv":
+        assert "'=né" in shown.decode()
+    if form == "markdown":
+        assert "<b>" not in shown.decode()
+
+
+def test_a_table_is_bounded_and_says_so(sql):
+    lines = sql("SELECT range AS n, repeat('x', 600) AS long FROM range(2500)").decode().splitlines()
+    assert len(lines) == 2 + 1_000 + 1
+    assert lines[-1] == "the first 1,000 of 2,500 rows; another --format has them all"
+    assert max(map(len, lines[:-1])) <= 510
+    assert len(sql("FROM range(2500)", "--format", "csv").splitlines()) == 2_501
+
+
+def test_a_plan_is_shown_as_duckdb_draws_it(sql):
+    assert len(sql("EXPLAIN FROM runs").decode().splitlines()) > 4
+
+
+def test_print_init_prints_absolute_paths_of_the_chosen_runs(sql, root, tmp_path):
+    script = sql("--print-init", "--run", RUNS[0]).decode()
+    assert f"'{root}/runs/{RUNS[0]}/targets-00000.parquet'" in script
+    assert RUNS[1] not in script
+    assert sql("--print-init", "-o", tmp_path / "audit.sql", "--run", RUNS[0]) == b""
+    assert (tmp_path / "audit.sql").read_text() == script
+
+
+@pytest.mark.parametrize(
+    ("args", "content", "message"),
+    [
+        (["SELECT 1", "-f", "query.sql"], b"", "sql takes one query"),
+        (["-f", "query.sql"], b"SELECT '\xff'", "query.sql: not UTF-8: invalid start byte at byte 8"),
+        (["-f", "query.sql"], b"SELECT 1\0; DROP VIEW runs", "query.sql: a NUL character at byte 8"),
+        (["-f", "query.sql"], b" " * (1 << 20) + b"SELECT 1", "longer than 1 MiB"),
+        (["SELECT '\udcff'"], b"", "the query: not UTF-8"),
+        (["SELECT $a", "--param", "a"], b"", "'a' is not NAME=VALUE"),
+        (["SELECT $a", "--param", "a b=1"], b"", "'a b=1' is not NAME=VALUE"),
+        (["SELECT $a", "--param", "a=1", "--param", "a=2"], b"", "--param a is given twice"),
+        (["SELECT $a", "--param", "a=\udcff"], b"", "--param a: not UTF-8"),
+        (["SELECT 1", "--print-init"], b"", "--print-init runs no query"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(sql, tmp_path, monkeypatch, args, content, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "query.sql").write_bytes(content)
+    with pytest.raises(adhoc.UsageError) as error:
+        sql(*args)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", ["4GiB", "512MiB", "100M", "1 gb", "1.5GiB", "33554432"])
+def test_a_size_is_as_people_write_it(size):
+    bytes_ = {"4GiB": 4 << 30, "512MiB": 512 << 20, "100M": 10**8, "1 gb": 10**9, "1.5GiB": 3 << 29}.get(size, 1 << 25)
+    assert cli._parser().parse_args(["sql", "SELECT 1", "--memory", size]).memory == bytes_
+
+
+@pytest.mark.parametrize("size", ["4", "GiB", "-1GiB", "1XB", "1ib", "4GiB4", "1e9"])
+def test_a_size_that_is_none_is_refused(size, capsys):
+    with pytest.raises(SystemExit):
+        cli._parser().parse_args(["sql", "SELECT 1", "--memory", size])
+    assert "--memory" in capsys.readouterr().err
+
+
+def test_the_time_limit_is_said_in_one_line(root):
+    command = [sys.executable, "-m", "pipeline", "sql", "-w", str(root), "--timeout", "2", "SELECT sleep_ms(100000000)"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (cli.FAILED, "")
+    assert done.stderr == "lru-audit: no result after 2 s; give it longer with --timeout\n"

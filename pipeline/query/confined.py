@@ -78,9 +78,6 @@ def ask(tables: Mapping[str, ds.FileSystemDataset], query: str, params: Mapping[
         code = _run(stdin, result, stderr, None if local else os.environ, limits)
         if code == 0:
             return _table(result)
-        gone = _gone(tables)
-        if gone is not None:
-            raise QueryError(f"{gone} was removed while the query ran, as expire does: run it again")
         raise QueryError(_reason(code, result, stderr, limits))
 
 
@@ -145,16 +142,6 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:  # a real-time signal
         return f"signal {number}"
-
-
-def _gone(tables: Mapping[str, ds.FileSystemDataset]) -> str | None:
-    """Return the directory of a file that is no longer there."""
-    for dataset in tables.values():
-        if dataset.files:
-            for info in dataset.filesystem.get_file_info(dataset.files):
-                if info.type == fs.FileType.NotFound:
-                    return os.path.dirname(info.path)
-    return None
 
 
 def _runtime_files() -> list[str]:

@@ -51,7 +51,7 @@ def test_it_is_as_that_version_wrote_it(older):
     (run,) = warehouse.runs(older)
     assert run.versions["schema"] == int(older.name.removeprefix("v"))
     for file in run.files:
-        assert hashlib.sha256((run.directory / file.path).read_bytes()).hexdigest() == file.sha256
+        assert hashlib.sha256((older / "runs" / run.run_id / file.path).read_bytes()).hexdigest() == file.sha256
 
 
 @pytest.mark.parametrize("view", VIEWS)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -255,3 +257,34 @@ def test_a_uri_that_names_no_warehouse_is_a_usage_error(location, why, capsys):
     err = capsys.readouterr().err
     assert why in err
     assert "secret" not in err
+
+
+def test_a_run_is_collected_into_a_bucket_and_what_failed_is_collected_again(bucket, tmp_path):
+    """The whole program, from a core to a revision; the second target is no core at first."""
+    core = ROOT / "tests" / "vmcores" / "deb510-n1" / "vmcore"
+    second = tmp_path / "second"
+    second.write_text("no core")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "LRU_AUDIT_"))}
+
+    def lru_audit(*args: str) -> tuple[int, str]:
+        with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as short:  # for Ray's sockets
+            known = {"PYTHONPATH": str(ROOT), "LRU_AUDIT_WAREHOUSE": f"s3://{bucket}/w", "TMPDIR": short}
+            command = [sys.executable, "-m", "pipeline", *args]
+            done = subprocess.run(
+                command, cwd=tmp_path, env=environment | known, capture_output=True, text=True, check=False
+            )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode, done.stdout
+
+    code, ranking = lru_audit("run", str(core), str(second))
+    assert code == cli.SOME_NOT_GOOD
+    assert "1 of 2 targets good" in ranking
+    second.write_bytes(core.read_bytes())
+    code, ranking = lru_audit("resume", "latest")
+    assert code == cli.OK
+    assert "2 of 2 targets good" in ranking
+    old, new = warehouse.runs(f"s3://{bucket}/w")
+    assert (new.revision_of, new.good) == (old.run_id, 2)
+    assert list((tmp_path / "state").rglob("*Z-*")) == [], "nothing waits in staging"
+    (row,) = session(f"s3://{bucket}/w").rows("SELECT count(DISTINCT list_lru_bytes) AS sizes FROM host_waste")
+    assert row["sizes"] == 1, "two copies of one core"

@@ -97,6 +97,23 @@ def test_a_published_run_is_revised_and_then_expired(bucket, keys):
     assert all(key.startswith(f"runs/{NEW}/") for key in keys())
 
 
+@pytest.mark.parametrize("confined", [False, True])
+def test_a_query_that_loses_a_run_says_to_run_it_again(bucket, confined):
+    root = f"s3://{bucket}/w"
+    for number, run_id in enumerate((OLD, NEW)):
+        publish(root, ok("a"), run_id=run_id, started_at=STARTED_AT + number)
+
+    def ask() -> None:
+        with warehouse.reading(root) as tables:
+            for removal in warehouse.removals(root, warehouse.Rules(last=1)):
+                removal.carry_out()
+            query.Session(tables, confined=confined).sql("SELECT sum(list_lru_one_bytes) FROM list_lrus")
+
+    with pytest.raises(warehouse.WarehouseError, match=f"s3://{bucket}/w: run {OLD} was expired meanwhile: run the"):
+        ask()
+    assert session(root, confined=confined).rows("SELECT run_id FROM runs") == [{"run_id": NEW}]
+
+
 def test_a_published_run_is_never_replaced(bucket):
     root = f"s3://{bucket}/w"
     publish(root, ok("a"), run_id=OLD)

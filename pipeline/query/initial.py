@@ -28,8 +28,10 @@ def script(tables: Mapping[str, ds.FileSystemDataset]) -> str:
     """
     if not all(isinstance(dataset.filesystem, fs.LocalFileSystem) for dataset in tables.values()):
         raise QueryError("--print-init is for a warehouse in a directory: DuckDB itself has no access to this one")
-    statements = (
-        re.sub(r"(?m)^CREATE (?!OR REPLACE )", "CREATE OR REPLACE ", text, count=1)
-        for text in Session(tables).definitions()
-    )
-    return "\n".join((_SETTINGS, *(statement.rstrip() + "\n" for statement in statements)))
+    return "\n".join((_SETTINGS, *map(_replacing, Session(tables).definitions())))
+
+
+def _replacing(statement: str) -> str:
+    # harlequin splits at every semicolon, also at one in a comment.
+    without_comments = re.sub(r"(?m)^ *--.*\n", "", statement)
+    return re.sub(r"(?m)^CREATE (?!OR REPLACE )", "CREATE OR REPLACE ", without_comments, count=1).rstrip() + "\n"

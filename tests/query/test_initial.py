@@ -71,6 +71,15 @@ def test_the_views_answer_as_in_the_projects_session(root, tmp_path, where):
     assert (zone, disabled) == ("UTC", "partitioned_execution" if known else "")
 
 
+def test_a_script_may_be_split_at_every_semicolon(tmp_path):
+    """As harlequin does, which then fetches what each part returns."""
+    publish(tmp_path, ok("a"))
+    connection = duckdb.connect()
+    for part in filter(str.strip, query.script(warehouse.tables(tmp_path)).split(";")):
+        connection.execute(part).fetchall()
+    assert connection.execute("SELECT target FROM host_waste").fetchall() == [("a",)]
+
+
 def test_the_command_line_of_duckdb_takes_it(root, tmp_path):
     beside = Path(sys.executable).with_name("duckdb")
     program = str(beside) if beside.exists() else shutil.which("duckdb")

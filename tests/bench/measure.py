@@ -53,7 +53,8 @@ class Row:
 class Cost:
     """What one run in a child process took.
 
-    - cpu_s: of the child and of all its descendants, orphans too;
+    - cpu_s: of the child and of its descendants, orphans too, but for those that nobody waited for: Ray's daemon leaves
+      out its workers;
     - peak_rss_bytes: a function's: of the child alone; a command's: of the largest of its processes;
     - value: what the function returned, or the command's stdout.
     """

@@ -15,7 +15,9 @@ import time
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pytest
+from pyarrow import fs
 
 from pipeline import query, warehouse
 from pipeline.query import landlock
@@ -87,6 +89,22 @@ def test_every_view_answers_as_the_projects_own_session_does(root, mode):
 def test_duckdb_reads_the_files_itself_where_landlock_keeps_it_from_others(root, mode):
     answer = ask(root, "EXPLAIN SELECT sum(css_id) FROM memcgs")
     assert ("PARQUET" in answer["explain_value"][0].as_py()) == (mode == "landlock")
+
+
+def test_tables_that_are_not_on_a_local_filesystem_are_read_through_arrow(root):
+    away = fs.SubTreeFileSystem("/", fs.LocalFileSystem())
+    tables = {
+        name: ds.FileSystemDataset.from_paths(
+            [path.lstrip("/") for path in table.files], schema=table.schema, format=table.format, filesystem=away
+        )
+        for name, table in warehouse.tables(root).items()
+    }
+    plan = query.ask(tables, "EXPLAIN SELECT sum(css_id) FROM memcgs", {}, LIMITS)
+    assert "PARQUET" not in plan["explain_value"][0].as_py()
+    ranked = query.ask(tables, "SELECT target, wasted_bytes FROM host_waste", {}, LIMITS)
+    assert ranked.equals(ask(root, "SELECT target, wasted_bytes FROM host_waste"))
+    with pytest.raises(query.QueryError, match="a warehouse in a directory"):
+        query.script(tables)
 
 
 def test_parameters_are_values(root, mode):

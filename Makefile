@@ -6,13 +6,18 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 TESTING := .venv/testing
 
-.PHONY: audit test lint lab lab-test bench clean
+.PHONY: audit test test-oldest-duckdb lint lab lab-test bench clean
 
 audit: $(INSTALLED)
 	$(BIN)/lru-audit run tests/vmcores --audit bundled --warehouse warehouse
 
 test: $(TESTING) lint
 	$(BIN)/python -m pytest -m "not lab"
+
+# What DuckDB is in, with the oldest version that is supported.
+test-oldest-duckdb: $(TESTING)
+	$(BIN)/pip install --quiet --no-deps --upgrade --target .venv/oldest duckdb==1.5.6
+	PYTHONPATH=$(CURDIR)/.venv/oldest:$(CURDIR) $(BIN)/python -m pytest tests/query tests/sql tests/report tests/warehouse tests/test_adhoc.py
 
 lint: $(TESTING)
 	$(BIN)/ruff check

@@ -50,6 +50,10 @@ class TableWriter:
             cells.extend(columns.get(name) or [None] * rows)
         if len(next(iter(self._lot.values()))) >= LOT_ROWS:
             self._convert()
+
+    def add_table(self, rows: pa.Table) -> None:
+        """Add rows that are in Arrow already, with the columns of the table in their order."""
+        self._group.append(rows)
         if sum(map(len, self._group)) >= ROW_GROUP_ROWS:
             self._write(whole_groups=True)
 
@@ -74,9 +78,9 @@ class TableWriter:
 
     def _convert(self) -> None:
         arrays = [column.array(self._lot[column.name]) for column in self._columns]
-        self._group.append(pa.Table.from_arrays(arrays, schema=self._schema))
         for cells in self._lot.values():
             cells.clear()
+        self.add_table(pa.Table.from_arrays(arrays, schema=self._schema))
 
     def _write(self, *, whole_groups: bool) -> None:
         buffered = pa.concat_tables(self._group)

@@ -28,12 +28,16 @@ from pipeline.collector.status import GOOD
 from pipeline.warehouse import schema
 from pipeline.warehouse.parquet import ROW_GROUP_ROWS, TableWriter, sha256
 from pipeline.warehouse.runs import MANIFEST, File, Manifest
-from tests.bench.states import SLAB_SUPERBLOCKS, SUPERBLOCK_BYTES, State, shapes, state
+from tests.bench.states import State, shapes, state
 
+# struct super_block is in kmalloc-2k, 16 to a slab.
+SUPERBLOCK_BYTES = 2_048
+SLAB_SUPERBLOCKS = 16
 # Direct mapping of x86_64 with four-level page tables, as an int64.
 _DIRECT_MAP = 0xFFFF_8880_0000_0000 - 2**64
 _SLAB_BYTES = SLAB_SUPERBLOCKS * SUPERBLOCK_BYTES
 _SLABS = 2**23  # of 256 GiB of memory
+_FILLED_AT_A_TIME = 4 * SLAB_SUPERBLOCKS  # each CPU has a slab of its own, in a random order
 _FAILURES = (
     ("unreachable", "ssh", "connect to port 22: Connection timed out"),
     ("unreachable", "ssh", "Could not resolve hostname: Name or service not known"),
@@ -183,31 +187,43 @@ class _Run:
         """Add the rows of some hosts: their states', with their names, addresses and items."""
         if not lot:
             return
-        self._seed += 1
+        self._seed += 2
         addresses = self._superblock_addresses([len(one.tables["superblocks"]) for _, one in lot])
         for name in ("superblocks", "list_lrus", "memcgs"):
             parts = [one.tables[name] for _, one in lot]
             table = pa.concat_tables(parts)
             if name == "superblocks":
-                table = _with(table, address=_unsigned(pc.add(addresses, table["address"])))
+                table = _with(table, address=_unsigned(addresses))
             if name == "list_lrus":
                 table = self._list_lrus(table, addresses, lot)
-            targets = pa.chunked_array([pa.repeat(target, len(one)) for (target, _), one in zip(lot, parts, strict=True)])
+            targets = pa.chunked_array(
+                [pa.repeat(target, len(one)) for (target, _), one in zip(lot, parts, strict=True)]
+            )
             run_ids = pa.chunked_array([pa.repeat(self.run_id, len(table))])
             arrow = schema.tables()[name].arrow
             columns = {"run_id": run_ids, "target": targets, **{key: table[key] for key in table.column_names}}
             self._writers[name].add_table(pa.Table.from_arrays([columns[key] for key in arrow.names], schema=arrow))
 
     def _superblock_addresses(self, counts: list[int]) -> pa.Array:
-        """Return for each superblock of each host where its slab starts: anywhere, but no two slabs in one place."""
+        """Return an address for each superblock of each host, as int64.
+
+        Slabs lie anywhere, no two of a host in one place; those in use at a time are filled in no order.
+        """
         slabs = [-(-count // SLAB_SUPERBLOCKS) for count in counts]
         apart = 1 << max(slabs).bit_length()
         anywhere = pc.floor(pc.multiply(pc.random(sum(slabs), initializer=self._seed), _SLABS // apart))
-        places = pa.array([(place * 5) % apart for count in slabs for place in range(count)])
-        slab = pc.add(pc.multiply(pc.cast(anywhere, pa.int64()), apart), places)
-        starts = iter(_starts(slabs))
-        numbers = [first + n // SLAB_SUPERBLOCKS for first, c in zip(starts, counts, strict=True) for n in range(c)]
-        return pc.add(pc.multiply(slab, _SLAB_BYTES), _DIRECT_MAP).take(pa.array(numbers))
+        places = pa.array([place * 5 % apart for count in slabs for place in range(count)])
+        slab = pc.multiply(pc.add(pc.multiply(pc.cast(anywhere, pa.int64()), apart), places), _SLAB_BYTES)
+        within = pa.array([n for count in counts for n in range(count)])
+        first = pa.chunked_array(
+            [pa.repeat(start, count) for start, count in zip(_starts(slabs), counts, strict=True)]
+        ).combine_chunks()
+        number = pc.divide(within, SLAB_SUPERBLOCKS)
+        place = pc.multiply(pc.subtract(within, pc.multiply(number, SLAB_SUPERBLOCKS)), SUPERBLOCK_BYTES)
+        ordered = pc.add(pc.add(pc.take(slab, pc.add(first, number)), place), _DIRECT_MAP)
+        window = pc.add(pc.multiply(first, 2.0), pc.floor(pc.divide(within, 1.0 * _FILLED_AT_A_TIME)))
+        shuffled = pc.sort_indices(pc.add(window, pc.random(len(within), initializer=self._seed + 1)))
+        return pc.take(ordered, shuffled)
 
     def _list_lrus(self, table: pa.Table, addresses: pa.Array, lot: list[tuple[str, State]]) -> pa.Table:
         counts = [len(one.tables["superblocks"]) for _, one in lot]
@@ -215,8 +231,7 @@ class _Run:
             [pc.add(one.tables["list_lrus"]["superblock"].combine_chunks(), start)
              for (_, one), start in zip(lot, _starts(counts), strict=True)]
         )  # fmt: skip
-        places = pa.concat_tables([one.tables["superblocks"].select(["address"]) for _, one in lot])["address"]
-        superblocks = pc.take(pc.add(addresses, places), numbers)
+        superblocks = pc.take(addresses, numbers)
         share = pc.add(pc.random(len(table), initializer=self._seed), 0.5)
         root = _scaled(table["root_items"], share)
         memcg = pc.max_element_wise(_scaled(table["memcg_items"], share), table["memcgs_with_items"])

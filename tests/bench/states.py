@@ -20,8 +20,6 @@ from pipeline.warehouse import schema
 from tests.bench.measure import ROOT
 
 Row = dict[str, Any]
-SLAB_SUPERBLOCKS = 16  # struct super_block is in kmalloc-2k, 16 to a slab of 32 KiB
-SUPERBLOCK_BYTES = 2_048
 _GIB = 2**30
 _SERVICES = ("/system.slice", "/kubepods.slice", "/user.slice", "/init.scope")
 
@@ -46,8 +44,8 @@ class Shape:
 class State:
     """A host without its name: its columns of `targets`, and the rows of its tables.
 
-    Address columns hold places instead: of a superblock the byte within its slab, of a list_lru that within its
-    superblock, or the whole address where it is in none; `superblock` counts the superblocks of the host.
+    Superblocks have no address yet: a list_lru's is that within its superblock, or its own as int64 where it has none,
+    and `superblock` is a row of the host's superblocks.
     """
 
     columns: Row
@@ -120,9 +118,8 @@ def _mounted(attempt: dict[str, Any], count: int, chance: random.Random) -> tupl
 
 
 def _superblock(number: int, row: Row, chance: random.Random) -> Row:
-    place = number % SLAB_SUPERBLOCKS * SUPERBLOCK_BYTES
     owner = row["owner"] and f"/kubepods.slice/pod{chance.getrandbits(32):08x}"
-    return {**row, "address": place, "s_dev": number + 1, "owner": owner}
+    return {**row, "address": 0, "s_dev": number + 1, "owner": owner}
 
 
 def _memcgs(shape: Shape, chance: random.Random) -> list[Row]:
@@ -153,7 +150,13 @@ def _memcgs(shape: Shape, chance: random.Random) -> list[Row]:
 
 
 def _list_lru(
-    shape: Shape, sizes: cost.Sizes, lazy: bool, source: Row, superblock: int | None, entries: list[Row], all_: list[Row]
+    shape: Shape,
+    sizes: cost.Sizes,
+    lazy: bool,
+    source: Row,
+    superblock: int | None,
+    entries: list[Row],
+    all_: list[Row],
 ) -> Row:
     """Return a row of list_lrus, and count its entries in the rows of their memcgs."""
     nodes = sizes.nodes

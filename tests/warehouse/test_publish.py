@@ -103,7 +103,7 @@ def test_columns_are_zstd_with_dictionaries_and_addresses_as_deltas(tmp_path):
     assert "DELTA_BINARY_PACKED" in encodings["address"]
     assert "DELTA_BINARY_PACKED" in encodings["superblock"]
     assert "RLE_DICTIONARY" in encodings["lazy_bytes"]
-    assert [order.column_index for order in group.sorting_columns] == [1]  # target
+    assert [order.column_index for order in group.sorting_columns] == [1, 2]  # target, address
 
 
 def test_units_and_meaning_are_in_the_files(tmp_path):

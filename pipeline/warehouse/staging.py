@@ -43,6 +43,7 @@ from pipeline.warehouse.runs import (
     read_staged,
 )
 from pipeline.warehouse.store import INPUTS, MANIFEST, RUN_ID, at, here
+from pipeline.warehouse.totals import totals
 
 SPOOL = "outcomes.jsonl"
 
@@ -234,6 +235,7 @@ class Staging:
             spool = stack.enter_context(self._spool_path.open("rb"))
             for target, offset in _offsets(self._spool_path).items():
                 made = _read(spool, offset)
+                made["targets"] |= totals(made)
                 outcomes[made["targets"]["status"][0]] += 1
                 for name, columns in made.items():
                     rows = max(map(len, columns.values()))

@@ -1,29 +1,10 @@
 -- Which machines waste most in a given run?
 CREATE MACRO host_waste_at(run) AS TABLE
-WITH per_target AS (
+WITH hosts AS (
     SELECT
-        target,
-        CAST(sum(list_lru_bytes) AS BIGINT) AS list_lru_bytes,
-        CAST(sum(lazy_low_bytes) AS BIGINT) AS lazy_low_bytes,
-        CAST(sum(lazy_bytes) AS BIGINT) AS lazy_bytes,
-        CAST(sum(lazy_high_bytes) AS BIGINT) AS lazy_high_bytes,
-        CAST(sum(wasted_bytes) AS BIGINT) AS wasted_bytes
-    FROM sized_list_lrus
-    WHERE run_id = run
-    GROUP BY target
-),
-
-counted AS (
-    SELECT
-        targets.*,
-        coalesce(per_target.list_lru_bytes, 0) AS list_lru_bytes,
-        coalesce(per_target.lazy_low_bytes, 0) AS lazy_low_bytes,
-        coalesce(per_target.lazy_bytes, 0) AS lazy_bytes,
-        coalesce(per_target.lazy_high_bytes, 0) AS lazy_high_bytes,
-        coalesce(per_target.wasted_bytes, 0) AS wasted_bytes
-    FROM targets
-    LEFT JOIN per_target USING (target)
-    WHERE targets.run_id = run AND targets.status = 'ok'
+        *,
+        list_lru_bytes - lazy_bytes AS wasted_bytes
+    FROM summed_targets_at(run)
 )
 
 SELECT
@@ -47,5 +28,5 @@ SELECT
     lazy_basis,
     wasted_bytes,
     round(100.0 * wasted_bytes / nullif(memory_bytes, 0), 2) AS wasted_pct_of_memory
-FROM counted
+FROM hosts
 ORDER BY rank, target;

@@ -2,11 +2,9 @@
 CREATE MACRO lazy_savings_at(run) AS TABLE
 SELECT
     target,
-    CAST(sum(saves_objects_bytes) AS BIGINT) AS saves_objects_bytes,
-    CAST(sum(saves_transpose_bytes) AS BIGINT) AS saves_transpose_bytes,
-    CAST(sum(saves_xarray_bytes) AS BIGINT) AS saves_xarray_bytes,
-    CAST(sum(wasted_bytes) AS BIGINT) AS saves_bytes
-FROM sized_list_lrus
-WHERE run_id = run
-GROUP BY target
+    saves_objects_bytes,
+    saves_transpose_bytes,
+    saves_xarray_bytes,
+    list_lru_bytes - lazy_bytes AS saves_bytes
+FROM summed_targets_at(run)
 ORDER BY saves_bytes DESC, target;

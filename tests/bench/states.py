@@ -17,6 +17,7 @@ import pyarrow as pa
 from pipeline import inventory, runner
 from pipeline.collector import cost
 from pipeline.warehouse import schema
+from pipeline.warehouse.totals import totals
 from tests.bench.measure import ROOT
 
 Row = dict[str, Any]
@@ -216,7 +217,15 @@ def _columns(
         "slab_cache_bytes": (objects + 30_000) * (lists[0]["list_lru_one_size"] or 0),
         "list_lru_one_in_cache": objects,
         "lazy_basis": None if lazy else "charged" if shape.charged else "online",
+        **{
+            name: cells[0]
+            for name, cells in totals({"targets": {"status": ["ok"]}, "list_lrus": _cells(lists)}).items()
+        },
     }
+
+
+def _cells(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def _arrow(name: str, cells: Sequence[Row]) -> pa.Table:

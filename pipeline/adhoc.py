@@ -6,12 +6,8 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, Any
 
-from pipeline import query, warehouse
+from pipeline import output, query, warehouse
 from pipeline.report import rows
 
 _QUERY_BYTES = 1 << 20
@@ -41,10 +37,10 @@ def run(args: argparse.Namespace) -> None:
     with warehouse.reading(args.warehouse, published) as tables:
         answer = query.script(tables) if args.print_init else query.ask(tables, text, params, limits)
     if isinstance(answer, str):
-        with _output(args.output) as file:
+        with output.opened(args.output) as file:
             file.write(answer)
         return
-    with _output(args.output, binary=form == "parquet") as file:
+    with output.opened(args.output, binary=form == "parquet") as file:
         rows.FORMATS[form](answer, file)
 
 
@@ -94,24 +90,3 @@ def _published(args: argparse.Namespace) -> list[warehouse.Manifest]:
     if args.run is None:
         return [manifest for manifest in published if manifest.audit == args.audit]
     return [manifest for manifest in published if manifest.run_id == run_id]
-
-
-@contextmanager
-def _output(path: Path | None, *, binary: bool = False) -> Iterator[IO[Any]]:
-    """Yield stdout or a file that whoever reads meanwhile sees as it was or whole."""
-    kind: Mapping[str, Any] = {"mode": "wb"} if binary else {"mode": "w", "encoding": "utf-8"}
-    if path is None:
-        yield sys.stdout.buffer if binary else sys.stdout
-        return
-    path = path.resolve()
-    if path.exists() and not path.is_file():  # a pipe or a device is written to, never replaced
-        with path.open(**kind) as file:
-            yield file
-        return
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open(**kind) as file:
-            yield file
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -219,11 +219,11 @@ def _publish(args: argparse.Namespace, staging: Staging) -> int:
         print(f"published {published.directory}", file=sys.stderr)
     with warehouse.reading(args.warehouse) as tables:
         found = report.build(query.Session(tables), published.run_id)
-    with contextlib.suppress(BrokenPipeError):  # it is published whether or not somebody reads on
-        report.RENDERERS["text"](found, sys.stdout)
-        sys.stdout.flush()
-    if _fired(args.fail_if, found):
-        return FIRED
+        with contextlib.suppress(BrokenPipeError):  # it is published whether or not somebody reads on
+            report.RENDERERS["text"](found, sys.stdout)
+            sys.stdout.flush()
+        if _fired(args.fail_if, found):
+            return FIRED
     if published.good == published.targets:
         return OK
     return SOME_NOT_GOOD if published.good else NONE_GOOD
@@ -343,27 +343,17 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from pipeline import query, report, warehouse
+    from pipeline import output, query, report, warehouse
 
     run_id = None if args.run in (None, "latest") else warehouse.resolve(args.warehouse, args.run, args.audit)
-    with warehouse.reading(args.warehouse) as tables:
-        found = report.build(query.Session(tables), run_id, args.audit)
     render = report.RENDERERS[args.format]
     if args.format == "prometheus":
         render = functools.partial(report.prometheus, max_series=args.max_series)
-    binary = args.format == "parquet"
-    if args.output is None:
-        render(found, sys.stdout.buffer if binary else sys.stdout)
-        return FIRED if _fired(args.fail_if, found) else OK
-    # Whoever reads the file meanwhile sees the old report or the new one.
-    unfinished = args.output.with_name(f".{args.output.name}.{os.getpid()}")
-    try:
-        with unfinished.open("wb") if binary else unfinished.open("w", encoding="utf-8") as file:
+    with warehouse.reading(args.warehouse) as tables:
+        found = report.build(query.Session(tables), run_id, args.audit)
+        with output.opened(args.output, binary=args.format == "parquet") as file:
             render(found, file)
-        unfinished.replace(args.output)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return FIRED if _fired(args.fail_if, found) else OK
+        return FIRED if _fired(args.fail_if, found) else OK
 
 
 def _sql(args: argparse.Namespace) -> int:

@@ -196,6 +196,16 @@ def test_a_report_is_written_whole_or_not_at_all(warehouse: Path, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["report.csv"]
 
 
+def test_a_report_goes_into_a_pipe_and_does_not_replace_it(warehouse: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE, text=True) as reader:
+        assert audit("report", "-w", warehouse, "--format", "csv", "-o", pipe).returncode == cli.OK
+        assert reader.stdout is not None
+        assert reader.stdout.read().startswith("rank,")
+    assert pipe.is_fifo()
+
+
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [

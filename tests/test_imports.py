@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 COMMON = {"pipeline", "text", "collector.status"}
 ROOMS = {
     "cli": {"inventory", "plan", "fanout", "runner", "progress", "warehouse", "query", "report"}
-    | {"adhoc", "inspect", "estimate", "listing", "wheels", "collector.cost"},
+    | {"adhoc", "inspect", "estimate", "listing", "output", "wheels", "collector.cost"},
     "__main__": {"cli"},
     "inventory": set(),
     "plan": {"inventory"},
@@ -28,10 +28,11 @@ ROOMS = {
     "warehouse": {"data"},
     "query": {"data"},
     "report": {"query", "data"},
-    "adhoc": {"warehouse", "query", "report"},
+    "adhoc": {"warehouse", "query", "report", "output"},
     "inspect": {"collector.cost"},
     "estimate": {"collector.cost"},
     "listing": set(),
+    "output": set(),
     "wheels": set(),
     "data": set(),
     "text": set(),

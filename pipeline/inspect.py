@@ -47,6 +47,8 @@ def host_waste(outcome: Mapping[str, Any]) -> dict[str, Any]:
         formula = cost.formula_bytes(row["superblocks"], len(row["possible_nodes"]), row["memcg_nr_cache_ids"])
     owned = sum(cache_id is not None for cache_id in _cells(outcome["tables"]["memcgs"], "cache_id"))
     wasted = list_lru_bytes - sums["lazy_bytes"]
+    arrays = zip(_cells(list_lrus, "pointer_array_bytes"), _cells(list_lrus, "nodes"), strict=True)
+    one_array_bytes = sum(array_bytes // nodes if nodes else 0 for array_bytes, nodes in arrays)
     return {
         **row,
         "list_lru_bytes": list_lru_bytes,
@@ -54,6 +56,9 @@ def host_waste(outcome: Mapping[str, Any]) -> dict[str, Any]:
         "dead_ids": None if row["memcg_nr_cache_ids"] is None else row["memcg_nr_cache_ids"] - owned,
         "unknown_list_lrus": _cells(list_lrus, "owner").count("unknown"),
         **sums,
+        "saves_objects_bytes": sums["list_lru_one_bytes"] - sums["lazy_object_bytes"],
+        "saves_transpose_bytes": sums["pointer_array_bytes"] - one_array_bytes,
+        "saves_xarray_bytes": one_array_bytes + sums["xa_node_bytes"] - sums["lazy_xa_node_bytes"],
         "wasted_bytes": wasted,
         "wasted_pct_of_memory": round(100 * wasted / row["memory_bytes"], 2),
     }

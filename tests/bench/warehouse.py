@@ -112,7 +112,7 @@ def scan(root: str, newest: bool, by_target: bool) -> dict[str, Any]:
     import duckdb
 
     manifests = warehouse.runs(Path(root))[-1 if newest else 0 :]
-    files = [str(m.directory / file.path) for m in manifests for file in m.files if file.table == "list_lrus"]
+    files = [m.directory.file(file.path) for m in manifests for file in m.files if file.table == "list_lrus"]
     sums = ", ".join(f"sum({name})" for name in _SUMMED)
     statement = f"SELECT {sums} FROM read_parquet({files})" + (" GROUP BY run_id, target" if by_target else "")
     connection = duckdb.connect()
@@ -136,7 +136,7 @@ def publish(root: str) -> dict[str, Any]:
     spooled = time.perf_counter()
     published = staging.publish(query.check)
     done = time.perf_counter()
-    rows = {file.table: file.rows for file in warehouse.read(published).files}
+    rows = {file.table: file.rows for file in published.files}
     return {"spool_s": spooled - start, "publish_s": done - spooled, **rows, "run_id": run_id}
 
 

@@ -20,7 +20,7 @@ class Step(NamedTuple):
 
 
 def steps(report: Report) -> list[Step]:
-    """Return the steps for the hosts of a run, what frees most first; none where nothing is wasted."""
+    """Return the steps for the hosts of a run, always in the same order; none where nothing is wasted."""
     found = report.advice
     if not found.get("eager_hosts"):
         return []

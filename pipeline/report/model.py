@@ -110,10 +110,11 @@ class Report:
         """For each of the worst hosts that waste: its rows of `ids`, `slabs`, `superblocks` and `cgroups`."""
         first = self.host_waste.slice(0, MOST_IN_DETAIL).select(["target", "wasted_bytes"]).to_pylist()
         targets = [row["target"] for row in first if row["wasted_bytes"] > 0]
-        worst: dict[str, dict[str, list[dict[str, Any]]]] = {target: {} for target in targets}
-        for section in ("ids", "slabs", "superblocks", "cgroups"):
-            for of_target in worst.values():
-                of_target[section] = []
+        sections = ("ids", "slabs", "superblocks", "cgroups")
+        worst: dict[str, dict[str, list[dict[str, Any]]]] = {
+            target: {section: [] for section in sections} for target in targets
+        }
+        for section in sections:
             for row in self._rows(f"top_{section}", targets=targets).to_pylist():
                 worst[row["target"]][section].append(row)
         return worst

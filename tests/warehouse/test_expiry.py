@@ -226,26 +226,19 @@ def test_what_killed_drivers_left_and_cannot_be_resumed_is_removed(tmp_path, lef
 def test_killed_at_any_step_of_expire_runs_are_whole_or_absent_and_the_next_one_cleans(tmp_path):
     script = child(
         """
-        import os, shutil, signal
+        import os, shutil
+        from tests.warehouse.killing import count_down
         STEPS = {"os.mkdir", "os.rename", "os.rmdir", "os.remove", "shutil.rmtree"}
         root = Path(sys.argv[1])
         publish(root / "0", ok("a"), run_id="20251101T000000Z-aaaaaaaa")
         publish(root / "0", ok("a"), run_id="20251102T000000Z-bbbbbbbb", started_at=STARTED_AT + 1)
-
-        def count_down(left):
-            def hook(event, _):
-                nonlocal left
-                left -= event in STEPS
-                if left < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            return hook
 
         status = steps = 1
         while status != 0:
             copy = shutil.copytree(root / "0", root / str(steps))
             pid = os.fork()
             if pid == 0:
-                sys.addaudithook(count_down(steps - 1))
+                sys.addaudithook(count_down(steps - 1, STEPS))
                 for removal in warehouse.removals(copy, warehouse.Rules(last=1)):
                     removal.carry_out()
                 os._exit(0)

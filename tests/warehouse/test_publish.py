@@ -240,7 +240,8 @@ def test_killed_at_any_step_a_run_is_whole_or_absent_and_can_be_finished(tmp_pat
     """A child is killed at the first, second, ... file system call, until one gets through."""
     child = script(
         """
-        import os, signal
+        import os
+        from tests.warehouse.killing import count_down
         STEPS = {"open", "os.mkdir", "os.rename", "os.rmdir", "os.remove", "os.truncate", "shutil.rmtree"}
         RUN = "20251123T121320Z-0000000a"
 
@@ -250,21 +251,13 @@ def test_killed_at_any_step_a_run_is_whole_or_absent_and_can_be_finished(tmp_pat
             staging.append(failed("b"))
             staging.publish(lambda tables: [])
 
-        def count_down(left):
-            def hook(event, _):
-                nonlocal left
-                left -= event in STEPS
-                if left < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            return hook
-
         status = 1
         steps = absent = whole = 0
         while status != 0:
             root = Path(sys.argv[1], str(steps))
             pid = os.fork()
             if pid == 0:
-                sys.addaudithook(count_down(steps))
+                sys.addaudithook(count_down(steps, STEPS))
                 make(root)
                 os._exit(0)
             status = os.waitpid(pid, 0)[1]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import runner
+from pipeline.collector import budget
 from pipeline.inventory import Target
 
 VMCORES = Path(__file__).parents[1] / "vmcores"
@@ -40,6 +41,12 @@ def test_reads_over_the_budget_end_an_audit_of_a_real_core(core: str) -> None:
 def test_the_budget_is_exact_where_the_audit_ends_before_it_is_checked() -> None:
     reads = run("deb510-n1", 1_000_000)["columns"]["reads"]
     assert run("deb510-n1", reads - 20)["attempt"]["status"] == "over_budget"
+
+
+def test_asking_what_was_used_is_not_counted() -> None:
+    """A busy machine asks more often, every 0.1 s of the audit; its count stays the same."""
+    used = budget.reads()
+    assert {budget.reads() for _ in range(100)} == {used}
 
 
 def test_a_generous_budget_changes_nothing() -> None:

@@ -35,7 +35,7 @@ def sql(root: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> Any:
     """A function that runs the command and returns its stdout."""
 
     def run(*args: str | Path) -> bytes:
-        adhoc.run(cli._parser().parse_args(["sql", "-w", str(root), *map(str, args)]))
+        adhoc.run(cli.parser().parse_args(["sql", "-w", str(root), *map(str, args)]))
         sys.stdout.flush()
         return capsysbinary.readouterr().out
 
@@ -156,13 +156,13 @@ def test_what_makes_no_sense_is_one_line(sql, tmp_path, monkeypatch, args, conte
 @pytest.mark.parametrize("size", ["4GiB", "512MiB", "100M", "1 gb", "1.5GiB", "33554432"])
 def test_a_size_is_as_people_write_it(size):
     bytes_ = {"4GiB": 4 << 30, "512MiB": 512 << 20, "100M": 10**8, "1 gb": 10**9, "1.5GiB": 3 << 29}.get(size, 1 << 25)
-    assert cli._parser().parse_args(["sql", "SELECT 1", "--memory", size]).memory == bytes_
+    assert cli.parser().parse_args(["sql", "SELECT 1", "--memory", size]).memory == bytes_
 
 
 @pytest.mark.parametrize("size", ["4", "GiB", "-1GiB", "1XB", "1ib", "4GiB4", "1e9"])
 def test_a_size_that_is_none_is_refused(size, capsys):
     with pytest.raises(SystemExit):
-        cli._parser().parse_args(["sql", "SELECT 1", "--memory", size])
+        cli.parser().parse_args(["sql", "SELECT 1", "--memory", size])
     assert "--memory" in capsys.readouterr().err
 
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import cli, fanout
+from pipeline.cli import collecting
 from pipeline.inventory import Target
 
 ROOT = Path(__file__).parents[1]
@@ -284,7 +285,7 @@ def test_a_plan_is_checked_by_one_target_of_each_kind(tmp_path: Path) -> None:
 
 def options_of(*args: str | Path) -> list[Target]:
     """Return the targets that a command line makes."""
-    return cli._targets(cli._parser().parse_args(["run", *map(str, args)]))
+    return collecting._targets(cli.parser().parse_args(["run", *map(str, args)]))
 
 
 def test_options_go_to_the_kinds_that_they_are_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +301,7 @@ def test_options_go_to_the_kinds_that_they_are_for(tmp_path: Path, monkeypatch: 
 
 def test_an_audit_is_called_like_its_inventory() -> None:
     def audit_of(*args: str) -> str:
-        return cli._audit(cli._parser().parse_args(["run", *args]))
+        return collecting._audit(cli.parser().parse_args(["run", *args]))
 
     assert audit_of("-i", "fleets/web.yaml") == "web"
     assert audit_of("-i", "ansible:inventories/prod.ini") == "prod"

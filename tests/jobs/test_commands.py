@@ -72,7 +72,7 @@ def assert_taken(command: list[str]) -> None:
     package, _, job = module.rpartition(".")
     assert package == "pipeline.jobs"
     assert (ROOT / "jobs" / f"{job}.py").is_file()
-    cli._parser().parse_args([{"audit": "run"}.get(job, job), *arguments])
+    cli.parser().parse_args([{"audit": "run"}.get(job, job), *arguments])
 
 
 @pytest.mark.parametrize("command", commands_of_the_service(), ids=lambda command: command[2])

@@ -1,0 +1,17 @@
+"""What a command line ends with."""
+
+OK, FAILED, USAGE, SOME_NOT_GOOD, NONE_GOOD, FIRED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+
+EXPLAINED = """\
+exit codes:
+  0  every target good              3  published, some targets not good
+  1  the command itself failed      4  published, none good; inspect: the target is not good
+  2  usage or inventory             5  a --fail-if condition holds
+                                    130  interrupted
+"""
+
+
+class UsageError(Exception):
+    """The arguments make no sense together."""
+
+    exit_code = USAGE

@@ -1,0 +1,100 @@
+"""The commands that read what is published, keep it, or need none of it."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pipeline.text import printable
+
+from .exits import FAILED, FIRED, OK, UsageError
+
+if TYPE_CHECKING:
+    from pipeline.report import Report, Threshold
+
+
+def report(args: argparse.Namespace) -> int:
+    from pipeline import output, query, report, warehouse
+
+    run_id = None if args.run in (None, "latest") else warehouse.resolve(args.warehouse, args.run, args.audit)
+    render = report.RENDERERS[args.format]
+    if args.format == "prometheus":
+        render = functools.partial(report.prometheus, max_series=args.max_series)
+    with warehouse.reading(args.warehouse) as tables:
+        found = report.build(query.Session(tables), run_id, args.audit)
+        with output.opened(args.output, binary=args.format == "parquet") as file:
+            render(found, file)
+        return FIRED if fired(args.fail_if, found) else OK
+
+
+def fired(thresholds: Sequence[Threshold], found: Report) -> bool:
+    """Name the conditions that hold, and return whether one does."""
+    fired = [threshold for threshold in thresholds if threshold.fires(found)]
+    for threshold in fired:
+        print(f"lru-audit: --fail-if: {threshold.said(found)}", file=sys.stderr)
+    return bool(fired)
+
+
+def sql(args: argparse.Namespace) -> int:
+    from pipeline import adhoc
+
+    adhoc.run(args)
+    return OK
+
+
+def runs(args: argparse.Namespace) -> int:
+    from pipeline import listing, warehouse
+
+    listing.FORMATS[args.format](warehouse.overview(args.warehouse), sys.stdout)
+    return OK
+
+
+def verify(args: argparse.Namespace) -> int:
+    from pipeline import query, warehouse
+
+    run_ids = warehouse.verifiable(args.warehouse, args.run)
+    problems = 0
+    for run_id in run_ids:
+        for line in warehouse.problems(args.warehouse, run_id, query.check):
+            problems += 1
+            print(printable(line), flush=True)
+    print(f"runs verified: {len(run_ids)}; problems: {problems}", file=sys.stderr)
+    return FAILED if problems else OK
+
+
+def expire(args: argparse.Namespace) -> int:
+    from pipeline import listing, warehouse
+
+    rules = warehouse.Rules(args.keep_last, args.keep_daily, args.keep_weekly, args.keep_monthly)
+    for removal in warehouse.removals(args.warehouse, rules, args.interrupted_days):
+        if not args.dry_run:
+            removal.carry_out()
+        print(listing.removal(removal.path, removal.why, removal.size_bytes), flush=True)
+    if args.dry_run:
+        print("a dry run: nothing was removed", file=sys.stderr)
+    return OK
+
+
+def estimate(args: argparse.Namespace) -> int:
+    from pipeline import estimate
+
+    if (args.online_memcgs or 0) > args.cache_ids:
+        raise UsageError(f"{args.online_memcgs} memcgs need as many ids, and there are {args.cache_ids}")
+    shape = args.superblocks, args.nodes, args.cache_ids, args.online_memcgs
+    figures = estimate.estimate(*shape, args.target_layout)
+    print(json.dumps(figures.as_dict(), indent=2) if args.json else estimate.text(figures), end="")
+    return OK
+
+
+def fetch_drgn(args: argparse.Namespace) -> int:
+    from pipeline import wheels
+
+    args.drgn_wheels.mkdir(parents=True, exist_ok=True)
+    everywhere = wheels.fetch(args.drgn_wheels, args.python, args.arch, lambda text: print(text, file=sys.stderr))
+    for wheel in sorted(args.drgn_wheels.glob("drgn-*.whl")):
+        print(wheel)
+    return OK if everywhere else FAILED

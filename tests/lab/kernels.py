@@ -78,18 +78,21 @@ def get(series: str, packages: Packages, cache: Path, dwarf: bool) -> Kernel:
     for name in names:
         unpack(packages, name, root)
     if dwarf:
-        unpack(packages, f"linux-image-{release}-dbg", root, only="*/debug/boot/*")
+        unpack(packages, f"linux-image-{release}-dbg", root, without="*.ko*")
     busybox = BUSYBOX
     if packages.arch != own_arch():
         unpack(packages, "busybox-static", root)
         busybox = first(root / "bin/busybox", root / "usr/bin/busybox")
+    debug = root / "usr/lib/debug"
     return Kernel(
         release=release,
         vmlinuz=first(root / f"boot/vmlinuz-{release}", root / f"usr/lib/modules/{release}/vmlinuz"),
         modules=first(root / "lib/modules", root / "usr/lib/modules"),
         busybox=busybox,
-        vmlinux=root / f"usr/lib/debug/boot/vmlinux-{release}" if dwarf else None,
-        system_map=root / f"usr/lib/debug/boot/System.map-{release}" if dwarf else None,
+        vmlinux=first(debug / f"boot/vmlinux-{release}", debug / f"lib/modules/{release}/vmlinux") if dwarf else None,
+        system_map=first(debug / f"boot/System.map-{release}", debug / f"lib/modules/{release}/System.map")
+        if dwarf
+        else None,
     )
 
 
@@ -121,15 +124,15 @@ def first(*places: Path) -> Path:
     raise LabError(f"the packages hold none of {', '.join(map(str, places))}; the lab must learn the new place")
 
 
-def unpack(packages: Packages, name: str, root: Path, only: str | None = None) -> None:
-    """Unpack a package, or its members that match the glob `only`, below `root`; a stamp there says that it is done."""
+def unpack(packages: Packages, name: str, root: Path, without: str | None = None) -> None:
+    """Unpack a package, without members that match a glob, below `root`; a stamp there says that it is done."""
     stamp = root / f".{name}"
     if stamp.exists():
         return
     root.mkdir(parents=True, exist_ok=True)
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", packages.deb(name)], stdout=subprocess.PIPE) as tar:
         subprocess.run(
-            ["tar", "-x", "-C", root, *(["--wildcards", only] if only else [])], stdin=tar.stdout, check=True
+            ["tar", "-x", "-C", root, *([f"--exclude={without}"] if without else [])], stdin=tar.stdout, check=True
         )
     if tar.returncode:
         raise LabError(f"dpkg-deb cannot unpack {name}; remove its .deb and try again")

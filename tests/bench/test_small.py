@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench import __main__ as harness
-from tests.bench import fanout, simulated
+from tests.bench import collector, fanout, simulated
 from tests.bench.measure import ROOT, Cost, Row, call, command, interleaved
 
 MIB = 2**20
@@ -84,3 +85,10 @@ def test_every_benchmark_of_the_registry_is_there_and_others_are_refused() -> No
     refused = subprocess.run([sys.executable, "-m", "tests.bench", "nosuch"], cwd=ROOT, capture_output=True, text=True)
     assert refused.returncode == 2
     assert "no benchmark nosuch; there are " in refused.stderr
+
+
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind counts the instructions")
+def test_an_audit_takes_few_times_the_instructions_of_opening_its_core() -> None:
+    """6.1 times when this was written, however busy the machine."""
+    audit, opening = collector.instructions(ROOT / "tests/vmcores/deb510-n2/vmcore")
+    assert audit < 8 * opening

@@ -4,7 +4,8 @@ set -eu
 
 missing=
 for tool in qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm crash:crash mke2fs:e2fsprogs \
-    cpio:cpio xz:xz-utils dpkg-deb:dpkg debootstrap:debootstrap mkfs.xfs:xfsprogs ssh:openssh-client chromium:chromium /usr/sbin/sshd:openssh-server sudo:sudo; do
+    cpio:cpio xz:xz-utils dpkg-deb:dpkg debootstrap:debootstrap mkfs.xfs:xfsprogs ssh:openssh-client chromium:chromium /usr/sbin/sshd:openssh-server sudo:sudo \
+    valgrind:valgrind; do
     command -v "${tool%%:*}" >/dev/null || missing="$missing ${tool#*:}"
 done
 dpkg -s busybox-static >/dev/null 2>&1 || missing="$missing busybox-static"

@@ -22,7 +22,7 @@ from typing import Any
 
 from tests.bench.measure import Row
 
-BENCHMARKS = ("startup", "collector", "children", "fanout", "warehouse")
+BENCHMARKS = ("startup", "collector", "children", "fanout", "warehouse", "report")
 """Modules of this package, each with `run(full) -> Iterator[Row]`."""
 
 _PACKAGES = ("ray", "duckdb", "pyarrow", "drgn")

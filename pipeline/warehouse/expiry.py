@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.warehouse import locks
-from pipeline.warehouse.errors import WarehouseError, storage
+from pipeline.warehouse.errors import TornError, storage
 from pipeline.warehouse.runs import STAGED, Manifest, inputs, read_staged, runs
 from pipeline.warehouse.staging import SPOOL
 from pipeline.warehouse.store import EXPIRED, RUN_ID, Store, at, discard, here, reachable
@@ -121,7 +121,7 @@ def _revised_first(manifests: Sequence[Manifest]) -> list[Manifest]:
 
 def _revising(store: Store) -> Iterator[str]:
     for path in store.staging.glob(f"*/{STAGED}"):
-        with suppress(WarehouseError):
+        with suppress(TornError):
             yield read_staged(path.parent)["revision_of"]
 
 
@@ -150,10 +150,20 @@ def _why(store: Store, path: Path, before: float | None, alone: bool) -> str | N
     try:
         read_staged(path)
         inputs(here(path))
-    except WarehouseError:
-        return "half made, cannot be resumed" if alone else None
+    except TornError:
+        if not alone:
+            return None
+        if not _has_outcomes(path):
+            return "half made, cannot be resumed"
     changed = max(entry.stat().st_mtime for entry in (path, *path.iterdir()))
     return "interrupted, and nobody went on with it" if before is not None and changed <= before else None
+
+
+def _has_outcomes(path: Path) -> bool:
+    try:
+        return (path / SPOOL).stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def _tidy(store: Store, path: Path, before: float | None) -> None:

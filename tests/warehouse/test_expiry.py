@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -267,6 +268,32 @@ def test_where_a_file_cannot_be_read_nothing_is_removed(fleet, name, outcomes, c
         assert cli.main(["expire", "--keep-last", "1", "--interrupted-days", "0", "-w", str(fleet)]) == cli.FAILED
         assert capsys.readouterr() == ("", f"lru-audit: {path}: Input/output error\n")
     assert sorted(fleet.rglob("*")) == before
+
+
+def test_a_run_that_is_opened_while_it_is_removed_is_gone_and_one_line(tmp_path, monkeypatch):
+    run_id = "20251102T000000Z-bbbbbbbb"
+    warehouse.Staging.create(tmp_path, run(run_id)).append(ok("a"))
+    said = []
+
+    def resume() -> None:
+        try:
+            warehouse.Staging(tmp_path, run_id)
+        except warehouse.WarehouseError as error:
+            said.append(str(error))
+
+    opener = threading.Thread(target=resume)
+
+    def opened_before(*args, discard=expiry.discard):
+        opener.start()
+        opener.join(0.5)
+        discard(*args)
+
+    monkeypatch.setattr(expiry, "discard", opened_before)
+    (removal,) = warehouse.removals(tmp_path, Rules(), 0)
+    removal.carry_out()
+    opener.join()
+    assert len(said) == 1
+    assert f"{run_id}/outcomes.jsonl: No such file or directory" in said[0]
 
 
 def test_killed_at_any_step_of_expire_runs_are_whole_or_absent_and_the_next_one_cleans(tmp_path):

@@ -242,15 +242,18 @@ def _add_keeping(commands: Any) -> None:
 
 Each audit has its runs kept by itself: the newest N of --keep-last, and the newest one of each of the N newest days,
 ISO weeks or months (UTC) that have runs. A run that any rule keeps stays; rules do not add up. Without a rule no run
-goes. Always kept are the newest good run of an audit (complete, some target ok) and what a run in staging revises. A
-run that another one revises counts for no rule and goes; its revision never goes before it."""
+goes. Always kept is the newest good run of an audit (complete, some target ok). A run that another one revises counts
+for no rule and goes; its revision never goes before it. A revision that waits in staging needs the run that it revises
+only until the good rows are carried over, which comes before anything is collected: until then that run is kept, but
+with s3:// only by an expire on the machine that stages the revision."""
     for period in ("last", "daily", "weekly", "monthly"):
         expire.add_argument(f"--keep-{period}", type=_positive, default=0, metavar="N")
     expire.add_argument(
         "--interrupted-days",
         type=_count,
         metavar="N",
-        help="also remove runs that were interrupted, and uploads, that nobody went on with for N days (default: none)",
+        help="also remove runs that were interrupted, and uploads to s3://, that nobody went on with for N days; an "
+        "upload has no lock and stays for a day at least (default: none)",
     )
     expire.add_argument("--dry-run", action="store_true", help="print what would be removed, and remove nothing")
     _add_warehouse(expire)

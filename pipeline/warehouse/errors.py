@@ -1,4 +1,4 @@
-"""The one error of the warehouse, and the way an operating system error becomes it."""
+"""The errors of the warehouse, and the way an operating system error becomes one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ class WarehouseError(Exception):
     """A run cannot be stored or read; the message is one line that names the file."""
 
     exit_code = 1
+
+
+class TornError(WarehouseError):
+    """A file without which a run cannot be gone on with is not there, or not whole; reading it again will not help."""
 
 
 class LocationError(WarehouseError):

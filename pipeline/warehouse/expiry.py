@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from pipeline.warehouse import locks
-from pipeline.warehouse.errors import WarehouseError, storage
+from pipeline.warehouse.errors import TornError, storage
 from pipeline.warehouse.runs import STAGED, Manifest, inputs, read_staged, runs
-from pipeline.warehouse.staging import SPOOL
+from pipeline.warehouse.staging import CARRIED, SPOOL
 from pipeline.warehouse.store import EXPIRED, RUN_ID, Store, at, discard, here, reachable
 
 _DAY_S = 86_400.0
+# An upload has no lock, and of a large file nothing is seen before all of it is there.
+_UPLOAD_S = _DAY_S
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,9 @@ def removals(root: str | Path, rules: Rules, interrupted_days: float | None = No
     """Yield what is to be removed, in the order in which that is safe; a kill in between leaves whole runs only.
 
     :param interrupted_days: also runs that were interrupted, and uploads that were, and nobody went on with for so
-        long. A run that a living process has open is never among them.
+        long, an upload for a day at least: it has no lock. A run that a living process has open is never among them.
+
+    Raises WarehouseError, before anything is removed, where it cannot be read what is there.
     """
     store = at(root)
     with reachable(store):
@@ -76,10 +80,10 @@ def keep(published: Sequence[Manifest], rules: Rules, revising: set[str]) -> set
     """Return the run_ids that stay.
 
     Rules look at runs that no other one revises. The newest good run of an audit (complete, and with a target that is
-    `ok`) stays in any case, so does a run that a staged one revises, and every revision of a run that stays: a run
-    never comes back from behind its revision.
+    `ok`) stays in any case, so does a run whose rows a staged one still needs, and every revision of a run that stays:
+    a run never comes back from behind its revision.
 
-    :param revising: run_ids that runs in staging revise.
+    :param revising: run_ids that runs in staging revise, and whose good rows they have not all carried over.
     """
     if rules == Rules():
         return {manifest.run_id for manifest in published}
@@ -121,8 +125,9 @@ def _revised_first(manifests: Sequence[Manifest]) -> list[Manifest]:
 
 def _revising(store: Store) -> Iterator[str]:
     for path in store.staging.glob(f"*/{STAGED}"):
-        with suppress(WarehouseError):
-            yield read_staged(path.parent)["revision_of"]
+        with suppress(TornError):
+            if not (path.parent / CARRIED).exists():
+                yield read_staged(path.parent)["revision_of"]
 
 
 def _left_in_staging(store: Store, before: float | None) -> Iterator[Removal]:
@@ -150,10 +155,20 @@ def _why(store: Store, path: Path, before: float | None, alone: bool) -> str | N
     try:
         read_staged(path)
         inputs(here(path))
-    except WarehouseError:
-        return "half made, cannot be resumed" if alone else None
+    except TornError:
+        if not alone:
+            return None
+        if not _has_outcomes(path):
+            return "half made, cannot be resumed"
     changed = max(entry.stat().st_mtime for entry in (path, *path.iterdir()))
     return "interrupted, and nobody went on with it" if before is not None and changed <= before else None
+
+
+def _has_outcomes(path: Path) -> bool:
+    try:
+        return (path / SPOOL).stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def _tidy(store: Store, path: Path, before: float | None) -> None:
@@ -168,10 +183,23 @@ def _tidy(store: Store, path: Path, before: float | None) -> None:
 
 
 def _left_in_runs(store: Store, before: float | None) -> Iterator[Removal]:
-    for name, changed in store.remains():
-        if changed is None or (before is not None and changed <= before):
-            why = "left by an expire that was killed" if changed is None else "an upload that was interrupted"
-            yield Removal(str(store.run(name)), why, None, partial(store.withdraw, name))
+    for name, why in _remains(store, store.names(), before):
+        yield Removal(str(store.run(name)), why, None, partial(_clear, store, name, before))
+
+
+def _remains(store: Store, names: Iterable[str], before: float | None) -> Iterator[tuple[str, str]]:
+    """Yield those of the names in `runs/` that are of no run and may go, and why."""
+    for name, changed in store.remains(names):
+        if changed is None:
+            yield name, "left by an expire that was killed"
+        elif before is not None and changed <= min(before, time.time() - _UPLOAD_S):
+            yield name, "an upload that was interrupted"
+
+
+def _clear(store: Store, name: str, before: float | None) -> None:
+    """Remove what is no run if it still may go: its upload may have been gone on with since, or have ended."""
+    for again, _ in _remains(store, [name], before):
+        store.withdraw(again)
 
 
 def _size(directory: Path) -> int:

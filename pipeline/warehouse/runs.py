@@ -9,6 +9,7 @@ import gzip
 import json
 import re
 import secrets
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from pyarrow import fs
 
 from pipeline.collector.status import GOOD
 from pipeline.warehouse import schema
-from pipeline.warehouse.errors import WarehouseError, cause
+from pipeline.warehouse.errors import TornError, WarehouseError, cause
 from pipeline.warehouse.store import INPUTS, MANIFEST, Folder, Store, at, reachable
 
 STAGED = "run.json"
@@ -145,17 +146,26 @@ def staged(root: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def read_staged(directory: Path) -> dict[str, Any]:
-    """Return what is known of a run in staging."""
+    """Return what is known of a run in staging.
+
+    Raises TornError where that is not there or not whole, WarehouseError where it cannot be read.
+    """
     path = directory / STAGED
     try:
         run: dict[str, Any] = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise WarehouseError(f"{path}: not a staged run: {error}; lru-audit expire removes it") from error
+    except (FileNotFoundError, ValueError) as error:
+        remedy = "lru-audit expire removes it; if outcomes are spooled there, only with --interrupted-days"
+        raise TornError(f"{path}: not a staged run: {cause(error)}; {remedy}") from error
+    except OSError as error:
+        raise WarehouseError(f"{path}: {cause(error)}") from error
     return run
 
 
 def inputs(directory: Folder) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the options and the targets of a run, staged or published."""
+    """Return the options and the targets of a run, staged or published.
+
+    Raises TornError where they are not there or not whole, WarehouseError where they cannot be read.
+    """
     with _inputs(directory) as lines:
         options, *targets = lines
     return options, targets
@@ -173,9 +183,11 @@ def _inputs(directory: Folder) -> Iterator[Iterator[dict[str, Any]]]:
     try:
         with directory.open(INPUTS) as stored, gzip.open(stored, "rt", encoding="ascii") as file:
             yield map(json.loads, file)
-    except (OSError, EOFError, ValueError) as error:
+    except (FileNotFoundError, gzip.BadGzipFile, zlib.error, EOFError, ValueError) as error:
         path = directory.shown_file(INPUTS)
-        raise WarehouseError(f"{path}: cannot be read: {cause(error)}; audit it anew with: lru-audit run") from error
+        raise TornError(f"{path}: cannot be read: {cause(error)}; audit it anew with: lru-audit run") from error
+    except OSError as error:
+        raise WarehouseError(f"{directory.shown_file(INPUTS)}: {cause(error)}") from error
 
 
 def _match(store: Store, run: str, known: Sequence[str], what: str) -> str:

@@ -3,6 +3,7 @@
     run.json         what is known before the first outcome; with it the run counts as staged
     inputs.jsonl.gz  what to collect, whatever becomes of the inventory: the options, then one target a line
     outcomes.jsonl   the spool: a line for each outcome as it arrives, [target, what came]; the last of a target counts
+    carried          there once the spool has all good rows of the run that it revises, which may expire from then on
     run/             the tables, the inputs and manifest.json; this directory is what is published
 
 A process killed at any moment leaves the spool, from which `Staging(root, run_id)` goes on, and no half run.
@@ -46,6 +47,7 @@ from pipeline.warehouse.store import INPUTS, MANIFEST, RUN_ID, at, here
 from pipeline.warehouse.totals import totals
 
 SPOOL = "outcomes.jsonl"
+CARRIED = "carried"
 
 RUN_KEYS = ("run_id", "audit", "started_at", "targets", "tool_version")
 OPTIONAL_RUN_KEYS = ("revision_of", "model_version", "inventory_sha256")
@@ -67,12 +69,13 @@ class Staging:
         """Open a staged run to go on with it; a line that a killed process left torn is dropped."""
         self.root = root
         self.directory = at(root).staging / run_id
-        with self._storage():
+        # What waits in staging is not removed between its being opened and its being locked.
+        with self._storage(), locks.making(self.directory.parent):
             self._spool = self._spool_path.open("a+b", buffering=0)
             self._lock()
             self.run = read_staged(self.directory)
             self._spool.truncate(_end_of_last_line(self._spool))
-        if self.run["revision_of"] is not None:
+        if self.run["revision_of"] is not None and not (self.directory / CARRIED).exists():
             self._carry_over(self.run["revision_of"])
 
     @classmethod
@@ -198,11 +201,25 @@ class Staging:
             raise WarehouseError(f"{self.directory}: {why}")
 
     def _carry_over(self, run_id: str) -> None:
-        """Spool the good targets of a published run as they are, but those that are here already."""
+        """Spool the good targets of a published run as they are, but those that are here already.
+
+        Nothing is collected before, so that all there is to lose with the published run are rows of it.
+        """
         here = self.collected()
-        for target, made in records(read(self.root, run_id)):
-            if made["targets"]["status"][0] in GOOD and target not in here:
-                self._append(target, made)
+        try:
+            for target, made in records(read(self.root, run_id)):
+                if made["targets"]["status"][0] in GOOD and target not in here:
+                    self._append(target, made)
+        except WarehouseError as error:
+            with self._storage():
+                if at(self.root).has(run_id):
+                    raise
+            why = f"run {run_id}, which it revises, was expired before its good rows were carried over"
+            raise WarehouseError(f"{self.directory}: {why}; audit anew with: lru-audit run") from error
+        with self._storage():
+            os.fsync(self._spool.fileno())
+            (self.directory / CARRIED).touch()
+            sync(self.directory)
 
     def _append(self, target: str, made: Mapping[str, Any]) -> None:
         rest = memoryview(json.dumps([target, made], separators=(",", ":")).encode() + b"\n")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -119,9 +119,9 @@ class Store:
         """Take a run out of every reader's sight, then remove its files; nothing happens to one that is gone."""
         raise NotImplementedError
 
-    def remains(self) -> Iterator[tuple[str, float | None]]:
-        """Yield names in `runs/` of what is no run, with the time of the last change (seconds since the epoch) where
-        somebody may be at work on it."""
+    def remains(self, names: Iterable[str]) -> Iterator[tuple[str, float | None]]:
+        """Yield those of the names in `runs/` that are of no run, with the time of the last change (seconds since the
+        epoch) where somebody may be at work on it."""
         raise NotImplementedError
 
 
@@ -144,7 +144,7 @@ class _Directory(Store):
         with suppress(FileNotFoundError):
             discard(self._runs / run_id, self.staging)
 
-    def remains(self) -> Iterator[tuple[str, float | None]]:
+    def remains(self, names: Iterable[str]) -> Iterator[tuple[str, float | None]]:
         return iter(())  # they are in staging
 
 
@@ -160,6 +160,8 @@ class _Objects(Store):
             raise WarehouseError(f"{run}: published already, and not empty; it is left as it is")
         tables = sorted({path.name for path in made.iterdir()} - {INPUTS, MANIFEST})
         for name in (INPUTS, *tables, MANIFEST):
+            if name == MANIFEST and (gone := [one for one in (INPUTS, *tables) if not run.has(one)]):
+                raise OSError(f"taken for interrupted, and removed, while it was uploaded: {gone[0]}")
             fs.copy_files(str(made / name), run.file(name), fs.LocalFileSystem(), run.filesystem)
 
     def withdraw(self, run_id: str) -> None:
@@ -170,8 +172,8 @@ class _Objects(Store):
         with suppress(FileNotFoundError):
             run.filesystem.delete_dir(run.path)
 
-    def remains(self) -> Iterator[tuple[str, float | None]]:
-        for name in self.names():
+    def remains(self, names: Iterable[str]) -> Iterator[tuple[str, float | None]]:
+        for name in names:
             files = {info.base_name: info.mtime_ns or 0 for info in self.run(name).entries()}
             if MANIFEST not in files:
                 yield name, max(files.values()) / 1e9 if INPUTS in files else None

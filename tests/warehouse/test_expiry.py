@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import subprocess
 import sys
 import textwrap
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -205,15 +207,17 @@ def test_a_run_that_is_being_staged_is_not_taken_for_half_made(tmp_path):
 def test_what_killed_drivers_left_and_cannot_be_resumed_is_removed(tmp_path, left):
     published = publish(tmp_path, ok("a"), run_id="20251101T000000Z-aaaaaaaa")
     staging = tmp_path / "staging" / "20251102T000000Z-bbbbbbbb"
-    warehouse.Staging.create(tmp_path, run(staging.name)).append(ok("a"))
+    staged = warehouse.Staging.create(tmp_path, run(staging.name))
     if left in ("nothing", "inputs only"):
         for name in ("run.json", "outcomes.jsonl", *(["inputs.jsonl.gz"] if left == "nothing" else [])):
             (staging / name).unlink()
     elif left == "published":
+        staged.append(ok("a"))
         staging = staging.rename(staging.with_name(published.name))
     else:
         path = staging / ("run.json" if left == "a torn run.json" else "inputs.jsonl.gz")
         path.write_bytes(path.read_bytes()[:-9])
+    del staged
     (tmp_path / "staging" / "notes.txt").write_text("mine")
     (tmp_path / "staging" / "mine").mkdir()
     (removal,) = warehouse.removals(tmp_path, Rules())
@@ -221,6 +225,75 @@ def test_what_killed_drivers_left_and_cannot_be_resumed_is_removed(tmp_path, lef
     removal.carry_out()
     assert sorted(path.name for path in (tmp_path / "staging").iterdir()) == ["mine", "notes.txt"]
     assert [one.run_id for one in warehouse.runs(tmp_path)] == [published.name]
+
+
+TORN = {
+    "absent": None,
+    "cut": lambda content: content[:-9],
+    "zeros": lambda content: bytes(len(content)),
+    "scrambled": lambda content: gzip.compress(content)[:10] + b"\xff" * len(content),
+}
+
+
+@pytest.mark.parametrize("name", ["run.json", "inputs.jsonl.gz"])
+@pytest.mark.parametrize("how", TORN)
+def test_outcomes_that_cannot_be_resumed_go_only_where_interrupted_days_say_so(tmp_path, name, how):
+    directory = tmp_path / "staging" / "20251102T000000Z-bbbbbbbb"
+    warehouse.Staging.create(tmp_path, run(directory.name)).append(ok("a"))
+    path = directory / name
+    content = path.read_bytes()
+    path.unlink()
+    if how != "absent":
+        path.write_bytes(TORN[how](content))
+    assert list(warehouse.removals(tmp_path, Rules())) == []
+    assert list(warehouse.removals(tmp_path, Rules(), 1)) == []
+    (removal,) = warehouse.removals(tmp_path, Rules(), 0)
+    removal.carry_out()
+    assert not directory.exists()
+
+
+@pytest.mark.parametrize("name", ["run.json", "inputs.jsonl.gz"])
+@pytest.mark.parametrize("outcomes", [[], [ok("a")]], ids=["none", "one"])
+def test_where_a_file_cannot_be_read_nothing_is_removed(fleet, name, outcomes, capsys):
+    (fleet / "staging" / "20251106T000000Z-aaaaaaaa").mkdir()
+    path = fleet / "staging" / "20251107T000000Z-aaaaaaaa" / name
+    staging = warehouse.Staging.create(fleet, run(path.parent.name))
+    for outcome in outcomes:
+        staging.append(outcome)
+    del staging
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # whose start no process has mapped: EIO
+    before = sorted(fleet.rglob("*"))
+    for _ in range(2):
+        assert cli.main(["expire", "--keep-last", "1", "--interrupted-days", "0", "-w", str(fleet)]) == cli.FAILED
+        assert capsys.readouterr() == ("", f"lru-audit: {path}: Input/output error\n")
+    assert sorted(fleet.rglob("*")) == before
+
+
+def test_a_run_that_is_opened_while_it_is_removed_is_gone_and_one_line(tmp_path, monkeypatch):
+    run_id = "20251102T000000Z-bbbbbbbb"
+    warehouse.Staging.create(tmp_path, run(run_id)).append(ok("a"))
+    said = []
+
+    def resume() -> None:
+        try:
+            warehouse.Staging(tmp_path, run_id)
+        except warehouse.WarehouseError as error:
+            said.append(str(error))
+
+    opener = threading.Thread(target=resume)
+
+    def opened_before(*args, discard=expiry.discard):
+        opener.start()
+        opener.join(0.5)
+        discard(*args)
+
+    monkeypatch.setattr(expiry, "discard", opened_before)
+    (removal,) = warehouse.removals(tmp_path, Rules(), 0)
+    removal.carry_out()
+    opener.join()
+    assert len(said) == 1
+    assert f"{run_id}/outcomes.jsonl: No such file or directory" in said[0]
 
 
 def test_killed_at_any_step_of_expire_runs_are_whole_or_absent_and_the_next_one_cleans(tmp_path):

@@ -13,15 +13,19 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from pyarrow import fs
 
 from pipeline import cli, query, warehouse
+from pipeline.warehouse import expiry
 from tests.warehouse import s3
 from tests.warehouse.outcomes import STARTED_AT, failed, ok, run, session
 
 ROOT = Path(__file__).parents[2]
-OLD, NEW = "20251101T000000Z-aaaaaaaa", "20251102T000000Z-bbbbbbbb"
+OLD, NEW, NEWER = "20251101T000000Z-aaaaaaaa", "20251102T000000Z-bbbbbbbb", "20251103T000000Z-cccccccc"
+DAY_S = 86_400
 _buckets = itertools.count()
 
 
@@ -80,21 +84,29 @@ def test_a_run_is_published_and_read_as_in_a_directory(bucket, keys, tmp_path, c
     assert capsys.readouterr().out.splitlines()[1].startswith(OLD)
 
 
-def test_a_published_run_is_revised_and_then_expired(bucket, keys):
+def expire(root: str, days: float | None = None) -> None:
+    for removal in warehouse.removals(root, warehouse.Rules(last=1), days):
+        removal.carry_out()
+
+
+def test_a_published_run_is_revised_and_may_then_expire_anywhere(bucket, keys, monkeypatch, tmp_path):
     root = f"s3://{bucket}"
     publish(root, ok("a"), failed("b"), run_id=OLD)
     assert warehouse.resumable(root, "latest") == OLD
     staging = warehouse.Staging.revise(root, OLD, run_id=NEW, tool_version="0.2.0", model_version=1)
     assert staging.collected() == {"a"}
     assert staging.inputs() == ({"retries": 2}, [{"name": "a"}, {"name": "b"}])
-    assert list(warehouse.removals(root, warehouse.Rules(last=1))) == [], "a run in staging revises it"
     staging.append(ok("b"))
-    staging.publish(query.check)
-    assert [row["run_id"] for row in session(root).rows("FROM latest_runs")] == [NEW]
-    for removal in warehouse.removals(root, warehouse.Rules(last=1)):
-        removal.carry_out()
-    assert [manifest.run_id for manifest in warehouse.runs(root)] == [NEW]
-    assert all(key.startswith(f"runs/{NEW}/") for key in keys())
+    del staging
+    with monkeypatch.context() as another_machine:
+        another_machine.setenv("XDG_STATE_HOME", str(tmp_path / "another"))
+        publish(root, ok("a"), run_id=NEWER, started_at=STARTED_AT + 1)
+        expire(root)
+    assert [manifest.run_id for manifest in warehouse.runs(root)] == [NEWER]
+    warehouse.Staging(root, NEW).publish(query.check)
+    assert [(one.run_id, one.good) for one in warehouse.runs(root)] == [(NEW, 2), (NEWER, 1)]
+    expire(root)
+    assert all(key.startswith(f"runs/{NEWER}/") for key in keys())
 
 
 @pytest.mark.parametrize("confined", [False, True])
@@ -163,17 +175,77 @@ def test_a_run_whose_upload_is_killed_at_any_file_is_absent_and_can_be_finished(
     assert len(warehouse.runs(root)) == 9
 
 
-def test_what_a_killed_upload_or_expire_left_is_removed(endpoint, bucket, keys):
+@pytest.fixture
+def clock(monkeypatch):
+    """Sets what time it is for expire, seconds since the epoch."""
+    return lambda now: monkeypatch.setattr(expiry, "time", SimpleNamespace(time=lambda: now))
+
+
+def test_what_a_killed_upload_or_expire_left_is_removed(endpoint, bucket, keys, clock):
     root = f"s3://{bucket}/w"
     for run_id, gone in ((OLD, ("manifest.json", "inputs.jsonl.gz")), (NEW, ("manifest.json",))):
         publish(root, ok("a"), run_id=run_id)
         for name in gone:
             s3.client(endpoint).delete_object(Bucket=bucket, Key=f"w/runs/{run_id}/{name}")
     assert warehouse.runs(root) == []
-    for days, left in ((None, {NEW}), (1, {NEW}), (0, set())):
-        for removal in warehouse.removals(root, warehouse.Rules(), days):
-            removal.carry_out()
+    for later, days, left in ((0, None, {NEW}), (0, 0, {NEW}), (2, 3, {NEW}), (2, None, {NEW}), (2, 1, set())):
+        clock(time.time() + later * DAY_S)
+        expire(root, days)
         assert {key.split("/")[2] for key in keys()} == left
+
+
+def test_an_upload_is_as_old_as_its_newest_object(endpoint, bucket, clock):
+    root = f"s3://{bucket}/w"
+    publish(root, ok("a"), run_id=NEW)
+    client, names = s3.client(endpoint), {"Bucket": bucket, "Key": f"w/runs/{NEW}/targets-00000.parquet"}
+    client.delete_object(Bucket=bucket, Key=f"w/runs/{NEW}/manifest.json")
+    first = client.head_object(Bucket=bucket, Key=f"w/runs/{NEW}/inputs.jsonl.gz")["LastModified"]
+    content = client.get_object(**names)["Body"].read()
+    while (newest := client.head_object(**names)["LastModified"]) <= first:
+        time.sleep(0.1)
+        client.put_object(**names, Body=content)
+    clock(newest.timestamp() + DAY_S - 0.5)
+    assert list(warehouse.removals(root, warehouse.Rules(), 0)) == []
+    clock(newest.timestamp() + DAY_S + 1)
+    assert [removal.path for removal in warehouse.removals(root, warehouse.Rules(), 0)] == [f"{root}/runs/{NEW}"]
+
+
+def test_an_upload_that_ends_after_it_was_found_is_a_run(endpoint, bucket, clock):
+    root = f"s3://{bucket}/w"
+    publish(root, ok("a"), run_id=NEW)
+    client, names = s3.client(endpoint), {"Bucket": bucket, "Key": f"w/runs/{NEW}/manifest.json"}
+    manifest = client.get_object(**names)["Body"].read()
+    client.delete_object(**names)
+    clock(time.time() + 2 * DAY_S)
+    (removal,) = warehouse.removals(root, warehouse.Rules(), 1)
+    client.put_object(**names, Body=manifest)
+    removal.carry_out()
+    assert [one.run_id for one in warehouse.runs(root)] == [NEW]
+    assert list(warehouse.problems(root, NEW, query.check)) == []
+
+
+def test_an_upload_that_lay_still_until_it_was_removed_is_no_run_and_can_be_finished(bucket, monkeypatch, clock):
+    """Its machine sleeps for two days with one table uploaded, and goes on."""
+    root = f"s3://{bucket}/w"
+    staging = warehouse.Staging.create(root, run(NEW))
+    staging.append(ok("a"))
+    with monkeypatch.context() as sleeping:
+        uploads = itertools.count()
+
+        def copy(*args, copy=fs.copy_files):
+            if next(uploads) == 2:
+                clock(time.time() + 2 * DAY_S)
+                expire(root, 1)
+            copy(*args)
+
+        sleeping.setattr(fs, "copy_files", copy)
+        gone = "taken for interrupted, and removed, while it was uploaded: inputs.jsonl.gz; .* lru-audit resume"
+        with pytest.raises(warehouse.WarehouseError, match=rf"^{root}/runs/{NEW}: {gone} {NEW}$"):
+            staging.publish(query.check)
+    assert warehouse.runs(root) == []
+    staging.publish(query.check)
+    assert [one.run_id for one in warehouse.runs(root)] == [NEW]
+    assert list(warehouse.problems(root, NEW, query.check)) == []
 
 
 def test_a_checksum_that_differs_and_a_file_that_is_gone_are_found(endpoint, bucket, capsys):

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import query, warehouse
-from pipeline.warehouse import schema
-from tests.warehouse.outcomes import STARTED_AT, directory_of, failed, ok, run, session
+from pipeline import cli, query, warehouse
+from pipeline.warehouse import records, schema
+from tests.warehouse.outcomes import STARTED_AT, directory_of, failed, ok, publish, run, session
 
+ROOT = Path(__file__).parents[2]
 OLD, NEW = "20251101T000000Z-aaaaaaaa", "20251102T000000Z-bbbbbbbb"
 NOW = {"run_id": NEW, "tool_version": "0.2.0", "model_version": 7}
 
@@ -63,9 +69,76 @@ def test_a_revision_that_was_killed_while_rows_were_carried_over_is_gone_on_with
     staging = warehouse.Staging.revise(root, OLD, **NOW)
     whole = (staging.directory / "outcomes.jsonl").read_bytes()
     (staging.directory / "outcomes.jsonl").write_bytes(whole[: whole.index(b"\n") + 30])
+    (staging.directory / "carried").unlink()
     del staging
     assert warehouse.Staging(root, NEW).collected() == {"a", "c"}
     assert (root / "staging" / NEW / "outcomes.jsonl").read_bytes() == whole
+
+
+def expire_all_but(root, newest: str) -> None:
+    publish(root, ok("a"), run_id=newest, audit="prod", started_at=STARTED_AT + 1)
+    for removal in warehouse.removals(root, warehouse.Rules(last=1)):
+        removal.carry_out()
+
+
+def test_once_rows_are_carried_over_the_run_that_had_them_is_needed_no_longer(root):
+    staging = warehouse.Staging.revise(root, OLD, **NOW)
+    staging.append(ok("b"))
+    del staging
+    expire_all_but(root, "20251103T000000Z-cccccccc")
+    assert not (root / "runs" / OLD).exists()
+    staging = warehouse.Staging(root, NEW)
+    assert staging.collected() == {"a", "b", "c"}
+    assert staging.publish(query.check).good == 3
+
+
+@pytest.fixture
+def half_carried(root):
+    """A revision whose driver was killed when one of two good targets was carried over."""
+    script = f"""
+        import os, signal, sys
+        from tests.warehouse.outcomes import *
+
+        def append(*args, kept=[], append=warehouse.Staging._append):
+            if kept:
+                os.kill(os.getpid(), signal.SIGKILL)
+            kept.append(append(*args))
+
+        warehouse.Staging._append = append
+        warehouse.Staging.revise(sys.argv[1], {OLD!r}, **{NOW!r})
+        """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(root)], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    return root
+
+
+def test_until_then_that_run_is_kept(half_carried):
+    expire_all_but(half_carried, "20251103T000000Z-cccccccc")
+    assert warehouse.Staging(half_carried, NEW).collected() == {"a", "c"}
+
+
+@pytest.mark.parametrize("command", ["resume", "publish"])
+def test_a_revised_run_that_is_gone_before_is_one_line_and_costs_no_outcome(half_carried, command, capsys):
+    """As an expire on another machine removes it, from an object store."""
+    shutil.rmtree(half_carried / "runs" / OLD)
+    spool = half_carried / "staging" / NEW / "outcomes.jsonl"
+    before = spool.read_bytes()
+    assert before.count(b"\n") == 1
+    assert cli.main([command, NEW, "-w", str(half_carried)]) == cli.FAILED
+    out, err = capsys.readouterr()
+    why = f"run {OLD}, which it revises, was expired before its good rows were carried over; audit anew with: lru-audit"
+    assert (out, err) == ("", f"lru-audit: {spool.parent}: {why} run\n")
+    assert spool.read_bytes() == before
+
+
+def test_a_run_that_expires_while_its_rows_are_carried_over_is_the_same_line(root, monkeypatch):
+    def expired(manifest, records=records.records):
+        shutil.rmtree(root / "runs" / OLD)
+        return records(manifest)
+
+    monkeypatch.setattr("pipeline.warehouse.staging.records", expired)
+    with pytest.raises(warehouse.WarehouseError, match=f"{NEW}: run {OLD}, which it revises, was expired before its"):
+        warehouse.Staging.revise(root, OLD, **NOW)
 
 
 def test_what_is_resumed_is_the_newest_and_never_what_is_revised_already(root):

@@ -1,4 +1,4 @@
-"""What `pipeline.fanout` promises, on a real Ray: each target once, lost work tried again, nobody else let in.
+"""Ray started, joined and ended, and a run driven on it: each target once, lost work tried again, nobody else let in.
 
 What a worker does for a target is a nested function here, which Ray sends by value: workers cannot import tests.
 """

@@ -35,6 +35,7 @@ DISKS = {
     "bookworm": Disk(
         "bookworm", (*_BASE, *_SYSTEMD, "cron", "nginx-light", "redis-server", "python3", "runc", "crun", "sudo")
     ),
+    "bullseye": Disk("bullseye", ("iproute2", "openssh-server", "python3", "sudo")),
     "services": Disk(
         "trixie",
         (

@@ -20,7 +20,7 @@ BOOT_TIMEOUT_S = 300
 
 
 def guest(series: str) -> Server:
-    """Below 5.10, bullseye's kernel, is bullseye, whose Python is the oldest that Debian's mirror has."""
+    """5.10 is bullseye's and has its userland, whose Python, 3.9, is the oldest that Debian's mirror has."""
     name, disk = f"ssh-{series.replace('.', '')}", "bullseye" if series == "5.10" else "bookworm"
     return Server(name, series, nodes=2, memory_mb=512, memcgs=150, kept=60, tmpfs=20, workload="ssh", disk=disk)
 

@@ -1,4 +1,4 @@
-"""Ray, and only here: batches to workers, outcomes back one by one, lost work planned again.
+"""Drives a run: batches to Ray's workers, outcomes back one by one, lost work planned again.
 
 Ray has no deadline for a task, and a task that it retries itself leaves no trace. So a batch is a generator task
 that is never retried; what it did not deliver the driver plans again, and each try is an attempt that is kept.
@@ -6,34 +6,21 @@ that is never retried; what it did not deliver the driver plans again, and each 
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import functools
-import importlib
 import json
 import logging
-import os
-import secrets
-import shutil
-import signal
 import socket
-import sys
-import tempfile
-import threading
 import time
-import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
-from unittest import mock
 
-from pipeline import runner
+from pipeline import cluster, runner
+from pipeline.cluster import ClusterError
 from pipeline.collector.status import GOOD
 from pipeline.inventory import Target
-from pipeline.plan import HERE, Batch, Node, Plan
+from pipeline.plan import HERE, Batch, Plan
 
 Collect = Callable[[Target, int, runner.Limits], dict[str, Any]]
 
@@ -52,35 +39,8 @@ _FIRST_SIGN_S = 10.0
 _LOOK_S = 20.0
 # So long a head may take to start again. A minute after its end Ray ends this process, and each node.
 _HEAD_S = 10.0
-_CONNECT_S = 10.0
-# Signals so soon after one that was answered are the same wish.
-_SAME_WISH_S = 2.0
-# What is killed is gone within; a process in uninterruptible sleep is not, and nobody waits for it.
-_KILLED_S = 5.0
-
-_FOLDER = "lru-ray."
-# In the environment of each process of an embedded Ray: the directory, by which its processes are known.
-_MARK = "RAY_LRU_AUDIT_DIRECTORY"
-# Snapshots are a few MB and are fetched at once; 75 MB is the least that Ray takes.
-_OBJECT_STORE_BYTES = 128 << 20
-# Ray keeps the first token that a process used, so one does for all clusters of this process.
-_TOKEN = secrets.token_hex(32)
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a FutureWarning otherwise
-    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # a stack of addresses on SIGTERM otherwise
-    # Ray prints what it knows of dead workers on stdout, where data goes; the attempts say it better.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
-}
-
 
 _log = logging.getLogger(__name__)
-
-
-class FanoutError(RuntimeError):
-    """Ray cannot be started or joined; one line."""
-
-    exit_code = 1
 
 
 class Progress(Protocol):
@@ -109,233 +69,10 @@ def run(
         SIGKILL. One that was lost together with others is tried again in any case, alone.
     :param address: a Ray cluster to join, default RAY_ADDRESS; without both a Ray of its own, for this call.
     :param collect: what a worker does for one target; for targets over ssh, in several threads.
-    :raises FanoutError: there is no Ray, or no node is left to collect on.
+    :raises ClusterError: there is no Ray, or no node is left to collect on.
     """
-    with cluster(plan.parallel, address):
-        _Run(plan, on_outcome, progress, limits or runner.Limits(), retries, collect).drive()
-
-
-def cpus() -> int:
-    """Return how many CPUs the cluster has that this process is connected to, at least 1."""
-    ray: Any = importlib.import_module("ray")
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
-
-
-def nodes() -> list[Node]:
-    """Return the living nodes of the cluster that this process is connected to."""
-    ray: Any = importlib.import_module("ray")
-    return [
-        Node(node["NodeID"], node["NodeManagerHostname"], node["NodeManagerAddress"])
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-
-
-@contextlib.contextmanager
-def cluster(parallel: int | None = None, address: str | None = None) -> Iterator[None]:
-    """Be connected to Ray: to the given cluster, RAY_ADDRESS's, or else an embedded one of `parallel` CPUs.
-
-    Without `parallel` the embedded one has this machine's.
-
-    The embedded Ray (address "local" is one, too) has its own random token, as its ports bind every address, and its
-    files in a directory that only this user may enter; in the end its processes and the directory are gone. SIGINT
-    and SIGTERM are KeyboardInterrupt, never in the middle of Ray's start or end. Inside another `cluster` this does
-    nothing.
-
-    :raises FanoutError:
-    """
-    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
-        yield
-        return
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address == "local":
-        address = None
-    with _Signals() as signals, contextlib.ExitStack() as stack:
-        stack.enter_context(_environment(_QUIET))
-        options = _joined(stack, address) if address else _embedded(stack, parallel)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ray = _import_ray()
-            stack.callback(ray.shutdown)
-            try:
-                _init(ray, address or "local", options)
-            except Exception as error:
-                reason = str(error).strip().partition("\n")[0]
-                if "InvalidAuthToken" in f"{error} {error.__cause__}":
-                    reason = "it wants another token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
-                what = f"join the Ray cluster at {address}" if address else "start Ray"
-                raise FanoutError(f"cannot {what}: {runner.bounded(reason)}") from error
-        stack.callback(signals.hold)
-        signals.release()
-        yield
-
-
-class _Signals:
-    """SIGINT and SIGTERM as KeyboardInterrupt, but held while Ray starts or ends.
-
-    A start that is interrupted crashes when the program exits, an end that is interrupted leaves processes and
-    files. A signal that the caller ignores stays ignored.
-    """
-
-    def __init__(self) -> None:
-        self._before: dict[int, Any] = {}
-        self._held = True
-        self._waiting = False
-        self._raised_at = -_SAME_WISH_S
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def _handle(self, number: int, frame: Any) -> None:
-        if self._held:
-            self._waiting = True
-        elif time.monotonic() - self._raised_at >= _SAME_WISH_S:
-            self._raised_at = time.monotonic()
-            raise KeyboardInterrupt
-
-    def hold(self) -> None:
-        self._held = True
-
-    def release(self) -> None:
-        """Raise what came meanwhile, and from now on what comes."""
-        self._held = False
-        if self._waiting:
-            self._waiting = False
-            self._handle(0, None)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        if self._waiting and kind is not KeyboardInterrupt:
-            raise KeyboardInterrupt
-
-
-def _init(ray: Any, address: str, options: Mapping[str, Any]) -> None:
-    """Start or join Ray, without its handler of SIGTERM, which ends the process wherever it is.
-
-    Its processes are in groups of their own, as `timeout` sends SIGTERM to the group, and a driver that finds its
-    Ray dead while it starts ends without an exception.
-    """
-    with contextlib.ExitStack() as stack:
-        # Private names of Ray: where a release lacks one, an interrupt of the start is answered later.
-        utils, services = ray._private.utils, ray._private.services
-        if hasattr(utils, "set_sigterm_handler"):
-            stack.enter_context(mock.patch.object(utils, "set_sigterm_handler"))
-        if hasattr(services, "ConsolePopen"):
-            popen = functools.partial(services.ConsolePopen, process_group=0)
-            stack.enter_context(mock.patch.object(services, "ConsolePopen", popen))
-        ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
-
-
-def _joined(stack: contextlib.ExitStack, address: str) -> dict[str, Any]:
-    """Return the options of joining a cluster, once somebody listens there: Ray itself would try for 13 minutes."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit() and "/" not in host:
-        try:
-            _reach(address)
-        except (OSError, OverflowError) as error:
-            raise FanoutError(f"cannot join the Ray cluster at {address}: {error}") from error
-    stack.enter_context(_environment({"RAY_gcs_server_port_wait_time_s": "3"}))
-    # Ray sends this very package to the nodes, which need no checkout, and not the same release.
-    return {"runtime_env": {"py_modules": [os.path.dirname(os.path.abspath(__file__))]}}
-
-
-def _reach(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
-
-
-def _embedded(stack: contextlib.ExitStack, parallel: int | None) -> dict[str, Any]:
-    """Return the options of an embedded Ray; its environment, directory and processes last as long as the stack."""
-    private = _directory(stack)
-    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, "PYTHONPATH": runner.python_path(), _MARK: private}
-    variables["RAY_worker_niceness"] = "0"  # 15 otherwise, on top of what the runner gives a child
-    variables["SPT_NOENV"] = "1"  # Ray writes the titles of its agents over their environment otherwise
-    stack.enter_context(_environment(variables))
-    return {
-        "num_cpus": parallel,
-        "include_dashboard": False,
-        "object_store_memory": _OBJECT_STORE_BYTES,
-        "_temp_dir": os.path.join(private, "r"),
-    }
-
-
-def _directory(stack: contextlib.ExitStack) -> str:
-    """Make a directory for an embedded Ray, which makes its own 0777, and remove those of drivers that were killed.
-
-    A driver that lives has its directory locked.
-    """
-    # A socket's path may have 107 bytes and Ray needs 83 of them.
-    folder = tempfile.gettempdir()
-    folder = folder if len(folder) <= 24 else "/tmp"
-    for stale in Path(folder).glob(f"{_FOLDER}*"):
-        with contextlib.suppress(OSError), _opened(str(stale)) as directory:
-            if os.fstat(directory).st_uid == os.geteuid():
-                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(str(stale))
-    while True:
-        private = tempfile.mkdtemp(prefix=_FOLDER, dir=folder)
-        with contextlib.suppress(OSError):  # a file system without locks: nobody removes it
-            fcntl.flock(stack.enter_context(_opened(private)), fcntl.LOCK_EX)
-        if os.path.exists(private):  # else another driver found it before it was locked
-            stack.callback(_remove, private)
-            return private
-
-
-@contextlib.contextmanager
-def _opened(directory: str) -> Iterator[int]:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _remove(private: str) -> None:
-    """Kill what is left of an embedded Ray, then remove its directory, which Ray's agents would make again."""
-    until = time.monotonic() + _KILLED_S
-    while _kill(private) and time.monotonic() < until:
-        time.sleep(0.02)
-    shutil.rmtree(private, ignore_errors=True)
-
-
-def _kill(private: str) -> int:
-    """Kill the processes of an embedded Ray, orphans as well, and return how many there were."""
-    mark = os.fsencode(f"\0{_MARK}={private}\0")
-    killed = 0
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):  # gone, or another user's
-            if mark in b"\0" + Path(f"/proc/{pid}/environ").read_bytes() and int(pid) != os.getpid():
-                os.kill(int(pid), signal.SIGKILL)
-                killed += 1
-    return killed
-
-
-def _import_ray() -> Any:
-    """Import Ray, which takes its settings from the environment when it is imported."""
-    imported = "ray" in sys.modules
-    ray: Any = importlib.import_module("ray")
-    if imported and not ray.is_initialized():
-        ray._raylet.Config.initialize("")  # read RAY_AUTH_MODE again
-    return ray
-
-
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    with cluster.connected(plan.parallel, address) as ray:
+        _Run(ray, plan, on_outcome, progress, limits or runner.Limits(), retries, collect).drive()
 
 
 def _collect_batch(
@@ -380,6 +117,7 @@ class _Run:
 
     def __init__(
         self,
+        ray: Any,
         plan: Plan,
         on_outcome: Callable[[dict[str, Any]], None],
         progress: Progress | None,
@@ -387,7 +125,7 @@ class _Run:
         retries: int,
         collect: Collect,
     ) -> None:
-        self.ray: Any = importlib.import_module("ray")
+        self.ray = ray
         self.on_outcome = on_outcome
         self.progress = progress
         self.retries = retries
@@ -441,28 +179,28 @@ class _Run:
     def _await_head(self) -> None:
         """See that the cluster's head is there, while this process may still say what is kept.
 
-        :raises FanoutError: it is gone.
+        :raises ClusterError: it is gone.
         """
         until = time.monotonic() + _HEAD_S
         while True:
             try:
-                _reach(self.head)
+                cluster.reach(self.head)
                 self.head_at = time.monotonic()
                 return
             except OSError as error:
                 if time.monotonic() > until:
-                    raise FanoutError(f"the head of the Ray cluster at {self.head} is gone: {error}") from error
+                    raise ClusterError(f"the head of the Ray cluster at {self.head} is gone: {error}") from error
             time.sleep(1)
 
     def _look(self) -> None:
         """After a time without news say what may be missing.
 
-        :raises FanoutError: what is under way waits for a CPU, and no node that lives has one.
+        :raises ClusterError: what is under way waits for a CPU, and no node that lives has one.
         """
         if any(stream.node for stream in self.streams.values()):
             return
         if not self.ray.cluster_resources().get("CPU"):
-            raise FanoutError("no node of the Ray cluster is left that has a CPU")
+            raise ClusterError("no node of the Ray cluster is left that has a CPU")
         if self.wait_s == _FIRST_SIGN_S:
             _log.warning("no worker has begun after %g s: has Ray no free CPU?", self.wait_s)
 

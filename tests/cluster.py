@@ -14,9 +14,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests import processes
 
 _OBJECT_STORE_BYTES = 80 << 20
 # Ray takes another address of the machine for 127.0.0.1.
@@ -58,28 +59,17 @@ class Cluster:
         started = subprocess.run(command, cwd=self.cwd, env=clean | auth, capture_output=True, text=True, check=False)
         assert started.returncode == 0, started.stdout + started.stderr
 
-    def pids(self, ip: str) -> dict[int, str]:
-        """The processes of a node: pid to command line."""
-        found = {}
-        for path in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if f"TEST_WORD={self.words[ip]}\0".encode() in (path / "environ").read_bytes():
-                    found[int(path.name)] = (path / "cmdline").read_text().replace("\0", " ")
-        return found
-
     def kill_raylet(self, ip: str) -> None:
-        (pid,) = (pid for pid, command in self.pids(ip).items() if "/raylet/raylet " in command)
+        (pid,) = (pid for pid, command in processes.having(self.mark(ip)).items() if "/raylet/raylet " in command)
         os.kill(pid, signal.SIGKILL)
 
     def kill(self, ip: str) -> None:
         """End a node, all of it."""
-        deadline = time.monotonic() + 20
-        while pids := self.pids(ip):
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            assert time.monotonic() < deadline, pids
-            time.sleep(0.05)
+        processes.kill(self.mark(ip))
+
+    def mark(self, ip: str) -> str:
+        """The variable by which a node's processes are known."""
+        return f"TEST_WORD={self.words[ip]}"
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import cli, fanout
+from pipeline import cli, cluster
 from pipeline.cli import collecting
 from pipeline.inventory import Target
 
@@ -258,8 +258,8 @@ def test_plan_shows_what_run_would_audit_and_touches_nothing(tmp_path: Path) -> 
 
 
 def test_plan_asks_a_real_cluster_for_its_nodes() -> None:
-    with fanout.cluster(1):
-        (node,) = fanout.nodes()
+    with cluster.connected(1):
+        (node,) = cluster.nodes()
         environment = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")}
         address = sys.modules["ray"].get_runtime_context().gcs_address
         found = [audit("plan", "ray:*", f"ray:{node.ip}", "--address", address, env=environment)]

@@ -59,14 +59,14 @@ def fan_out(folder: Path, targets: list[dict[str, Any]], env: dict[str, str]) ->
     script = folder / "driver.py"
     script.write_text(
         f"import json, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
-        "from pipeline import fanout, plan\n"
+        "from pipeline import cluster, fanout, plan\n"
         "from pipeline.inventory import Target\n"
         "targets = [Target(**target) for target in json.load(open('targets.json'))]\n"
         "try:\n"
-        "    with fanout.cluster(3):\n"
-        "        made = plan.make(targets, 3, fanout.nodes())\n"
+        "    with cluster.connected(3):\n"
+        "        made = plan.make(targets, 3, cluster.nodes())\n"
         "        fanout.run(made, on_outcome=lambda outcome: print(json.dumps(outcome), flush=True))\n"
-        "except fanout.FanoutError as error:\n"
+        "except cluster.ClusterError as error:\n"
         "    print(error, file=sys.stderr)\n"
     )
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

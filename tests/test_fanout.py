@@ -1,4 +1,4 @@
-"""What `pipeline.fanout` promises, on a real Ray: each target once, lost work tried again, nobody else let in.
+"""Ray started, joined and ended, and a run driven on it: each target once, lost work tried again, nobody else let in.
 
 What a worker does for a target is a nested function here, which Ray sends by value: workers cannot import tests.
 """
@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import fanout, plan, runner
+from pipeline import cluster, fanout, plan, runner
 from pipeline.inventory import Target
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +31,7 @@ PARALLEL = 2
 
 @pytest.fixture(scope="module", autouse=True)
 def embedded() -> Iterator[None]:
-    with fanout.cluster(PARALLEL):
+    with cluster.connected(PARALLEL):
         yield
     assert not [name for name in os.environ if name.startswith(("RAY_AUTH", "RAY_LRU", "SPT_"))]
 
@@ -382,7 +382,7 @@ def test_nobody_joins_the_embedded_ray_without_its_token():
 def test_the_embedded_ray_has_its_token_whatever_the_user_has_set(tmp_path):
     code = """
 import subprocess, sys
-with fanout.cluster(1):
+with cluster.connected(1):
     import ray
     address = ray.get_runtime_context().gcs_address
     code = f"from ray._raylet import GcsClient; print(len(GcsClient(address={address!r}).get_all_node_info()))"
@@ -396,7 +396,7 @@ with fanout.cluster(1):
 
 def test_an_address_of_local_is_a_ray_of_its_own(tmp_path, short):
     code = """
-with fanout.cluster(1, "local"):
+with cluster.connected(1, "local"):
     import pathlib, ray
     session = ray._private.worker._global_node.get_session_dir_path()
     print(pathlib.Path(session).parent.parent.stat().st_mode & 0o777 == 0o700, len(os.environ["RAY_AUTH_TOKEN"]))
@@ -436,7 +436,7 @@ def test_a_cluster_is_joined_by_its_address(tmp_path):
 def test_a_cluster_that_is_not_there_or_wants_another_token_is_one_line_at_once(tmp_path):
     import ray
 
-    code = "try:\n    run(1, ok)\nexcept fanout.FanoutError as error:\n    print(error)"
+    code = "try:\n    run(1, ok)\nexcept cluster.ClusterError as error:\n    print(error)"
     start = time.monotonic()
     gone = driver(tmp_path, code, RAY_ADDRESS="127.0.0.1:1")
     assert gone.stdout == "cannot join the Ray cluster at 127.0.0.1:1: [Errno 111] Connection refused\n"
@@ -465,7 +465,7 @@ def driver(folder: Path, code: str, wait: bool = True, **env: str) -> Any:
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
         + textwrap.dedent("""
         import os, signal, time
-        from pipeline import fanout, plan, runner
+        from pipeline import cluster, fanout, plan, runner
         from pipeline.inventory import Target
 
         def ok(target, attempt, limits):
@@ -512,7 +512,7 @@ def test_a_stopped_driver_leaves_nothing_running_and_ray_has_said_nothing(tmp_pa
         "time.sleep(100)\n"
     )
     script.chmod(0o755)
-    code = f"with fanout.cluster(2):\n    run(2, dying)\n    run(9, runner.run, python={str(script)!r})"
+    code = f"with cluster.connected(2):\n    run(2, dying)\n    run(9, runner.run, python={str(script)!r})"
     process = driver(tmp_path, code, wait=False, TMPDIR=str(short))
     while len(children := [path.name[3:] for path in tmp_path.glob("pid*")]) < PARALLEL:
         assert process.poll() is None, process.stderr.read()
@@ -538,8 +538,8 @@ def test_a_stopped_driver_leaves_nothing_running_and_ray_has_said_nothing(tmp_pa
 def test_the_directory_of_a_driver_that_lives_and_what_is_not_ours_stays(short):
     code = """
 import sys
-from pipeline import fanout
-with fanout.cluster(1):
+from pipeline import cluster
+with cluster.connected(1):
     print("up", flush=True)
     sys.stdin.read()
     import ray

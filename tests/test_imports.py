@@ -13,32 +13,34 @@ ROOT = Path(__file__).parents[1]
 # Room to the rooms that it may import; `pipeline` stands for the version, text and status, which hold no logic.
 COMMON = {"pipeline", "text", "collector.status"}
 ROOMS = {
-    "cli": {"inventory", "plan", "fanout", "runner", "progress", "warehouse", "query", "report"}
+    "cli": {"inventory", "plan", "cluster", "fanout", "runner", "progress", "warehouse", "query", "report"}
     | {"adhoc", "inspect", "estimate", "listing", "output", "wheels", "collector.cost"},
     "__main__": {"cli"},
     "inventory": set(),
     "plan": {"inventory"},
     "progress": set(),
-    "fanout": {"plan", "runner", "inventory"},
+    "cluster": {"plan", "runner", "scratch"},
+    "fanout": {"cluster", "plan", "runner", "inventory"},
     "runner": {"transports", "inventory", "frame", "launch"},
     "frame": set(),
     "launch": set(),
     "transports": {"inventory"},
     "collector": set(),
-    "warehouse": {"data"},
-    "query": {"data"},
+    "warehouse": {"data", "scratch"},
+    "query": {"data", "scratch"},
     "report": {"query", "data"},
     "adhoc": {"warehouse", "query", "report", "output"},
     "inspect": {"collector.cost"},
     "estimate": {"collector.cost"},
     "listing": set(),
     "output": set(),
+    "scratch": set(),
     "wheels": set(),
     "data": set(),
     "text": set(),
 }
 # Packages that belong to one room.
-ONLY_IN = {"ray": {"fanout"}, "duckdb": {"query"}, "drgn": {"collector"}, "pyarrow": {"warehouse", "query", "report"}}
+ONLY_IN = {"ray": {"cluster"}, "duckdb": {"query"}, "drgn": {"collector"}, "pyarrow": {"warehouse", "query", "report"}}
 
 FILES = sorted((ROOT / "pipeline").rglob("*.py"))
 
@@ -49,7 +51,7 @@ def room(path: Path) -> str:
 
 
 def imports(path: Path) -> set[str]:
-    """Return the absolute names of what a file imports, wherever in the file it does."""
+    """Return the absolute names of what a file imports, wherever in the file and however it does."""
     found = set()
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
@@ -59,6 +61,8 @@ def imports(path: Path) -> set[str]:
             base = ".".join(package[: len(package) + 1 - node.level]) if node.level else ""
             module = ".".join(filter(None, [base, node.module]))
             found |= {f"{module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module":
+            found.add(ast.literal_eval(node.args[0]))
     return found
 
 

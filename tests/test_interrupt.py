@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 
 from pipeline import cli
+from tests import processes
 
 ROOT = Path(__file__).parents[1]
 
 
 class Audit:
-    """A run of its own. Its processes are known by a word in their environment, orphans as well."""
+    """A run of its own. mark: the variable by which its processes are known, orphans as well."""
 
     def __init__(self, folder: Path, temporary: Path) -> None:
         script = folder / "hung"
@@ -31,10 +32,11 @@ class Audit:
         (folder / "fleet.yaml").write_text(f"- {{target: '{folder}/core', python: '{script}'}}\n")
         self.warehouse = folder / "warehouse"
         self.script = script
-        self.word = secrets.token_hex(16)
+        word = secrets.token_hex(16)
+        self.mark = f"TEST_WORD={word}"
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "LRU_AUDIT_"))}
         # Ray writes over the environment of its agents without SPT_NOENV.
-        env = {**clean, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary), "SPT_NOENV": "1", "TEST_WORD": self.word}
+        env = {**clean, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary), "SPT_NOENV": "1", "TEST_WORD": word}
         command = [sys.executable, "-m", "pipeline", "run", "-i", folder / "fleet.yaml", "-w", self.warehouse]
         self.process = subprocess.Popen(
             command,
@@ -46,26 +48,17 @@ class Audit:
             start_new_session=True,
         )
 
-    def running(self) -> dict[int, str]:
-        """The processes of the run: pid to command line."""
-        found = {}
-        for path in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if self.word.encode() in (path / "environ").read_bytes():
-                    found[int(path.name)] = (path / "cmdline").read_text().replace("\0", " ")
-        return found
-
-    def until(self, processes: int) -> None:
+    def until(self, count: int) -> None:
         """Wait until the run has so many processes besides the driver."""
         deadline = time.monotonic() + 30
-        while len(self.running()) <= processes:
+        while len(processes.having(self.mark)) <= count:
             assert self.process.poll() is None, self.process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
     def until_collecting(self) -> None:
         deadline = time.monotonic() + 30
-        while not any(str(self.script) in command for command in self.running().values()):
+        while not any(str(self.script) in command for command in processes.having(self.mark).values()):
             assert self.process.poll() is None, self.process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -74,10 +67,7 @@ class Audit:
         """Wait until the end, see that it left nothing, and return what it said."""
         stdout, stderr = self.process.communicate(timeout=30)
         assert (self.process.returncode, stdout) == (cli.INTERRUPTED, ""), stderr
-        deadline = time.monotonic() + 3
-        while left := self.running():
-            assert time.monotonic() < deadline, left
-            time.sleep(0.05)
+        processes.until_gone(self.mark, 3)
         assert stderr.splitlines()[-1] == "interrupted"
         assert "Traceback" not in stderr
         assert not list(self.warehouse.glob("runs/*")), "nothing is published"
@@ -92,16 +82,14 @@ def audit(tmp_path: Path) -> Iterator[Audit]:
             yield run
             assert os.listdir(temporary) == []
         finally:
-            for pid in run.running():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            processes.kill(run.mark)
             run.process.communicate()
 
 
-@pytest.mark.parametrize("processes", [1, 4, 7, 9])
-def test_an_interrupt_while_ray_starts_leaves_nothing(audit: Audit, processes: int) -> None:
-    audit.until(processes)
-    audit.process.send_signal(signal.SIGTERM if processes == 4 else signal.SIGINT)
+@pytest.mark.parametrize("count", [1, 4, 7, 9])
+def test_an_interrupt_while_ray_starts_leaves_nothing(audit: Audit, count: int) -> None:
+    audit.until(count)
+    audit.process.send_signal(signal.SIGTERM if count == 4 else signal.SIGINT)
     audit.interrupted()
 
 

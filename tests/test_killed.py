@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import cli
+from tests import processes
 from tests.test_resume import ROOT, VMCORES, Warehouse
 
 KILLS = int(os.environ.get("TEST_KILLS", "12"))
@@ -39,6 +40,7 @@ class Fleet:
 
     def __init__(self, folder: Path, temporary: Path) -> None:
         self.temporary = temporary
+        self.mark = f"TMPDIR={temporary}"  # of all that runs start
         self.warehouse = Warehouse(folder / "w", temporary)
         for number, core in enumerate(CORES):
             collector = [sys.executable, "-m", "pipeline.collector", VMCORES / core]
@@ -59,15 +61,6 @@ class Fleet:
         if begun - set(self.warehouse.published()):
             return "resume", "latest", "--parallel", "2"
         return "run", "-i", self.inventory, "--audit", "killed", "--parallel", "2"
-
-    def processes(self) -> dict[int, str]:
-        """All that runs have started, orphans as well: pid to command line."""
-        found = {}
-        for path in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if f"TMPDIR={self.temporary}\0".encode() in (path / "environ").read_bytes():
-                    found[int(path.name)] = (path / "cmdline").read_text().replace("\0", " ")
-        return found
 
     def whole(self) -> list[Path]:
         """The runs that readers see, oldest first, each checked to be whole."""
@@ -91,9 +84,7 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
         try:
             yield made
         finally:
-            for pid in made.processes():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            processes.kill(made.mark)
 
 
 def moments(fleet: Fleet) -> dict[str, tuple[Callable[[], object], float]]:
@@ -157,8 +148,5 @@ def test_a_driver_killed_at_random_moments_leaves_whole_runs_and_no_process(flee
     for run in disturbed:
         assert run == undisturbed
     assert list(fleet.warehouse.path.glob("staging/*")) == []
-    assert list(fleet.temporary.glob("lru-ray.*")) == []
-    deadline = time.monotonic() + 20
-    while left := fleet.processes():
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
+    assert os.listdir(fleet.temporary) == []
+    processes.until_gone(fleet.mark, 20)

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 def run(args: argparse.Namespace) -> int:
-    from pipeline import fanout, inventory, warehouse
+    from pipeline import cluster, inventory, warehouse
 
     targets = _targets(args)
     # Ray first: where it cannot be had, nothing is staged; and `ray:*` is what it has.
-    with fanout.cluster(args.parallel, args.address):
+    with cluster.connected(args.parallel, args.address):
         planned = _made(args, targets)
         placed = [*(target for batch in planned.batches for target in batch.targets)]
         placed += [one.target for one in planned.unreachable]
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def resume(args: argparse.Namespace) -> int:
-    from pipeline import fanout, warehouse
+    from pipeline import cluster, warehouse
 
     run_id = warehouse.resumable(args.warehouse, args.run)
     if run_id in warehouse.staged(args.warehouse):
@@ -63,7 +63,7 @@ def resume(args: argparse.Namespace) -> int:
         if not args.quiet:
             print(f"{staging.directory.name} revises {run_id}", file=sys.stderr)
     if left := _left(staging):
-        with fanout.cluster(args.parallel, args.address):
+        with cluster.connected(args.parallel, args.address):
             _collect(args, staging, _made(args, left))
     return _published(args, staging)
 
@@ -85,15 +85,15 @@ def publish(args: argparse.Namespace) -> int:
 
 
 def plan(args: argparse.Namespace) -> int:
-    from pipeline import fanout, plan
+    from pipeline import cluster, plan
 
     targets = _targets(args)
     nodes = [plan.this_machine()]
     joins = (args.address or os.environ.get("RAY_ADDRESS") or "local") != "local"
-    with fanout.cluster(args.parallel, args.address) if joins or args.check else contextlib.nullcontext():
+    with cluster.connected(args.parallel, args.address) if joins or args.check else contextlib.nullcontext():
         if joins:
-            nodes = fanout.nodes()
-        parallel = args.parallel or (fanout.cpus() if joins else os.cpu_count() or 1)
+            nodes = cluster.nodes()
+        parallel = args.parallel or (cluster.cpus() if joins else os.cpu_count() or 1)
         made = plan.make(targets, parallel, nodes, args.ssh_parallel)
         for line in plan.text(made, nodes, args.timeout):
             print(line)
@@ -191,9 +191,9 @@ def _audit(args: argparse.Namespace) -> str:
 
 def _made(args: argparse.Namespace, targets: Sequence[Target]) -> Plan:
     """Place targets in the cluster that this process is connected to."""
-    from pipeline import fanout, plan
+    from pipeline import cluster, plan
 
-    return plan.make(targets, args.parallel or fanout.cpus(), fanout.nodes(), args.ssh_parallel)
+    return plan.make(targets, args.parallel or cluster.cpus(), cluster.nodes(), args.ssh_parallel)
 
 
 def _now() -> dict[str, Any]:
@@ -238,11 +238,11 @@ def _collect(args: argparse.Namespace, staging: Staging, planned: Plan) -> None:
 @contextlib.contextmanager
 def _kept(staging: Staging) -> Iterator[None]:
     """Where a run is interrupted or loses its last node, say what of it is kept, and how to go on."""
-    from pipeline.fanout import FanoutError
+    from pipeline.cluster import ClusterError
 
     try:
         yield
-    except (KeyboardInterrupt, FanoutError):
+    except (KeyboardInterrupt, ClusterError):
         collected = f"{len(staging.collected())} of {staging.run['targets']} targets were collected"
         print(f"{collected} and are kept in {staging.directory}", file=sys.stderr)
         print(f"go on with: lru-audit resume {staging.directory.name}", file=sys.stderr)

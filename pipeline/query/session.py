@@ -8,17 +8,16 @@ transaction that cannot write, and takes the first only where the kernel keeps i
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
 
+from pipeline import scratch
 from pipeline.query import views
 
 # Drops a filter on a hive column and returns wrong sums in 2.0.0; 1.5 has no such optimizer.
@@ -140,9 +139,9 @@ class Session:
 
     def _spill_directory(self) -> str:
         """Make a directory for what does not fit into memory, not `.tmp` where the user stands."""
-        directory = tempfile.mkdtemp(prefix="lru-audit-")
-        weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
-        return directory
+        stack = ExitStack()
+        weakref.finalize(self, stack.close)
+        return stack.enter_context(scratch.directory("lru-spill."))
 
     def _declare(self, name: str, dataset: ds.FileSystemDataset) -> None:
         """Make `stored_<name>` without rows."""

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem, copy_files
 
+from pipeline import scratch
 from pipeline.warehouse.errors import WarehouseError, cause, storage
 from pipeline.warehouse.runs import File, Manifest, datasets, find
 from pipeline.warehouse.staging import Check
@@ -53,7 +53,7 @@ def _near(manifest: Manifest) -> Iterator[Manifest]:
     if far.filesystem.type_name == "local":
         yield manifest
         return
-    with TemporaryDirectory(prefix="lru-audit-") as path:
+    with scratch.directory("lru-copy.") as path:
         near = Folder(LocalFileSystem(), path, far.shown)
         with storage(far.shown):
             for name in (INPUTS, *(file.path for file in manifest.files)):

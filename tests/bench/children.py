@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import partial
 from unittest import mock
 
-from pipeline import fanout, inventory, plan, runner
+from pipeline import cluster, fanout, inventory, plan, runner
 from pipeline.inventory import Target
 from tests.bench.measure import ROOT, Row, call, command, interleaved
 
@@ -61,8 +61,8 @@ def targets(size: int) -> list[Target]:
 def through_ray(size: int, largest_batch: int | None = None) -> float:
     """Audit with the fan-out and return the seconds that the children took."""
     ended: list[str] = []
-    with fanout.cluster(_PARALLEL), mock.patch.object(plan, "_MAX_BATCH", largest_batch or plan._MAX_BATCH):
-        made = plan.make(targets(size), _PARALLEL, fanout.nodes())
+    with cluster.connected(_PARALLEL), mock.patch.object(plan, "_MAX_BATCH", largest_batch or plan._MAX_BATCH):
+        made = plan.make(targets(size), _PARALLEL, cluster.nodes())
         fanout.run(plan.make(targets(_PARALLEL), _PARALLEL), on_outcome=lambda outcome: None)
         start = time.perf_counter()
         fanout.run(made, on_outcome=lambda outcome: ended.append(outcome["row"]["status"]))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from pipeline import cli, fanout, inventory, plan, runner, warehouse
+from pipeline import cli, cluster, fanout, inventory, plan, runner, warehouse
 from pipeline.inventory import Target
 from tests.bench.measure import Row, call, forget_peak_rss, interleaved, peak_rss_bytes
 from tests.bench.simulated import collect, write_inventory, write_snapshot
@@ -86,9 +86,9 @@ def gather(size: int, folder: str, largest_batch: int | None = None) -> tuple[fl
 
     Ray's start and that of its workers are not in it; `startup` has them.
     """
-    with fanout.cluster(_PARALLEL), mock.patch.object(plan, "_MAX_BATCH", largest_batch or plan._MAX_BATCH):
+    with cluster.connected(_PARALLEL), mock.patch.object(plan, "_MAX_BATCH", largest_batch or plan._MAX_BATCH):
         targets = inventory.load([], f"{folder}/{size}.csv")
-        made = plan.make(targets, _PARALLEL, fanout.nodes())
+        made = plan.make(targets, _PARALLEL, cluster.nodes())
         simulated = partial(collect, f"{folder}/snapshot.json")
         with _staged(folder, targets) as staging:
             fanout.run(plan.make(targets[:_WARM], _PARALLEL), on_outcome=staging.append, collect=simulated)

@@ -58,9 +58,9 @@ def heavy_imports() -> int:
 
 def embedded_ray() -> None:
     """Start the Ray of a run and end it."""
-    from pipeline import fanout
+    from pipeline import cluster
 
-    with fanout.cluster(_PARALLEL):
+    with cluster.connected(_PARALLEL):
         pass
 
 

@@ -36,6 +36,13 @@ def audit(source: Path | str, *options: object, prefix: tuple[str, ...] = ()) ->
     return frame.parse(subprocess.run(command, capture_output=True, timeout=120).stdout)
 
 
+def tables(outcome: Snapshot | Failure) -> dict[str, Any] | None:
+    return outcome.tables if isinstance(outcome, Snapshot) else None
+
+
+HOWS = ("plain", "charged", "no ptrace", "vmcoreinfo", "free again")
+WAYS = ("runner", "over ssh")
+"""Audits of a running guest that its core has to agree with: the collector's own, and those of the runner."""
 LOOKS = 5
 """How often a guest is looked at whose kernel did something on its own meanwhile."""
 
@@ -51,15 +58,21 @@ class Guest:
         self.seen: dict[str, Any] = {}
 
     def look_while_still(self, work: Path) -> None:
-        """Look until the first audit's tables are also those of the guest stopped, of which the core is then taken."""
+        """Look until all audits' tables are also those of the guest stopped, of which the core is then taken."""
         for _ in range(LOOKS):
             with Monitor(work / "qmp") as monitor:
                 monitor.call("cont")
             self.look(work)
             with Monitor(work / "qmp") as monitor:
                 monitor.call("stop")
-            if self.seen["plain"].tables == audit(f"qmp:{work / 'audit'}").tables:
+            if self.is_as_seen(f"qmp:{work / 'audit'}"):
                 return
+
+    def is_as_seen(self, source: str) -> bool:
+        """Whether the guest, stopped now, is as each audit that is compared found it."""
+        plain, charged = tables(audit(source)), tables(audit(source, "--charged"))
+        seen = [tables(self.seen[how]) == (charged if how == "charged" else plain) for how in HOWS]
+        return all(seen) and all(self.seen[way]["tables"] == plain for way in WAYS if way in self.seen)
 
     def look(self, work: Path) -> None:
         socket = work / "audit"
@@ -128,7 +141,7 @@ def guest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return guest
 
 
-@pytest.mark.parametrize("how", ["plain", "charged", "no ptrace", "vmcoreinfo", "free again"])
+@pytest.mark.parametrize("how", HOWS)
 def test_a_running_guest_and_its_core_agree_row_for_row(guest: Guest, how: str) -> None:
     charged = how == "charged"
     core = audit(guest.folder / "vmcore", "--charged" if charged else "--no-charged")
@@ -141,10 +154,10 @@ def test_a_running_guest_and_its_core_agree_row_for_row(guest: Guest, how: str) 
     assert running.tables == core.tables
 
 
-@pytest.mark.parametrize(
-    "way", ["runner", pytest.param("over ssh", marks=pytest.mark.skipif(SSHD is None, reason="no sshd"))]
-)
+@pytest.mark.parametrize("way", WAYS)
 def test_the_runner_asks_for_the_same(guest: Guest, way: str) -> None:
+    if way == "over ssh" and SSHD is None:
+        pytest.skip("no sshd")
     result = guest.seen[way]
     assert result["attempt"]["status"] == "ok", result["attempt"]
     assert result["tables"] == guest.seen["plain"].tables

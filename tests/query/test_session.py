@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset
@@ -11,6 +16,7 @@ import pytest
 from pipeline import query, warehouse
 from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish, session
 
+ROOT = Path(__file__).parents[2]
 DAY = 86_400_000_000
 # The columns of the design document, section 7, in their order.
 VIEWS = {
@@ -204,6 +210,14 @@ def test_a_file_that_is_gone_is_one_line_that_names_it(tmp_path):
             reading.sql("SELECT sum(css_id) FROM memcgs")
         assert "\n" not in str(error.value)
         (published / "away").rename(published / "memcgs-00000.parquet")
+
+
+def test_what_a_killed_session_may_have_spilled_is_gone_with_the_next_one(root, tmp_path):
+    code = "from tests.warehouse.outcomes import session; made = session(sys.argv[1]); "
+    for end, left in (("os.kill(os.getpid(), 9)", 1), ("pass", 0)):
+        command = [sys.executable, "-c", f"import os, sys; {code}{end}", root]
+        subprocess.run(command, cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, check=left == 0)
+        assert len(list(tmp_path.iterdir())) == left
 
 
 def test_a_confined_session_has_every_door_shut_and_locked(confined):

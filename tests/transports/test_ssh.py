@@ -21,6 +21,7 @@ import pytest
 from pipeline import runner, transports
 from pipeline.inventory import Target, destination
 from pipeline.transports import payload, ssh
+from tests import processes
 from tests.transports.sshd import SSHD, USER, Client, Server, free_port, make_key
 
 pytestmark = pytest.mark.skipif(SSHD is None, reason="no sshd: apt-get install openssh-server")
@@ -85,18 +86,6 @@ def instead_of_nice(does: str, python: str = sys.executable) -> str:
 
 
 HANGS = instead_of_nice("time.sleep(600)")
-
-
-def processes_with(mark: str) -> list[int]:
-    """The processes that have a text in their environment."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if mark.encode() in entry.read_bytes():
-                found.append(int(entry.parent.name))
-        except OSError:
-            pass
-    return found
 
 
 def until(true: Callable[[], object], seconds: float = 30) -> None:
@@ -537,10 +526,10 @@ def test_a_host_that_hangs_is_a_timeout_and_its_collector_ends(target, script, t
         target=lambda: done.append(ending(dataclasses.replace(target, python=python, timeout_s=8)))
     )
     thread.start()
-    until(lambda: len(processes_with(mark)) == 2)  # the supervisor and the collector
+    until(lambda: len(processes.having(mark)) == 2)  # the supervisor and the collector
     thread.join()
     assert done[0][0] == "timeout"
-    until(lambda: not processes_with(mark))
+    processes.until_gone(mark, 30)
 
 
 @pytest.mark.parametrize("become", [False, pytest.param(True, marks=[as_root, with_sudo])])
@@ -560,12 +549,12 @@ def test_a_connection_that_is_cut_midway_is_lost_and_the_collector_ends(client, 
         target = core_via(server, client, via=via, python=python, become=become)
         thread = threading.Thread(target=lambda: done.append(ending(target)))
         thread.start()
-        until(lambda: len(processes_with(mark)) == 2)
+        until(lambda: len(processes.having(mark)) == 2)
         for connection in cut:
             connection.shutdown(socket.SHUT_RDWR)
         thread.join()
     assert done[0][:2] == ("lost", "ConnectionLost")
-    until(lambda: not processes_with(mark))
+    processes.until_gone(mark, 30)
 
 
 def test_a_collector_to_which_nobody_speaks_ends(target, script, tmp_path):
@@ -576,7 +565,7 @@ def test_a_collector_to_which_nobody_speaks_ends(target, script, tmp_path):
     python = script(f'export {mark}\nexec {sys.executable} -c {shlex.quote(patched)} "$2"')
     _, _, error = ending(dataclasses.replace(target, python=python))
     assert "the connection was lost" in error
-    until(lambda: not processes_with(mark))
+    processes.until_gone(mark, 30)
 
 
 # The command line

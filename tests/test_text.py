@@ -29,7 +29,7 @@ def test_an_i_makes_a_unit_binary_and_without_it_it_is_decimal(text, bytes_):
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "1XB", "1ib", "4GiB4", "1e9", "1,5GB", "\u0661GB", "1\n"])
 def test_what_is_no_size_is_refused_by_name(text):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="is no size") as error:
         parsed_bytes(text)
     assert str(error.value) == f"{text!a} is no size such as 512MiB or 4GB"
 

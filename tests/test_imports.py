@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # Room to the rooms that it may import; `pipeline` stands for the version, text and status, which hold no logic.
 COMMON = {"pipeline", "text", "collector.status"}
 ROOMS = {
-    "cli": {"inventory", "plan", "fanout", "runner", "progress", "warehouse", "query", "report"}
+    "cli": {"inventory", "plan", "fanout", "runner", "redact", "progress", "warehouse", "query", "report"}
     | {"adhoc", "inspect", "estimate", "listing", "output", "wheels", "collector.cost"},
     "__main__": {"cli"},
     "inventory": set(),
@@ -21,6 +21,7 @@ ROOMS = {
     "progress": set(),
     "fanout": {"plan", "runner", "inventory"},
     "runner": {"transports", "inventory", "frame", "launch"},
+    "redact": {"runner", "inventory"},
     "frame": set(),
     "launch": set(),
     "transports": {"inventory"},

@@ -57,7 +57,10 @@ MISFITS = {
     "a number for text": (set_cell(ok("evil"), "superblocks", "fstype", 7), "superblocks.fstype holds int, not string"),
     "a negative counter": (set_cell(ok("evil"), "list_lrus", "list_lru_one_objects", -1), "number outside 0 to"),
     "more bytes than a list_lru can cost": (set_cell(ok("evil"), "list_lrus", "lazy_bytes", 2**41), "number outside 0"),
-    "more nodes than a kernel can have": (set_cell(ok("evil"), "list_lrus", "nodes", 1025), "nodes holds a number outside 0"),
+    "more nodes than a kernel can have": (
+        set_cell(ok("evil"), "list_lrus", "nodes", 1025),
+        "nodes holds a number outside 0",
+    ),
     "an address of 65 bits": (
         set_cell(ok("evil"), "superblocks", "address", 2**64),
         "superblocks.address holds a number",

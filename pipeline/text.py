@@ -1,6 +1,10 @@
-"""Text for people: bytes in units, and what a stranger chose made fit for one line of a terminal."""
+"""Text for people: bytes in units, both ways, and what a stranger chose made fit for one line of a terminal."""
 
 from __future__ import annotations
+
+import re
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([KMGTP])(I?))?B?", re.ASCII | re.IGNORECASE)
 
 
 def printable(text: str) -> str:
@@ -23,3 +27,15 @@ def human_bytes(count: int) -> str:
         unit += 1
     digits = 0 if unit == 0 or size >= 99.95 else 1 if size >= 9.995 else 2
     return f"{'-' if count < 0 else ''}{size:.{digits}f} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB')[unit]}"
+
+
+def parsed_bytes(text: str) -> float:
+    """Return the bytes of a size as people write it: `4GiB` is 4 * 2^30, `4GB` and `4G` are 4 * 10^9, `4` is 4.
+
+    Raises ValueError, in one line, for what is none.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!a} is no size such as 512MiB or 4GB")
+    number, unit, binary = match.groups()
+    return float(number) * (1024 if binary else 1000) ** " KMGTP".index((unit or " ").upper())

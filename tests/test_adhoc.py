@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import adhoc, cli, query
-from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish
+from pipeline import adhoc, cli, query, report
+from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish, session
 
 DAY = 86_400_000_000
 RUNS = ["20250101T000000Z-00000001", "20250102T000000Z-00000002", "20250103T000000Z-00000003"]
@@ -65,6 +65,15 @@ def test_run_and_audit_choose_what_the_views_are_about(sql):
     assert runs("--audit", "prod") == [RUNS[1], RUNS[0], RUNS[1]]
     assert runs("--run", RUNS[0][:8]) == [RUNS[0], RUNS[0]]
     assert runs("--run", "latest", "--audit", "prod") == [RUNS[1], RUNS[1]]
+    assert runs("--run", "latest") == [RUNS[2], RUNS[2]]
+
+
+def test_the_latest_run_is_the_one_that_report_shows(sql, tmp_path):
+    publish(tmp_path, ok("a"), run_id=RUNS[0], audit="prod", started_at=STARTED_AT)
+    publish(tmp_path, ok("a"), run_id=RUNS[1], audit="adhoc", started_at=STARTED_AT + DAY)
+    of_report = report.build(session(tmp_path)).run_id
+    of_sql = sql("SELECT run_id FROM runs", "--format", "json", "-w", tmp_path, "--run", "latest")
+    assert of_report == json.loads(of_sql)[0]["run_id"] == RUNS[0]
 
 
 def test_the_output_is_a_file_of_the_form_that_its_name_says(sql, tmp_path):

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # Room to the rooms that it may import; `pipeline` stands for the version, text and status, which hold no logic.
 COMMON = {"pipeline", "text", "collector.status"}
 ROOMS = {
-    "cli": {"inventory", "plan", "cluster", "fanout", "runner", "progress", "warehouse", "query", "report"}
+    "cli": {"inventory", "plan", "cluster", "fanout", "runner", "redact", "progress", "warehouse", "query", "report"}
     | {"adhoc", "inspect", "estimate", "listing", "output", "wheels", "collector.cost"},
     "__main__": {"cli"},
     "inventory": set(),
@@ -22,6 +22,7 @@ ROOMS = {
     "cluster": {"plan", "runner", "scratch"},
     "fanout": {"cluster", "plan", "runner", "inventory"},
     "runner": {"transports", "inventory", "frame", "launch"},
+    "redact": {"runner", "inventory"},
     "frame": set(),
     "launch": set(),
     "transports": {"inventory"},

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
+from pipeline.text import parsed_bytes
 
 from . import collecting, reading
 from .exits import EXPLAINED, OK
@@ -42,6 +43,12 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_targets(run)
     run.add_argument("--audit", type=_name, help="name of the series of runs (default: the inventory's, else adhoc)")
+    run.add_argument(
+        "--redact",
+        action="store_true",
+        help="keep names of mounts, devices and cgroups as pseudonyms only, for a warehouse that others may see; names "
+        "of hosts and targets, labels and filesystem types stay (call targets in the inventory as you like)",
+    )
     run.add_argument("--retries", type=_count, default=1, help="of a target whose worker was killed (%(default)s)")
     _add_fail_if(run)
     _add_fanout(run)
@@ -399,10 +406,10 @@ def _seconds(text: str) -> float:
 
 
 def _memory(text: str) -> int:
-    match = re.fullmatch(r"(?i)(\d+(?:\.\d+)?) ?([kmgt])?(i)?b?", text)
-    if match is None or (match[3] and not match[2]):
-        raise argparse.ArgumentTypeError(f"{text!a} is no size such as 512MiB or 4GiB")
-    size = float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index((match[2] or " ").lower())
+    try:
+        size = parsed_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     if not 1 << 24 <= size < 1 << 50:
         raise argparse.ArgumentTypeError(f"{text}: a query needs 16MiB or more")
     return int(size)

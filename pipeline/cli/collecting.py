@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
             "targets": len(placed),
             "inventory_sha256": inventory.sha256(placed),
         }
-        options = {"limits": vars(_limits(args)), "retries": args.retries}
+        options = {"limits": vars(_limits(args)), "retries": args.retries, "redact": args.redact}
         staging = warehouse.Staging.create(args.warehouse, run, options, map(vars, placed))
         _collect(args, staging, planned)
     return _published(args, staging)
@@ -221,17 +222,18 @@ def _restored(staging: Staging, make: Callable[..., Any], fields: dict[str, Any]
 
 
 def _collect(args: argparse.Namespace, staging: Staging, planned: Plan) -> None:
-    from pipeline import fanout, progress
-    from pipeline.runner import Limits
+    from pipeline import fanout, progress, redact, runner
 
     options = staging.options()
+    collect = functools.partial(redact.run, staging.key()) if options.get("redact") else runner.run
     with _kept(staging), progress.show(planned.targets, quiet=args.quiet) as shown:
         fanout.run(
             planned,
             on_outcome=staging.append,
             progress=shown,
-            limits=_restored(staging, Limits, options["limits"]),
+            limits=_restored(staging, runner.Limits, options["limits"]),
             retries=options["retries"],
+            collect=collect,
         )
 
 

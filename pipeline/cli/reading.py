@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def report(args: argparse.Namespace) -> int:
     from pipeline import output, query, report, warehouse
 
-    run_id = None if args.run in (None, "latest") else warehouse.resolve(args.warehouse, args.run, args.audit)
+    run_id = args.run and warehouse.resolve(args.warehouse, args.run, args.audit)
     render = report.RENDERERS[args.format]
     if args.format == "prometheus":
         render = functools.partial(report.prometheus, max_series=args.max_series)

@@ -68,10 +68,10 @@ def html(report: Report, file: TextIO) -> None:
 def _charts(report: Report) -> dict[str, Markup]:
     drawn = {
         "kernels": charts.bars(
-            "Bytes that each kernel wastes", _largest(report.kernels.to_pylist(), "kernel_release", "no release")
+            "Bytes that each kernel wastes", _largest(report.kernels.to_pylist(), "kernel_release", "(no release)")
         ),
         "fstypes": charts.bars(
-            "Bytes wasted by filesystem type", _largest(report.fstypes.to_pylist(), "fstype", "no superblock")
+            "Bytes wasted by filesystem type", _largest(report.fstypes.to_pylist(), "fstype", "(no superblock)")
         ),
         "distribution": charts.bars("Hosts by what they waste", _steps(report.distribution.to_pylist())),
     }
@@ -92,8 +92,8 @@ def _labelled(report: Report) -> dict[str, Markup]:
     for row in report.labels.to_pylist():
         of_label.setdefault(row["label"], []).append(row)
     return {
-        printable(label): charts.bars(
-            f"Bytes wasted by {printable(label)}", _largest(of_label[label], "value", "without it")
+        _distinct(label): charts.bars(
+            f"Bytes wasted by {_distinct(label)}", _largest(of_label[label], "value", "(without it)")
         )
         for label in sorted(label for label, values in of_label.items() if len(values) > 1)[:_MOST_LABELS]
     }
@@ -102,11 +102,24 @@ def _labelled(report: Report) -> dict[str, Markup]:
 def _largest(found: list[dict[str, Any]], name: str, unnamed: str) -> list[Bar]:
     """Return the largest as bars, and what the others waste together as the last."""
     made = [
-        Bar(printable(row[name] or unnamed), row["wasted_bytes"], human_bytes(row["wasted_bytes"])) for row in found
+        Bar(
+            unnamed if row[name] is None else _distinct(row[name]),
+            row["wasted_bytes"],
+            human_bytes(row["wasted_bytes"]),
+        )
+        for row in found
     ]
     rest = sum(bar.value for bar in made[_MOST_BARS:])
-    others = [Bar(f"{len(made) - _MOST_BARS} others", rest, human_bytes(round(rest)))] if made[_MOST_BARS:] else []
+    others = [Bar(f"({len(made) - _MOST_BARS} others)", rest, human_bytes(round(rest)))] if made[_MOST_BARS:] else []
     return made[:_MOST_BARS] + others
+
+
+def _distinct(name: str) -> str:
+    """Return a name as no other is shown: quoted where it is empty or has what is not shown, or begins as that does.
+
+    What begins with a bracket is the page's own.
+    """
+    return name if name.isprintable() and name[:1] not in ("", '"', "(") else rows.dumps(name)
 
 
 def _steps(found: list[dict[str, Any]]) -> list[Bar]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.report.model import Report
+from pipeline.text import parsed_bytes
 
 _OPERATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
-_CONDITION = re.compile(r"\s*([a-z_]+)\s*(>=|<=|>|<)\s*(\d+(?:\.\d+)?)\s*(?:([KMGTP])i?)?B?\s*", re.ASCII)
+_CONDITION = re.compile(r"\s*([a-z_]+)\s*(>=|<=|>|<)\s*(\d.*?)\s*", re.ASCII)
 _FIGURES = {
     "wasted_bytes": "what all hosts waste",
     "wasted_pct_of_memory": "that, of their memory",
@@ -41,19 +41,23 @@ class Threshold:
 
     @classmethod
     def parse(cls, text: str) -> Threshold:
-        """Read a condition: a figure, `>`, `>=`, `<` or `<=`, and a number; of bytes also as `10G` or `10 GiB`.
+        """Read a condition: a figure, `>`, `>=`, `<` or `<=`, and a number; of bytes also as `10GB` or `10 GiB`.
 
         :raises ThresholdError:
         """
         found = _CONDITION.fullmatch(text)
         if not found:
             raise ThresholdError(f"{text!a} is no condition such as 'wasted_bytes > 10GiB'")
-        figure, sign, number, unit = found.groups()
+        figure, sign, number = found.groups()
         if figure not in _FIGURES:
             raise ThresholdError(f"{figure} is none of {FIGURES}")
-        if unit and not figure.endswith("_bytes"):
+        if not (figure.endswith("_bytes") or number[-1].isdigit()):
             raise ThresholdError(f"{figure} has no unit")
-        return cls(figure, sign, float(number) * _UNITS[unit or ""])
+        try:
+            limit = parsed_bytes(number)
+        except ValueError as error:
+            raise ThresholdError(f"{text!a}: {error}") from error
+        return cls(figure, sign, limit)
 
     def fires(self, report: Report) -> bool:
         """Say whether a run is beyond it; what is not known (no host has numbers) is not."""

@@ -112,9 +112,16 @@ def verifiable(root: str | Path, run: str | None) -> list[str]:
 
 
 def resolve(root: str | Path, run: str, audit: str | None = None) -> str:
-    """Return the run_id that a unique prefix means among the published runs, or among those of an audit."""
-    known = [manifest.run_id for manifest in runs(root) if audit in (None, manifest.audit)]
-    return _match(at(root), run, known, "published run" + (f" of audit {audit}" if audit else ""))
+    """Return the run_id that a unique prefix or `latest` means among the published runs, or among those of an audit.
+
+    The latest is what the view `newest_run` says: no run that another one revises, and of `adhoc` only where no audit
+    has a name.
+    """
+    known = [manifest for manifest in runs(root) if audit in (None, manifest.audit)]
+    revised = {manifest.revision_of for manifest in known}
+    known.sort(key=lambda manifest: (manifest.run_id not in revised, manifest.audit != "adhoc"))
+    names = [manifest.run_id for manifest in known]
+    return _match(at(root), run, names, "published run" + (f" of audit {audit}" if audit else ""))
 
 
 def resumable(root: str | Path, run: str) -> str:
@@ -191,7 +198,7 @@ def _inputs(directory: Folder) -> Iterator[Iterator[dict[str, Any]]]:
 
 
 def _match(store: Store, run: str, known: Sequence[str], what: str) -> str:
-    """Return the one of `known`, the newest last, that a unique prefix or `latest` means."""
+    """Return the one of `known`, the latest last, that a unique prefix or `latest` means."""
     if not known:
         raise WarehouseError(f"{store}: no {what}")
     matching = known[-1:] if run == "latest" else [run_id for run_id in known if run and run_id.startswith(run)]

@@ -2,6 +2,7 @@
 
     run.json         what is known before the first outcome; with it the run counts as staged
     inputs.jsonl.gz  what to collect, whatever becomes of the inventory: the options, then one target a line
+    key              the secret behind pseudonyms, of a run that has some; gone before the run is published
     outcomes.jsonl   the spool: a line for each outcome as it arrives, [target, what came]; the last of a target counts
     carried          there once the spool has all good rows of the run that it revises, which may expire from then on
     run/             the tables, the inputs and manifest.json; this directory is what is published
@@ -16,6 +17,7 @@ import json
 import os
 import platform
 import re
+import secrets
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -48,6 +50,8 @@ from pipeline.warehouse.totals import totals
 
 SPOOL = "outcomes.jsonl"
 CARRIED = "carried"
+KEY = "key"
+KEY_BYTES = 32
 
 RUN_KEYS = ("run_id", "audit", "started_at", "targets", "tool_version")
 OPTIONAL_RUN_KEYS = ("revision_of", "model_version", "inventory_sha256")
@@ -137,6 +141,20 @@ class Staging:
         """Return the options that `create` was given, without the targets, which may be many."""
         return options(here(self.directory))
 
+    def key(self) -> bytes:
+        """Return this run's secret, the same however often it is gone on with; only this user may read it."""
+        path = self.directory / KEY
+        with self._storage():
+            if not path.exists():
+                unfinished = path.with_suffix(".new")
+                unfinished.unlink(missing_ok=True)
+                with open(unfinished, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+                    file.write(secrets.token_bytes(KEY_BYTES))
+                sync(unfinished)
+                unfinished.rename(path)
+                sync(self.directory)
+            return path.read_bytes()
+
     def collected(self) -> set[str]:
         """Return the targets that have an outcome."""
         return set(_offsets(self._spool_path))
@@ -179,6 +197,7 @@ class Staging:
         store = at(self.root)
         published = store.run(self.run["run_id"])
         with self._storage(str(published)):
+            (self.directory / KEY).unlink(missing_ok=True)
             store.commit(self._made, published.name)
         shutil.rmtree(self.directory, ignore_errors=True)
         return replace(self._manifest, directory=published)

@@ -38,8 +38,8 @@ SELECT
     format(
         'keeps the sums {}, its list_lrus have {}',
         CAST(kept.sums AS VARCHAR),
-        CAST(summed.sums AS VARCHAR)
+        CAST(coalesce(summed.sums, [0, 0, 0, 0, 0, 0, 0]) AS VARCHAR)
     ) AS reason
 FROM kept
-JOIN summed USING (run_id, target)
-WHERE kept.sums <> summed.sums;
+LEFT JOIN summed USING (run_id, target)
+WHERE kept.sums <> coalesce(summed.sums, [0, 0, 0, 0, 0, 0, 0]);

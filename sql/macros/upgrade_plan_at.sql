@@ -3,28 +3,18 @@
 -- by the newest. left_bytes is what the hosts up to this row leave to free; above 0 on the last row all of them do not
 -- free that much.
 CREATE MACRO upgrade_plan_at(run, bytes) AS TABLE
-WITH hosts AS (
-    SELECT
-        w.target,
-        w.host,
-        w.kernel_release,
-        w.wasted_bytes
-    FROM host_waste_at(run) AS w
-    JOIN targets AS t ON t.run_id = run AND w.target = t.target
-    WHERE w.lazy_basis IS NOT NULL
-    QUALIFY row_number() OVER (
-        PARTITION BY coalesce(w.host, w.target) ORDER BY t.captured_at DESC NULLS LAST, w.target
-    ) = 1
-),
-
-ordered AS (
+WITH ordered AS (
     SELECT
         row_number() OVER (ORDER BY wasted_bytes DESC, target) AS step,
-        *,
+        target,
+        host,
+        kernel_release,
+        wasted_bytes,
         CAST(sum(wasted_bytes) OVER (ORDER BY wasted_bytes DESC, target ROWS UNBOUNDED PRECEDING) AS BIGINT)
             AS freed_bytes
-    FROM hosts
-    WHERE wasted_bytes > 0
+    FROM host_waste_at(run)
+    SEMI JOIN machines_at(run) USING (target)
+    WHERE lazy_basis IS NOT NULL AND wasted_bytes > 0
 )
 
 SELECT

@@ -1,5 +1,10 @@
 -- What can be done about the waste of a run, and what does each step free? (One row, for advice.)
-WITH hosts AS (
+-- A host of which there are several cores counts once, by the newest.
+WITH machines AS (
+    FROM machines_at($run)
+),
+
+hosts AS (
     SELECT
         w.target,
         w.lazy_basis,
@@ -7,6 +12,7 @@ WITH hosts AS (
         sum(w.wasted_bytes) OVER (ORDER BY w.wasted_bytes DESC, w.target) AS running_bytes,
         sum(w.wasted_bytes) OVER () AS all_bytes
     FROM host_waste_at($run) AS w
+    SEMI JOIN machines USING (target)
     WHERE w.lazy_basis IS NOT NULL AND w.wasted_bytes > 0
 ),
 
@@ -16,6 +22,7 @@ ids AS (
         sum(dead_ids_bytes) AS dead_ids_bytes,
         count(*) FILTER (dead_ids_bytes > 0) AS dead_ids_hosts
     FROM id_bloat_at($run)
+    SEMI JOIN machines USING (target)
 ),
 
 -- What a boot with cgroup.memory=nokmem does not allocate: all but the node arrays.
@@ -30,6 +37,7 @@ kmem AS (
 booted AS (
     SELECT sum(reboot_saves_bytes) AS reboot_bytes
     FROM reboot_savings_at($run)
+    SEMI JOIN machines USING (target)
 ),
 
 next AS (
@@ -37,6 +45,7 @@ next AS (
         count(*) AS next_hosts,
         sum(next_bytes) AS next_bytes
     FROM next_doubling_at($run)
+    SEMI JOIN machines USING (target)
     WHERE next_bytes > 0 AND 10 * ids_left <= memcg_nr_cache_ids
 )
 

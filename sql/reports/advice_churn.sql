@@ -7,7 +7,7 @@ SELECT
     dying_children,
     dir_rev
 FROM cgroup_waste_at($run)
-SEMI JOIN (SELECT target FROM targets WHERE run_id = $run AND lazy_basis IS NOT NULL) USING (target)
+SEMI JOIN (FROM machines_at($run) WHERE lazy_basis IS NOT NULL) USING (target)
 WHERE path IS NOT NULL
 ORDER BY dir_rev DESC NULLS LAST, dying_children DESC, last_serial_nr DESC NULLS LAST, target, path
 LIMIT 1;

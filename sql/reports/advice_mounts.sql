@@ -7,8 +7,8 @@ WITH kinds AS (
         count(*) AS superblocks,
         sum(s.list_lru_bytes) AS list_lru_bytes
     FROM superblock_waste_at($run) AS s
-    JOIN targets AS t ON t.run_id = $run AND s.target = t.target
-    WHERE t.lazy_basis IS NOT NULL AND NOT coalesce(s.kernel_internal, false) AND s.fstype IS NOT NULL
+    JOIN machines_at($run) AS m USING (target)
+    WHERE m.lazy_basis IS NOT NULL AND NOT coalesce(s.kernel_internal, false) AND s.fstype IS NOT NULL
     GROUP BY s.target, s.fstype
 )
 

@@ -32,7 +32,7 @@ VIEWS = {
         in_use_bytes wasted_bytes""",
     "cgroup_waste": """target parent path online_children dying_children last_serial_nr dir_rev ids list_lru_bytes
         lazy_bytes wasted_bytes""",
-    "kernel_waste": "kernel_release layout hosts list_lru_bytes lazy_bytes wasted_bytes",
+    "kernel_waste": "kernel_release layout hosts list_lru_bytes lazy_bytes wasted_bytes lazy",
     "next_doubling": """target kernel_release memcg_nr_cache_ids online_ids ids_left next_cache_ids next_object_bytes
         next_array_bytes next_bytes""",
     "label_waste": "label value targets hosts list_lru_bytes lazy_bytes wasted_bytes",

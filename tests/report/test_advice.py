@@ -6,7 +6,7 @@ import pytest
 
 from pipeline import report
 from pipeline.report import advice
-from tests.warehouse.outcomes import failed, ok, publish, session
+from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish, session
 
 LISTS = 2 * 40 + 1
 OBJECTS = 4 * 24574 * 32
@@ -80,6 +80,19 @@ def test_ids_of_no_online_cgroup_are_counted_and_their_price_is_a_reboot(tmp_pat
 @pytest.mark.parametrize("outcomes", [[lazy("new-1")], [failed("web-1")]])
 def test_where_nothing_is_wasted_there_is_no_advice(tmp_path, outcomes):
     assert steps(tmp_path, *outcomes) == {}
+
+
+def test_cores_of_one_host_are_one_host_and_machines_of_one_name_are_not(tmp_path):
+    older = {"host": "db", "captured_at": STARTED_AT - 1}
+    found = steps(tmp_path, host("db/2", host="db"), host("db/1", **older), host("db/0", **older))
+    alone = steps(tmp_path / "alone", host("db/2"))
+    assert {action: step.frees_bytes for action, step in found.items()} == {
+        action: step.frees_bytes for action, step in alone.items()
+    }
+    assert "Reboot 1 host " in found["lazy_kernel"].text
+    assert found["mounts"].text == alone["mounts"].text
+    same_name = [host(name, host="localhost", kind="ssh") for name in ("web-1", "web-2")]
+    assert "Reboot 2 hosts " in steps(tmp_path / "ssh", *same_name)["lazy_kernel"].text
 
 
 def test_names_are_harmless(tmp_path):

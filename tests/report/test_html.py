@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import io
 import json
 import re
@@ -11,6 +12,7 @@ import re
 import pytest
 
 from pipeline import report
+from pipeline.text import human_bytes
 from tests.report.test_advice import host, lazy
 from tests.report.test_report import DAY, HOSTILE
 from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish, session
@@ -62,6 +64,30 @@ def test_each_label_that_tells_hosts_apart_has_a_chart(root, tmp_path):
     assert names == ["r1", "r2"]
     publish(tmp_path, ok("web-1"), ok("web-2"))  # both in rack r1
     assert "By label" not in page(tmp_path)
+
+
+def test_label_values_that_look_alike_are_told_apart_and_sum_to_the_fleet(tmp_path):
+    """Also one that is empty from none at all, and one that is called as that is shown."""
+    values = ["a\nb", r"a\nb", r'"a\nb"', "", "(without it)", "plain", None]
+    outcomes = [host(f"web-{n}") for n in range(len(values))]
+    for made, value in zip(outcomes, values, strict=True):
+        made["row"]["labels"] = {} if value is None else {"rack": value}
+    publish(tmp_path, *outcomes)
+    shown = html.unescape(part(page(tmp_path), "By label rack"))
+    names = re.findall(r'<text class="name"[^>]*>([^<]*)<', shown)
+    assert sorted(names) == sorted(
+        [r'"a\nb"', r"a\nb", r'"\"a\\nb\""', '""', '"(without it)"', "plain", "(without it)"]
+    )
+    one = session(tmp_path).rows("SELECT DISTINCT wasted_bytes FROM host_waste")[0]["wasted_bytes"]
+    assert re.findall(r'<text class="value"[^>]*>([^<]*)<', shown) == [human_bytes(one)] * len(values)
+
+
+def test_labels_that_look_alike_have_a_chart_each(tmp_path):
+    outcomes = [host("web-1"), host("web-2")]
+    for made, label in zip(outcomes, ("a\nb", r"a\nb"), strict=True):
+        made["row"]["labels"] = {label: "x"}
+    publish(tmp_path, *outcomes)
+    assert re.findall(r"<h3>By label (.*?)</h3>", html.unescape(page(tmp_path))) == [r'"a\nb"', r"a\nb"]
 
 
 def test_the_policy_lets_the_script_and_the_style_run_and_nothing_else(root):

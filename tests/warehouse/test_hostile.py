@@ -57,6 +57,10 @@ MISFITS = {
     "a number for text": (set_cell(ok("evil"), "superblocks", "fstype", 7), "superblocks.fstype holds int, not string"),
     "a negative counter": (set_cell(ok("evil"), "list_lrus", "list_lru_one_objects", -1), "number outside 0 to"),
     "more bytes than a list_lru can cost": (set_cell(ok("evil"), "list_lrus", "lazy_bytes", 2**41), "number outside 0"),
+    "more nodes than a kernel can have": (
+        set_cell(ok("evil"), "list_lrus", "nodes", 1025),
+        "nodes holds a number outside 0",
+    ),
     "an address of 65 bits": (
         set_cell(ok("evil"), "superblocks", "address", 2**64),
         "superblocks.address holds a number",
@@ -163,7 +167,7 @@ def test_the_largest_numbers_that_fit_break_no_view(tmp_path):
 
 def test_the_largest_counts_that_fit_break_no_view(tmp_path):
     greedy = ok("evil", mounts=2_000)
-    most = {"nodes": 2**52, "memcgs_charged": 2**52, "lazy_memcgs": 65_535, "lazy_object_bytes": 2**40}
+    most = {"nodes": 1_024, "memcgs_charged": 2**52, "lazy_memcgs": 65_535, "lazy_object_bytes": 2**40}
     fill(greedy, "list_lrus", {**most, "pointer_array_bytes": 2**40, "list_lru_one_bytes": 2**40})
     memcgs = greedy["tables"]["memcgs"]
     memcgs["rows"] = [[css_id, 0, css_id, "/", 1, "online"] for css_id in range(2, 10_000)]

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from pipeline import warehouse
+from pipeline import report, warehouse
 from tests.warehouse.outcomes import STARTED_AT, failed, publish, session
 
 OLD, NEW, OTHER = "20251101T000000Z-aaaaaaaa", "20251102T000000Z-bbbbbbbb", "20251102T000000Z-bbbbcccc"
@@ -57,6 +57,29 @@ def test_a_unique_prefix_is_resolved(three):
     assert warehouse.resolve(three, "20251101") == OLD
     assert warehouse.resolve(three, NEW) == NEW
     assert warehouse.resolve(three, OTHER[:-3]) == OTHER
+
+
+def test_the_latest_is_the_run_that_the_views_and_the_report_are_of(tmp_path):
+    """Of audit prod a revision of its first run is no newer than its second; what is newest of all is adhoc."""
+    days = {"20251101T000000Z-00000001": ("prod", 0, None), "20251109T000000Z-00000009": ("prod", 0, 1)}
+    days |= {f"2025110{day}T000000Z-0000000{day}": ("prod", day, None) for day in (2, 3)}
+    days |= {"20251108T000000Z-00000008": ("prod", 3, 3), "20251104T000000Z-00000004": ("adhoc", 4, None)}
+    names = {int(run_id[-1]): run_id for run_id in days}
+    for run_id, (audit, day, revised) in days.items():
+        known = {"audit": audit, "started_at": STARTED_AT + day * DAY, "revision_of": names.get(revised)}
+        publish(tmp_path, failed("a"), run_id=run_id, **known)
+    asked = session(tmp_path)
+    assert warehouse.resolve(tmp_path, "latest") == names[8]
+    assert asked.rows("FROM newest_run") == [{"run_id": names[8]}]
+    assert report.build(asked).run_id == names[8]
+    for audit, number in (("prod", 8), ("adhoc", 4)):
+        assert warehouse.resolve(tmp_path, "latest", audit) == names[number]
+        assert report.build(asked, audit=audit).run_id == names[number]
+
+
+def test_the_latest_is_adhoc_where_no_audit_has_a_name(three):
+    assert warehouse.resolve(three, "latest") == OTHER
+    assert report.build(session(three)).run_id == OTHER
 
 
 @pytest.mark.parametrize(

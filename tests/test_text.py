@@ -1,0 +1,39 @@
+"""Text for people: what is written of bytes is read again, in both units that people have for them."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.text import human_bytes, parsed_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes_"),
+    [
+        ("0", 0),
+        ("33554432", 1 << 25),
+        ("1.5KiB", 1536),
+        ("10GiB", 10 * 2**30),
+        ("10 gib", 10 * 2**30),
+        ("10Gi", 10 * 2**30),
+        ("10GB", 10 * 10**9),
+        ("10G", 10 * 10**9),
+        ("5b", 5),
+        ("2PB", 2 * 10**15),
+        ("2 PiB", 2 << 50),
+    ],
+)
+def test_an_i_makes_a_unit_binary_and_without_it_it_is_decimal(text, bytes_):
+    assert parsed_bytes(text) == bytes_
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "1XB", "1ib", "4GiB4", "1e9", "1,5GB", "\u0661GB", "1\n"])
+def test_what_is_no_size_is_refused_by_name(text):
+    with pytest.raises(ValueError, match="is no size") as error:
+        parsed_bytes(text)
+    assert str(error.value) == f"{text!a} is no size such as 512MiB or 4GB"
+
+
+@pytest.mark.parametrize("count", [0, 512, 1023, 1 << 20, 7_989_661_440, 3 << 50])
+def test_what_is_shown_is_read_as_the_same_to_three_digits(count):
+    assert parsed_bytes(human_bytes(count)) == pytest.approx(count, rel=0.005)

@@ -18,6 +18,10 @@ from pipeline import warehouse
 from tests.warehouse import s3
 
 ROOT = Path(__file__).parents[2]
+SAID = re.compile(
+    r"audit 'nightly' is at work: pid (\d+) on (\S+) since (.*) UTC; "
+    "wait until it has ended, or run beside it with --overlap"
+)
 
 
 @contextmanager
@@ -47,13 +51,11 @@ def test_the_second_is_told_who_has_it(tmp_path: Path, form: str) -> None:
         with pytest.raises(warehouse.WarehouseError) as refused, warehouse.alone(tmp_path, "nightly"):
             pass
         assert refused.value.exit_code == 1
-        said = re.fullmatch(
-            rf"{tmp_path}: audit 'nightly' is at work: pid {holder.pid} on {platform.node()} since (.*) UTC; "
-            "wait until it has ended, or run beside it with --overlap",
-            str(refused.value),
-        )
-        assert said
-        assert before <= datetime.fromisoformat(f"{said[1]}+00:00") <= datetime.now(UTC)
+        assert str(refused.value).startswith(f"{tmp_path}: ")
+        pid, host, since = SAID.fullmatch(str(refused.value).removeprefix(f"{tmp_path}: ")).groups()
+        assert (int(pid), host) == (holder.pid, platform.node())
+        assert before <= datetime.fromisoformat(f"{since}+00:00") <= datetime.now(UTC)
+    assert SAID.search((ROOT / "docs" / "audit.md").read_text()), "as the docs show it"
 
 
 def test_another_audit_another_warehouse_and_who_asks_for_it_go_on(tmp_path: Path) -> None:

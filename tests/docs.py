@@ -1,7 +1,7 @@
 """Examples in the docs, run for real: `python -m tests.docs` writes what their commands print now.
 
 An example is a console block with `<!-- run -->` above it. What each of its commands prints on stdout stands below it.
-The examples of a document run one after another, with one warehouse, in a folder with links to what the checkout has.
+The examples of a document run one after another with one warehouse, in a folder of their own with README.md and tests/.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def now(document: str) -> str:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "project"  # with which it is usually as long as _HERE
         folder.mkdir()
-        for path in ROOT.iterdir():
-            (folder / path.name).symlink_to(path)
+        for name in ("README.md", "tests"):
+            (folder / name).symlink_to(ROOT / name)
         return _EXAMPLE.sub(lambda example: _run(example[0], folder), (ROOT / document).read_text())
 
 

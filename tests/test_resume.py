@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -132,6 +134,9 @@ def interrupted(warehouse: Warehouse, tmp_path: Path) -> Path:
     until(process, lambda: len(warehouse.spool()) == 1)
     code, said = warehouse.run("resume", "latest")
     assert code == cli.FAILED
+    assert said.startswith(f"lru-audit: {warehouse.path}: audit 'fleet' is at work: pid {process.pid} on ")
+    code, said = warehouse.run("resume", "latest", "--overlap")
+    assert code == cli.FAILED
     assert said.splitlines() == [
         f"lru-audit: {warehouse.staged()}: another lru-audit is at work on this run; wait until it has ended"
     ]
@@ -188,6 +193,34 @@ def test_an_interrupted_run_is_resumed_under_its_id_or_published_in_part_and_rev
     code, said = in_part.run("resume", run_id)
     assert code == cli.FAILED
     assert f"is revised by {revision}: resume that one" in said
+
+
+def test_a_second_run_of_an_audit_ends_at_once_unless_asked_to_overlap(warehouse: Warehouse, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(100)\n")
+    python.chmod(0o755)
+    core = VMCORES / "deb510-n1" / "vmcore"
+    fleet = tmp_path / "nightly.yaml"
+    fleet.write_text(f"- {{target: '{core}', python: '{python}'}}\n")
+    first = warehouse.start("run", "-i", fleet)
+    until(first, lambda: list(warehouse.path.glob("staging/*/run.json")))
+    run_id = warehouse.staged().name
+    for command in (("run", "-i", fleet), ("run", core, "--audit", "nightly"), ("resume", run_id)):
+        code, said = warehouse.run(*command)
+        assert code == cli.FAILED
+        assert re.fullmatch(
+            rf"lru-audit: {warehouse.path}: audit 'nightly' is at work: pid {first.pid} on {platform.node()} since "
+            r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC; wait until it has ended, or run beside it with --overlap\n",
+            said,
+        )
+        assert warehouse.staged().name == run_id, "it has begun nothing"
+    assert warehouse.run("run", core, "--audit", "nightly", "--overlap")[0] == cli.OK
+    assert len(warehouse.published()) == 1
+    assert first.poll() is None
+    kill(first)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    assert warehouse.run("resume", run_id)[0] == cli.OK
+    assert run_id in warehouse.published()
 
 
 @pytest.mark.parametrize("command", ["resume", "publish"])

@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--retries", type=_count, default=1, help="of a target whose worker was killed (%(default)s)")
     _add_fail_if(run)
+    _add_overlap(run)
     _add_fanout(run)
     _add_warehouse(run)
     _add_collection(run)
@@ -80,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     )
     resume.add_argument("run", metavar="RUN", help="run id, a unique prefix of it, or latest")
     _add_fail_if(resume)
+    _add_overlap(resume)
     _add_fanout(resume)
     _add_warehouse(resume)
 
@@ -326,6 +328,15 @@ def _add_fanout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ssh-parallel", type=_positive, default=32, help="and so many over ssh (%(default)s)")
     parser.add_argument("--address", help="Ray cluster to join (default: $RAY_ADDRESS, else a Ray of its own)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_overlap(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--overlap",
+        action="store_true",
+        help="go on where another run of this audit is at work in the warehouse (default: end with 1 and say whose); "
+        "runs that other machines write into S3 are not seen, a scheduler has to keep them apart",
+    )
 
 
 def _add_warehouse(parser: argparse.ArgumentParser) -> None:

@@ -28,9 +28,16 @@ if TYPE_CHECKING:
 
 
 def run(args: argparse.Namespace) -> int:
-    from pipeline import cluster, inventory, warehouse
+    from pipeline import warehouse
 
     targets = _targets(args)
+    with warehouse.alone(args.warehouse, _audit(args), args.overlap):
+        return _run_alone(args, targets)
+
+
+def _run_alone(args: argparse.Namespace, targets: Targets) -> int:
+    from pipeline import cluster, inventory, warehouse
+
     # Ray first: where it cannot be had, nothing is staged; and `ray:*` is what it has.
     with cluster.connected(args.parallel, args.address):
         planned = _made(args, targets)
@@ -50,9 +57,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def resume(args: argparse.Namespace) -> int:
-    from pipeline import cluster, warehouse
+    from pipeline import warehouse
 
     run_id = warehouse.resumable(args.warehouse, args.run)
+    known = warehouse.staged(args.warehouse).get(run_id)
+    audit = known["audit"] if known else warehouse.read(args.warehouse, run_id).audit
+    with warehouse.alone(args.warehouse, audit, args.overlap):
+        return _resume_alone(args, run_id)
+
+
+def _resume_alone(args: argparse.Namespace, run_id: str) -> int:
+    from pipeline import cluster, warehouse
+
     if run_id in warehouse.staged(args.warehouse):
         staging = warehouse.Staging(args.warehouse, run_id)
     else:

@@ -5,6 +5,7 @@ A warehouse is named by a path or a URI, as `store.at` takes it.
 
 from pipeline.warehouse.errors import WarehouseError
 from pipeline.warehouse.expiry import Removal, Rules, removals
+from pipeline.warehouse.overlap import alone
 from pipeline.warehouse.overview import overview
 from pipeline.warehouse.runs import (
     Manifest,
@@ -28,6 +29,7 @@ __all__ = [
     "Rules",
     "Staging",
     "WarehouseError",
+    "alone",
     "new_run_id",
     "overview",
     "problems",

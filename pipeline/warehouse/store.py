@@ -83,7 +83,7 @@ def here(directory: Path) -> Folder:
 
 
 class Store:
-    """The published runs of one warehouse, and where its runs are staged.
+    """The published runs of one warehouse, where its runs are staged, and where their locks are.
 
     OSErrors pass: whoever calls knows what was to be done.
     """
@@ -91,6 +91,7 @@ class Store:
     def __init__(self, root: Folder, staging: Path) -> None:
         self.root = root
         self.staging = staging
+        self.locks = staging.with_name(f"{staging.name}.locks")
 
     def __str__(self) -> str:
         return str(self.root)

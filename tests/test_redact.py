@@ -7,6 +7,8 @@ import functools
 import json
 import re
 import stat
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -206,3 +208,15 @@ def test_the_key_is_gone_before_anybody_can_see_the_run(tmp_path, monkeypatch):
     staging.publish(query.check)
     assert (staging.directory / "run.json").exists()
     assert not (staging.directory / "key").exists()
+
+
+def test_what_the_command_line_publishes_has_pseudonyms(tmp_path):
+    command = [sys.executable, "-m", "pipeline", "run", VMCORES / "deb510-n1", "-w", tmp_path, "--redact", "--quiet"]
+    subprocess.run(command, check=True, capture_output=True)
+    published = session(tmp_path)
+    paths = [row["path"] for row in published.rows("SELECT path FROM memcgs")]
+    assert len(paths) > 50
+    assert all(re.fullmatch(r"/|(/[0-9a-f]{12})+", path) for path in paths)
+    (host,) = published.rows("SELECT * FROM host_waste")
+    assert host["host"] == "deb510-n1"
+    assert host["wasted_bytes"] > 400_000

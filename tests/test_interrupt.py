@@ -12,10 +12,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline import cli
+from pipeline import cli, cluster, warehouse
 from tests import processes
 
 ROOT = Path(__file__).parents[1]
@@ -112,3 +113,39 @@ def test_an_interrupt_while_collecting_keeps_what_was_collected(audit: Audit, nu
     stderr = audit.interrupted()
     (staging,) = audit.warehouse.glob("staging/*")
     assert f"0 of 1 targets were collected and are kept in {staging}" in stderr
+
+
+@contextlib.contextmanager
+def interrupted_at_its_end(ray: contextlib.AbstractContextManager[object]) -> Iterator[object]:
+    with ray as connected:
+        yield connected
+    raise KeyboardInterrupt
+
+
+def test_an_interrupt_while_ray_ends_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connected = cluster.connected
+    monkeypatch.setattr(cluster, "connected", lambda *args: interrupted_at_its_end(connected(*args)))
+    core = str(ROOT / "tests/vmcores/deb510-n1/vmcore")
+    assert cli.main(["run", core, "-w", str(tmp_path), "--quiet"]) == cli.INTERRUPTED
+    (staged,) = (tmp_path / "staging").iterdir()
+    kept, how, last = capsys.readouterr().err.splitlines()
+    assert kept == f"1 of 1 targets were collected and are kept in {staged}"
+    assert (how, last) == (f"go on with: lru-audit resume {staged.name}", "interrupted")
+
+
+def test_an_interrupt_of_a_run_that_is_published_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish = warehouse.Staging.publish
+
+    def interrupted(staging: warehouse.Staging, check: Any) -> None:
+        publish(staging, check)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(warehouse.Staging, "publish", interrupted)
+    core = str(ROOT / "tests/vmcores/deb510-n1/vmcore")
+    assert cli.main(["run", core, "-w", str(tmp_path), "--quiet"]) == cli.INTERRUPTED
+    (run,) = (tmp_path / "runs").iterdir()
+    assert capsys.readouterr().err.splitlines() == [f"published {run}", "interrupted"]

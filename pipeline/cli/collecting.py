@@ -39,7 +39,7 @@ def _run_alone(args: argparse.Namespace, targets: Targets) -> int:
     from pipeline import cluster, inventory, warehouse
 
     # Ray first: where it cannot be had, nothing is staged; and `ray:*` is what it has.
-    with cluster.connected(args.parallel, args.address):
+    with contextlib.ExitStack() as staged, cluster.connected(args.parallel, args.address):
         planned = _made(args, targets)
         placed = [*(target for batch in planned.batches for target in batch.targets)]
         placed += [one.target for one in planned.unreachable]
@@ -52,6 +52,7 @@ def _run_alone(args: argparse.Namespace, targets: Targets) -> int:
         }
         options = {"limits": vars(_limits(args)), "retries": args.retries, "redact": args.redact}
         staging = warehouse.Staging.create(args.warehouse, run, options, map(vars, placed))
+        staged.enter_context(_kept(staging))
         _collect(args, staging, planned)
     return _published(args, staging)
 
@@ -80,7 +81,7 @@ def _resume_alone(args: argparse.Namespace, run_id: str) -> int:
         if not args.quiet:
             print(f"{staging.directory.name} revises {run_id}", file=sys.stderr)
     if left := _left(staging):
-        with cluster.connected(args.parallel, args.address):
+        with _kept(staging), cluster.connected(args.parallel, args.address):
             _collect(args, staging, _made(args, left))
     return _published(args, staging)
 
@@ -242,7 +243,7 @@ def _collect(args: argparse.Namespace, staging: Staging, planned: Plan) -> None:
 
     options = staging.options()
     collect = functools.partial(redact.run, staging.key()) if options.get("redact") else runner.run
-    with _kept(staging), progress.show(planned.targets, quiet=args.quiet) as shown:
+    with progress.show(planned.targets, quiet=args.quiet) as shown:
         fanout.run(
             planned,
             on_outcome=staging.append,
@@ -256,14 +257,19 @@ def _collect(args: argparse.Namespace, staging: Staging, planned: Plan) -> None:
 @contextlib.contextmanager
 def _kept(staging: Staging) -> Iterator[None]:
     """Where a run is interrupted or loses its last node, say what of it is kept, and how to go on."""
+    from pipeline import warehouse
     from pipeline.cluster import ClusterError
 
     try:
         yield
     except (KeyboardInterrupt, ClusterError):
+        run_id = staging.directory.name
+        with contextlib.suppress(warehouse.WarehouseError):  # a run is published at one moment, which may be past
+            print(f"published {warehouse.read(staging.root, run_id).directory}", file=sys.stderr)
+            raise
         collected = f"{len(staging.collected())} of {staging.run['targets']} targets were collected"
         print(f"{collected} and are kept in {staging.directory}", file=sys.stderr)
-        print(f"go on with: lru-audit resume {staging.directory.name}", file=sys.stderr)
+        print(f"go on with: lru-audit resume {run_id}", file=sys.stderr)
         raise
 
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 from pipeline.report.model import Report
 from pipeline.text import human_bytes, printable
 
+_MOST_RELEASES = 3
+
 
 class Step(NamedTuple):
     """A step and its price.
@@ -24,19 +26,18 @@ def steps(report: Report) -> list[Step]:
     found = report.advice
     if not found.get("eager_hosts"):
         return []
-    return [
-        step for step in (_lazy(report), _nokmem(found), _mounts(found), _dead_ids(found), _doubling(found)) if step
-    ]
+    return [step for step in (_lazy(found), _nokmem(found), _mounts(found), _dead_ids(found), _doubling(found)) if step]
 
 
-def _lazy(report: Report) -> Step:
-    found = report.advice
-    lazy = [row for row in report.kernels.to_pylist() if row["lazy"] and row["hosts"]]
+def _lazy(found: dict[str, Any]) -> Step:
     have = ""
-    if lazy:
-        most = max(lazy, key=lambda row: row["hosts"])
-        have = f" {_count(most['hosts'], 'host')} of this run already {_verb(most['hosts'], 'runs', 'run')} one: "
-        have += f"{printable(most['kernel_release'])}."
+    if found["lazy"]:
+        hosts = sum(row["hosts"] for row in found["lazy"])
+        names = [printable(row["kernel_release"]) for row in found["lazy"][:_MOST_RELEASES]]
+        others = len(found["lazy"]) - len(names)
+        *first, last = [*names, _count(others, "other")] if others else names
+        have = f" {_count(hosts, 'host')} of this run already {_verb(hosts, 'runs', 'run')} one: "
+        have += f"{', '.join(first)} and {last}." if first else f"{last}."
     few = ""
     if found["few_hosts"] < found["eager_hosts"]:
         worst = "the worst alone" if found["few_hosts"] == 1 else f"the worst {found['few_hosts']:,} alone"
@@ -78,9 +79,9 @@ def _dead_ids(found: dict[str, Any]) -> Step | None:
         return None
     churn = found["churn"]
     where = ""
-    if churn and (churn["dir_rev"] or churn["dying_children"]):
-        how_much = f"its directory changed {churn['dir_rev']} times" if churn["dir_rev"] else ""
-        how_much = how_much or f"{churn['dying_children']} of its children are dying"
+    if churn:
+        dying = f"{churn['dying_children']:,} of its children {_verb(churn['dying_children'], 'is', 'are')} dying"
+        how_much = f"its directory changed {_count(churn['dir_rev'], 'time')}" if churn["dir_rev"] else dying
         where = (
             f" Most cgroups come and go below {printable(churn['path'])} on {printable(churn['target'])}: {how_much}."
         )

@@ -26,8 +26,15 @@ class Report:
     @cached_property
     def totals(self) -> dict[str, int]:
         """Sums over the ranking: `hosts`, `memory_bytes`, `list_lru_bytes`, `lazy_bytes`, `wasted_bytes`, and the
-        three `saves_*_bytes` that sum to it."""
+        three `saves_*_bytes` that sum to it. There are fewer `machines` than hosts where cores are of one machine."""
         return self._one("totals") or {}
+
+    @property
+    def older_cores(self) -> str:
+        """What the sums count and `advice` does not, as a sentence; empty where they count the same."""
+        count = self.totals["hosts"] - self.totals["machines"]
+        cores = f"{count:,} older core{'' if count == 1 else 's'}"
+        return f"These sums include {cores} of a host; what to do counts each host once." if count else ""
 
     @cached_property
     def coverage(self) -> pa.Table:
@@ -101,9 +108,15 @@ class Report:
 
     @cached_property
     def advice(self) -> dict[str, Any]:
-        """What `sql/reports/advice.sql` adds up, with the row of `mounts` and of `churn`, each a dict or None."""
+        """What `sql/reports/advice.sql` adds up, with the row of `mounts` and of `churn`, each a dict or None, and the
+        rows of `lazy`."""
         found = self._one("advice") or {}
-        return {**found, "mounts": self._one("advice_mounts"), "churn": self._one("advice_churn")}
+        return {
+            **found,
+            "mounts": self._one("advice_mounts"),
+            "churn": self._one("advice_churn"),
+            "lazy": self._rows("advice_lazy").to_pylist(),
+        }
 
     @cached_property
     def worst(self) -> dict[str, dict[str, list[dict[str, Any]]]]:

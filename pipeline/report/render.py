@@ -113,8 +113,12 @@ def _summary(report: Report) -> list[str]:
     if totals["hosts"]:
         share = 100 * totals["wasted_bytes"] / max(1, totals["memory_bytes"])
         at_least, at_most = ("at least ", "at most ") if "online" in _bases(report) else ("", "")
+        machines = totals["machines"]
+        hosts = "1 host wastes" if totals["hosts"] == 1 else f"{totals['hosts']} hosts waste"
+        if report.older_cores:
+            hosts = f"{totals['hosts']} targets of {machines} {'host' if machines == 1 else 'hosts'} waste"
         lines += [
-            f"{totals['hosts']} {'host wastes' if totals['hosts'] == 1 else 'hosts waste'} {at_least}"
+            f"{hosts} {at_least}"
             f"{human_bytes(totals['wasted_bytes'])}, {share:.1f} % of {human_bytes(totals['memory_bytes'])} memory:",
             f"list_lrus hold {human_bytes(totals['list_lru_bytes'])}, "
             f"a lazy kernel would hold {at_most}{human_bytes(totals['lazy_bytes'])}.",
@@ -122,6 +126,8 @@ def _summary(report: Report) -> list[str]:
             f"one array instead of one a node {human_bytes(totals['saves_transpose_bytes'])}, "
             f"xarrays instead of those {human_bytes(totals['saves_xarray_bytes'])}.",
         ]
+        if report.older_cores:
+            lines.append(report.older_cores)
     return lines
 
 

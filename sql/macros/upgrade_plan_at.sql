@@ -1,7 +1,7 @@
 -- Which hosts of a given run, as few as can be, free this many bytes when they get the lazy kernel?
--- Those that waste most come first: no smaller set frees as much. A host of which there are several cores counts once,
--- by the newest. left_bytes is what the hosts up to this row leave to free; above 0 on the last row all of them do not
--- free that much.
+-- Those that waste most come first: no smaller set frees as much. A host counts once: as it was audited, else by the
+-- newest of its cores. left_bytes is what the hosts up to this row leave to free; above 0 on the last row all of them
+-- do not free that much.
 CREATE MACRO upgrade_plan_at(run, bytes) AS TABLE
 WITH ordered AS (
     SELECT

@@ -1,5 +1,5 @@
 -- What can be done about the waste of a run, and what does each step free? (One row, for advice.)
--- A host of which there are several cores counts once, by the newest.
+-- A host counts once: as it was audited, else by the newest of its cores.
 WITH machines AS (
     FROM machines_at($run)
 ),

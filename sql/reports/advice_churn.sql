@@ -1,5 +1,14 @@
--- Under which cgroup of a run's machines do most cgroups come and go?
--- dir_rev counts the changes of a cgroup's directory, since Linux 5.15; before that the dying and the last made tell.
+-- Below which cgroup do most cgroups come and go on the machine of a run whose dead ids cost most?
+-- dir_rev counts the changes of a cgroup's directory, since Linux 5.15; before that only children that are dying tell.
+WITH worst AS (
+    SELECT target
+    FROM id_bloat_at($run)
+    SEMI JOIN machines_at($run) USING (target)
+    WHERE dead_ids_bytes > 0
+    ORDER BY dead_ids_bytes DESC, target
+    LIMIT 1
+)
+
 SELECT
     target,
     path,
@@ -7,7 +16,7 @@ SELECT
     dying_children,
     dir_rev
 FROM cgroup_waste_at($run)
-SEMI JOIN (FROM machines_at($run) WHERE lazy_basis IS NOT NULL) USING (target)
-WHERE path IS NOT NULL
-ORDER BY dir_rev DESC NULLS LAST, dying_children DESC, last_serial_nr DESC NULLS LAST, target, path
+SEMI JOIN worst USING (target)
+WHERE path IS NOT NULL AND (dir_rev > 0 OR dying_children > 0)
+ORDER BY dir_rev DESC NULLS LAST, dying_children DESC, last_serial_nr DESC NULLS LAST, path
 LIMIT 1;

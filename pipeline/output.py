@@ -10,14 +10,31 @@ from pathlib import Path
 from typing import IO, Any
 
 
+def discard() -> None:
+    """Let what is still buffered for stdout, and all that comes, go nowhere: what reads it has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 @contextmanager
 def opened(path: Path | None, *, binary: bool = False) -> Iterator[IO[Any]]:
-    """Yield stdout for no path, else a file that takes its place when all is written."""
+    """Yield stdout for no path, else a file that takes its place when all is written.
+
+    Raises OSError that names the path as it is given.
+    """
     kind: Mapping[str, Any] = {"mode": "wb"} if binary else {"mode": "w", "encoding": "utf-8"}
     if path is None:
         yield sys.stdout.buffer if binary else sys.stdout
         return
-    path = path.resolve()
+    try:
+        with _replacing(path.resolve(), kind) as file:
+            yield file
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+@contextmanager
+def _replacing(path: Path, kind: Mapping[str, Any]) -> Iterator[IO[Any]]:
     if path.exists() and not path.is_file():  # a pipe or a device is written to, never replaced
         with path.open(**kind) as file:
             yield file

@@ -162,6 +162,27 @@ def test_what_makes_no_sense_is_one_line(sql, tmp_path, monkeypatch, args, conte
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("SELECT 1", "the query does not use $a: it has no parameter"),
+        ("SELECT $A", "the query does not use $b: it has $A"),
+        ("EXPLAIN SELECT $c, $a", "the query does not use $b: it has $a, $c"),
+    ],
+)
+def test_a_parameter_that_the_query_does_not_use_is_named(sql, text, message):
+    with pytest.raises(query.QueryError) as error:
+        sql(text, "--param", "a=1", "--param", "b=2")
+    assert str(error.value) == message
+
+
+def test_an_output_that_cannot_be_written_is_named_as_it_is_given(root, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    for given, why in (("nodir/x.csv", "No such file or directory"), (".", "Is a directory")):
+        assert cli.main(["sql", "-w", str(root), "SELECT 1", "-o", given]) == cli.FAILED
+        assert capfd.readouterr() == ("", f"lru-audit: {given}: {why}\n")
+
+
 @pytest.mark.parametrize("size", ["4GiB", "512MiB", "100M", "1 gb", "1.5GiB", "33554432"])
 def test_a_size_is_as_people_write_it(size):
     bytes_ = {"4GiB": 4 << 30, "512MiB": 512 << 20, "100M": 10**8, "1 gb": 10**9, "1.5GiB": 3 << 29}.get(size, 1 << 25)

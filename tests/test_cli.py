@@ -126,6 +126,19 @@ def test_report_in_every_format(warehouse: Path, tmp_path: Path) -> None:
     assert pq.read_table(output)["host"][0].as_py() == "bytedance"
 
 
+def test_a_report_has_the_form_that_the_name_of_its_file_says(warehouse: Path, tmp_path: Path) -> None:
+    forms = {
+        "html": b"<!doctype html>", "md": b"# Run ", "csv": b"rank,", "json": b"{", "parquet": b"PAR1",
+        "prom": b"# HELP ", "txt": b"Run ",
+    }  # fmt: skip
+    for suffix, begin in forms.items():
+        done = audit("report", "-w", warehouse, "-o", tmp_path / f"waste.{suffix}")
+        assert (done.returncode, done.stdout, done.stderr) == (cli.OK, "", "")
+        assert (tmp_path / f"waste.{suffix}").read_bytes().startswith(begin)
+    assert audit("report", "-w", warehouse, "--format", "csv", "-o", tmp_path / "waste.html").returncode == cli.OK
+    assert (tmp_path / "waste.html").read_bytes().startswith(b"rank,")
+
+
 def test_a_threshold_that_is_passed_exits_5_and_what_was_found_is_still_published(tmp_path: Path) -> None:
     core = VMCORES / "bytedance/vmcore"
     into = ("-w", tmp_path / "warehouse")
@@ -336,8 +349,24 @@ def test_help_imports_nothing_slow() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_a_reader_that_goes_away_is_no_error(warehouse: Path) -> None:
-    query = f"{sys.executable} -m pipeline sql -w {warehouse} --format csv 'FROM list_lrus' | head -1"
-    done = subprocess.run(query, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout.count("\n") == 1
-    assert done.stderr == ""
+def without_a_reader(*args: str | Path) -> tuple[int, str]:
+    """Return exit code and stderr of a command whose stdout nobody reads any more."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "pipeline", *map(str, args)]
+    done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=300)
+    os.close(writer)
+    return done.returncode, done.stderr
+
+
+def test_a_reader_that_goes_away_gets_no_message(warehouse: Path) -> None:
+    for args in (("sql", "--format", "csv", "FROM list_lrus"), ("report",), ("report", "--format", "html")):
+        assert without_a_reader(args[0], "-w", warehouse, *args[1:]) == (cli.FAILED, "")
+
+
+def test_a_run_says_what_it_published_also_where_nobody_reads_on(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("not a core\n")
+    core = VMCORES / "deb510-n1" / "vmcore"
+    for targets, code in (((core,), cli.OK), ((core, tmp_path / "text"), cli.SOME_NOT_GOOD)):
+        assert without_a_reader("run", *targets, "-w", tmp_path / "warehouse", "--quiet") == (code, "")
+    assert len(rows(tmp_path / "warehouse", "FROM runs")) == 2

@@ -11,6 +11,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from pipeline import output
+
 from .arguments import parser
 from .exits import FAILED, FIRED, INTERRUPTED, NONE_GOOD, OK, SOME_NOT_GOOD, USAGE
 
@@ -34,8 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
-        # What is still buffered cannot be written either; keep the interpreter from trying at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        output.discard()  # what is buffered cannot be written either, and the interpreter would try at its end
         if not isinstance(error, BrokenPipeError):  # the reader of stdout has gone, as `| head` does
             print(f"lru-audit: {error.filename or 'stdout'}: {error.strerror or error}", file=sys.stderr)
         return FAILED

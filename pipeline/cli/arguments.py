@@ -115,14 +115,14 @@ def parser() -> argparse.ArgumentParser:
         reading.report,
         "report",
         "what a published run found",
-        "lru-audit report\n  lru-audit report --audit nightly --format html -o waste.html",
+        "lru-audit report\n  lru-audit report --audit nightly -o waste.html",
     )
     report.add_argument("--run", help="run id, a unique prefix of it, or latest")
     report.add_argument("--audit", help="its newest run (default: of the audit with the newest that is not adhoc)")
     report.add_argument(
         "--format",
         choices=("text", "html", "markdown", "csv", "json", "parquet", "prometheus"),
-        default="text",
+        help="(default: by the suffix of -o, .prom for prometheus, else text)",
     )
     report.add_argument("-o", "--output", type=Path, help="file to write instead of stdout")
     _add_fail_if(report)

@@ -275,7 +275,7 @@ def _kept(staging: Staging) -> Iterator[None]:
 
 def _published(args: argparse.Namespace, staging: Staging) -> int:
     """Publish a run of which every target has an outcome, and print the ranking."""
-    from pipeline import query, report, warehouse
+    from pipeline import output, query, report, warehouse
 
     with _kept(staging):
         published = staging.publish(query.check)
@@ -283,9 +283,11 @@ def _published(args: argparse.Namespace, staging: Staging) -> int:
         print(f"published {published.directory}", file=sys.stderr)
     with warehouse.reading(args.warehouse) as tables:
         found = report.build(query.Session(tables), published.run_id)
-        with contextlib.suppress(BrokenPipeError):  # it is published whether or not somebody reads on
+        try:
             report.RENDERERS["text"](found, sys.stdout)
             sys.stdout.flush()
+        except BrokenPipeError:  # it is published whether or not somebody reads on
+            output.discard()
         if fired(args.fail_if, found):
             return FIRED
     if published.good == published.targets:

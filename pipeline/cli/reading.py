@@ -16,17 +16,23 @@ from .exits import FAILED, FIRED, OK, UsageError
 if TYPE_CHECKING:
     from pipeline.report import Report, Threshold
 
+_SUFFIXES = {
+    ".csv": "csv", ".html": "html", ".json": "json", ".md": "markdown", ".parquet": "parquet", ".prom": "prometheus",
+}  # fmt: skip
+
 
 def report(args: argparse.Namespace) -> int:
     from pipeline import output, query, report, warehouse
 
     run_id = args.run and warehouse.resolve(args.warehouse, args.run, args.audit)
-    render = report.RENDERERS[args.format]
-    if args.format == "prometheus":
+    suffix = args.output.suffix if args.output is not None else ""
+    form = args.format or _SUFFIXES.get(suffix, "text")
+    render = report.RENDERERS[form]
+    if form == "prometheus":
         render = functools.partial(report.prometheus, max_series=args.max_series)
     with warehouse.reading(args.warehouse) as tables:
         found = report.build(query.Session(tables), run_id, args.audit)
-        with output.opened(args.output, binary=args.format == "parquet") as file:
+        with output.opened(args.output, binary=form == "parquet") as file:
             render(found, file)
         return FIRED if fired(args.fail_if, found) else OK
 

@@ -101,7 +101,9 @@ class Session:
                 with self._reader(query, params) as reader:
                     yield reader
                 return
-            _refuse_all_but_reading(self._connection.extract_statements(query))
+            statements = self._connection.extract_statements(query)
+            _refuse_all_but_reading(statements)
+            _refuse_unused(params or {}, statements[0])
             self._connection.execute("BEGIN TRANSACTION READ ONLY")
             try:
                 with self._reader(query, params) as reader:
@@ -192,3 +194,11 @@ def _refuse_all_but_reading(statements: list[duckdb.Statement]) -> None:
         if len(statements) == 1 and statements[0].type in _READING:
             return
     raise QueryError("only one reading statement is run: SELECT, EXPLAIN, DESCRIBE, SHOW or SUMMARIZE")
+
+
+def _refuse_unused(params: Mapping[str, Any], statement: duckdb.Statement) -> None:
+    used = statement.named_parameters
+    unused = [name for name in params if name.lower() not in {name.lower() for name in used}]
+    if unused:
+        has = f"it has {', '.join(f'${name}' for name in sorted(used))}" if used else "it has no parameter"
+        raise QueryError(f"the query does not use ${unused[0]}: {has}")

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from pipeline.text import printable
 
 _MARKDOWN_ACTIVE = re.compile(r"[\\`*\[\]|~$#]|(?<!\w)_|_(?!\w)")
+_FORMULA = ("=", "+", "-", "@")
 _MARKDOWN_LINKS = re.compile(r"(?i)://|www\.|@")
 
 
 def csv(text: str) -> str:
-    """Escape as for a terminal, and put a quote before what a spreadsheet would take for a formula."""
+    """Escape as for a terminal, and put a quote before what a spreadsheet would take for a formula.
+
+    Some take the fullwidth forms of East Asian keyboards for one, too.
+    """
     text = printable(text)
-    return "'" + text if text.lstrip()[:1] in ("=", "+", "-", "@") else text
+    return "'" + text if unicodedata.normalize("NFKC", text.lstrip()[:1]) in _FORMULA else text
 
 
 def markdown(text: str) -> str:

@@ -56,7 +56,7 @@ def html(report: Report, file: TextIO) -> None:
         ranking=_ranking(report),
         shown=min(len(report.host_waste), MOST_HOSTS),
         first=rows.records(report.host_waste.slice(0, 100)),
-        bases=set(report.host_waste["lazy_basis"].to_pylist()) - {None},
+        bases=report.lazy_bases,
         script=Markup(script),
         style=Markup(style),
         script_hash=_hash(script),
@@ -137,13 +137,17 @@ def _day(seconds: float) -> str:
 
 
 def _ranking(report: Report) -> Mapping[str, Any]:
-    """Return what the script sorts and filters: the columns' cells by row, and the labels as one text."""
+    """Return what the script sorts, filters and marks: the columns' cells by row, and the labels as one text."""
     shown = report.host_waste.slice(0, MOST_HOSTS).select(_RANKED)
     labels = report.labels_of
     return {
-        "columns": [*_RANKED, "labels"],
+        "columns": [*_RANKED, "labels", "bounded"],
         "rows": [
-            [*(printable(cell) if isinstance(cell, str) else cell for cell in row), _labels(labels.get(row[1], {}))]
+            [
+                *(printable(cell) if isinstance(cell, str) else cell for cell in row),
+                _labels(labels.get(row[1], {})),
+                row[1] in report.bounded,
+            ]
             for row in rows.values(shown)
         ],
     }

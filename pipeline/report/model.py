@@ -52,6 +52,19 @@ class Report:
         return self._rows("host_waste")
 
     @cached_property
+    def lazy_bases(self) -> set[str]:
+        """The `lazy_basis` of the eager hosts: `online` where lazy_bytes is an upper bound and the waste a lower."""
+        return set(self.host_waste["lazy_basis"].to_pylist()) - {None}
+
+    @cached_property
+    def bounded(self) -> set[str]:
+        """Targets of basis `online` among such of basis `charged`: a ranking has to mark them."""
+        if self.lazy_bases != {"online", "charged"}:
+            return set()
+        ranked = self.host_waste.select(["target", "lazy_basis"]).to_pylist()
+        return {row["target"] for row in ranked if row["lazy_basis"] == "online"}
+
+    @cached_property
     def memory_bytes(self) -> dict[str, int]:
         """The memory of each target of the ranking."""
         return {row["target"]: row["memory_bytes"] for row in self._rows("memory").to_pylist()}

@@ -87,18 +87,26 @@ def markdown(report: Report, file: TextIO) -> None:
         file.write("\n## What to do\n\n")
         for number, step in enumerate(steps, 1):
             file.write(f"{number}. {escape.markdown(step.text)}\n")
-    for name, table in (
-        ("Ranking", report.host_waste),
-        ("Coverage", report.coverage),
-        ("Not ok", report.not_ok),
+    bounds = "Where lazy_basis is online, lazy_bytes is an upper bound, and wasted_bytes a lower one.\n\n"
+    for name, note, table in (
+        ("Ranking", bounds if "online" in report.lazy_bases else "", report.host_waste),
+        ("Coverage", "", report.coverage),
+        ("Not ok", "", report.not_ok),
     ):
         if len(table):
-            file.write(f"\n## {name}\n\n")
+            file.write(f"\n## {name}\n\n{note}")
             rows.markdown(table, file)
 
 
+class _Console(Console):
+    """Raises BrokenPipeError where nobody reads on; rich's own ends the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise
+
+
 def _console(file: TextIO, width: int | None) -> Console:
-    return Console(file=file, width=width, markup=False, highlight=False, emoji=False)
+    return _Console(file=file, width=width, markup=False, highlight=False, emoji=False)
 
 
 def _summary(report: Report) -> list[str]:
@@ -112,7 +120,7 @@ def _summary(report: Report) -> list[str]:
     ]
     if totals["hosts"]:
         share = 100 * totals["wasted_bytes"] / max(1, totals["memory_bytes"])
-        at_least, at_most = ("at least ", "at most ") if "online" in _bases(report) else ("", "")
+        at_least, at_most = ("at least ", "at most ") if "online" in report.lazy_bases else ("", "")
         machines = totals["machines"]
         hosts = "1 host wastes" if totals["hosts"] == 1 else f"{totals['hosts']} hosts waste"
         if report.older_cores:
@@ -148,9 +156,8 @@ def _not_ok(report: Report) -> Table:
 def _ranking(report: Report, *, wide: bool) -> Table:
     more = (">nodes", ">formula", "layout") if wide else ()
     table = _table(">#", "target", "kernel", ">ids", ">sb", ">memcgs", ">list_lru", ">lazy", ">wasted", ">%mem", *more)
-    mixed = _bases(report) >= {"online", "charged"}
     for row in rows.records(report.host_waste.slice(0, MOST_HOSTS)):
-        bounds = ("<= ", ">= ") if mixed and row["lazy_basis"] == "online" else ("", "")
+        bounds = ("<= ", ">= ") if row["target"] in report.bounded else ("", "")
         pct = row["wasted_pct_of_memory"]
         formula = row["formula_bytes"]
         _add(
@@ -178,21 +185,17 @@ def _version(kernel_release: str | None) -> str:
 
 
 def _legend(report: Report) -> str:
-    bases = _bases(report)
+    bases = report.lazy_bases
     legend = (
         "ids: memcg_nr_cache_ids, never shrinks; sb: superblocks; memcgs: online; "
         f"lazy: what Linux {printable(' or '.join(report.lazy_targets) or 'v5.18+')} would hold"
     )
     online = "if every online memcg used every list, an upper bound: the waste is at least this"
-    if bases >= {"online", "charged"}:
+    if report.bounded:
         return f"{legend} for the memcgs that own objects, or, where <= stands, {online}."
     if "online" in bases:
         return f"{legend} {online}."
     return f"{legend} for the memcgs that own objects." if "charged" in bases else f"{legend}."
-
-
-def _bases(report: Report) -> set[str | None]:
-    return set(report.host_waste["lazy_basis"].to_pylist())
 
 
 def _say_more(console: Console, count: int, shown: int, query: str) -> None:

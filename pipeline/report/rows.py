@@ -51,8 +51,9 @@ def csv(result: pa.Table, file: TextIO) -> None:
     """Write RFC 4180 CSV with a header; text is escaped against spreadsheets and stays on its line."""
     writer = csv_module.writer(file, lineterminator="\n")
     writer.writerow([escape.csv(name) for name in result.column_names])
+    escapes = [str if _is_number(field.type) else escape.csv for field in result.schema]
     for row in values(result):
-        writer.writerow([cell(value) if is_number(value) else escape.csv(cell(value)) for value in row])
+        writer.writerow([escaped(cell(value)) for escaped, value in zip(escapes, row, strict=True)])
 
 
 def json_(result: pa.Table, file: TextIO) -> None:
@@ -123,11 +124,6 @@ def dumps(value: Any) -> str:
     return json.dumps(value, default=str, allow_nan=False)
 
 
-def is_number(value: Any) -> bool:
-    """Say whether a plain value is a number."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _plain_column(column: pa.Array) -> list[Any]:
     try:
         cells = column.to_pylist()
@@ -140,7 +136,10 @@ def _plain_column(column: pa.Array) -> list[Any]:
 
 
 def _plain(value: Any, kind: pa.DataType) -> Any:
-    """Return a value as JSON has it: timestamps in ISO 8601, bytes in hex, integral decimals as integers."""
+    """Return a value as JSON has it: timestamps in ISO 8601, bytes in hex, integral decimals as integers.
+
+    An interval is DuckDB's text.
+    """
     match value:
         case None | str() | bool() | int():
             return value
@@ -160,7 +159,21 @@ def _plain(value: Any, kind: pa.DataType) -> Any:
             return {str(_plain(key, kind.key_type)): _plain(entry, kind.item_type) for key, entry in value}
         case list():
             return [_plain(entry, kind.value_type) for entry in value]
+        case pa.MonthDayNano():
+            return _interval(*value)
     return str(value)
+
+
+def _interval(months: int, days: int, nanoseconds: int) -> str:
+    years = int(months / 12)  # of the same sign as the months that are left
+    counts = ((years, "year"), (months - 12 * years, "month"), (days, "day"))
+    parts = [f"{count} {name}{'' if count in (1, -1) else 's'}" for count, name in counts if count]
+    seconds, fraction = divmod(abs(nanoseconds) // 1_000, 1_000_000)
+    if seconds or fraction or not parts:
+        sign = "-" if nanoseconds < 0 else ""
+        part = f".{fraction:06}".rstrip("0") if fraction else ""
+        parts.append(f"{sign}{seconds // 3_600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}{part}")
+    return " ".join(parts)
 
 
 def _short(text: str) -> str:

@@ -49,6 +49,25 @@ def test_the_exact_bytes_of_the_views_are_in_it(root):
             assert f'<data value="{row[column]}"' in part(text, "Ranking")
 
 
+def test_bounds_are_marked_among_expected_figures(tmp_path):
+    for bases, marked in ((("charged", "online", None), 1), (("online", None), 0), (("charged", None), 0)):
+        hosts = [host(f"host-{basis}") for basis in bases]
+        for made, basis in zip(hosts, bases, strict=True):
+            made["row"]["lazy_basis"] = basis
+        publish(tmp_path / bases[0] / str(marked), *hosts)
+        text = page(tmp_path / bases[0] / str(marked))
+        ranking = part(text, "Ranking")
+        rows = re.findall(r"<tr><td.*?</tr>", ranking)
+        assert len(rows) == len(bases)
+        for row in rows:
+            signs = [("at most", "≤"), ("at least", "≥")] if marked and "host-online" in row else []
+            assert re.findall(r'<span role="img" aria-label="([^"]*)">(.)</span> <data', row) == signs
+        assert ranking.count("≤ and ≥ mark hosts") == marked
+        scripted = json.loads(re.search(r'id="ranking-rows">(.*?)</script>', text, re.DOTALL)[1])
+        at = scripted["columns"].index("bounded")
+        assert [row[1] for row in scripted["rows"] if row[at]] == ["host-online"] * marked
+
+
 def test_what_an_upgrade_freed_stands_beside_what_was_predicted(root):
     (upgrade,) = session(root).rows("FROM upgrades")
     shown = part(page(root), "Kernels that changed")

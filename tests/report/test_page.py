@@ -48,7 +48,7 @@ def fleet(tmp_path_factory):
     root = tmp_path_factory.mktemp("warehouse")
     hosts = [ok(f"web-{n}", mounts=1 + n % 7, cache_ids=(4, 46, 382)[n % 3]) for n in range(HOSTS)]
     for n, host in enumerate(hosts):
-        host["row"]["labels"] = {"rack": f"r{n % 10}"}
+        host["row"] |= {"labels": {"rack": f"r{n % 10}"}, "lazy_basis": "online" if n % 2 else "charged"}
     hostile = [ok(name) for name in HOSTILE]
     for host, name in zip(hostile, HOSTILE, strict=True):
         host["row"] |= {"kernel_release": name, "labels": {name: name}}
@@ -110,6 +110,18 @@ def test_the_filter_takes_every_word_and_labels_too(page):
     page.get_by_label("Filter").fill("no such host")
     assert column(page, 2) == []
     assert page.locator("#shown").inner_text() == "0 hosts"
+
+
+def test_bounds_are_marked_to_be_seen_and_heard(page):
+    page.get_by_label("Filter").fill("web-2")
+    names, lazy, wasted = (column(page, number) for number in (2, 9, 10))
+    assert len(names) == 41
+    for name, *figures in zip(names, lazy, wasted, strict=True):
+        bounded = int(name.removeprefix("web-")) % 2
+        assert [figure[:2] for figure in figures if figure[0] in "≤≥"] == ["≤ ", "≥ "] * bounded
+    row = page.locator("#ranking tbody tr", has_text="web-21")
+    assert row.first.get_by_role("img", name="at least").text_content() == "≥"
+    assert row.first.get_by_role("img", name="at most").text_content() == "≤"
 
 
 def test_every_control_is_reached_by_keyboard(page):

@@ -167,6 +167,14 @@ def test_text_marks_the_bounds_among_expected_figures(tmp_path):
     assert re.search(r"host-online .* <= [\d.]+ \w+ >= -?[\d.]+ \w+ ", text)
 
 
+def test_markdown_says_which_figures_are_bounds(tmp_path):
+    said = "Where lazy_basis is online, lazy_bytes is an upper bound, and wasted_bytes a lower one.\n\n| rank |"
+    of_bases(tmp_path / "mixed", "charged", "online")
+    assert said in rendered(tmp_path / "mixed", "markdown")
+    of_bases(tmp_path / "charged", "charged", None)
+    assert "bound" not in rendered(tmp_path / "charged", "markdown")
+
+
 def test_text_of_lazy_kernels_alone_speaks_of_no_bound(tmp_path):
     text = of_bases(tmp_path, None)
     assert "v5.18+ would hold." in text

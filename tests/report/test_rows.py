@@ -90,8 +90,31 @@ def test_csv_has_numbers_as_they_are_and_no_formula(result):
     assert cells["hostile"] == r"'=1+1\n|"
 
 
-def test_a_negative_number_is_no_formula():
-    assert written("csv", pa.table({"n": [-5]})) == "n\n-5\n"
+def test_a_negative_number_is_no_formula(tmp_path):
+    table = session(tmp_path, confined=True).sql(
+        "SELECT -5 AS n, -1.5 AS price, -2 * 1.5 AS twice, -0.5::DOUBLE AS half"
+    )
+    assert written("csv", table) == "n,price,twice,half\n-5,-1.5,-3.0,-0.5\n"
+
+
+@pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20"])
+def test_what_a_spreadsheet_may_take_for_a_formula_is_text(sign):
+    assert written("csv", pa.table({"name": [f" {sign}1+1"]})) == f"name\n' {sign}1+1\n"
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_an_interval_is_shown_as_duckdb_writes_it(tmp_path, form):
+    intervals = """
+        SELECT to_months(m) + to_days(d) + to_microseconds(us) AS i
+        FROM (VALUES (0), (1), (-1), (11), (-13), (24)) AS a(m), (VALUES (0), (1), (-1), (40)) AS b(d),
+            (VALUES (0), (1), (-1), (1500000), (-86399999990), (360000000000), (59000000)) AS c(us)
+    """
+    asked = session(tmp_path, confined=True)
+    shown, texts = (
+        written(form, asked.sql(f"SELECT {cell} AS i FROM ({intervals}) ORDER BY ALL")) for cell in ("i", "i::VARCHAR")
+    )
+    assert shown.count("\n") >= 6 * 4 * 7
+    assert sorted(shown.splitlines()) == sorted(texts.splitlines())
 
 
 def test_markdown_is_one_line_a_row(result):

@@ -14,6 +14,7 @@
   let found = order;
   let page = 0;
 
+  const BOUNDS = { lazy_bytes: ["≤", "at most"], wasted_bytes: ["≥", "at least"] };
   const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
   function humanBytes(count) {
     let size = Math.abs(count);
@@ -21,6 +22,14 @@
     for (; size >= 999.5; unit++) size /= 1024;
     const digits = unit === 0 || size >= 99.95 ? 0 : size >= 9.995 ? 1 : 2;
     return `${count < 0 ? "-" : ""}${size.toFixed(digits)} ${UNITS[unit]}`;
+  }
+
+  function marked(sign, said) {
+    const mark = document.createElement("span");
+    mark.setAttribute("role", "img");
+    mark.setAttribute("aria-label", said);
+    mark.textContent = sign;
+    return mark;
   }
 
   function cellOf(row, head) {
@@ -31,7 +40,9 @@
     if (head.dataset.column === "kernel_release") cell.className = "release";
     if (value === null) return cell;
     if (head.dataset.column.endsWith("_bytes")) {
-      cell.textContent = humanBytes(value);
+      const bound = row[columns.indexOf("bounded")] && BOUNDS[head.dataset.column];
+      if (bound) cell.append(marked(...bound), " ");
+      cell.append(humanBytes(value));
       cell.title = `${value.toLocaleString("en")} bytes`;
     } else {
       cell.textContent = typeof value === "number" ? value.toLocaleString("en") : value;

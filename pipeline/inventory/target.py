@@ -47,7 +47,8 @@ class Target:
     - charged: whether to read what memcgs are charged for; default the collector's, for cores yes, for ``live:`` no;
     - target_layout: the lazy kernel to estimate, ``5.18`` or ``6.13``, default the collector's, ``5.18``;
     - verify: whether to look at every pointer array of an eager kernel rather than at a sample;
-    - max_reads: how often the collector may read, in system calls, default without end.
+    - max_reads: how often the collector may read, in system calls, default without end;
+    - machine: which one ``live:`` is, as the plan says, None before.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Target:
     target_layout: str | None = None
     verify: bool = False
     max_reads: int | None = None
+    machine: str | None = None
 
     @property
     def over_ssh(self) -> bool:

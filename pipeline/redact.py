@@ -31,8 +31,8 @@ def redacted(key: bytes, attempt: dict[str, Any]) -> dict[str, Any]:
     """Return an attempt with pseudonyms: 12 hex digits of HMAC-SHA256 for each component of a name.
 
     In superblocks that is `mountpoint`, `owner` and, but for the kernel's own that are called as their type, `s_id`; in
-    memcgs `path`. A `*_raw` is left out, and so is what an error quotes of others' words. Words of free text that are one of these names are replaced as well. Names of
-    hosts and targets, labels, filesystem types and device numbers stay.
+    memcgs `path`. A `*_raw` is left out, and so is what an error quotes. Words of free text that are one of these names
+    are replaced as well. Names of hosts and targets, labels, filesystem types and device numbers stay.
     """
     names = _Names(key)
     tables = {name: _by_column(table) for name, table in attempt["tables"].items()}

@@ -187,7 +187,10 @@ STARTS = "echo lru-audit starts /usr/bin/python3"
         ("echo /pods/web: not mounted; exit 1", ("denied", "NoShell", r"the login does not run commands .*expired\?")),
         (f"{STARTS}; echo sudo: /pods/web: a password is required; exit 1", ("denied", "Sudo", "sudo refuses; .*")),
         ("echo sh: /pods/web: Permission denied; exit 255", ("denied", "AuthenticationFailed", "no key of this .*")),
-        ("echo connect to /pods/web: No route to host; exit 255", ("unreachable", "NoRoute", "there is no route to it")),
+        (
+            "echo connect to /pods/web: No route to host; exit 255",
+            ("unreachable", "NoRoute", "there is no route to it"),
+        ),
         ("echo cd: /pods/web; exit 255", ("unreachable", "SshFailed", "ssh made no connection")),
         (f"{STARTS}; echo /pods/web; exit 255", ("lost", "ConnectionLost", "the connection ended before .*")),
         (f"{STARTS}; echo /pods/web; exit 3", ("bad_output", "FrameError", "no frame on stdout; exit code 3")),

@@ -10,6 +10,9 @@ KEYS = (
 )
 
 
+TOO_LONG = "a number of too many digits"
+
+
 class Entry(NamedTuple):
     """One target as written: `where` it stands (file:line), its values, the place of each key where that is
     known, and the folder that its relative paths are below."""

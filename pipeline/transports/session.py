@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 LOST = 75
 """Exit code: the connection was lost midway."""
 SAID = "; stderr: "
-"""Begins, at the end of a reason, what a program or a host said: a stranger's words, which may have any name in them."""
+"""Begins, at the end of a reason, what a program or a host said: a stranger's words, with any name in them."""
 
 _WAITS_S = (1, 2, 4)  # between tries, each half of that to one and a half times
 _HEARTBEAT_S = 20

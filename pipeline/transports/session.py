@@ -163,7 +163,7 @@ class Connection:
         if code and (sudo := _SUDO_SAYS.search(said)):
             line = next(line for line in said.splitlines() if sudo[0].splitlines()[0] in line)
             rule = f"{self._header['user'] or 'USER'} ALL=(root) NOPASSWD: {self._interpreter}"
-            raise Failure("denied", "Sudo", f"sudo refuses; a line of sudoers that will do: {rule}{SAID}{line}")
+            raise Failure("denied", "Sudo", f"sudo refuses; put the line {rule} into sudoers there{SAID}{line}")
         if self._interpreter is None and code:
             words = f"{SAID}{said.split(chr(10))[-1]}" if (said := said.strip()) else ""
             text = f"the login does not run commands (exit code {code}); is the account restricted or expired?{words}"

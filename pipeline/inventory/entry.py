@@ -9,7 +9,6 @@ KEYS = (
     *("vmlinux", "debug_dir", "vmcoreinfo"),
 )
 
-
 TOO_LONG = "a number of too many digits"
 
 

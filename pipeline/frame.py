@@ -94,7 +94,7 @@ def _add(tables: dict[str, dict[str, list[Any]]], record: dict[str, Any], number
         case _:
             raise FrameError(f"line {number} of the frame is no table")
     if name not in tables:
-        raise FrameError(f"line {number} of the frame: unknown table {name!r}")
+        raise FrameError(f"line {number} of the frame: unknown table")
     table = tables[name]
     if columns != table["columns"]:
         if table["rows"]:
@@ -136,7 +136,7 @@ def _storable(value: Any, in_list: bool = False) -> bool:
 def _snapshot(tables: dict[str, dict[str, list[Any]]], counts: Any, unsupported: str | None) -> Snapshot:
     found = {name: len(table["rows"]) for name, table in tables.items()}
     if not isinstance(counts, dict) or {name: counts.get(name, 0) for name in found} != found or counts.keys() - found:
-        raise FrameError(f"the frame counts {counts!r}, it has {found}")
+        raise FrameError(f"the frame counts other rows than its {found}")
     targets = tables.pop("targets")
     if found["targets"] != 1:
         raise FrameError(f"the frame has {found['targets']} rows of targets, not one")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hmac
 import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.inventory import Target
@@ -20,6 +22,7 @@ _MAX_BATCH = 16
 _BATCHES_PER_SLOT = 16
 # Of a large cluster an error names so many nodes.
 _NAMED_NODES = 5
+_MACHINE_ID = Path("/etc/machine-id")
 
 
 class Node(NamedTuple):
@@ -70,7 +73,8 @@ def make(targets: Sequence[Target], parallel: int, nodes: Sequence[Node] = (), s
     """Place the targets.
 
     The live kernel of a node there, a core or a guest via a node there, `live:` and guests here, and what goes over
-    ssh and cores on any node. `ray:*` becomes a target for each node that no other target names.
+    ssh and cores on any node. `ray:*` becomes a target for each node that no other target names, and `live:` is this
+    machine from now on: elsewhere what is left of the run finds it unreachable.
 
     :param parallel: how many targets are collected at the same time, at least 1.
     :param nodes: the living nodes of the cluster.
@@ -79,8 +83,15 @@ def make(targets: Sequence[Target], parallel: int, nodes: Sequence[Node] = (), s
     found = _Nodes(nodes)
     placed: dict[tuple[str | None, bool], list[Target]] = {}
     unreachable = []
+    here = _machine()
     for target in _one_a_node(targets, found):
+        if target.kind == "live" and target.machine is None:
+            target = replace(target, machine=here)
         try:
+            if target.machine not in (None, here):
+                raise LookupError(
+                    f"live: is {target.machine}, where the run began, and this is {here}: resume it there"
+                )
             node = _place(target, found)
         except LookupError as why:
             unreachable.append(Unreachable(target, str(why)))
@@ -97,6 +108,15 @@ def make(targets: Sequence[Target], parallel: int, nodes: Sequence[Node] = (), s
 def this_machine() -> Node:
     """Return the one node of a Ray of its own, which need not run."""
     return Node(HERE, socket.gethostname(), "127.0.0.1")
+
+
+def _machine() -> str:
+    """Return what tells this machine from others: its host name, and a digest of its id, which is secret."""
+    try:
+        machine_id = _MACHINE_ID.read_bytes()
+    except OSError:  # a container
+        machine_id = b""
+    return f"{socket.gethostname()} (id {hmac.digest(machine_id, b'list-lru-audit', 'sha256').hex()[:12]})"
 
 
 def text(plan: Plan, nodes: Sequence[Node], timeout_s: float) -> Iterator[str]:

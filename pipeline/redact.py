@@ -20,8 +20,6 @@ _DIGITS = 12
 _MEMCG_CACHE = re.compile(r"(\(\d+:)(.*)(\))", re.DOTALL)
 # In place of a cgroup's path: the number of a user namespace.
 _USER_NAMESPACE = re.compile(r"user:\[\d+\]")
-# Ends whose reason has the last words of a collector, which may be of anything.
-_QUOTING = {"bad_output", "crashed", "timeout"}
 
 
 def run(key: bytes, target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
@@ -33,8 +31,8 @@ def redacted(key: bytes, attempt: dict[str, Any]) -> dict[str, Any]:
     """Return an attempt with pseudonyms: 12 hex digits of HMAC-SHA256 for each component of a name.
 
     In superblocks that is `mountpoint`, `owner` and, but for the kernel's own that are called as their type, `s_id`; in
-    memcgs `path`. A `*_raw` is left out. Words of free text that are one of these names are replaced as well. Names of
-    hosts and targets, labels, filesystem types and device numbers stay.
+    memcgs `path`. A `*_raw` is left out, and so is what an error quotes. Words of free text that are one of these names
+    are replaced as well. Names of hosts and targets, labels, filesystem types and device numbers stay.
     """
     names = _Names(key)
     tables = {name: _by_column(table) for name, table in attempt["tables"].items()}
@@ -62,9 +60,7 @@ def redacted(key: bytes, attempt: dict[str, Any]) -> dict[str, Any]:
         if name in of_target:
             of_target[name] = replace(of_target[name])
     ended = {**attempt["attempt"]}
-    if ended["error"] and ended["status"] in _QUOTING:
-        ended["error"] = ended["error"].partition("; stderr: ")[0]
-    ended["error"] = names.text(ended["error"])
+    ended["error"] = names.text(ended["error"] and runner.own_words(ended["error"]))
     return {
         "attempt": ended,
         "columns": of_target,

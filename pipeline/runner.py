@@ -127,7 +127,7 @@ def _collect(target: Target, limits: Limits) -> _End:
     except transports.TargetError as error:
         return _End("unreachable", "TargetError", str(error))
     end = _run(command, limits, target.timeout_s or limits.timeout_s)
-    if end.error is not None and command.host is not None and command.host not in end.error:
+    if end.error is not None and command.host is not None and command.host not in own_words(end.error):
         return end._replace(error=f"{command.host}: {end.error}")
     return end
 
@@ -257,7 +257,7 @@ def python_path() -> str:
 
 def _last_line(stderr: bytes) -> str:
     lines = stderr.decode(errors="backslashreplace").split("\n")
-    return next((f"; stderr: {line.strip()}" for line in reversed(lines) if line.strip()), "")
+    return next((f"{transports.SAID}{line.strip()}" for line in reversed(lines) if line.strip()), "")
 
 
 def _signal_name(number: int) -> str:
@@ -265,6 +265,11 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:  # a real-time signal
         return str(number)
+
+
+def own_words(error: str) -> str:
+    """Return an error without what it quotes of a stranger."""
+    return error.partition(transports.SAID)[0]
 
 
 def bounded(text: str) -> str:

@@ -320,9 +320,8 @@ def test_every_error_of_a_yaml_file_comes_at_once_with_its_line(tmp_path):
 """,
     )
     found = [error.removeprefix(f"{file}:") for error in errors(["ray:"], file)]
-    assert sorted(error.split(" ")[0] for error in found) == sorted(
-        ["argument", "4:", "5:", "6:", "7:", "9:", "11:", "13:", "15:", "16:", "18:", "19:"]
-    )
+    places = ["argument", "4:", "5:", "6:", "7:", "9:", "11:", "13:", "15:", "16:", "18:", "19:"]
+    assert [error.split(" ")[0] for error in found] == places
     text = "\n".join(found)
     for part in ("name 'a' is already taken by '/a'", "'vmlinuz'", "no target", "via", "'soon'", "mapping", "twice"):
         assert part in text
@@ -334,14 +333,62 @@ def test_json_errors_have_their_line(tmp_path):
         '[\n {"target": "/a", "bad": 1},\n\n {"target": "/b",\n  "name": 5},\n 7,\n {"target": "/c", "target": "/d"}]'
     )
     file = write(tmp_path / "f.json", rows.encode())
-    assert [error.split(":")[1] for error in errors([], file)] == ["6", "7", "2", "4"]
+    assert [error.split(":")[1] for error in errors([], file)] == ["2", "4", "6", "7"]
 
 
 def test_csv_errors_have_their_line(tmp_path):
     file = write(tmp_path / "f.csv", b"target,name,timeout_s\n/a,a,5\n/b,b\n/c,a,-1\n")
-    assert [error.split(":")[1] for error in errors([], file)] == ["3", "4"]
+    assert [error.split(":")[1] for error in errors([], file)] == ["3", "4", "4"], "its timeout_s and its name"
     file = write(tmp_path / "g.csv", b"target,rack,labels\n/a,r1,x\n")
     assert [error.split(":")[1] for error in errors([], file)] == ["1", "1"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["{target: /b, name: a, timeout_s: soon}", "{target: 'x:', name: a}", "{target: /b, name: a, via: x}", "{name: a}"],
+)
+def test_a_name_that_is_taken_is_told_with_what_else_is_wrong_with_either(tmp_path, wrong):
+    file = write(tmp_path / "f.yaml", f"- {wrong}\n- {{target: /c, vmlinuz: /x}}\n- {{target: /d, name: a}}\n".encode())
+    found = errors([], file)
+    assert [error.removeprefix(f"{file}:").split(":")[0] for error in found] == ["1", "2", "3"]
+    assert "the name 'a' is already taken" in found[2]
+
+
+def test_a_name_that_is_no_text_is_not_taken_for_none(tmp_path):
+    file = write(tmp_path / "f.yaml", b"- {target: 'live:', name: [a]}\n- target: 'live:'\n")
+    (error,) = errors([], file)
+    assert "name must be text" in error
+
+
+def test_a_number_of_too_many_digits_is_one_error(tmp_path):
+    number = "9" * 5000
+    file = write(tmp_path / "f.json", f'[{{"target": "/a"}},\n {{"target": "live:", "timeout_s": {number}}}]'.encode())
+    assert errors([], file) == [f"{file}:2: a number of too many digits"]
+    file = write(tmp_path / "a.json", f'{{"_meta": {{"hostvars": {{"h": {{"x": {number}}}}}}}}}'.encode())
+    assert errors([], file) == [f"{file}: a number of too many digits"]
+    file = write(tmp_path / "f.yaml", f"- {{target: /a, timeout_s: {number}}}".encode())
+    (error,) = errors([], file)
+    assert "timeout_s must be seconds above 0" in error
+
+
+def test_a_colon_that_yaml_takes_for_a_mapping_is_explained(tmp_path):
+    file = write(tmp_path / "f.yaml", b"- target: /a\n- target: live:\n")
+    (error,) = errors([], file)
+    assert error.startswith(f"{file}:2: mapping values are not allowed")
+    assert error.endswith("quote a value with a colon at its end, as in target: 'live:'")
+
+
+@pytest.mark.parametrize("link", ["[{0}]", "{{{0}}}"])
+def test_aliases_of_aliases_are_refused_soon(tmp_path, link):
+    nine = [", ".join(f"k{n}: *x{level}" if link[0] == "{" else f"*x{level}" for n in range(9)) for level in range(30)]
+    bomb = "- labels: &x0 {a: b}\n"
+    bomb += "".join(f"- labels: &x{level + 1} {link.format(part)}\n" for level, part in enumerate(nine))
+    file = write(tmp_path / "f.yaml", bomb.encode())
+    start = time.process_time()
+    error = errors([], file)[-1]
+    assert error.endswith("more than 10000 values in one target")
+    assert len(error) < 300
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -54,6 +55,32 @@ def test_live_and_guests_are_placed_here_and_cores_and_what_goes_over_ssh_anywhe
     kinds = ("vmcore", "live", "qmp", "ssh")
     found = places(*(Target(kind, kind, "/x") for kind in kinds), Target("far", "vmcore", "/x", via="ssh:h"))
     assert found == {"vmcore": None, "live": HERE, "qmp": HERE, "ssh": None, "far": None}
+
+
+@pytest.mark.parametrize("other", ["a host name", "a machine-id"])
+def test_live_is_the_machine_that_it_was_first_planned_on(other, tmp_path, monkeypatch):
+    machine_id = tmp_path / "machine-id"
+    monkeypatch.setattr(plan, "_MACHINE_ID", machine_id)
+    monkeypatch.setattr(plan.socket, "gethostname", lambda: "web1")
+    machine_id.write_text("0123456789abcdef0123456789abcdef\n")
+    (batch,) = plan.make([Target("web", "live", "live:")], 1).batches
+    assert batch.node == HERE
+    assert "0123456789ab" not in str(batch)
+    assert places(*batch.targets) == {"web": HERE}
+    if other == "a host name":
+        monkeypatch.setattr(plan.socket, "gethostname", lambda: "web2")
+    else:
+        machine_id.write_text("fedcba9876543210fedcba9876543210\n")
+    (reason,) = places(*batch.targets).values()
+    assert re.fullmatch(
+        r"live: is web1 \(id \w{12}\), where the run began, and this is web[12] \(id \w{12}\): resume it there", reason
+    )
+
+
+def test_a_machine_without_an_id_is_known_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "_MACHINE_ID", tmp_path / "machine-id")
+    (batch,) = plan.make([Target("web", "live", "live:")], 1).batches
+    assert places(*batch.targets) == {"web": HERE}
 
 
 @pytest.mark.parametrize("name", [A.node_id, A.host, A.ip])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import os
 import re
 import stat
 import subprocess
@@ -167,13 +168,47 @@ def test_every_place_of_a_name_and_nothing_else_is_replaced():
     ("status", "error", "kept"),
     [
         ("crashed", "killed by SIGSEGV; stderr: KeyError: '/pods/web'", "killed by SIGSEGV"),
-        ("unreachable", "no answer; stderr: ssh: connect to host db1", "no answer; stderr: ssh: connect to host db1"),
+        ("lost", "the connection ended; stderr: Killed /pods/web", "the connection ended"),
+        ("denied", "run as root", "run as root"),
         ("ok", None, None),
     ],
 )
 def test_the_last_words_of_a_collector_are_left_out(status, error, kept):
     attempt = runner.result(1, "node", 0, 0, status, None, error)
     assert redact.redacted(KEY, attempt)["attempt"]["error"] == kept
+
+
+STARTS = "echo lru-audit starts /usr/bin/python3"
+
+
+@pytest.mark.parametrize(
+    ("there", "ending"),
+    [
+        ("echo /pods/web: not mounted; exit 1", ("denied", "NoShell", r"the login does not run commands .*expired\?")),
+        (f"{STARTS}; echo sudo: /pods/web: a password is required; exit 1", ("denied", "Sudo", "sudo refuses; .*")),
+        ("echo sh: /pods/web: Permission denied; exit 255", ("denied", "AuthenticationFailed", "no key of this .*")),
+        (
+            "echo connect to /pods/web: No route to host; exit 255",
+            ("unreachable", "NoRoute", "there is no route to it"),
+        ),
+        ("echo cd: /pods/web; exit 255", ("unreachable", "SshFailed", "ssh made no connection")),
+        (f"{STARTS}; echo /pods/web; exit 255", ("lost", "ConnectionLost", "the connection ended before .*")),
+        (f"{STARTS}; echo /pods/web; exit 3", ("bad_output", "FrameError", "no frame on stdout; exit code 3")),
+        (f"{STARTS}; echo /pods/web; kill -SEGV $$", ("crashed", "signal:SIGSEGV", "killed by SIGSEGV")),
+    ],
+)
+def test_what_a_host_says_in_place_of_a_snapshot_is_left_out(tmp_path, monkeypatch, there, ending):
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f"#!/bin/sh\nexec >&2\n{there}\n")
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    target = Target("h", "ssh", "ssh:db1")
+    assert "/pods/web" in runner.run(target, 1, runner.Limits())["attempt"]["error"]
+    attempt = redact.run(KEY, target, 1, runner.Limits())["attempt"]
+    status, error_type, own = ending
+    assert (attempt["status"], attempt["error_type"]) == (status, error_type)
+    assert re.fullmatch(f"db1: {own}", attempt["error"])
+    assert "pods" not in str(attempt)
 
 
 def test_another_run_has_other_pseudonyms_and_one_that_is_gone_on_with_the_same(tmp_path):

@@ -35,16 +35,16 @@ class Warehouse:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "LRU_AUDIT_"))}
         self._env = {**clean, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary), **env}
 
-    def start(self, *args: str | Path) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "pipeline", *map(str, args), "-w", str(self.path)]
+    def start(self, *args: str | Path, under: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        command = [*under, sys.executable, "-m", "pipeline", *map(str, args), "-w", str(self.path)]
         pipe = subprocess.PIPE
         return subprocess.Popen(
             command, cwd=self.path.parent, env=self._env, stdout=pipe, stderr=pipe, text=True, start_new_session=True
         )
 
-    def run(self, *args: str | Path) -> tuple[int, str]:
+    def run(self, *args: str | Path, under: tuple[str, ...] = ()) -> tuple[int, str]:
         """Run a command to its end and return its exit code and what it said to a person."""
-        process = self.start(*args)
+        process = self.start(*args, under=under)
         _, stderr = process.communicate(timeout=200)
         assert "Traceback" not in stderr, stderr
         return process.returncode, stderr
@@ -221,6 +221,22 @@ def test_a_second_run_of_an_audit_ends_at_once_unless_asked_to_overlap(warehouse
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     assert warehouse.run("resume", run_id)[0] == cli.OK
     assert run_id in warehouse.published()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives itself a host name")
+def test_live_resumed_on_another_machine_is_unreachable_and_not_that_machine(
+    warehouse: Warehouse, tmp_path: Path
+) -> None:
+    fleet = tmp_path / "one.yaml"
+    fleet.write_text("- {target: 'live:', name: web, python: /bin/false}\n")
+    elsewhere = ("unshare", "--uts", "sh", "-c", 'hostname hosta; exec "$@"', "-")
+    assert warehouse.run("run", "-i", fleet, under=elsewhere)[0] == cli.NONE_GOOD
+    assert warehouse.rows("SELECT status, node FROM attempts") == [{"status": "bad_output", "node": "hosta"}]
+    assert warehouse.run("resume", "latest")[0] == cli.NONE_GOOD
+    (left,) = warehouse.rows("SELECT source, status, error FROM latest_targets")
+    assert (left["source"], left["status"]) == ("live:", "unreachable")
+    assert left["error"].startswith("live: is hosta (id ")
+    assert f", and this is {platform.node()} (id " in left["error"]
 
 
 @pytest.mark.parametrize("command", ["resume", "publish"])

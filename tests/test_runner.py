@@ -350,3 +350,19 @@ def test_the_peak_memory_is_the_childs_own() -> None:
     ballast = bytearray(os.urandom(1 << 20)) * 300
     made = runner.run(Target("core", "vmcore", str(core)), 1, runner.Limits())
     assert len(ballast) > 2 * made["columns"]["peak_rss_bytes"] > 0
+
+
+def test_a_core_that_its_dump_left_incomplete_is_audited_and_says_so(tmp_path):
+    """struct disk_dump_header has at 424 its status, of which 8 is DUMP_DH_COMPRESSED_INCOMPLETE (makedumpfile)."""
+    whole = Path(__file__).parent / "vmcores" / "deb510-n1" / "vmcore"
+    core = bytearray(whole.read_bytes())
+    core[424] |= 8
+    (tmp_path / "vmcore-incomplete").write_bytes(core)
+    command = [sys.executable, "-m", "pipeline", "inspect", "--json"]
+    said = [
+        json.loads(subprocess.run([*command, path], check=True, capture_output=True).stdout)
+        for path in (tmp_path, whole)
+    ]
+    assert [one["notes"] for one in said] == ["the dump was cut short by its disk", None]
+    assert [one["status"] for one in said] == ["ok", "ok"]
+    assert said[0]["list_lru_bytes"] == said[1]["list_lru_bytes"] > 500_000

@@ -12,7 +12,6 @@ from itertools import repeat
 
 from drgn import FaultError, Object, cast, offsetof
 from drgn.helpers.linux.mm import page_to_virt
-from drgn.helpers.linux.slab import slab_object_info
 
 from . import slab, superblocks
 from .memmap import Memmap
@@ -146,7 +145,7 @@ class _Scan:
 
         What lies in no slab is a part of the kernel itself, charged to nobody: None and None.
         """
-        info = slab_object_info(self.prog, address)
+        info = slab.object_info(self.prog, address)
         if info is None:
             return None, None
         base = page_to_virt(cast("struct page *", info.slab)).value_()
@@ -162,7 +161,18 @@ class _Scan:
         }
         slabs = [found for found in slabs if any(owners[found.address])]
         for address, column in self.read_columns(source, slabs).items():
+            if 0 in column:
+                self.check_initialized(address, zip(owners[address], column))
             self.pairs.update(zip(owners[address], repeat(source.lru), column))
+
+    def check_initialized(self, address, objects):
+        """Refuse a slab with more objects of no superblock than a CPU can have at hand, which fills in one at a time.
+
+        :param objects: of each slot its owner and its superblock.
+        """
+        blank = sum(1 for owner, sb in objects if owner and sb == 0)
+        if blank > 1 and not is_running(self.prog):
+            raise CollectError("bad_core", "%d charged objects of the slab at 0x%x are blank" % (blank, address))
 
     def read_allocated(self, source, slabs):
         """The same before v5.9: a memcg has caches of its own, and every allocated object in them is charged to it."""
@@ -181,7 +191,7 @@ class _Scan:
     def is_allocated(self, address):
         """Ask drgn, which walks the free lists: a millisecond each time."""
         self.asked += 1
-        info = slab_object_info(self.prog, address) if self.asked <= _MOST_ASKED else None
+        info = slab.object_info(self.prog, address) if self.asked <= _MOST_ASKED else None
         if info is None or info.allocated is None:
             raise CollectError("bad_core", "it cannot be told which objects are allocated")
         return info.allocated

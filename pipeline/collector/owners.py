@@ -4,9 +4,8 @@ import struct
 from collections import namedtuple
 
 from drgn import FaultError, offsetof
-from drgn.helpers.linux.slab import slab_object_info
 
-from . import superblocks
+from . import slab, superblocks
 from .memory import Members, c_string, has_member, read, text, walk_list
 from .status import CollectError
 
@@ -74,7 +73,7 @@ def _owned(prog, address):
     names = [symbol.name for symbol in symbols if symbol.address == address]
     if names:
         return Owned(address, "symbol", None, min(names, key=len))
-    info = slab_object_info(prog, address)
+    info = slab.object_info(prog, address)
     if info:
         cache = info.slab_cache.name.string_().decode(errors="backslashreplace")
         return Owned(address, "slab", None, "%s+%d" % (cache, address - info.address))

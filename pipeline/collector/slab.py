@@ -10,6 +10,7 @@ from drgn.helpers.linux.slab import slab_object_info
 
 from .memory import Members, c_string, has_member, walk_list
 from .nodes import in_state
+from .status import CollectError
 
 _MOST_CACHES = 100000
 # The caches that a plain kmalloc(GFP_KERNEL) takes its objects from; not kmalloc-cg-, -rcl-, dma-kmalloc-.
@@ -25,10 +26,22 @@ def allocation(prog, address):
     area = find_vmap_area(prog, address)
     if area:
         return area.vm.nr_pages.value_() * prog["PAGE_SIZE"].value_(), None
-    info = slab_object_info(prog, address)
+    info = object_info(prog, address)
     if info:
         return info.slab_cache.size.value_(), info.slab_cache
     return page_size(compound_head(virt_to_page(prog, address))).value_(), None
+
+
+def object_info(prog, address):
+    """Return drgn's SlabObjectInfo of what is at an address, None where that is in no slab.
+
+    :raises CollectError: ``bad_core``: the slab names a cache that cannot be.
+    """
+    try:
+        return slab_object_info(prog, address)
+    except ZeroDivisionError as e:
+        message = "the slab cache of the object at 0x%x has a size of 0" % address
+        raise CollectError("bad_core", message, "ZeroDivisionError") from e
 
 
 def kmalloc_sizes(prog):

@@ -3,6 +3,7 @@
 from drgn import sizeof
 
 from .memory import Members, c_string, has_member, read, walk_list
+from .status import CollectError
 
 _MOST_SUPERBLOCKS = 1 << 20
 _MOST_MOUNTS = 1 << 20
@@ -41,7 +42,7 @@ class SuperBlock:
 def walk(prog):
     """Return all superblocks on ``super_blocks``.
 
-    :raises CollectError: ``bad_core``: the list does not end.
+    :raises CollectError: ``bad_core``: the list does not end, or a filesystem has no name.
     """
     paths = {
         "next": "s_list.next",
@@ -74,6 +75,8 @@ def walk(prog):
         fstype = fstypes.get(fields.s_type)
         if fstype is None:
             fstype = fstypes[fields.s_type] = c_string(prog, prog.read_word(fields.s_type))
+            if not fstype:
+                raise CollectError("bad_core", "the filesystem type of the superblock at 0x%x has no name" % address)
         if fields.s_subtype:
             fstype += b"." + c_string(prog, fields.s_subtype)
         sb = SuperBlock(address, fstype, fields.s_id.split(b"\0")[0], fields.s_dev, fields.s_flags & 0xFFFFFFFF)

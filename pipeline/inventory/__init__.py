@@ -6,6 +6,7 @@ target's file holds, and whether it is there at all, is not checked here: that i
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -86,8 +87,15 @@ def load(
     if not result and not errors:
         errors.append(f"--limit {selection} selects none of {count} targets")
     if errors:
-        raise InventoryError(errors)
+        file = "" if inventory is None else files.called(str(inventory))
+        raise InventoryError(sorted(errors, key=functools.partial(_line, file)))
     return result
+
+
+def _line(file: str, error: str) -> int:
+    """Return the line of a file that an error is about; 0: it is about an argument, or all of the file."""
+    line = error.removeprefix(f"{file}:").partition(":")[0]
+    return int(line) if line.isdecimal() else 0
 
 
 def sha256(targets: Sequence[Target]) -> str:
@@ -103,10 +111,10 @@ def sha256(targets: Sequence[Target]) -> str:
 
 def _targets(entry: Entry, found: Targets, errors: list[str]) -> list[tuple[Target, str]]:
     """Return the targets of one entry, each with the directory that its default name is relative to."""
-    before = len(errors)
     target = parse(entry, errors)
     if target is None:
         return []
+    before = len(errors)
     source = target.source
     if target.kind != "vmcore" or target.via or not os.path.isdir(source):
         return [(target, os.path.dirname(source))]

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.inventory.destination import Destination
-from pipeline.inventory.entry import Entry, InventorySyntaxError
+from pipeline.inventory.entry import TOO_LONG, Entry, InventorySyntaxError
 from pipeline.inventory.text import quote
 
 LABELS_ARE_ANSIBLES = "--label names variables of Ansible's hosts; other inventories have labels of their own"
@@ -53,6 +53,8 @@ def entries(text: str, shown: str, folder: str, labels: Sequence[str], errors: l
         listing = json.loads(text)
     except json.JSONDecodeError as error:
         raise InventorySyntaxError(error.lineno, error.msg) from None
+    except ValueError:
+        raise InventorySyntaxError(None, TOO_LONG) from None
     except RecursionError:
         raise InventorySyntaxError(1, "nested too deep") from None
     match listing:

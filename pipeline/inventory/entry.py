@@ -9,6 +9,8 @@ KEYS = (
     *("vmlinux", "debug_dir", "vmcoreinfo"),
 )
 
+TOO_LONG = "a number of too many digits"
+
 
 class Entry(NamedTuple):
     """One target as written: `where` it stands (file:line), its values, the place of each key where that is

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.inventory import ansible
-from pipeline.inventory.entry import KEYS, Entry, InventorySyntaxError
+from pipeline.inventory.entry import KEYS, TOO_LONG, Entry, InventorySyntaxError
 from pipeline.inventory.text import quote
 from pipeline.text import printable
 
@@ -27,7 +27,7 @@ def read(inventory: str, labels: Sequence[str], errors: list[str]) -> list[Entry
     :param errors: what is wrong is added to it.
     """
     stdin = inventory == "-"
-    shown = "<stdin>" if stdin else printable(inventory)
+    shown = called(inventory)
     folder = os.getcwd() if stdin else os.path.dirname(os.path.abspath(inventory))
     try:
         if inventory.startswith("ansible:"):
@@ -53,6 +53,11 @@ def read(inventory: str, labels: Sequence[str], errors: list[str]) -> list[Entry
         place = shown if error.line is None else f"{shown}:{error.line}"
         errors.append(f"{place}: {printable(error.problem)}")
     return []
+
+
+def called(inventory: str) -> str:
+    """Return what errors call an inventory."""
+    return "<stdin>" if inventory == "-" else printable(inventory)
 
 
 def _lines(text: str, shown: str, folder: str, errors: list[str]) -> Iterator[Entry]:
@@ -118,6 +123,8 @@ def _json(text: str, shown: str, folder: str, errors: list[str]) -> Iterator[Ent
             value, position = decode(text, start)
         except json.JSONDecodeError as error:
             raise InventorySyntaxError(error.lineno, error.msg) from None
+        except ValueError:
+            raise InventorySyntaxError(line, TOO_LONG) from None
         except RecursionError:
             raise InventorySyntaxError(line, "nested too deep") from None
         yield from _entry(value, f"{shown}:{line}", {}, folder, errors)
@@ -156,7 +163,10 @@ def _yaml(text: str, shown: str, folder: str, errors: list[str]) -> Iterator[Ent
             raise InventorySyntaxError(event.start_mark.line + 1, "a second document")
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise InventorySyntaxError(mark.line + 1 if mark else 1, str(error.problem)) from None
+        problem = str(error.problem)
+        if problem.startswith("mapping values are not allowed"):
+            problem += "; quote a value with a colon at its end, as in target: 'live:'"
+        raise InventorySyntaxError(mark.line + 1 if mark else 1, problem) from None
     except yaml.YAMLError as error:  # a character that YAML does not allow; it has no line
         raise InventorySyntaxError(1, " ".join(str(error).split())) from None
 
@@ -182,14 +192,17 @@ class _Pairs(list[tuple[int, Any, Any]]):
 class _Nodes:
     """YAML events to values: text, None, lists and _Pairs.
 
-    PyYAML's own composer takes 15 s for 100,000 targets, this 2; and it crashes on what is nested too deep.
+    PyYAML's own composer takes 15 s for 100,000 targets, this 2; and it crashes on what is nested too deep. Values are
+    counted as often as aliases repeat them: a few lines of aliases of aliases are billions.
     """
 
     _DEEPEST = 10
+    _MOST = 10_000
 
     def __init__(self, events: Iterator[Any]) -> None:
         self._events = events
-        self._anchors: dict[str, Any] = {}
+        self._anchors: dict[str, tuple[Any, int]] = {}
+        self._count = 0
 
     def __call__(self, event: Any, depth: int = 0) -> Any:
         """Return the value that begins with an event."""
@@ -197,11 +210,15 @@ class _Nodes:
         if depth > self._DEEPEST:
             raise InventorySyntaxError(line, "nested too deep")
         kind = type(event).__name__
+        before = self._count = self._count if depth else 0
+        value: Any
         if kind == "AliasEvent":
             if event.anchor not in self._anchors:
                 raise InventorySyntaxError(line, f"nothing is called &{event.anchor}")
-            return self._anchors[event.anchor]
-        value: Any
+            value, size = self._anchors[event.anchor]
+            self._add(size, line)
+            return value
+        self._add(1, line)
         if kind == "ScalarEvent":
             null = event.implicit[0] and event.value in ("", "~", "null", "Null", "NULL")
             value = None if null else event.value
@@ -213,8 +230,13 @@ class _Nodes:
                 key_line = key.start_mark.line + 1
                 value.append((key_line, self(key, depth + 1), self(next(self._events), depth + 1)))
         if event.anchor:
-            self._anchors[event.anchor] = value
+            self._anchors[event.anchor] = value, self._count - before
         return value
+
+    def _add(self, count: int, line: int) -> None:
+        self._count += count
+        if self._count > self._MOST:
+            raise InventorySyntaxError(line, f"more than {self._MOST} values in one target")
 
     def _until(self, end: str) -> Iterator[Any]:
         while type(event := next(self._events)).__name__ != end:

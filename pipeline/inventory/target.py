@@ -47,7 +47,8 @@ class Target:
     - charged: whether to read what memcgs are charged for; default the collector's, for cores yes, for ``live:`` no;
     - target_layout: the lazy kernel to estimate, ``5.18`` or ``6.13``, default the collector's, ``5.18``;
     - verify: whether to look at every pointer array of an eager kernel rather than at a sample;
-    - max_reads: how often the collector may read, in system calls, default without end.
+    - max_reads: how often the collector may read, in system calls, default without end;
+    - machine: which one ``live:`` is, as the plan says, None before.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Target:
     target_layout: str | None = None
     verify: bool = False
     max_reads: int | None = None
+    machine: str | None = None
 
     @property
     def over_ssh(self) -> bool:
@@ -78,9 +80,9 @@ class Target:
 def parse(entry: Entry, errors: list[str]) -> Target | None:
     """Return the target of an entry, its name empty where only all targets together tell what it is called.
 
-    What is wrong is added to `errors`; then there is no target.
+    What is wrong is added to `errors`. Then it is what can be told of the entry, of no kind where that is its name
+    alone, or None.
     """
-    before = len(errors)
 
     def wrong(key: str, problem: object) -> None:
         errors.append(f"{entry.at(key)}: {problem}")
@@ -95,19 +97,21 @@ def parse(entry: Entry, errors: list[str]) -> Target | None:
     become = _become(entry, errors)
     if entry.fields.get("target") is None:
         errors.append(f"{entry.where}: no target; there are {FORMS}")
+    named = Target(text["name"], "", text["target"] or "") if text["name"] else None
     if text["target"] is None:
-        return None
+        return named
     try:
         kind, source = _source(entry, text["target"])
     except ValueError as error:
         wrong("target", error)
-        return None
+        return named
     via = None
     if text["via"] is not None:
         try:
             via = _via(kind, text["via"])
         except ValueError as error:
             wrong("via", error)
+            return named
     python = text["python"]
     if python and "/" in python:  # a bare name is looked up in the PATH of the machine that runs it
         if (kind in ("ssh", "ray") or via) and not python.startswith("/"):
@@ -132,7 +136,7 @@ def parse(entry: Entry, errors: list[str]) -> Target | None:
     )
     if become and not target.over_ssh:
         wrong("become", "become is for what ssh reaches; elsewhere start lru-audit, or Ray, as root")
-    return target if len(errors) == before else None
+    return target if named or entry.fields.get("name") is None else None
 
 
 def _text(entry: Entry, key: str, errors: list[str]) -> str | None:

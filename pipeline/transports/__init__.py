@@ -5,9 +5,9 @@ from __future__ import annotations
 from pipeline.inventory import Target
 from pipeline.transports import live, qmp, ssh, vmcore
 from pipeline.transports.command import Command, TargetError
-from pipeline.transports.session import LOST
+from pipeline.transports.session import LOST, SAID
 
-__all__ = ["LOST", "Command", "TargetError", "command"]
+__all__ = ["LOST", "SAID", "Command", "TargetError", "command"]
 
 _KINDS = {
     "vmcore": vmcore.command,

@@ -23,6 +23,8 @@ from typing import Any, NoReturn
 
 LOST = 75
 """Exit code: the connection was lost midway."""
+SAID = "; stderr: "
+"""Begins, at the end of a reason, what a program or a host said: a stranger's words, with any name in them."""
 
 _WAITS_S = (1, 2, 4)  # between tries, each half of that to one and a half times
 _HEARTBEAT_S = 20
@@ -32,7 +34,7 @@ _NOT_FOUND = 127
 _DEADLY = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGKILL, signal.SIGSEGV, signal.SIGSYS}
 _PR_SET_PDEATHSIG = 1
 
-# What ssh says where no session came about, and what that means: the first that matches. None: try again.
+# What ssh says where no session came about, and what that means: the first that matches. Status None: try again.
 _SSH_SAYS = (
     (r"REMOTE HOST IDENTIFICATION HAS CHANGED", "denied", "HostKeyChanged",
      "the host key is not the one in known_hosts: find out why, then ssh-keygen -R and ssh-keyscan"),
@@ -40,11 +42,12 @@ _SSH_SAYS = (
      "add the host key to known_hosts, with ssh-keyscan, and check its fingerprint"),
     (r"Permission denied|Too many authentication failures|No more authentication methods", "denied",
      "AuthenticationFailed", "no key of this account is accepted there: authorized_keys, agent, user name?"),
-    (r"Could not resolve hostname", "unreachable", "NameNotResolved", None),
-    (r"Connection refused", "unreachable", "ConnectionRefused", None),
-    (r"No route to host|Network is unreachable", "unreachable", "NoRoute", None),
-    (r"timed out", "unreachable", "ConnectTimeout", None),
-    (r"[Cc]onfiguration option|config file|Bad owner|argument|keyword", "unreachable", "ConfigError", None),
+    (r"Could not resolve hostname", "unreachable", "NameNotResolved", "the name is not known to the resolver"),
+    (r"Connection refused", "unreachable", "ConnectionRefused", "nothing listens at its port"),
+    (r"No route to host|Network is unreachable", "unreachable", "NoRoute", "there is no route to it"),
+    (r"timed out", "unreachable", "ConnectTimeout", "it does not answer"),
+    (r"[Cc]onfiguration option|config file|Bad owner|argument|keyword", "unreachable", "ConfigError",
+     "ssh does not take its configuration"),
     (r"exchange_identification|Connection (closed|reset) by|banner exchange", None, "ConnectionClosed",
      "too many connections at a time? MaxStartups in sshd_config, --ssh-parallel here"),
 )  # fmt: skip
@@ -160,10 +163,10 @@ class Connection:
         if code and (sudo := _SUDO_SAYS.search(said)):
             line = next(line for line in said.splitlines() if sudo[0].splitlines()[0] in line)
             rule = f"{self._header['user'] or 'USER'} ALL=(root) NOPASSWD: {self._interpreter}"
-            raise Failure("denied", "Sudo", f"{line}; a line of sudoers that will do: {rule}")
+            raise Failure("denied", "Sudo", f"sudo refuses; put the line {rule} into sudoers there{SAID}{line}")
         if self._interpreter is None and code:
-            words = f": {said.split(chr(10))[-1]}" if (said := said.strip()) else ""
-            text = f"the login does not run commands (exit code {code}){words}; is the account restricted or expired?"
+            words = f"{SAID}{said.split(chr(10))[-1]}" if (said := said.strip()) else ""
+            text = f"the login does not run commands (exit code {code}); is the account restricted or expired?{words}"
             raise Failure("denied", "NoShell", text)
         if code == _NOT_FOUND and "sudo" in said:
             raise Failure("denied", "Sudo", "sudo is not installed there; log in as root")
@@ -218,12 +221,12 @@ def _meaning(said: str) -> Failure:
     """Return the failure that ssh's words stand for."""
     # At this LogLevel it says nothing of a connection that was closed while keys were exchanged.
     lines = [line.strip() for line in said.splitlines() if line.strip()] or ["Connection closed by the host"]
-    for pattern, status, error_type, remedy in _SSH_SAYS:
+    for pattern, status, error_type, meaning in _SSH_SAYS:
         line = next((line for line in lines if re.search(pattern, line)), None)
         if line is not None:
-            tries = "" if status else f" in each of {len(_WAITS_S) + 1} tries"
-            return Failure(status, error_type, line.strip("@ ") + tries + (f"; {remedy}" if remedy else ""))
-    return Failure("unreachable", "SshFailed", lines[-1])
+            tries = "" if status else f"closed in each of {len(_WAITS_S) + 1} tries; "
+            return Failure(status, error_type, f"{tries}{meaning}{SAID}{line.strip('@ ')}")
+    return Failure("unreachable", "SshFailed", f"ssh made no connection{SAID}{lines[-1]}")
 
 
 def _drgn_for(folder: str, python: str, suffix: str, arch: str, libc: str) -> bytes:

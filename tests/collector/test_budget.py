@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import runner
+from pipeline import cli, runner
 from pipeline.collector import budget
 from pipeline.inventory import Target
+from tests.warehouse.outcomes import session
 
 VMCORES = Path(__file__).parents[1] / "vmcores"
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,15 @@ def test_reads_over_the_budget_end_an_audit_of_a_real_core(core: str) -> None:
     assert limit < int(said[2]) <= unlimited + 50
     assert int(said[3]) > 1_000_000
     assert re.search(r"with at most \d+ MiB resident$", attempt["error"])
+
+
+def test_the_command_line_sets_the_budget_of_a_run(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipeline", "run", VMCORES / "deb510-n1", "-w", tmp_path, "--max-reads", "100"]
+    done = subprocess.run([*command, "--quiet"], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == cli.NONE_GOOD, done.stderr
+    (target,) = session(tmp_path).rows("SELECT status, error FROM targets")
+    assert target["status"] == "over_budget"
+    assert "needs more than 100 reads; stopped after " in target["error"]
 
 
 def test_the_budget_is_exact_where_the_audit_ends_before_it_is_checked() -> None:

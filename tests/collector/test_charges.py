@@ -117,6 +117,23 @@ def test_a_missing_page_of_the_memmap_is_no_lower_number() -> None:
         scan(prog)
 
 
+def test_charged_objects_that_are_blank_are_no_objects_of_nobody() -> None:
+    """A page of a slab that a dump has as zeros: what it held has owners all the same, in the slab's vector."""
+    prog = kernel.open_kernel(str(EAGER.path)).prog
+    dentries = find_slab_cache(prog, "dentry")
+    step, d_sb = dentries.size.value_(), offsetof(prog.type("struct dentry"), "d_sb")
+    for _, slab in Memmap(prog).slabs({dentries.value_()}):
+        owners = struct.unpack(f"{slab.objects}Q", prog.read(slab.vector, 8 * slab.objects)) if slab.vector else ()
+        charged = [slab.address + i * step for i, owner in enumerate(owners) if owner]
+        if len(charged) > 1:
+            break
+    word(prog, charged[0] + d_sb, 0)
+    scan(prog)  # one may just have been allocated
+    word(prog, charged[1] + d_sb, 0)
+    with pytest.raises(charges.NotScanned, match=f"2 charged objects of the slab at 0x{slab.address:x} are blank"):
+        scan(prog)
+
+
 def test_a_page_that_was_a_slab_and_is_free_again_is_none() -> None:
     """Up to v4.17 a page that is freed keeps its slab_cache; what says that it is a slab is PG_slab."""
     prog = kernel.open_kernel(str(EAGER.path)).prog

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 
 import pytest
-from drgn import FaultError, Program, offsetof
+from drgn import FaultError, Object, Program, offsetof
+from drgn.helpers.linux.slab import find_slab_cache
 
 from pipeline.collector import kernel, list_lrus, snapshot, superblocks
 from pipeline.collector.btf import Btf, BtfError
@@ -81,9 +82,22 @@ def no_nodes(prog: Program) -> None:
     overlay(prog, prog["nr_node_ids"].address_, bytes(4))
 
 
+def a_blank_page_of_slab_caches(prog: Program) -> None:
+    cache = find_slab_cache(prog, "dentry").value_()
+    overlay(prog, cache & -4096, bytes(4096))
+
+
+def a_filesystem_without_a_name(prog: Program) -> None:
+    pipefs = next(sb for sb in superblocks.walk(prog) if sb.fstype == b"pipefs")
+    fs_type = Object(prog, "struct super_block *", pipefs.address).s_type
+    overlay(prog, fs_type.name.value_(), b"\0")
+
+
 @pytest.mark.parametrize(
     "damage",
     [
+        a_blank_page_of_slab_caches,
+        a_filesystem_without_a_name,
         superblocks_in_a_circle,
         a_superblock_taken_off_its_list,
         a_null_link,

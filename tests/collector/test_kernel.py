@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from drgn import FaultError, Program, TypeKind, offsetof, sizeof
 from drgn.helpers.linux.cgroup import cgroup_path, css_for_each_descendant_pre
 from drgn.helpers.linux.slab import for_each_slab_cache, slab_cache_usage, slab_object_info
 
+from pipeline import frame
 from pipeline.collector import kernel, nodes
 from pipeline.collector.status import CollectError
 
@@ -183,3 +187,17 @@ def test_btf_dir_serves_a_kernel_without_btf_of_its_own(core, tmp_path: Path, mo
     with pytest.raises(CollectError, match="no BTF") as caught:
         kernel.open_kernel(str(core.path), btf_dir=str(folder / "nothing"))
     assert caught.value.status == "no_types"
+
+
+def test_a_running_kernel_without_kcore_says_what_it_lacks() -> None:
+    command = [sys.executable, "-m", "pipeline.collector", "live:"]
+    if os.path.exists("/proc/kcore"):
+        if os.geteuid():
+            pytest.skip("needs root to hide /proc/kcore")
+        command = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "-", *command]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, timeout=60)
+    if b"unshare: " in done.stderr or b"mount: " in done.stderr:
+        pytest.skip("no mount namespaces here")
+    assert frame.parse(done.stdout) == frame.Failure(
+        "denied", "FileNotFoundError", "live: /proc/kcore is missing: this kernel has no CONFIG_PROC_KCORE"
+    )

@@ -21,7 +21,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 from pipeline import runner, scratch
@@ -110,6 +110,16 @@ def connected(parallel: int | None = None, address: str | None = None) -> Iterat
         yield ray
 
 
+def raise_if_interrupted() -> None:
+    """Raise the KeyboardInterrupt of a signal that came.
+
+    Python drops what its handler raises while a destructor runs, or a callback of Ray's C++.
+    """
+    if _Signals.now and _Signals.now.came:
+        _Signals.now.came = False
+        raise KeyboardInterrupt
+
+
 class _Signals:
     """SIGINT and SIGTERM as KeyboardInterrupt, but held while Ray starts or ends.
 
@@ -117,7 +127,10 @@ class _Signals:
     files. A signal that the caller ignores stays ignored.
     """
 
+    now: ClassVar[_Signals | None] = None
+
     def __init__(self) -> None:
+        self.came = False
         self._before: dict[int, Any] = {}
         self._held = True
         self._waiting = False
@@ -128,6 +141,7 @@ class _Signals:
             for number in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._before[number] = signal.signal(number, self._handle)
+        _Signals.now = self
         return self
 
     def _handle(self, number: int, frame: Any) -> None:
@@ -135,6 +149,7 @@ class _Signals:
             self._waiting = True
         elif time.monotonic() - self._raised_at >= _SAME_WISH_S:
             self._raised_at = time.monotonic()
+            self.came = True
             raise KeyboardInterrupt
 
     def hold(self) -> None:
@@ -148,6 +163,7 @@ class _Signals:
             self._handle(0, None)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        _Signals.now = None
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if self._waiting and kind is not KeyboardInterrupt:

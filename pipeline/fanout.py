@@ -157,6 +157,7 @@ class _Run:
                     while waiting and free > 0:
                         free -= self._start(self._next(over_ssh), free)
                 ready = self._ready()
+                cluster.raise_if_interrupted()
                 if time.monotonic() - self.head_at >= _LOOK_S:
                     self._await_head()
                 if not ready:

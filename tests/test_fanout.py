@@ -588,3 +588,24 @@ def alive(pid: str) -> bool:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_python_drops_still_ends_the_run() -> None:
+    class Dropping:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def collect(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
+        time.sleep(3 * (target.name != "t0"))
+        return runner.result(attempt, "node", 1, 1, "ok")
+
+    outcomes = []
+
+    def drop(outcome: dict[str, Any]) -> None:
+        outcomes.append(outcome["target"])
+        Dropping()
+
+    with pytest.raises(KeyboardInterrupt):
+        fanout.run(plan.make(targets(4), PARALLEL), on_outcome=drop, collect=collect)
+    assert outcomes == ["t0"]

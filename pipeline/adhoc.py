@@ -11,7 +11,6 @@ from pipeline import output, query, warehouse
 from pipeline.report import rows
 
 _QUERY_BYTES = 1 << 20
-_SUFFIXES = {".csv": "csv", ".json": "json", ".jsonl": "jsonl", ".md": "markdown", ".parquet": "parquet"}
 
 
 class UsageError(Exception):
@@ -22,8 +21,7 @@ class UsageError(Exception):
 
 def run(args: argparse.Namespace) -> None:
     """Run one query over the published runs, or print the script that makes the views elsewhere."""
-    suffix = args.output.suffix if args.output is not None else ""
-    form = "sql" if args.print_init else args.format or _SUFFIXES.get(suffix, "table")
+    form = "sql" if args.print_init else args.format or output.form(args.output, rows.FORMATS, "table")
     if form == "parquet" and args.output is None and sys.stdout.isatty():
         raise UsageError("parquet is not for a terminal: name a file with -o, or pipe it")
     if args.print_init and (args.query is not None or args.file is not None):

@@ -1,13 +1,24 @@
-"""Where a result goes: stdout, or a file that whoever reads it meanwhile sees as it was or whole."""
+"""Where a result goes and as what: stdout, or a file that whoever reads it meanwhile sees as it was or whole."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+_FORMS = {
+    ".csv": "csv", ".html": "html", ".json": "json", ".jsonl": "jsonl", ".md": "markdown", ".parquet": "parquet",
+    ".prom": "prometheus",
+}  # fmt: skip
+
+
+def form(path: Path | None, known: Collection[str], default: str) -> str:
+    """Return the one of the known formats that a path's suffix names, else the default."""
+    named = _FORMS.get(path.suffix, default) if path is not None else default
+    return named if named in known else default
 
 
 def discard() -> None:

@@ -16,17 +16,12 @@ from .exits import FAILED, FIRED, OK, UsageError
 if TYPE_CHECKING:
     from pipeline.report import Report, Threshold
 
-_SUFFIXES = {
-    ".csv": "csv", ".html": "html", ".json": "json", ".md": "markdown", ".parquet": "parquet", ".prom": "prometheus",
-}  # fmt: skip
-
 
 def report(args: argparse.Namespace) -> int:
     from pipeline import output, query, report, warehouse
 
     run_id = args.run and warehouse.resolve(args.warehouse, args.run, args.audit)
-    suffix = args.output.suffix if args.output is not None else ""
-    form = args.format or _SUFFIXES.get(suffix, "text")
+    form = args.format or output.form(args.output, report.RENDERERS, "text")
     render = report.RENDERERS[form]
     if form == "prometheus":
         render = functools.partial(report.prometheus, max_series=args.max_series)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from pipeline.collector import budget
 from tests.bench.measure import ROOT, Cost, Row, call, command, interleaved
 from tests.lab.shapes import SHAPES, Shape
 
@@ -198,13 +199,9 @@ def walk(core: str, vmlinux: str, drgn_tools: str | None, most: int = 200_000) -
     prog.set_core_dump(core)
     prog.load_debug_info([vmlinux])
     superblocks = list(list_for_each_entry("struct super_block", prog["super_blocks"].address_of_(), "s_list"))
-    start, reads, seen = time.perf_counter(), _syscr(), 0
+    start, (reads, _), seen = time.perf_counter(), budget.reads(), 0
     for lru, _ in reference.list_lrus(prog, superblocks):
         seen += of_drgn_tools(lru) if drgn_tools else of_reference(lru)
         if seen >= most:
             break
-    return seen, time.perf_counter() - start, _syscr() - reads
-
-
-def _syscr() -> int:
-    return int(Path("/proc/self/io").read_text(encoding="ascii").partition("syscr:")[2].split()[0])
+    return seen, time.perf_counter() - start, budget.reads()[0] - reads

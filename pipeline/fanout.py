@@ -200,7 +200,8 @@ class _Run:
         """
         if any(stream.node for stream in self.streams.values()):
             return
-        if not self.ray.cluster_resources().get("CPU"):
+        waits_for_cpu = any(not stream.batch.over_ssh and stream.batch.node is None for stream in self.streams.values())
+        if waits_for_cpu and not self.ray.cluster_resources().get("CPU"):
             raise ClusterError("no node of the Ray cluster is left that has a CPU")
         if self.wait_s == _FIRST_SIGN_S:
             _log.warning("no worker has begun after %g s: has Ray no free CPU?", self.wait_s)

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import textwrap
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -609,3 +610,19 @@ def test_an_interrupt_that_python_drops_still_ends_the_run() -> None:
     with pytest.raises(KeyboardInterrupt):
         fanout.run(plan.make(targets(4), PARALLEL), on_outcome=drop, collect=collect)
     assert outcomes == ["t0"]
+
+
+@pytest.mark.parametrize(
+    ("placed", "ends"), [({}, True), ({"over_ssh": True}, False), ({"node": "0123"}, False)], ids=["any", "ssh", "node"]
+)
+def test_only_what_needs_a_cpu_ends_a_run_on_a_cluster_without_one(placed: dict[str, Any], ends: bool) -> None:
+    """A head that only drives has none, and a worker there may take longer to begin than the first look."""
+    without = types.SimpleNamespace(
+        get_runtime_context=lambda: types.SimpleNamespace(gcs_address="127.0.0.1:1"),
+        remote=lambda **options: lambda function: function,
+        cluster_resources=lambda: {"memory": 1e9},
+    )
+    of = fanout._Run(without, plan.make([], 1), print, None, runner.Limits(), 1, runner.run)
+    of.streams["generator"] = fanout._Stream(plan.Batch(tuple(targets(1)), **placed), 1, None)
+    with pytest.raises(cluster.ClusterError, match="is left that has a CPU") if ends else contextlib.nullcontext():
+        of._look()

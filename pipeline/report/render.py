@@ -18,6 +18,16 @@ from pipeline.text import human_bytes, printable
 # A terminal shows the worst; every other format has all hosts.
 MOST_HOSTS = 50
 MOST_NOT_OK = 20
+# Besides the ranking, what a document has: the sections of the report by their names, with their titles.
+_BREAKDOWNS = {
+    "kernels": "By kernel",
+    "fstypes": "By filesystem type",
+    "labels": "By label",
+    "distribution": "Distribution",
+    "trend": "Trend",
+    "upgrades": "Kernels that changed",
+    "doublings": "Next doublings",
+}
 _WIDE = 140
 _NARROWEST = 80
 _UNFOLDED = 10_000
@@ -55,13 +65,14 @@ def text(report: Report, file: TextIO) -> None:
 
 
 def json_(report: Report, file: TextIO) -> None:
-    """Write one object: `run`, `totals`, and lists of rows: `coverage`, `not_ok`, `advice`, `host_waste`."""
+    """Write one object: `run`, `totals`, the steps of `advice`, and the other sections, lists of rows."""
     content = {
         "run": rows.records(report.run)[0],
         "totals": report.totals,
         "coverage": rows.records(report.coverage),
         "not_ok": rows.records(report.not_ok),
         "advice": [step._asdict() for step in advice.steps(report)],
+        **{name: rows.records(getattr(report, name)) for name in _BREAKDOWNS},
         "host_waste": rows.records(report.host_waste),
     }
     file.write(json.dumps(content, indent=1) + "\n")
@@ -78,7 +89,7 @@ def parquet(report: Report, file: BinaryIO) -> None:
 
 
 def markdown(report: Report, file: TextIO) -> None:
-    """Write a document with summary, coverage, what failed and the ranking, numbers as they are in the views."""
+    """Write a document with summary, advice, ranking, breakdowns, coverage and what failed, numbers as in the views."""
     title, *lines = _summary(report)
     file.write(f"# {escape.markdown(title)}\n\n")
     for line in lines:
@@ -90,6 +101,7 @@ def markdown(report: Report, file: TextIO) -> None:
     bounds = "Where lazy_basis is online, lazy_bytes is an upper bound, and wasted_bytes a lower one.\n\n"
     for name, note, table in (
         ("Ranking", bounds if "online" in report.lazy_bases else "", report.host_waste),
+        *((title, "", getattr(report, name)) for name, title in _BREAKDOWNS.items()),
         ("Coverage", "", report.coverage),
         ("Not ok", "", report.not_ok),
     ):

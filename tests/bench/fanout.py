@@ -134,7 +134,7 @@ def audit(size: int, folder: str) -> dict[str, Any]:
         forget_peak_rss()
         found["before_rss_bytes"] = peak_rss_bytes()
         start = time.perf_counter()
-        fan_out(*args, **options, collect=partial(collect, f"{folder}/snapshot.json"))
+        fan_out(*args, **{**options, "collect": partial(collect, f"{folder}/snapshot.json")})
         found["gather_s"] = time.perf_counter() - start
         found["gather_peak_rss_bytes"] = peak_rss_bytes()
         forget_peak_rss()

@@ -1,4 +1,4 @@
-"""Kernels audited live over ssh, in guests without debug info and drgn: what their cores and the guests say, too.
+"""Kernels audited live over ssh, in guests without debug info and drgn: what QEMU, their cores and the guests say, too.
 
 5.10 has bullseye's userland: its Python 3.9 is the oldest one that audits a real host here.
 """
@@ -75,6 +75,7 @@ def audited(
             replace(root, name="jump", source="ssh:root@inside:22", ssh_config=str(jumping)),
             replace(admin, name="sudo", become=True),
             root,
+            Target("qmp", "qmp", str(guest.work / "audit")),
         ]
         said = {command: guest.say(command) for command in SAID}
         made = {target.name: runner.run(target, 1, LIMITS) for target in targets}
@@ -84,7 +85,7 @@ def audited(
     core.unlink()
 
 
-@pytest.mark.parametrize("way", ["root", "sudo", "jump", "floor"])
+@pytest.mark.parametrize("way", ["root", "sudo", "jump", "floor", "qmp"])
 def test_live_and_core_agree_row_for_row(audited: Audited, way: str) -> None:
     live, core = audited.audits[way], audited.audits["core"]
     if way == "floor" and audited.series == "7":

@@ -199,8 +199,16 @@ def test_text_shows_the_worst_hosts_and_where_the_others_are(tmp_path):
 
 def test_json_has_the_views_columns_and_exact_numbers(root):
     content = json.loads(rendered(root, "json"))
-    assert list(content) == ["run", "totals", "coverage", "not_ok", "advice", "host_waste"]
+    breakdowns = ["kernels", "fstypes", "labels", "distribution", "trend", "upgrades", "doublings"]
+    assert list(content) == ["run", "totals", "coverage", "not_ok", "advice", *breakdowns, "host_waste"]
     reading = session(root)
+    whole = reading.rows("SELECT CAST(sum(wasted_bytes) AS BIGINT) AS wasted_bytes FROM host_waste")[0]["wasted_bytes"]
+    assert whole > 0
+    for breakdown in ("kernels", "fstypes", "distribution"):
+        assert sum(row["wasted_bytes"] for row in content[breakdown]) == whole, breakdown
+    assert content["trend"][-1]["wasted_bytes"] == whole
+    assert content["trend"][-1]["run_id"] == content["run"]["run_id"]
+    assert {row["target"] for row in content["doublings"]} <= {row["target"] for row in content["host_waste"]}
     assert content["host_waste"] == reading.rows("FROM host_waste")
     assert content["coverage"] == reading.rows("FROM coverage ORDER BY targets DESC, status")
     assert [row["target"] for row in content["not_ok"]] == ["db-2", "db-3"]
@@ -222,6 +230,10 @@ def test_markdown_tables_keep_their_columns(root):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
     assert "| web-1 |" in text
     assert "&#64;" not in text
+    titles = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert titles[:2] == ["What to do", "Ranking"]
+    assert {"By kernel", "By filesystem type", "Distribution", "Trend"} <= {*titles[2:]}
+    assert titles[-2:] == ["Coverage", "Not ok"]
 
 
 def test_text_lets_no_name_act_on_the_terminal(hostile, monkeypatch):

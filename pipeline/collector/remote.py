@@ -184,10 +184,12 @@ def _supervise(request, stdin):
 
 def _collect(request, folder):
     """Be the collector; never returns."""
+    import gc
     import os
 
     code = 1
     try:
+        gc.disable()  # as where the collector is a program of its own
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.nice(request["niceness"])
         _limit(request["memory_bytes"])

@@ -18,6 +18,9 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 _PR_SET_CHILD_SUBREAPER = 36
+# Modules are compiled once and output is buffered.
+_UNUSUAL = {"PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}
+_AS_USERS_HAVE_IT = {name: value for name, value in os.environ.items() if name not in _UNUSUAL}
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def _child(job: dict[str, Any]) -> Cost:
                 [sys.executable, "-c", code],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path},
+                env={**_AS_USERS_HAVE_IT, "PYTHONPATH": path},
                 pass_fds=[writing],
                 text=True,
             )

@@ -30,6 +30,15 @@ def test_outcomes_do_not_stay_in_the_drivers_memory(tmp_path: Path) -> None:
     assert peaks[1] - peaks[0] < 40 * MIB
 
 
+def test_a_whole_run_of_simulated_targets_is_published_in_a_file_a_table(tmp_path: Path) -> None:
+    simulated.write_snapshot(tmp_path / "snapshot.json")
+    simulated.write_inventory(tmp_path / "40.csv", 40)
+    found = call(fanout.audit, 40, str(tmp_path)).value
+    assert found["files"] == found["tables"] == 6
+    assert found["rows"] > 40 * 100
+    assert found["gather_s"] + found["publish_s"] < found["total_s"]
+
+
 def test_a_cost_has_the_cpu_time_of_orphans() -> None:
     burn = "import time\nwhile time.process_time() < 0.5: pass"
     cost = call(os.system, f"{sys.executable} -c '{burn}' &")

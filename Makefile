@@ -42,6 +42,7 @@ bench: $(TESTING)
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/python -m compileall -q pipeline  # pip compiles what it copies only
 	touch $@
 
 $(TESTING): $(INSTALLED)

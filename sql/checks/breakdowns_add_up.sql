@@ -1,11 +1,6 @@
--- Does the waste by superblock, filesystem type, cgroup and kind of id sum to that of the machine, to the byte?
+-- Does the waste by cgroup and kind of id sum to that of the machine, to the byte?
+-- That by superblock and by filesystem type does where keys_unique finds no superblock twice: all they do is to join.
 WITH parts AS (
-    SELECT 'superblock_waste' AS name, target, list_lru_bytes, lazy_bytes, wasted_bytes
-    FROM superblock_waste
-    UNION ALL
-    SELECT 'fstype_waste' AS name, target, list_lru_bytes, lazy_bytes, wasted_bytes
-    FROM fstype_waste
-    UNION ALL
     SELECT 'cgroup_waste' AS name, target, list_lru_bytes, lazy_bytes, wasted_bytes
     FROM cgroup_waste
     UNION ALL

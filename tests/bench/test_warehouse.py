@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline import query, warehouse
+from pipeline.query import checks
 from pipeline.warehouse.runs import datasets
 from tests.bench import states
 from tests.bench.fleet import Fleet, write
@@ -40,6 +41,21 @@ def test_generated_runs_pass_every_check(root: Path) -> None:
     assert len(manifests) == 2
     for manifest in manifests:
         assert query.check(datasets([manifest])) == []
+
+
+def test_checks_that_need_more_memory_get_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = warehouse.runs(root)[-1]
+    given = []
+
+    class Noted(query.Session):
+        def __init__(self, *args: Any, memory_bytes: int | None = None) -> None:
+            given.append(memory_bytes)
+            super().__init__(*args, memory_bytes=memory_bytes)
+
+    monkeypatch.setattr(checks, "Session", Noted)
+    monkeypatch.setattr(checks, "_MEMORY_BYTES", 2 << 20)
+    assert query.check(datasets([manifest])) == []
+    assert given == [2 << 20, None]
 
 
 def test_the_sums_kept_by_publishing_are_those_of_the_rows(tmp_path: Path) -> None:

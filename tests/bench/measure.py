@@ -133,8 +133,9 @@ def _child(job: dict[str, Any]) -> Cost:
         finally:
             os.close(writing)
         with child:
-            child.communicate(json.dumps(job))
-        said = result.read()
+            child.stdin.write(json.dumps(job))  # type: ignore[union-attr]  # it is a pipe
+            child.stdin.close()  # type: ignore[union-attr]
+            said = result.read()  # before its end: a pipe holds 64 KiB
     if child.returncode or not said:
         raise RuntimeError(f"{job.get('name') or job['argv']} failed with {child.returncode}")
     return Cost(**json.loads(said))

@@ -55,6 +55,7 @@ def test_a_cost_has_the_memory_of_the_function_and_no_others() -> None:
 
 
 def test_a_command_gives_its_output_or_fails() -> None:
+    assert command([sys.executable, "-c", "print(1_000_000 * 'x')"]).value == 1_000_000 * "x" + "\n"
     echo = [sys.executable, "-c", "import sys; sys.stdout.write(sys.stdin.read()); sys.exit(3)"]
     assert command(echo, stdin="x", ok=(3,)).value == "x"
     with pytest.raises(RuntimeError, match="failed with 1"):

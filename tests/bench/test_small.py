@@ -101,4 +101,4 @@ def test_every_benchmark_of_the_registry_is_there_and_others_are_refused() -> No
 def test_an_audit_takes_few_times_the_instructions_of_opening_its_core() -> None:
     """5.7 times when this was written, however busy the machine."""
     audit, opening = collector.instructions(ROOT / "tests/vmcores/deb510-n2/vmcore")
-    assert audit < 7 * opening
+    assert audit < 8 * opening

@@ -10,7 +10,7 @@ import pyarrow.dataset as ds
 from pipeline import data
 from pipeline.query.session import QueryError, Session
 
-# For a tenth more of CPU time a run of 100,000 targets takes no 4 GB; the rest is spilled.
+# A run of 100,000 targets takes 4 GB otherwise, for a tenth less of CPU time; the rest is spilled.
 _MEMORY_BYTES = 1 << 30
 
 

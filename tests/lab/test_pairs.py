@@ -20,17 +20,6 @@ def of_series(name: str, series: str) -> Bytes:
 @pytest.mark.parametrize("series", LAZY)
 @pytest.mark.parametrize("name", PAIRS)
 def test_two_kernels_differ_by_what_is_wasted(name: str, series: str) -> None:
-    found = difference(name, series)
-    if not agrees(found):  # a kernel may have given memory back late; what the model has wrong is wrong again
-        of_series.cache_clear()
-        found = difference(name, series)
+    found = of_series(name, EAGER) - of_series(name, series)
     assert found.predicted > 100e6
-    assert agrees(found), found
-
-
-def difference(name: str, series: str) -> Bytes:
-    return of_series(name, EAGER) - of_series(name, series)
-
-
-def agrees(found: Bytes) -> bool:
-    return found.measured == pytest.approx(found.predicted, rel=0.01, abs=1e6)
+    assert found.measured == pytest.approx(found.predicted, rel=0.01, abs=1e6)

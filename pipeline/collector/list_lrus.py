@@ -87,13 +87,17 @@ def walk(prog, layout, sbs, memcgs, likely=None, verify=False):
     walked.read()
     if is_running(prog):
         _leave_out_gone(prog, found, sbs, walked.replaced())
+    for lru in found.list_lrus:
+        if lru.memcg_aware and not lru.nodes:
+            raise CollectError("bad_core", "list_lru 0x%x is memcg-aware and has no arrays for memcgs" % lru.address)
     return found
 
 
 def _leave_out_gone(prog, found, sbs, replaced):
     """Leave out the list_lrus of superblocks that went away; what is left has to have the arrays that were sized."""
-    # Asked after the arrays: a superblock is taken off the list before its list_lrus are destroyed.
-    found.gone = {sb.address for sb in sbs} - superblocks.listed(prog)
+    # Asked after the arrays, or it could go between. Another one may have come to its address.
+    listed = superblocks.listed(prog)
+    found.gone = {sb.address for sb in sbs if listed.get(sb.address) != sb.root}
     for lru in replaced:
         if lru.superblock not in found.gone:
             raise CollectError("bad_core", "the arrays of list_lru 0x%x were replaced during the walk" % lru.address)
@@ -108,9 +112,10 @@ def _within(low, value, high, what):
     return value
 
 
-# A list_lru that was not destroyed: the ListLru, the address and the fields of the struct that has ``node`` (see
-# layouts.holder_type()), list_lru.memcg_aware or None without such a member, the fields of its list_lru_nodes.
-_Alive = namedtuple("_Alive", "lru holder fields memcg_aware nodes")
+# A list_lru as it was read: the ListLru, the address and the fields of the struct that has ``node`` (see
+# layouts.holder_type()), list_lru.memcg_aware or None without such a member, the fields of its list_lru_nodes. A
+# destroyed one has no nodes, and no fields where there is no such struct.
+_State = namedtuple("_State", "lru holder fields memcg_aware nodes")
 
 
 class _Walk:
@@ -141,13 +146,27 @@ class _Walk:
         self.ones = (0,)
         self.sizes = {}
         self.pending = []
-        self.checked = []
+        self.states = []
 
     def alive(self):
-        """Yield an _Alive for each list_lru that was not destroyed; size its node array, count the root's items."""
+        """Yield the _State of each list_lru that was not destroyed; size its node array, count the root's items."""
+        self.states = self.look()
+        for state in self.states:
+            if not state.nodes:
+                continue
+            lru = state.lru
+            lru.node_array_bytes = self.size_of("node array", state.fields.node)
+            if state.holder != lru.address:
+                lru.node_array_bytes += self.size_of("ext", state.holder)
+            lru.root_items = sum(max(0, node.root_items) for node in state.nodes)
+            yield state
+
+    def look(self):
+        """Return the _State of each list_lru."""
+        lrus = self.found.list_lrus
         list_lru_type, holder_type = self.prog.type("struct list_lru"), layouts.holder_type(self.prog)
         holder = Members(self.prog, holder_type, **self.holder_paths)
-        data = read_each(self.prog, [lru.address for lru in self.found.list_lrus], sizeof(list_lru_type))
+        data = read_each(self.prog, [lru.address for lru in lrus], sizeof(list_lru_type))
         memcg_aware = dict.fromkeys(data)
         if has_member(list_lru_type, "memcg_aware"):  # v5.2 (3e8589963773)
             members = Members(self.prog, list_lru_type, memcg_aware="memcg_aware")
@@ -159,17 +178,17 @@ class _Walk:
             data = read_each(self.prog, [ext for ext in holders.values() if ext], sizeof(holder_type))
         fields = {address: holder.decode(data[address]) for address in data}
         # list_lru_destroy() leaves no node array while the superblock is still on its list.
-        alive = [lru for lru in self.found.list_lrus if holders[lru.address] and fields[holders[lru.address]].node]
-        arrays = [fields[holders[lru.address]].node for lru in alive]
+        arrays = [found.node for found in fields.values() if found.node]
         data = read_each(self.prog, arrays, self.node_bytes * self.nr_node_ids)
-        for lru, array in zip(alive, arrays):
+        states = []
+        for lru in lrus:
             at = holders[lru.address]
-            nodes = [self.node.decode(data[array], nid * self.node_bytes) for nid in range(self.nr_node_ids)]
-            lru.node_array_bytes = self.size_of("node array", array)
-            if at != lru.address:
-                lru.node_array_bytes += self.size_of("ext", at)
-            lru.root_items = sum(max(0, node.root_items) for node in nodes)
-            yield _Alive(lru, at, fields[at], memcg_aware[lru.address], nodes)
+            found, nodes = fields.get(at), []
+            if found and found.node:
+                array = data[found.node]
+                nodes = [self.node.decode(array, nid * self.node_bytes) for nid in range(self.nr_node_ids)]
+            states.append(_State(lru, at, found, memcg_aware[lru.address], nodes))
+        return states
 
     def size_of(self, what, address):
         """Return the bytes of an object that is as large as all of its kind; the first one is measured."""
@@ -204,8 +223,7 @@ class _Walk:
         self.pending = []
 
     def check(self, checked):
-        """Compare what was found on the lists of each _Alive with what list_lru_node.nr_items says."""
-        self.checked = checked
+        """Compare what was found on the lists of each _State with what list_lru_node.nr_items says."""
         self.count_items()
         for alive in checked:
             lru = alive.lru
@@ -219,22 +237,12 @@ class _Walk:
                     )
 
     def replaced(self):
-        """Return the list_lrus whose arrays are no longer where they were: freed, or replaced by larger ones."""
-        holder = Members(self.prog, layouts.holder_type(self.prog), **self.holder_paths)
-        holders = read_each(self.prog, [alive.holder for alive in self.checked], holder.end)
-        arrays = [alive.fields.node for alive in self.checked]
-        nodes = read_each(self.prog, arrays, self.node_bytes * self.nr_node_ids)
-        found = []
-        for alive in self.checked:
-            data = nodes[alive.fields.node]
-            now = [self.node.decode(data, nid * self.node_bytes) for nid in range(self.nr_node_ids)]
-            if self.arrays_of(holder.decode(holders[alive.holder]), now) != self.arrays_of(alive.fields, alive.nodes):
-                found.append(alive.lru)
-        return found
+        """Return the list_lrus whose arrays are no longer where they were: freed, made, or replaced by larger ones."""
+        return [then.lru for then, now in zip(self.states, self.look()) if self.arrays_of(then) != self.arrays_of(now)]
 
-    def arrays_of(self, fields, nodes):
+    def arrays_of(self, state):
         """Return the addresses of a list_lru's arrays."""
-        return [fields.node]
+        return [state.fields.node] if state.fields else []
 
 
 class _Arrays:
@@ -344,8 +352,8 @@ class _PerNode(_Walk):
                 for array in arrays:
                     self.gather(alive.lru, self.arrays.at(array, self.arrays.live_ids))
 
-    def arrays_of(self, fields, nodes):
-        return [fields.node, *(node.memcg_lrus for node in nodes)]
+    def arrays_of(self, state):
+        return [*super().arrays_of(state), *(node.memcg_lrus for node in state.nodes)]
 
     def size_of_object(self, array):
         """As in _Walk, of one that a pointer array leads to."""
@@ -408,8 +416,8 @@ class _Mlrus(_PerMemcg):
         self.check(checked)
         self.arrays.check()
 
-    def arrays_of(self, fields, nodes):
-        return [fields.node, fields.mlrus]
+    def arrays_of(self, state):
+        return [*super().arrays_of(state), *([state.fields.mlrus] if state.fields else [])]
 
 
 class _Xarray(_PerMemcg):

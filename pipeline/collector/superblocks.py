@@ -90,11 +90,11 @@ def walk(prog):
 
 
 def listed(prog):
-    """Return the addresses of the superblocks that are on ``super_blocks`` now."""
-    members = Members(prog, "struct super_block", next="s_list.next")
+    """Return the superblocks that are on ``super_blocks`` now: address to that of their root dentry, or 0."""
+    members = Members(prog, "struct super_block", next="s_list.next", root="s_root")
     head = prog["super_blocks"]
     found = walk_list(prog, members, head.next.value_(), head.address_of_().value_(), 0, _MOST_SUPERBLOCKS)
-    return {address for address, _ in found}
+    return {address: fields.root for address, fields in found}
 
 
 def initial_namespace(prog):

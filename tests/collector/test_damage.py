@@ -122,8 +122,9 @@ def audit_while(monkeypatch: pytest.MonkeyPatch, core: Core, change: Callable[[P
     opened = kernel.open_kernel(str(core.path))
     listed = superblocks.listed
 
-    def then(prog: Program) -> set[int]:
-        return listed(prog) - {change(prog)}
+    def then(prog: Program) -> dict[int, int]:
+        gone = change(prog)
+        return {address: root for address, root in listed(prog).items() if address != gone}
 
     monkeypatch.setattr(superblocks, "listed", then)
     monkeypatch.setattr(list_lrus, "is_running", lambda prog: True)
@@ -171,6 +172,77 @@ def test_an_array_that_was_replaced_gives_no_numbers(monkeypatch: pytest.MonkeyP
     with pytest.raises(CollectError, match=r"arrays of list_lru 0x\w+ were replaced") as caught:
         audit_while(monkeypatch, EAGER, lambda prog: None)
     assert caught.value.status == "bad_core"  # walked again, then inconsistent
+
+
+def read_before(monkeypatch: pytest.MonkeyPatch, before: Callable[[Program], dict[int, int]]) -> None:
+    """Let words be as they were before when the list_lrus are looked at first, and as in the core when again."""
+    look = list_lrus._Walk.look
+
+    def first(self: list_lrus._Walk) -> list[list_lrus._State]:
+        words = before(self.prog)
+        now = {at: self.prog.read_word(at) for at in words}
+        for at, value in words.items():
+            word(self.prog, at, value)
+        states = look(self)
+        for at, value in now.items():
+            word(self.prog, at, value)
+        monkeypatch.setattr(list_lrus._Walk, "look", look)
+        return states
+
+    monkeypatch.setattr(list_lrus._Walk, "look", first)
+
+
+def memcg_lrus_of(superblock: int) -> list[int]:
+    """The addresses of both nodes' memcg_lrus of a superblock's list_lru of dentries."""
+    node_bytes = EAGER.kernel.prog.type("struct list_lru_node").size
+    at = pointer(EAGER, superblock, "memcg_lrus")
+    return [at, at + node_bytes]
+
+
+@pytest.mark.parametrize("missing", [slice(0, 2), slice(1, 2)])
+def test_a_list_lru_read_while_its_arrays_are_made_gives_no_numbers(
+    monkeypatch: pytest.MonkeyPatch, missing: slice
+) -> None:
+    """memcg_init_list_lru() sets memcg_aware and then, node by node, an array once all of its objects are there.
+
+    A superblock that is listed has its arrays: one that went away was listed, and another one came to its address.
+    """
+    superblock = EAGER.rows("superblocks")[-1]["address"]
+    read_before(monkeypatch, lambda prog: dict.fromkeys(memcg_lrus_of(superblock)[missing], 0))
+    with pytest.raises(CollectError, match=r"arrays of list_lru 0x\w+ were replaced"):
+        audit_while(monkeypatch, EAGER, lambda prog: None)
+
+
+def test_a_list_lru_read_when_destroyed_and_made_again_gives_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    superblock = EAGER.rows("superblocks")[-1]["address"]
+    read_before(monkeypatch, lambda prog: {pointer(EAGER, superblock, "node"): 0})
+    with pytest.raises(CollectError, match=r"arrays of list_lru 0x\w+ were replaced"):
+        audit_while(monkeypatch, EAGER, lambda prog: None)
+
+
+def test_a_superblock_at_the_address_of_one_that_went_away_is_not_taken_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reused = next(sb["address"] for sb in EAGER.rows("superblocks") if sb["mountpoint"] == "/m/tmpfs7")
+    read_before(monkeypatch, lambda prog: dict.fromkeys(memcg_lrus_of(reused), 0))
+
+    def another(prog: Program) -> None:
+        word(prog, reused + offsetof(prog.type("struct super_block"), "s_root"), 0xFFFF888000001000)
+
+    found = audit_while(monkeypatch, EAGER, another)
+    target = dict(zip(found.target.columns, found.target.rows[0], strict=True))
+    assert target["superblocks"] == EAGER.target["superblocks"] - 1
+    assert target["list_lrus"] == EAGER.target["list_lrus"] - 2
+    assert target["consistency"] == "raced"
+    assert reused not in {row[0] for row in found.superblocks.rows}
+
+
+def test_a_core_that_lost_all_arrays_of_a_list_gives_no_numbers() -> None:
+    def blank(prog: Program) -> None:
+        for at in memcg_lrus_of(EAGER.rows("superblocks")[-1]["address"]):
+            word(prog, at, 0)
+
+    assert_no_numbers(EAGER, blank)
 
 
 def node_of_an_xarray(prog: Program) -> tuple[int, int]:

@@ -29,7 +29,7 @@ EXPLAINED = 3
 class Request:
     """What to answer. landlocked: the kernel lets this process read the tables' files and no other."""
 
-    tables: dict[str, ds.FileSystemDataset]
+    tables: dict[str, ds.UnionDataset]
     query: str
     params: Mapping[str, str]
     memory_bytes: int

@@ -28,7 +28,7 @@ class CheckError(Exception):
     exit_code = 1
 
 
-def check(tables: Mapping[str, ds.FileSystemDataset]) -> list[Offence]:
+def check(tables: Mapping[str, ds.UnionDataset]) -> list[Offence]:
     """Run every check over one run and return the offending targets, one reason for each target and check.
 
     :param tables: the datasets of that run alone.

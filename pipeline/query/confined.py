@@ -25,12 +25,11 @@ from typing import IO
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
-from pyarrow import fs
 
 from pipeline import data
 from pipeline.query import landlock
 from pipeline.query.answer import EXPLAINED, Request
-from pipeline.query.session import QueryError, half_of_memory_bytes
+from pipeline.query.session import QueryError, files_of, half_of_memory_bytes, is_local
 from pipeline.text import human_bytes, printable
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +50,7 @@ class Limits:
     result_bytes: int = 1 << 30
 
 
-def ask(tables: Mapping[str, ds.FileSystemDataset], query: str, params: Mapping[str, str], limits: Limits) -> pa.Table:
+def ask(tables: Mapping[str, ds.UnionDataset], query: str, params: Mapping[str, str], limits: Limits) -> pa.Table:
     """Run one reading statement of a user and return its result, which is backed by a file, not by memory.
 
     :param tables: the dataset of each table, as `warehouse.tables` gives them.
@@ -59,10 +58,10 @@ def ask(tables: Mapping[str, ds.FileSystemDataset], query: str, params: Mapping[
 
     Raises QueryError with one line for a user.
     """
-    local = all(isinstance(dataset.filesystem, fs.LocalFileSystem) for dataset in tables.values())
+    local = is_local(tables)
     landlocked = local and landlock.abi() > 0
     request = Request(dict(tables), query, params, limits.memory_bytes, limits.result_bytes, landlocked)
-    files = [file for dataset in tables.values() for file in dataset.files]
+    files = [file for dataset in tables.values() for file in files_of(dataset)]
     confinement = {
         "landlock": landlocked,
         "readable": [*files, *_runtime_files()] if landlocked else [],

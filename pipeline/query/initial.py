@@ -6,9 +6,8 @@ import re
 from collections.abc import Mapping
 
 import pyarrow.dataset as ds
-from pyarrow import fs
 
-from pipeline.query.session import WRONG_OPTIMIZER, QueryError, Session
+from pipeline.query.session import WRONG_OPTIMIZER, QueryError, Session, is_local
 
 # SET takes no subquery, and a version without the optimizer refuses its name.
 _SETTINGS = f"""\
@@ -21,12 +20,12 @@ RESET VARIABLE wrong_optimizer;
 """
 
 
-def script(tables: Mapping[str, ds.FileSystemDataset]) -> str:
+def script(tables: Mapping[str, ds.UnionDataset]) -> str:
     """Return SQL that makes the macros and views over these tables' files, again where they are there already.
 
     Raises QueryError for tables on an object store.
     """
-    if not all(isinstance(dataset.filesystem, fs.LocalFileSystem) for dataset in tables.values()):
+    if not is_local(tables):
         raise QueryError("--print-init is for a warehouse in a directory: DuckDB itself has no access to this one")
     return "\n".join((_SETTINGS, *map(_replacing, Session(tables).definitions())))
 

@@ -33,6 +33,8 @@ _CONFINEMENT = (
     "SET lock_configuration = true",
 )
 _BATCH_ROWS = 65_536
+# A row a run, each in a file of its own, which nearly every view asks for.
+_IN_MEMORY = ("runs",)
 _READING = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
 
 
@@ -53,15 +55,14 @@ class Session:
 
     def __init__(
         self,
-        tables: Mapping[str, ds.FileSystemDataset],
+        tables: Mapping[str, ds.UnionDataset],
         *,
         confined: bool = False,
         landlocked: bool = False,
         memory_bytes: int | None = None,
     ) -> None:
         self._confined = confined
-        local = all(dataset.filesystem.type_name == "local" for dataset in tables.values())
-        self._reads_files = local and (landlocked or not confined)
+        self._reads_files = is_local(tables) and (landlocked or not confined)
         self._made: list[str] = []
         self._connection = duckdb.connect(":memory:")
         with _one_line_errors():
@@ -70,18 +71,19 @@ class Session:
                 if self._reads_files:
                     self._declare(name, dataset)
                 else:
-                    self._connection.register(f"stored_{name}", dataset)
+                    self._connection.register(f"stored_{name}", dataset.to_table() if name in _IN_MEMORY else dataset)
             for statement in views.statements().values():
                 self._make(statement)
+            newest = self._name_the_newest_run()
             if confined:
                 self._comment({name: dataset.schema for name, dataset in tables.items()})
             if self._reads_files:
                 # Not sooner: each view made above would open every file to bind its columns.
                 for name, dataset in tables.items():
-                    self._bind(name, dataset)
+                    self._bind(name, dataset, newest)
             if landlocked:
-                files = [_quoted(file) for dataset in tables.values() for file in dataset.files]
-                self._connection.execute(f"SET allowed_paths = [{', '.join(files)}]")
+                files = ", ".join(_quoted(file) for dataset in tables.values() for file in files_of(dataset))
+                self._connection.execute(f"SET allowed_paths = [{files}]")
             for setting in _CONFINEMENT if confined else ():
                 self._connection.execute(setting)
 
@@ -145,19 +147,26 @@ class Session:
         weakref.finalize(self, stack.close)
         return stack.enter_context(scratch.directory("lru-spill."))
 
-    def _declare(self, name: str, dataset: ds.FileSystemDataset) -> None:
-        """Make `stored_<name>` without rows."""
+    def _declare(self, name: str, dataset: ds.UnionDataset) -> None:
+        """Make `stored_<name>` of what is in memory."""
         self._connection.register("no_rows", dataset.schema.empty_table())
-        self._connection.execute(f"CREATE TABLE no_{name} AS FROM no_rows")
+        self._connection.execute(f"CREATE TABLE memory_{name} AS FROM no_rows")
         self._connection.unregister("no_rows")
-        self._make(f"CREATE VIEW stored_{name} AS FROM no_{name};")
+        for rows in _stored(dataset) if name in _IN_MEMORY else ():
+            self._make(f"INSERT INTO memory_{name} BY NAME {rows};")
+        self._make(f"CREATE VIEW stored_{name} AS FROM memory_{name};")
 
-    def _bind(self, name: str, dataset: ds.FileSystemDataset) -> None:
-        """Make `stored_<name>`, with every column of the schema also where older files lack it."""
-        files = ", ".join(_quoted(file) for file in dataset.files)
-        stored = f"read_parquet([{files}], union_by_name = true, hive_partitioning = false)"
-        if files:
-            self._make(f"CREATE OR REPLACE VIEW stored_{name} AS FROM no_{name} UNION ALL BY NAME FROM {stored};")
+    def _bind(self, name: str, dataset: ds.UnionDataset, newest: str | None) -> None:
+        """Give `stored_<name>` the rows of files, with every column of the schema also where older ones lack it."""
+        if name not in _IN_MEMORY:
+            rows = " UNION ALL BY NAME ".join((f"FROM memory_{name}", *_stored(dataset, newest)))
+            self._make(f"CREATE OR REPLACE VIEW stored_{name} AS {rows};")
+
+    def _name_the_newest_run(self) -> str | None:
+        row = self._connection.execute("SELECT run_id FROM newest_run").fetchone()
+        newest = row[0] if row else None
+        self._make(f"CREATE OR REPLACE MACRO newest_run_id() AS {_quoted(newest) if newest else 'NULL'};")
+        return newest
 
     def _make(self, statement: str) -> None:
         self._connection.execute(statement)
@@ -167,6 +176,32 @@ class Session:
         """Say in DuckDB what every view and column means, for `duckdb_views()` and `duckdb_columns()`."""
         columns = self._connection.execute("SELECT table_name, column_name FROM duckdb_columns() WHERE NOT internal")
         self._connection.execute(views.comments(columns.fetchall(), schemas))
+
+
+def is_local(tables: Mapping[str, ds.UnionDataset]) -> bool:
+    """Return whether the files of these tables are in a directory of this machine."""
+    return all(part.filesystem.type_name == "local" for dataset in tables.values() for part in dataset.children)
+
+
+def files_of(dataset: ds.UnionDataset) -> list[str]:
+    """Return the files of a table."""
+    return [file for part in dataset.children for file in part.files]
+
+
+def _stored(dataset: ds.UnionDataset, newest: str | None = None) -> Iterator[str]:
+    """Yield what reads a table's files: for each schema version, whose files have the same columns.
+
+    :param newest: the run whose files are read apart. By the filters, true as they are, DuckDB sees that no other
+        file need be opened where that run is asked for.
+    """
+    for part in dataset.children:
+        files_where: dict[str, list[str]] = {}
+        for fragment in part.get_fragments():
+            run_id = ds.get_partition_keys(fragment.partition_expression).get("run_id")
+            where = f" WHERE run_id {'=' if run_id == newest else '!='} {_quoted(newest)}" if newest and run_id else ""
+            files_where.setdefault(where, []).append(_quoted(fragment.path))
+        for where, files in files_where.items():
+            yield f"FROM read_parquet([{', '.join(files)}], hive_partitioning = false){where}"
 
 
 @contextmanager

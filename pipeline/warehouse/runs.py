@@ -10,7 +10,7 @@ import json
 import re
 import secrets
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.dataset as ds
 from pyarrow import fs
 
@@ -209,13 +210,13 @@ def _match(store: Store, run: str, known: Sequence[str], what: str) -> str:
     raise WarehouseError(f"{store}: no {what} {run!a}; the newest is {known[-1]}")
 
 
-def tables(root: str | Path) -> dict[str, ds.FileSystemDataset]:
+def tables(root: str | Path) -> dict[str, ds.UnionDataset]:
     """Return every table over all published runs, a table without files too (0 rows, all columns)."""
     return datasets(runs(root))
 
 
 @contextmanager
-def reading(root: str | Path, chosen: Sequence[Manifest] | None = None) -> Iterator[dict[str, ds.FileSystemDataset]]:
+def reading(root: str | Path, chosen: Sequence[Manifest] | None = None) -> Iterator[dict[str, ds.UnionDataset]]:
     """Yield every table over published runs; what fails because one of those was expired says so instead.
 
     :param chosen: these of the runs, default all.
@@ -230,20 +231,37 @@ def reading(root: str | Path, chosen: Sequence[Manifest] | None = None) -> Itera
         raise
 
 
-def datasets(manifests: Sequence[Manifest]) -> dict[str, ds.FileSystemDataset]:
-    """Return every table over these runs, which are of one warehouse."""
-    paths: Mapping[str, list[str]] = {name: [] for name in schema.tables()}
-    for manifest in manifests:
-        for file in manifest.files:
-            # A later schema version may have tables that this one does not know.
-            paths.get(file.table, []).append(manifest.directory.file(file.path))
+def datasets(manifests: Sequence[Manifest]) -> dict[str, ds.UnionDataset]:
+    """Return every table over these runs, which are of one warehouse: a child for each schema version.
+
+    All files of a child have the same columns, so that one stands for all; each is known to be of its run, so that
+    none is opened for another one.
+    """
     filesystem = manifests[0].directory.filesystem if manifests else fs.LocalFileSystem()
-    return {
-        name: ds.FileSystemDataset.from_paths(
-            paths[name], schema=table.arrow, format=ds.ParquetFileFormat(), filesystem=filesystem
-        )
-        for name, table in schema.tables().items()
-    }
+    versions: dict[Any, list[Manifest]] = {}
+    for manifest in manifests:
+        versions.setdefault(manifest.versions.get("schema"), []).append(manifest)
+    found = {}
+    for name, table in schema.tables().items():
+        children = [_files(name, table.arrow, filesystem, of_version) for of_version in versions.values() or [[]]]
+        found[name] = ds.UnionDataset(table.arrow, children)
+    return found
+
+
+def _files(
+    name: str, arrow: pa.Schema, filesystem: fs.FileSystem, manifests: Sequence[Manifest]
+) -> ds.FileSystemDataset:
+    """Return the files of one table. A later schema version may have tables that this one does not know."""
+    files = [
+        (one.directory.file(file.path), one.run_id) for one in manifests for file in one.files if file.table == name
+    ]
+    return ds.FileSystemDataset.from_paths(
+        [file for file, _ in files],
+        schema=arrow,
+        format=ds.ParquetFileFormat(),
+        filesystem=filesystem,
+        partitions=[ds.field("run_id") == run_id for _, run_id in files],
+    )
 
 
 def read(root: str | Path, run_id: str) -> Manifest:

@@ -177,7 +177,7 @@ class Staging:
             self._write_tables()
             sync(self._made)
 
-    def tables(self) -> dict[str, ds.FileSystemDataset]:
+    def tables(self) -> dict[str, ds.UnionDataset]:
         """Return the tables that `write` made, for checks."""
         return datasets([self._manifest])
 

@@ -1,3 +1,3 @@
 -- What did the newest run cost each machine that it audited, or the collector that read its core?
 CREATE VIEW audit_cost AS
-SELECT * FROM audit_cost_at((SELECT run_id FROM newest_run));
+SELECT * FROM audit_cost_at(newest_run_id());

@@ -1,3 +1,3 @@
 -- What would the lazy kernel give back on each machine of the newest run, and by which of its three steps?
 CREATE VIEW lazy_savings AS
-SELECT * FROM lazy_savings_at((SELECT run_id FROM newest_run));
+SELECT * FROM lazy_savings_at(newest_run_id());

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
@@ -71,8 +71,13 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=["parquet", "arrow"])
-def reading(root, request):
-    return session(root, confined=request.param == "arrow")
+def binding(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def reading(root, binding):
+    return session(root, confined=binding == "arrow")
 
 
 @pytest.fixture(scope="module")
@@ -126,17 +131,35 @@ def test_both_bindings_answer_the_same(root, confined):
 
 def test_runs_written_with_fewer_columns_still_read(root, tmp_path):
     tables = warehouse.tables(root)
-    older = pq.read_table(tables["targets"].files[0]).drop_columns(["notes", "lazy_basis"])
-    pq.write_table(older, tmp_path / "targets-00000.parquet")
-    files = [str(tmp_path / "targets-00000.parquet"), *tables["targets"].files[1:]]
-    mixed = pa.dataset.FileSystemDataset.from_paths(
-        files, schema=tables["targets"].schema, format=tables["targets"].format, filesystem=tables["targets"].filesystem
+    (now,) = tables["targets"].children
+    pq.write_table(
+        pq.read_table(now.files[0]).drop_columns(["notes", "lazy_basis"]), tmp_path / "targets-00000.parquet"
     )
+
+    def part(*files: str) -> ds.FileSystemDataset:
+        return ds.FileSystemDataset.from_paths(files, schema=now.schema, format=now.format, filesystem=now.filesystem)
+
+    mixed = ds.UnionDataset(now.schema, [part(str(tmp_path / "targets-00000.parquet")), part(*now.files[1:])])
     for confined in (False, True):
         reading = query.Session({**tables, "targets": mixed}, confined=confined)
         found = reading.rows("SELECT target, lazy_basis FROM targets ORDER BY run_id, target")
         assert [row["lazy_basis"] for row in found] == [None, None, "online", None, "online", "online"]
         assert reading.sql("FROM targets").column_names == tables["targets"].schema.names
+
+
+def test_no_file_of_another_run_is_opened_for_the_newest(tmp_path, binding):
+    """The others' files are no Parquet any more but for those of the first, which says what columns they have."""
+    ids = [f"2025010{day}T000000Z-00000001" for day in range(1, 5)]
+    first, *others, _ = [publish(tmp_path, ok("a"), ok("b", mounts=3), run_id=run_id) for run_id in ids]
+    whole = session(tmp_path, confined=binding == "arrow").sql("FROM host_waste")
+    for directory in [*others, *([first] if binding == "arrow" else [])]:
+        for table in ("targets", "list_lrus", "superblocks", "memcgs"):
+            (directory / f"{table}-00000.parquet").write_bytes(b"no Parquet")
+    asked = session(tmp_path, confined=binding == "arrow")
+    assert asked.sql("FROM host_waste").equals(whole)
+    assert asked.rows("SELECT count(*) AS n FROM fstype_waste")[0]["n"] > 0
+    with pytest.raises(query.QueryError):
+        asked.rows("SELECT sum(reads) FROM targets")
 
 
 def test_a_directory_named_like_a_partition_adds_no_column(tmp_path):
@@ -308,7 +331,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("statement", HOSTILE)
 def test_a_hostile_statement_is_refused(root, confined, tmp_path, statement):
-    parquet = warehouse.tables(root)["targets"].files[0]
+    parquet = warehouse.tables(root)["targets"].children[0].files[0]
     before = sorted(path for path in root.rglob("*"))
     with pytest.raises(query.QueryError) as error:
         confined.sql(statement.format(file=tmp_path / "out", directory=root, parquet=parquet))

@@ -60,7 +60,7 @@ def test_a_comment_is_the_meaning_and_the_unit(confined, view, column, comment):
 
 
 def test_the_parquet_files_say_what_their_columns_mean(root):
-    schema = pq.read_schema(warehouse.tables(root)["targets"].files[0])
+    schema = pq.read_schema(warehouse.tables(root)["targets"].children[0].files[0])
     assert schema.metadata[b"meaning"] == b"One row for every target of a run"
     assert schema.field("duration_ms").metadata[b"unit"] == b"ms"
     assert schema.field("memory_bytes").metadata[b"source"] == b"_totalram_pages"

@@ -68,7 +68,7 @@ class Case(pytest.Item):
         return self.path, 0, f"{self.path.parent.name}/{self.path.stem} [{self.name}]"
 
 
-def given(directory: Path, rows: dict[str, list[dict[str, Any]]]) -> dict[str, ds.FileSystemDataset]:
+def given(directory: Path, rows: dict[str, list[dict[str, Any]]]) -> dict[str, ds.UnionDataset]:
     datasets = {}
     for name, table in schema.tables().items():
         for row in rows.get(name, ()):
@@ -78,7 +78,8 @@ def given(directory: Path, rows: dict[str, list[dict[str, Any]]]) -> dict[str, d
             nullable = pa.schema([field.with_nullable(True) for field in table.arrow])
             paths = [str(directory / f"{name}.parquet")]
             pq.write_table(pa.Table.from_pylist(rows[name], schema=nullable), paths[0])
-        datasets[name] = ds.FileSystemDataset.from_paths(
+        files = ds.FileSystemDataset.from_paths(
             paths, schema=table.arrow, format=ds.ParquetFileFormat(), filesystem=pa.fs.LocalFileSystem()
         )
+        datasets[name] = ds.UnionDataset(table.arrow, [files])
     return datasets

@@ -153,5 +153,5 @@ def directory_of(published: warehouse.Manifest) -> Path:
 
 def session(root: Any, **options: Any) -> query.Session:
     """A session over a warehouse."""
-    tables: dict[str, ds.FileSystemDataset] = warehouse.tables(root)
+    tables: dict[str, ds.UnionDataset] = warehouse.tables(root)
     return query.Session(tables, **options)

@@ -396,7 +396,7 @@ def test_readers_see_whole_runs_while_two_drivers_publish_and_runs_expire(tmp_pa
             assert "was expired meanwhile: run the command again" in str(error)  # noqa: PT017
             continue
         assert {row["n"] for row in rows} == {2}
-        assert len(rows) == len(tables["targets"].files)
+        assert len(rows) == len(list(tables["targets"].get_fragments()))
     for driver in drivers:
         assert driver.communicate()[1] == ""
     _, err = expirer.communicate("\n", timeout=120)

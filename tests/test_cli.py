@@ -237,7 +237,7 @@ def test_a_report_goes_into_a_pipe_and_does_not_replace_it(warehouse: Path, tmp_
         (("run", "a", "--timeout", "0"), cli.USAGE, "seconds"),
         (("estimate", "--superblocks", "1", "--nodes", "0", "--cache-ids", "1"), cli.USAGE, "between 1 and 1024"),
         (("estimate", "--superblocks", "1", "--nodes", "1", "--cache-ids", "70000"), cli.USAGE, "65535"),
-        (("report", "-w", "/nonexistent"), cli.FAILED, "no published run"),
+        (("report", "-w", "/nonexistent"), cli.FAILED, "/nonexistent: no published run; make one with: lru-audit run"),
         (("sql",), cli.USAGE, "one query"),
         (("sql", "-f", "/nonexistent/query.sql"), cli.FAILED, "/nonexistent/query.sql"),
         (("sql", "DROP TABLE runs"), cli.FAILED, "reading statement"),

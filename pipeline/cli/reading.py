@@ -26,7 +26,10 @@ def report(args: argparse.Namespace) -> int:
     if form == "prometheus":
         render = functools.partial(report.prometheus, max_series=args.max_series)
     with warehouse.reading(args.warehouse) as tables:
-        found = report.build(query.Session(tables), run_id, args.audit)
+        try:
+            found = report.build(query.Session(tables), run_id, args.audit)
+        except query.QueryError as error:
+            raise query.QueryError(f"{args.warehouse}: {error}") from error
         with output.opened(args.output, binary=form == "parquet") as file:
             render(found, file)
         return FIRED if fired(args.fail_if, found) else OK

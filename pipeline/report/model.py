@@ -164,13 +164,13 @@ def build(session: Session, run_id: str | None = None, audit: str | None = None)
     """
     if run_id is not None:
         found = session.sql("FROM runs WHERE run_id = $run", {"run": run_id})
-        missing = f"no published run {run_id!a} in this warehouse"
+        missing = f"no published run {run_id!a}"
     elif audit is not None:
         found = session.sql("FROM latest_runs WHERE audit = $audit", {"audit": audit})
-        missing = f"no published run of audit {audit!a} in this warehouse"
+        missing = f"no published run of audit {audit!a}"
     else:
         found = session.sql("FROM runs SEMI JOIN newest_run USING (run_id)")
-        missing = "no published run in this warehouse; make one with: lru-audit run TARGET..."
+        missing = "no published run; make one with: lru-audit run TARGET..."
     if not len(found):
         raise QueryError(missing)
     return Report(session, found)

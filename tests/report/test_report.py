@@ -68,7 +68,7 @@ def hostile(tmp_path_factory):
 
 
 def test_there_is_nothing_to_report_in_an_empty_warehouse(tmp_path):
-    with pytest.raises(query.QueryError, match="no published run in this warehouse; make one with: lru-audit run"):
+    with pytest.raises(query.QueryError, match="no published run; make one with: lru-audit run"):
         report.build(session(tmp_path))
 
 

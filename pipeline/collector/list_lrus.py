@@ -78,32 +78,50 @@ def walk(prog, layout, sbs, memcgs, likely=None, verify=False):
     :param layout: from layouts.detect(), not ``none``. :param sbs: of SuperBlock. :param memcgs: of Memcg.
     :param likely: address of a list_lru to the Memcgs that are likely to have items there; only if these do not have
         all of them the others are looked at. :param verify: measure every pointer array, look at every slot.
-    :raises CollectError: ``bad_core``: a list does not end, arrays were replaced meanwhile, or what is verified is not
-        as the sample.
+    :raises CollectError: ``bad_core``: a list does not end, arrays are missing or were replaced meanwhile, or what is
+        verified is not as the sample.
     """
     found = Found(layout)
     found.list_lrus = [ListLru(owned) for owned in owners.find(prog, sbs)]
     walked = _WALKS[layout](prog, found, memcgs, likely or {}, verify)
     walked.read()
     if is_running(prog):
-        _leave_out_gone(prog, found, sbs, walked.replaced())
+        _leave_out_gone(prog, found, sbs, walked)
     for lru in found.list_lrus:
         if lru.memcg_aware and not lru.nodes:
             raise CollectError("bad_core", "list_lru 0x%x is memcg-aware and has no arrays for memcgs" % lru.address)
     return found
 
 
-def _leave_out_gone(prog, found, sbs, replaced):
-    """Leave out the list_lrus of superblocks that went away; what is left has to have the arrays that were sized."""
-    # Asked after the arrays, or it could go between. Another one may have come to its address.
-    listed = superblocks.listed(prog)
-    found.gone = {sb.address for sb in sbs if listed.get(sb.address) != sb.root}
+def _leave_out_gone(prog, found, sbs, walked):
+    """Leave out the list_lrus of what went away; what is left has to have the arrays that were sized.
+
+    list_lru_destroy() comes before a superblock is taken off its list: the superblocks are asked for again after the
+    arrays, and before, as memory that was freed leads anywhere.
+    """
+    found.gone = _gone(prog, sbs)
+    replaced = walked.replaced([lru for lru in found.list_lrus if lru.superblock not in found.gone])
+    found.gone |= _gone(prog, sbs)
     for lru in replaced:
-        if lru.superblock not in found.gone:
+        if lru.superblock in found.gone:
+            continue
+        if lru.superblock or lru.memcg_aware:
             raise CollectError("bad_core", "the arrays of list_lru 0x%x were replaced during the walk" % lru.address)
+        # Such as the two of an xfs that is unmounted; it holds next to nothing.
+        found.raced.append("list_lru 0x%x went away during the walk" % lru.address)
+        found.list_lrus.remove(lru)
     if found.gone:
         found.raced.append("%d superblocks went away during the walk" % len(found.gone))
         found.list_lrus = [lru for lru in found.list_lrus if lru.superblock not in found.gone]
+
+
+def _gone(prog, sbs):
+    """Return the addresses of superblocks that are no longer there; another one at its address has another root.
+
+    One that is only being mounted has none at first.
+    """
+    listed = superblocks.listed(prog)
+    return {sb.address for sb in sbs if sb.address not in listed or sb.root not in (0, listed[sb.address])}
 
 
 def _within(low, value, high, what):
@@ -150,7 +168,7 @@ class _Walk:
 
     def alive(self):
         """Yield the _State of each list_lru that was not destroyed; size its node array, count the root's items."""
-        self.states = self.look()
+        self.states = self.look(self.found.list_lrus)
         for state in self.states:
             if not state.nodes:
                 continue
@@ -161,9 +179,8 @@ class _Walk:
             lru.root_items = sum(max(0, node.root_items) for node in state.nodes)
             yield state
 
-    def look(self):
-        """Return the _State of each list_lru."""
-        lrus = self.found.list_lrus
+    def look(self, lrus):
+        """Return the _State of each of some list_lrus."""
         list_lru_type, holder_type = self.prog.type("struct list_lru"), layouts.holder_type(self.prog)
         holder = Members(self.prog, holder_type, **self.holder_paths)
         data = read_each(self.prog, [lru.address for lru in lrus], sizeof(list_lru_type))
@@ -178,16 +195,16 @@ class _Walk:
             data = read_each(self.prog, [ext for ext in holders.values() if ext], sizeof(holder_type))
         fields = {address: holder.decode(data[address]) for address in data}
         # list_lru_destroy() leaves no node array while the superblock is still on its list.
-        arrays = [found.node for found in fields.values() if found.node]
+        arrays = [held.node for held in fields.values() if held.node]
         data = read_each(self.prog, arrays, self.node_bytes * self.nr_node_ids)
         states = []
         for lru in lrus:
             at = holders[lru.address]
-            found, nodes = fields.get(at), []
-            if found and found.node:
-                array = data[found.node]
+            held, nodes = fields.get(at), []
+            if held and held.node:
+                array = data[held.node]
                 nodes = [self.node.decode(array, nid * self.node_bytes) for nid in range(self.nr_node_ids)]
-            states.append(_State(lru, at, found, memcg_aware[lru.address], nodes))
+            states.append(_State(lru, at, held, memcg_aware[lru.address], nodes))
         return states
 
     def size_of(self, what, address):
@@ -236,9 +253,10 @@ class _Walk:
                         % (lru.address, lru.memcg_items, counted)
                     )
 
-    def replaced(self):
-        """Return the list_lrus whose arrays are no longer where they were: freed, made, or replaced by larger ones."""
-        return [then.lru for then, now in zip(self.states, self.look()) if self.arrays_of(then) != self.arrays_of(now)]
+    def replaced(self, lrus):
+        """Return which list_lrus' arrays are no longer where they were: freed, made, or replaced by larger ones."""
+        then = {state.lru.address: self.arrays_of(state) for state in self.states}
+        return [now.lru for now in self.look(lrus) if self.arrays_of(now) != then[now.lru.address]]
 
     def arrays_of(self, state):
         """Return the addresses of a list_lru's arrays."""
@@ -394,7 +412,7 @@ class _Mlrus(_PerMemcg):
         for alive in self.alive():
             lru, array = alive.lru, alive.fields.mlrus
             lru.memcg_aware = bool(array) if alive.memcg_aware is None else alive.memcg_aware
-            if not lru.memcg_aware:
+            if not lru.memcg_aware or not array:
                 continue
             lru.nodes = 1
             lru.pointer_array_bytes = self.arrays.size_of(array)

@@ -115,7 +115,8 @@ def test_damage_to_an_eager_kernel_gives_no_numbers(damage: Callable[[Program], 
     assert_no_numbers(EAGER, damage)
 
 
-# What changes under a walk. superblocks.listed() is asked right after it, so there the kernel changes.
+# What changes under a walk. superblocks.listed() is asked right after it, before the arrays are looked at again, so
+# there the kernel changes.
 
 
 def audit_while(monkeypatch: pytest.MonkeyPatch, core: Core, change: Callable[[Program], object]) -> snapshot.Snapshot:
@@ -178,12 +179,12 @@ def read_before(monkeypatch: pytest.MonkeyPatch, before: Callable[[Program], dic
     """Let words be as they were before when the list_lrus are looked at first, and as in the core when again."""
     look = list_lrus._Walk.look
 
-    def first(self: list_lrus._Walk) -> list[list_lrus._State]:
+    def first(self: list_lrus._Walk, lrus: list[list_lrus.ListLru]) -> list[list_lrus._State]:
         words = before(self.prog)
         now = {at: self.prog.read_word(at) for at in words}
         for at, value in words.items():
             word(self.prog, at, value)
-        states = look(self)
+        states = look(self, lrus)
         for at, value in now.items():
             word(self.prog, at, value)
         monkeypatch.setattr(list_lrus._Walk, "look", look)
@@ -235,6 +236,64 @@ def test_a_superblock_at_the_address_of_one_that_went_away_is_not_taken_for_it(
     assert target["list_lrus"] == EAGER.target["list_lrus"] - 2
     assert target["consistency"] == "raced"
     assert reused not in {row[0] for row in found.superblocks.rows}
+
+
+def test_memory_of_a_superblock_that_went_away_leads_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = next(sb["address"] for sb in EAGER.rows("superblocks") if sb["mountpoint"] == "/m/tmpfs7")
+
+    def reused(prog: Program) -> int:
+        word(prog, pointer(EAGER, gone, "node"), 0xDEADBEEFCAFE1234)
+        return gone
+
+    found = audit_while(monkeypatch, EAGER, reused)
+    assert len(found.list_lrus.rows) == EAGER.target["list_lrus"] - 2
+
+
+def test_a_superblock_that_was_mounted_meanwhile_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """sget() puts it on the list with its list_lrus, fill_super() gives it a root."""
+    mounted = next(sb["address"] for sb in EAGER.rows("superblocks") if sb["mountpoint"] == "/m/tmpfs7")
+    walk = superblocks.walk
+
+    def without_a_root(prog: Program) -> list[superblocks.SuperBlock]:
+        sbs = walk(prog)
+        next(sb for sb in sbs if sb.address == mounted).root = 0
+        return sbs
+
+    monkeypatch.setattr(superblocks, "walk", without_a_root)
+    found = audit_while(monkeypatch, EAGER, lambda prog: None)
+    assert mounted in {row[0] for row in found.superblocks.rows}
+
+
+@pytest.mark.parametrize("memcg_aware", [False, True])
+def test_a_list_of_no_superblock_that_went_away_is_left_out_if_it_is_not_memcg_aware(
+    monkeypatch: pytest.MonkeyPatch, memcg_aware: bool
+) -> None:
+    """An unmounted xfs takes two with it. Those with lists for memcgs come and go with superblocks alone."""
+    address = next(lru["address"] for lru in EAGER.rows("list_lrus") if lru["owner"] == "symbol")
+    list_lru = EAGER.kernel.prog.type("struct list_lru")
+    look = list_lrus._Walk.look
+
+    def of_no_memcg(self: list_lrus._Walk, lrus: list[list_lrus.ListLru]) -> list[list_lrus._State]:
+        if not memcg_aware:
+            overlay(self.prog, address + offsetof(list_lru, "memcg_aware"), b"\0")
+        return look(self, lrus)
+
+    monkeypatch.setattr(list_lrus._Walk, "look", of_no_memcg)
+
+    def destroyed(prog: Program) -> None:
+        word(prog, address + offsetof(list_lru, "node"), 0)
+
+    if memcg_aware:
+        with pytest.raises(CollectError, match=r"arrays of list_lru 0x\w+ were replaced"):
+            audit_while(monkeypatch, EAGER, destroyed)
+        return
+    found = audit_while(monkeypatch, EAGER, destroyed)
+    assert address not in {row[found.list_lrus.columns.index("address")] for row in found.list_lrus.rows}
+    target = dict(zip(found.target.columns, found.target.rows[0], strict=True))
+    assert (target["consistency"], target["notes"]) == (
+        "raced",
+        f"list_lru {address:#x} went away during the walk",
+    )
 
 
 def test_a_core_that_lost_all_arrays_of_a_list_gives_no_numbers() -> None:

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from drgn import Program
 
 from pipeline.collector import kallsyms, layouts, list_lrus, snapshot, superblocks
 from pipeline.collector.kernel import open_kernel
@@ -159,7 +160,7 @@ class Machine:
     def superblock(self) -> tuple[int, int]:
         """A superblock, of which only the list_lrus count; their addresses."""
         at = self.kernel.slab("kmalloc-512")
-        self.sbs.append(SimpleNamespace(address=at))
+        self.sbs.append(SimpleNamespace(address=at, root=1))
         size = self.kernel.prog.type("struct list_lru").size
         return at + 16, at + 16 + size
 
@@ -309,6 +310,47 @@ def test_a_layout_is_told_and_sized(layout: str, members: tuple[str, ...]) -> No
     assert lrus[unaware].memcg_aware is not told
     assert sizes(lrus[unaware])[1:] == (0, 0, 0, SIZES[layout][0][4], 0)
     assert (lrus[unaware].root_items, lrus[unaware].memcg_items) == (4, 0)
+
+
+@pytest.mark.parametrize(
+    ("layout", "pointer"),
+    [(layout, "node") for layout in LAYOUTS] + [(layout, "mlrus") for layout in LAYOUTS if "mlrus" in layout],
+)
+def test_what_is_replaced_under_a_walk_gives_no_numbers(
+    monkeypatch: pytest.MonkeyPatch, layout: str, pointer: str
+) -> None:
+    machine = Machine(layout)
+    dentry, inode = machine.superblock()
+    for at in (dentry, inode):
+        machine.list_lru(at, used=machine.online)
+    sbs = {sb.address: sb.root for sb in machine.sbs}
+    monkeypatch.setattr(list_lrus, "is_running", lambda prog: True)
+    monkeypatch.setattr(superblocks, "listed", lambda prog: sbs)
+    found, lrus = machine.walk()
+    assert (found.raced, found.gone) == ([], set())
+    assert sizes(lrus[inode]) == SIZES[layout][0]
+
+    def replaced(prog: Program) -> dict[int, int]:
+        holder, struct_name = inode, "struct list_lru"
+        if layout.startswith("ext_"):
+            holder, struct_name = prog.read_word(inode), "struct list_lru_ext"
+        machine.kernel.put(holder, struct_name, **{pointer: machine.kernel.slab("kmalloc-256")})
+        return sbs
+
+    monkeypatch.setattr(superblocks, "listed", replaced)
+    with pytest.raises(CollectError, match="were replaced during the walk"):
+        machine.walk()
+
+
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if "xarray" not in layout])
+def test_a_list_of_memcgs_without_their_arrays_gives_no_numbers(layout: str) -> None:
+    machine = Machine(layout)
+    dentry, inode = machine.superblock()
+    machine.list_lru(dentry, used=machine.online)
+    machine.list_lru(inode, aware=False)
+    machine.kernel.put(inode, "struct list_lru", memcg_aware=True)
+    with pytest.raises(CollectError, match=f"list_lru 0x{inode:x} is memcg-aware and has no arrays"):
+        machine.walk()
 
 
 @pytest.mark.parametrize(

@@ -152,8 +152,9 @@ class Session:
         self._connection.register("no_rows", dataset.schema.empty_table())
         self._connection.execute(f"CREATE TABLE memory_{name} AS FROM no_rows")
         self._connection.unregister("no_rows")
+        columns = ", ".join(map(_quoted, dataset.schema.names))  # a later version's files have more
         for rows in _stored(dataset) if name in _IN_MEMORY else ():
-            self._make(f"INSERT INTO memory_{name} BY NAME {rows};")
+            self._make(f"INSERT INTO memory_{name} BY NAME SELECT COLUMNS(lambda name: name IN ({columns})) {rows};")
         self._make(f"CREATE VIEW stored_{name} AS FROM memory_{name};")
 
     def _bind(self, name: str, dataset: ds.UnionDataset, newest: str | None) -> None:

@@ -234,13 +234,13 @@ def reading(root: str | Path, chosen: Sequence[Manifest] | None = None) -> Itera
 def datasets(manifests: Sequence[Manifest]) -> dict[str, ds.UnionDataset]:
     """Return every table over these runs, which are of one warehouse: a child for each schema version.
 
-    All files of a child have the same columns, so that one stands for all; each is known to be of its run, so that
-    none is opened for another one.
+    All files of a child have the same columns, so that one stands for all. Each is known to be of its run: Arrow opens
+    none where another run is asked for.
     """
     filesystem = manifests[0].directory.filesystem if manifests else fs.LocalFileSystem()
-    versions: dict[Any, list[Manifest]] = {}
+    versions: dict[int, list[Manifest]] = {}
     for manifest in manifests:
-        versions.setdefault(manifest.versions.get("schema"), []).append(manifest)
+        versions.setdefault(manifest.versions["schema"], []).append(manifest)
     found = {}
     for name, table in schema.tables().items():
         children = [_files(name, table.arrow, filesystem, of_version) for of_version in versions.values() or [[]]]
@@ -281,6 +281,8 @@ def find(store: Store, run_id: str) -> Manifest | None:
             content = json.loads(file.read())
         if content.pop("manifest_version") != MANIFEST_VERSION:
             raise ValueError("written by another version of list-lru-audit")
+        if not isinstance(content["versions"]["schema"], int):
+            raise TypeError("the schema's version is no number")
         content["files"] = tuple(File(**file) for file in content["files"])
         for name in ("started_at", "finished_at"):
             content[name] = datetime.fromisoformat(content[name])

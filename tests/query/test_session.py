@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -145,6 +146,22 @@ def test_runs_written_with_fewer_columns_still_read(root, tmp_path):
         found = reading.rows("SELECT target, lazy_basis FROM targets ORDER BY run_id, target")
         assert [row["lazy_basis"] for row in found] == [None, None, "online", None, "online", "online"]
         assert reading.sql("FROM targets").column_names == tables["targets"].schema.names
+
+
+def test_a_run_of_a_later_version_still_reads(tmp_path, binding):
+    """Its tables may have one more column each."""
+    publish(tmp_path, ok("a"), run_id="20250101T000000Z-00000001")
+    whole = session(tmp_path).sql("FROM host_waste")
+    later = publish(tmp_path, ok("a"), run_id="20250102T000000Z-00000001")
+    for file in later.glob("*.parquet"):
+        found = pq.read_table(file)
+        pq.write_table(found.append_column("later", pa.array([1] * len(found))), file)
+    manifest = json.loads((later / "manifest.json").read_text())
+    manifest["versions"]["schema"] += 1
+    (later / "manifest.json").write_text(json.dumps(manifest))
+    asked = session(tmp_path, confined=binding == "arrow")
+    assert asked.sql("FROM host_waste").drop_columns("run_id").equals(whole.drop_columns("run_id"))
+    assert len(asked.sql("FROM runs")) == len(asked.sql("FROM targets")) == 2
 
 
 def test_no_file_of_another_run_is_opened_for_the_newest(tmp_path, binding):

@@ -33,8 +33,6 @@ _CONFINEMENT = (
     "SET lock_configuration = true",
 )
 _BATCH_ROWS = 65_536
-# A row a run, each in a file of its own, which nearly every view asks for.
-_IN_MEMORY = ("runs",)
 _READING = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
 
 
@@ -71,7 +69,9 @@ class Session:
                 if self._reads_files:
                     self._declare(name, dataset)
                 else:
-                    self._connection.register(f"stored_{name}", dataset.to_table() if name in _IN_MEMORY else dataset)
+                    self._connection.register(f"stored_{name}", dataset.to_table() if name == "runs" else dataset)
+            if self._reads_files:
+                self._keep_runs(tables["runs"])
             for statement in views.statements().values():
                 self._make(statement)
             newest = self._name_the_newest_run()
@@ -80,7 +80,8 @@ class Session:
             if self._reads_files:
                 # Not sooner: each view made above would open every file to bind its columns.
                 for name, dataset in tables.items():
-                    self._bind(name, dataset, newest)
+                    if name != "runs":
+                        self._bind(name, dataset, newest)
             if landlocked:
                 files = ", ".join(_quoted(file) for dataset in tables.values() for file in files_of(dataset))
                 self._connection.execute(f"SET allowed_paths = [{files}]")
@@ -152,16 +153,18 @@ class Session:
         self._connection.register("no_rows", dataset.schema.empty_table())
         self._connection.execute(f"CREATE TABLE memory_{name} AS FROM no_rows")
         self._connection.unregister("no_rows")
-        columns = ", ".join(map(_quoted, dataset.schema.names))  # a later version's files have more
-        for rows in _stored(dataset) if name in _IN_MEMORY else ():
-            self._make(f"INSERT INTO memory_{name} BY NAME SELECT COLUMNS(lambda name: name IN ({columns})) {rows};")
         self._make(f"CREATE VIEW stored_{name} AS FROM memory_{name};")
+
+    def _keep_runs(self, runs: ds.UnionDataset) -> None:
+        """Read the runs into memory: a row each, in a file of its own, which nearly every view asks for."""
+        columns = ", ".join(map(_quoted, runs.schema.names))  # a later version's files have more
+        for rows in _stored(runs):
+            self._make(f"INSERT INTO memory_runs BY NAME SELECT COLUMNS(lambda name: name IN ({columns})) {rows};")
 
     def _bind(self, name: str, dataset: ds.UnionDataset, newest: str | None) -> None:
         """Give `stored_<name>` the rows of files, with every column of the schema also where older ones lack it."""
-        if name not in _IN_MEMORY:
-            rows = " UNION ALL BY NAME ".join((f"FROM memory_{name}", *_stored(dataset, newest)))
-            self._make(f"CREATE OR REPLACE VIEW stored_{name} AS {rows};")
+        rows = " UNION ALL BY NAME ".join((f"FROM memory_{name}", *_stored(dataset, newest)))
+        self._make(f"CREATE OR REPLACE VIEW stored_{name} AS {rows};")
 
     def _name_the_newest_run(self) -> str | None:
         row = self._connection.execute("SELECT run_id FROM newest_run").fetchone()

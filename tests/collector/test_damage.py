@@ -264,36 +264,35 @@ def test_a_superblock_that_was_mounted_meanwhile_stays(monkeypatch: pytest.Monke
     assert mounted in {row[0] for row in found.superblocks.rows}
 
 
-@pytest.mark.parametrize("memcg_aware", [False, True])
-def test_a_list_of_no_superblock_that_went_away_is_left_out_if_it_is_not_memcg_aware(
-    monkeypatch: pytest.MonkeyPatch, memcg_aware: bool
-) -> None:
-    """An unmounted xfs takes two with it. Those with lists for memcgs come and go with superblocks alone."""
-    address = next(lru["address"] for lru in EAGER.rows("list_lrus") if lru["owner"] == "symbol")
-    list_lru = EAGER.kernel.prog.type("struct list_lru")
+def symbols_list() -> int:
+    """The address of a list_lru of no superblock."""
+    return next(lru["address"] for lru in EAGER.rows("list_lrus") if lru["owner"] == "symbol")
+
+
+def destroyed(prog: Program) -> None:
+    word(prog, symbols_list() + offsetof(prog.type("struct list_lru"), "node"), 0)
+
+
+def test_an_unaware_list_of_no_superblock_that_went_away_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unmounted xfs takes two with it."""
     look = list_lrus._Walk.look
 
     def of_no_memcg(self: list_lrus._Walk, lrus: list[list_lrus.ListLru]) -> list[list_lrus._State]:
-        if not memcg_aware:
-            overlay(self.prog, address + offsetof(list_lru, "memcg_aware"), b"\0")
+        overlay(self.prog, symbols_list() + offsetof(self.prog.type("struct list_lru"), "memcg_aware"), b"\0")
         return look(self, lrus)
 
     monkeypatch.setattr(list_lrus._Walk, "look", of_no_memcg)
-
-    def destroyed(prog: Program) -> None:
-        word(prog, address + offsetof(list_lru, "node"), 0)
-
-    if memcg_aware:
-        with pytest.raises(CollectError, match=r"arrays of list_lru 0x\w+ were replaced"):
-            audit_while(monkeypatch, EAGER, destroyed)
-        return
     found = audit_while(monkeypatch, EAGER, destroyed)
-    assert address not in {row[found.list_lrus.columns.index("address")] for row in found.list_lrus.rows}
+    assert symbols_list() not in {row[found.list_lrus.columns.index("address")] for row in found.list_lrus.rows}
     target = dict(zip(found.target.columns, found.target.rows[0], strict=True))
-    assert (target["consistency"], target["notes"]) == (
-        "raced",
-        f"list_lru {address:#x} went away during the walk",
-    )
+    notes = f"list_lru {symbols_list():#x} went away during the walk"
+    assert (target["consistency"], target["notes"]) == ("raced", notes)
+
+
+def test_a_list_for_memcgs_of_no_superblock_that_went_away_gives_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those come and go with superblocks alone."""
+    with pytest.raises(CollectError, match=r"arrays of list_lru 0x\w+ were replaced"):
+        audit_while(monkeypatch, EAGER, destroyed)
 
 
 def test_a_core_that_lost_all_arrays_of_a_list_gives_no_numbers() -> None:

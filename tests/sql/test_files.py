@@ -23,7 +23,7 @@ def test_a_file_is_one_statement_under_the_question_that_it_answers(name):
     (statement,) = duckdb.extract_statements(text)
     made = {
         "views": rf"^CREATE VIEW {stem} AS$",
-        "macros": rf"^CREATE MACRO {stem}\([a-z_, ]*\) AS( TABLE)?$",
+        "macros": rf"^CREATE MACRO {stem}\(([a-z_]+(, [a-z_]+)*)?\) AS( TABLE)?$",
         "checks": "",
         "reports": "",
     }[folder]

@@ -7,7 +7,8 @@ import os
 import re
 import sys
 
-from pipeline import output, query, warehouse
+from pipeline import query, warehouse
+from pipeline.common import output
 from pipeline.report import rows
 
 _QUERY_BYTES = 1 << 20

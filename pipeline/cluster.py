@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
 
-from pipeline import runner, scratch
+from pipeline import runner
+from pipeline.common import scratch
 from pipeline.plan import Node
 
 _CONNECT_S = 10.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from pipeline.collector import cost
-from pipeline.text import human_bytes
+from pipeline.common.text import human_bytes
 
 # Lazy kernels by the first release of their layout: which they are, and sizeof(struct list_lru_one) on x86_64.
 _LAYOUTS = {"5.18": ("v5.18-6.12", 24), "6.13": ("v6.13+", 32)}

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.collector import cost
-from pipeline.text import human_bytes, printable
+from pipeline.common.text import human_bytes, printable
 
 _SUMMED = (
     "list_lru_one_objects",

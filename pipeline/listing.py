@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, TextIO
 
-from pipeline.text import human_bytes, printable
+from pipeline.common.text import human_bytes, printable
 
 _HEAD = ("run", "audit", "state", "started (UTC)", "took", "targets", "good", "complete", "size", "revises")
 _RIGHT = ("took", "targets", "good", "size")

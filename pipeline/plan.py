@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.common.text import printable
 from pipeline.inventory import Target
-from pipeline.text import printable
 
 HERE = "here"
 """The node where the command was typed; fanout knows its id."""

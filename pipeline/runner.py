@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 from pipeline import frame, launch, transports
 from pipeline.collector.status import OUT_OF_MEMORY
+from pipeline.common.text import printable
 from pipeline.inventory import Target
-from pipeline.text import printable
 
 _GRACE_S = 2.0  # between SIGTERM and SIGKILL
 _REAP_S = 5.0  # after SIGKILL; a child in uninterruptible sleep (a dead NFS server) outlives that

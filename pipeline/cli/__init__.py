@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from pipeline import output
+from pipeline.common import output
 
 from .arguments import parser
 from .exits import FAILED, FIRED, INTERRUPTED, NONE_GOOD, OK, SOME_NOT_GOOD, USAGE

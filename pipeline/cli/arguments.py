@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
-from pipeline.text import parsed_bytes
+from pipeline.common.text import parsed_bytes
 
 from . import collecting, reading
 from .exits import EXPLAINED, OK

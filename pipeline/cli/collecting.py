@@ -275,7 +275,8 @@ def _kept(staging: Staging) -> Iterator[None]:
 
 def _published(args: argparse.Namespace, staging: Staging) -> int:
     """Publish a run of which every target has an outcome, and print the ranking."""
-    from pipeline import output, query, report, warehouse
+    from pipeline import query, report, warehouse
+    from pipeline.common import output
 
     with _kept(staging):
         published = staging.publish(query.check)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.text import printable
+from pipeline.common.text import printable
 
 from .exits import FAILED, FIRED, OK, UsageError
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 def report(args: argparse.Namespace) -> int:
-    from pipeline import output, query, report, warehouse
+    from pipeline import query, report, warehouse
+    from pipeline.common import output
 
     run_id = args.run and warehouse.resolve(args.warehouse, args.run, args.audit)
     form = args.format or output.form(args.output, report.RENDERERS, "text")

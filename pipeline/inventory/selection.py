@@ -7,8 +7,8 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from pipeline.common.text import printable
 from pipeline.inventory.target import Target
-from pipeline.text import printable
 
 
 class Selection:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.text import printable
+from pipeline.common.text import printable
 
 
 def quote(value: object) -> str:

@@ -18,8 +18,8 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.dataset as ds
 
+from pipeline.common.text import human_bytes
 from pipeline.query.session import QueryError, Session
-from pipeline.text import human_bytes
 
 EXPLAINED = 3
 """The child's exit code where the result's file holds the reason, as text, instead of a result."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pyarrow.dataset as ds
 
-from pipeline import data
+from pipeline.common import data
 from pipeline.query.session import QueryError, Session
 
 # A run of 100,000 targets takes 4 GB otherwise, for a tenth less of CPU time; the rest is spilled.

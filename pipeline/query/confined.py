@@ -26,11 +26,11 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from pipeline import data
+from pipeline.common import data
+from pipeline.common.text import human_bytes, printable
 from pipeline.query import landlock
 from pipeline.query.answer import EXPLAINED, Request
 from pipeline.query.session import QueryError, files_of, half_of_memory_bytes, is_local
-from pipeline.text import human_bytes, printable
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = [Path(str(package.__file__)).resolve().parents[1] for package in (duckdb, pa)]

@@ -17,7 +17,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from pipeline import scratch
+from pipeline.common import scratch
 from pipeline.query import views
 
 # Drops a filter on a hive column and returns wrong sums in 2.0.0; 1.5 has no such optimizer.

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from pipeline import data
+from pipeline.common import data
 
 
 class Column(NamedTuple):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from pipeline.common.text import human_bytes, printable
 from pipeline.report.model import Report
-from pipeline.text import human_bytes, printable
 
 _MOST_RELEASES = 3
 

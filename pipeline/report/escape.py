@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from pipeline.text import printable
+from pipeline.common.text import printable
 
 _MARKDOWN_ACTIVE = re.compile(r"[\\`*\[\]|~$#]|(?<!\w)_|_(?!\w)")
 _FORMULA = ("=", "+", "-", "@")

@@ -16,11 +16,11 @@ from typing import Any, TextIO
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipeline.common.text import human_bytes, printable
 from pipeline.report import charts, rows
 from pipeline.report.advice import steps
 from pipeline.report.charts import Bar
 from pipeline.report.model import Report
-from pipeline.text import human_bytes, printable
 
 MOST_HOSTS = 10_000
 """Hosts in the ranking of the page, for what a browser sorts at once; CSV and Parquet have all."""

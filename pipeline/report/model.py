@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import data
+from pipeline.common import data
 from pipeline.query import QueryError, Session
 
 MOST_IN_DETAIL = 20

@@ -6,9 +6,9 @@ from typing import TextIO
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
+from pipeline.common.text import printable
 from pipeline.report import rows
 from pipeline.report.model import Report
-from pipeline.text import printable
 
 MAX_SERIES = 10_000
 """Hosts up to which each has series of its own."""

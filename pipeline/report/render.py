@@ -11,9 +11,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.common.text import human_bytes, printable
 from pipeline.report import advice, escape, rows
 from pipeline.report.model import Report
-from pipeline.text import human_bytes, printable
 
 # A terminal shows the worst; every other format has all hosts.
 MOST_HOSTS = 50

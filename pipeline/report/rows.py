@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.cells import cell_len
 
+from pipeline.common.text import printable
 from pipeline.report import escape
-from pipeline.text import printable
 
 _TABLE_ROWS = 1_000
 _TABLE_CELL_CHARACTERS = 500

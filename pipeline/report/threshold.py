@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.common.text import parsed_bytes
 from pipeline.report.model import Report
-from pipeline.text import parsed_bytes
 
 _OPERATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 _CONDITION = re.compile(r"\s*([a-z_]+)\s*(>=|<=|>|<)\s*(\d.*?)\s*", re.ASCII)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.text import printable
+from pipeline.common.text import printable
 from pipeline.warehouse import locks
 from pipeline.warehouse.errors import WarehouseError, storage
 from pipeline.warehouse.store import at

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import data
+from pipeline.common import data
 
 # Grows by one when a table gains a nullable column; any other change is a new table.
 VERSION = 3

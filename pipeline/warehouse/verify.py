@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem, copy_files
 
-from pipeline import scratch
+from pipeline.common import scratch
 from pipeline.warehouse.errors import WarehouseError, cause, storage
 from pipeline.warehouse.runs import File, Manifest, datasets, find
 from pipeline.warehouse.staging import Check

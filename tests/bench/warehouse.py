@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import query, warehouse
-from pipeline.data import path
+from pipeline.common.data import path
 from pipeline.warehouse.outcome import HOST_TABLES
 from pipeline.warehouse.records import records
 from tests.bench.fleet import Fleet, write

@@ -12,7 +12,7 @@ import re
 import pytest
 
 from pipeline import report
-from pipeline.text import human_bytes
+from pipeline.common.text import human_bytes
 from tests.report.test_advice import host, lazy
 from tests.report.test_report import DAY, HOSTILE
 from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish, session

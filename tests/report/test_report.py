@@ -11,7 +11,7 @@ import pytest
 from rich.cells import cell_len
 
 from pipeline import query, report
-from pipeline.text import human_bytes
+from pipeline.common.text import human_bytes
 from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish, session
 
 DAY = 86_400_000_000

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline import data, query
+from pipeline import query
+from pipeline.common import data
 from pipeline.warehouse import schema
 
 

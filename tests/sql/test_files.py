@@ -8,7 +8,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from pipeline import data
+from pipeline.common import data
 
 HERE = Path(__file__).parent
 FILES = {f"{file.parent.name}/{file.stem}": file for file in sorted(data.path("sql").glob("*/*.sql"))}

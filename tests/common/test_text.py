@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.text import human_bytes, parsed_bytes
+from pipeline.common.text import human_bytes, parsed_bytes
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline import scratch
+from pipeline.common import scratch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HOLDS = """
 import sys
-from pipeline import scratch
+from pipeline.common import scratch
 with scratch.directory("kind.", sys.argv[1]) as directory:
     open(directory + "/file", "w").close()
     print(directory, flush=True)

@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import adhoc, cli, query, report
+from pipeline import adhoc, cli, query
+from pipeline.report.model import build_report
 from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish, session
 
 DAY = 86_400_000_000
@@ -71,7 +72,7 @@ def test_run_and_audit_choose_what_the_views_are_about(sql):
 def test_the_latest_run_is_the_one_that_report_shows(sql, tmp_path):
     publish(tmp_path, ok("a"), run_id=RUNS[0], audit="prod", started_at=STARTED_AT)
     publish(tmp_path, ok("a"), run_id=RUNS[1], audit="adhoc", started_at=STARTED_AT + DAY)
-    of_report = report.build(session(tmp_path)).run_id
+    of_report = build_report(session(tmp_path)).run_id
     of_sql = sql("SELECT run_id FROM runs", "--format", "json", "-w", tmp_path, "--run", "latest")
     assert of_report == json.loads(of_sql)[0]["run_id"] == RUNS[0]
 

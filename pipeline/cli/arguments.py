@@ -16,7 +16,7 @@ from . import collecting, reading
 from .exits import EXPLAINED, OK
 
 if TYPE_CHECKING:
-    from pipeline.report import Threshold
+    from pipeline.report.threshold import Threshold
 
 _ARCHES = ("x86_64", "aarch64")
 _PYTHONS = tuple(f"3.{minor}" for minor in range(6, 15))
@@ -401,11 +401,11 @@ _cache_ids = _between(0, 65535)  # MEM_CGROUP_ID_MAX
 
 
 def _threshold(text: str) -> Threshold:
-    from pipeline import report
+    from pipeline.report.threshold import Threshold, ThresholdError
 
     try:
-        return report.Threshold.parse(text)
-    except report.ThresholdError as error:
+        return Threshold.parse(text)
+    except ThresholdError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 

@@ -140,7 +140,8 @@ def _check(args: argparse.Namespace, made: Plan, nodes: Sequence[Node]) -> int:
 
 
 def inspect(args: argparse.Namespace) -> int:
-    from pipeline import inspect, inventory, runner
+    from pipeline import inventory, runner
+    from pipeline.report.screens import inspect
 
     targets = inventory.load([args.target])
     if len(targets) > 1:
@@ -275,17 +276,19 @@ def _kept(staging: Staging) -> Iterator[None]:
 
 def _published(args: argparse.Namespace, staging: Staging) -> int:
     """Publish a run of which every target has an outcome, and print the ranking."""
-    from pipeline import query, report, warehouse
+    from pipeline import query, warehouse
     from pipeline.common import output
+    from pipeline.report.formats import RENDERERS
+    from pipeline.report.model import build_report
 
     with _kept(staging):
         published = staging.publish(query.check)
     if not args.quiet:
         print(f"published {published.directory}", file=sys.stderr)
     with warehouse.reading(args.warehouse) as tables:
-        found = report.build(query.Session(tables), published.run_id)
+        found = build_report(query.Session(tables), published.run_id)
         try:
-            report.RENDERERS["text"](found, sys.stdout)
+            RENDERERS["text"](found, sys.stdout)
             sys.stdout.flush()
         except BrokenPipeError:  # it is published whether or not somebody reads on
             output.discard()

@@ -14,21 +14,25 @@ from pipeline.common.text import printable
 from .exits import FAILED, FIRED, OK, UsageError
 
 if TYPE_CHECKING:
-    from pipeline.report import Report, Threshold
+    from pipeline.report.model import Report
+    from pipeline.report.threshold import Threshold
 
 
 def report(args: argparse.Namespace) -> int:
-    from pipeline import query, report, warehouse
+    from pipeline import query, warehouse
     from pipeline.common import output
+    from pipeline.report.formats import RENDERERS
+    from pipeline.report.model import build_report
+    from pipeline.report.prometheus import prometheus
 
     run_id = args.run and warehouse.resolve(args.warehouse, args.run, args.audit)
-    form = args.format or output.form(args.output, report.RENDERERS, "text")
-    render = report.RENDERERS[form]
+    form = args.format or output.form(args.output, RENDERERS, "text")
+    render = RENDERERS[form]
     if form == "prometheus":
-        render = functools.partial(report.prometheus, max_series=args.max_series)
+        render = functools.partial(prometheus, max_series=args.max_series)
     with warehouse.reading(args.warehouse) as tables:
         try:
-            found = report.build(query.Session(tables), run_id, args.audit)
+            found = build_report(query.Session(tables), run_id, args.audit)
         except query.QueryError as error:
             raise query.QueryError(f"{args.warehouse}: {error}") from error
         with output.opened(args.output, binary=form == "parquet") as file:
@@ -52,7 +56,8 @@ def sql(args: argparse.Namespace) -> int:
 
 
 def runs(args: argparse.Namespace) -> int:
-    from pipeline import listing, warehouse
+    from pipeline import warehouse
+    from pipeline.report.screens import listing
 
     listing.FORMATS[args.format](warehouse.overview(args.warehouse), sys.stdout)
     return OK
@@ -72,7 +77,8 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def expire(args: argparse.Namespace) -> int:
-    from pipeline import listing, warehouse
+    from pipeline import warehouse
+    from pipeline.report.screens import listing
 
     rules = warehouse.Rules(args.keep_last, args.keep_daily, args.keep_weekly, args.keep_monthly)
     for removal in warehouse.removals(args.warehouse, rules, args.interrupted_days):
@@ -85,7 +91,7 @@ def expire(args: argparse.Namespace) -> int:
 
 
 def estimate(args: argparse.Namespace) -> int:
-    from pipeline import estimate
+    from pipeline.report.screens import estimate
 
     if (args.online_memcgs or 0) > args.cache_ids:
         raise UsageError(f"{args.online_memcgs} memcgs need as many ids, and there are {args.cache_ids}")

@@ -154,7 +154,7 @@ class Report:
         return self._session.sql(statement, {"run": self.run_id, **params})
 
 
-def build(session: Session, run_id: str | None = None, audit: str | None = None) -> Report:
+def build_report(session: Session, run_id: str | None = None, audit: str | None = None) -> Report:
     """Return the report of a run.
 
     :param run_id: a full run id; default the newest run of `audit`, else of the audit with the newest run that is

@@ -16,7 +16,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline import report
+from pipeline.report.model import build_report
+from pipeline.report.prometheus import prometheus
 from tests.warehouse.outcomes import failed, ok, publish, session
 
 DEPLOY = Path(__file__).resolve().parents[2] / "jobs" / "deploy"
@@ -43,7 +44,7 @@ def metrics(tmp_path_factory) -> dict[str, set[str]]:
     root = tmp_path_factory.mktemp("warehouse")
     publish(root, ok("web-1"), failed("db-1"), audit="nightly")
     file = io.StringIO()
-    report.prometheus(report.build(session(root)), file)
+    prometheus(build_report(session(root)), file)
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(file.getvalue()):
         for sample in family.samples:
@@ -88,7 +89,7 @@ def test_the_metrics_pass_promtools_own_lint(promtool, tmp_path: Path) -> None:
     root = tmp_path / "warehouse"
     publish(root, ok("web-1"), audit="nightly")
     with (tmp_path / "metrics").open("w+") as file:
-        report.prometheus(report.build(session(root)), file)
+        prometheus(build_report(session(root)), file)
         file.seek(0)
         linted = subprocess.run([shutil.which("promtool") or "", "check", "metrics"], stdin=file, capture_output=True)
     assert (linted.returncode, linted.stdout, linted.stderr) == (0, b"", b"")

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import query, report, warehouse
+from pipeline import query, warehouse
+from pipeline.report.model import Report, build_report
 from tests.lab import kernels, scripted
 from tests.lab.pairs import slab_bytes
 from tests.lab.shapes import Shape
@@ -54,7 +55,7 @@ class Guests:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.booted: dict[tuple[int, bool, str], Path] = {}
-        self.known: dict[int, report.Report] = {}
+        self.known: dict[int, Report] = {}
 
     def boot(self, memcgs: int, *, unmount: bool = False, command_line: str = "") -> Path:
         key = (memcgs, unmount, command_line)
@@ -70,12 +71,12 @@ class Guests:
     def advised(self, memcgs: int) -> dict[str, Any]:
         return self.report(memcgs).advice
 
-    def report(self, memcgs: int) -> report.Report:
+    def report(self, memcgs: int) -> Report:
         if memcgs not in self.known:
             root = self.folder / f"warehouse-{memcgs}"
             command = [sys.executable, "-m", "pipeline", "run", self.boot(memcgs) / "vmcore", "-w", root, "--quiet"]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            self.known[memcgs] = report.build(query.Session(warehouse.tables(root)))
+            self.known[memcgs] = build_report(query.Session(warehouse.tables(root)))
         return self.known[memcgs]
 
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from pipeline import report
 from pipeline.report import advice
+from pipeline.report.model import build_report
 from tests.report.test_report import rendered
 from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish, session
 
@@ -40,7 +40,7 @@ def lazy(target, **known):
 
 def steps(root, *outcomes):
     publish(root, *outcomes)
-    return {step.action: step for step in advice.steps(report.build(session(root)))}
+    return {step.action: step for step in advice.steps(build_report(session(root)))}
 
 
 def test_a_lazy_kernel_frees_the_waste_and_the_fleets_own_are_named(tmp_path):

@@ -11,8 +11,9 @@ import re
 
 import pytest
 
-from pipeline import report
 from pipeline.common.text import human_bytes
+from pipeline.report.formats import RENDERERS
+from pipeline.report.model import build_report
 from tests.report.test_advice import host, lazy
 from tests.report.test_report import DAY, HOSTILE
 from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish, session
@@ -33,7 +34,7 @@ def root(tmp_path_factory):
 
 def page(root):
     file = io.StringIO()
-    report.RENDERERS["html"](report.build(session(root)), file)
+    RENDERERS["html"](build_report(session(root)), file)
     return file.getvalue()
 
 

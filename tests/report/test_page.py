@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from pipeline import report
+from pipeline.report.formats import RENDERERS
+from pipeline.report.model import build_report
 from tests.report.test_report import HOSTILE
 from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish, session
 
@@ -38,7 +39,7 @@ def browser():
 def written(root, folder):
     path = folder / "report.html"
     with path.open("w", encoding="utf-8") as file:
-        report.RENDERERS["html"](report.build(session(root)), file)
+        RENDERERS["html"](build_report(session(root)), file)
     return path
 
 

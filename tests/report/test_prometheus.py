@@ -6,14 +6,15 @@ import io
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline import report
+from pipeline.report.model import build_report
+from pipeline.report.prometheus import prometheus
 from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish, session
 
 
 def samples(root, **options):
     """By name: labels and value of each sample."""
     file = io.StringIO()
-    report.prometheus(report.build(session(root)), file, **options)
+    prometheus(build_report(session(root)), file, **options)
     found: dict[str, list[tuple[dict[str, str], float]]] = {}
     for family in text_string_to_metric_families(file.getvalue()):
         assert family.type == "gauge"

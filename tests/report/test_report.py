@@ -10,8 +10,10 @@ import re
 import pytest
 from rich.cells import cell_len
 
-from pipeline import query, report
+from pipeline import query
 from pipeline.common.text import human_bytes
+from pipeline.report.formats import RENDERERS
+from pipeline.report.model import build_report
 from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish, session
 
 DAY = 86_400_000_000
@@ -36,7 +38,7 @@ HOSTILE = [
 
 def rendered(root, form: str, **which) -> str:
     file = io.StringIO()
-    report.RENDERERS[form](report.build(session(root), **which), file)
+    RENDERERS[form](build_report(session(root), **which), file)
     return file.getvalue()
 
 
@@ -69,14 +71,14 @@ def hostile(tmp_path_factory):
 
 def test_there_is_nothing_to_report_in_an_empty_warehouse(tmp_path):
     with pytest.raises(query.QueryError, match="no published run; make one with: lru-audit run"):
-        report.build(session(tmp_path))
+        build_report(session(tmp_path))
 
 
 def test_a_run_or_an_audit_that_is_not_there_is_named(root):
     with pytest.raises(query.QueryError, match="no published run '20240101T000000Z-00000001'"):
-        report.build(session(root), run_id="20240101T000000Z-00000001")
+        build_report(session(root), run_id="20240101T000000Z-00000001")
     with pytest.raises(query.QueryError, match="no published run of audit 'lab'"):
-        report.build(session(root), audit="lab")
+        build_report(session(root), audit="lab")
 
 
 def test_the_newest_run_of_a_named_audit_is_meant_unless_told(tmp_path):
@@ -89,13 +91,13 @@ def test_the_newest_run_of_a_named_audit_is_meant_unless_told(tmp_path):
         "old": {"run_id": "20250101T000000Z-00000001"},
     }
     for target, which in asked.items():
-        found = report.build(session(tmp_path), **which)
+        found = build_report(session(tmp_path), **which)
         assert found.host_waste["target"].to_pylist() == [target]
         assert found.coverage["run_id"].to_pylist() == [found.run["run_id"][0].as_py()]
 
 
 def test_totals_are_the_sums_of_the_ranking(root):
-    found = report.build(session(root))
+    found = build_report(session(root))
     for name in ("list_lru_bytes", "lazy_bytes", "wasted_bytes"):
         assert found.totals[name] == sum(found.host_waste[name].to_pylist())
     parts = ("saves_objects_bytes", "saves_transpose_bytes", "saves_xarray_bytes")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline import report
-from pipeline.report import Threshold, ThresholdError
+from pipeline.report.model import build_report
+from pipeline.report.threshold import Threshold, ThresholdError
 from tests.warehouse.outcomes import failed, ok, publish, session
 
 
@@ -14,7 +14,7 @@ def found(tmp_path_factory):
     """A host of 4 GiB with 81 list_lrus that hold 3,146,240 bytes each, and one without numbers."""
     root = tmp_path_factory.mktemp("warehouse")
     publish(root, ok("web-1", mounts=40, nodes=4, cache_ids=24574), failed("web-2"))
-    return report.build(session(root))
+    return build_report(session(root))
 
 
 # 4 * 24574 * 32 + 2 * 4 * 64 = 3,145,984 bytes a list_lru, of which a lazy kernel holds 904.
@@ -56,7 +56,7 @@ def test_what_fired_is_said_with_its_value(found):
 
 def test_without_a_host_that_has_numbers_nothing_is_known_but_that(tmp_path):
     publish(tmp_path, failed("web-1"))
-    found = report.build(session(tmp_path))
+    found = build_report(session(tmp_path))
     for figure in ("wasted_bytes", "wasted_pct_of_memory", "worst_wasted_bytes", "list_lru_bytes"):
         assert not Threshold.parse(f"{figure} >= 0").fires(found)
     assert Threshold.parse("not_good_pct >= 100").fires(found)

@@ -8,7 +8,8 @@ import shutil
 
 import pytest
 
-from pipeline import report, warehouse
+from pipeline import warehouse
+from pipeline.report.model import build_report
 from tests.warehouse.outcomes import STARTED_AT, failed, publish, session
 
 OLD, NEW, OTHER = "20251101T000000Z-aaaaaaaa", "20251102T000000Z-bbbbbbbb", "20251102T000000Z-bbbbcccc"
@@ -71,15 +72,15 @@ def test_the_latest_is_the_run_that_the_views_and_the_report_are_of(tmp_path):
     asked = session(tmp_path)
     assert warehouse.resolve(tmp_path, "latest") == names[8]
     assert asked.rows("FROM newest_run") == [{"run_id": names[8]}]
-    assert report.build(asked).run_id == names[8]
+    assert build_report(asked).run_id == names[8]
     for audit, number in (("prod", 8), ("adhoc", 4)):
         assert warehouse.resolve(tmp_path, "latest", audit) == names[number]
-        assert report.build(asked, audit=audit).run_id == names[number]
+        assert build_report(asked, audit=audit).run_id == names[number]
 
 
 def test_the_latest_is_adhoc_where_no_audit_has_a_name(three):
     assert warehouse.resolve(three, "latest") == OTHER
-    assert report.build(session(three)).run_id == OTHER
+    assert build_report(session(three)).run_id == OTHER
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import inspect
+from pipeline.report.screens import inspect
 from tests.warehouse.outcomes import ok
 
 

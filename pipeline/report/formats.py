@@ -1,0 +1,22 @@
+"""The formats of a report, each with its renderer; names are escaped for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.report import render
+from pipeline.report.html import html
+from pipeline.report.model import Report
+from pipeline.report.prometheus import prometheus
+
+RENDERERS: dict[str, Callable[[Report, Any], None]] = {
+    "text": render.text,
+    "html": html,
+    "markdown": render.markdown,
+    "csv": render.csv,
+    "json": render.json_,
+    "parquet": render.parquet,
+    "prometheus": prometheus,
+}
+"""By the name of the format; `parquet` alone writes bytes."""

@@ -26,7 +26,7 @@ from unittest import mock
 
 from pipeline import runner
 from pipeline.common import scratch
-from pipeline.plan import Node
+from pipeline.inventory.plan import Node
 
 _CONNECT_S = 10.0
 # Signals so soon after one that was answered are the same wish.

@@ -20,7 +20,7 @@ from pipeline import cluster, runner
 from pipeline.cluster import ClusterError
 from pipeline.collector.status import GOOD
 from pipeline.inventory import Target
-from pipeline.plan import HERE, Batch, Plan
+from pipeline.inventory.plan import HERE, Batch, Plan
 
 Collect = Callable[[Target, int, runner.Limits], dict[str, Any]]
 

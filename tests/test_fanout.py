@@ -23,8 +23,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import cluster, fanout, plan, runner
-from pipeline.inventory import Target
+from pipeline import cluster, fanout, runner
+from pipeline.inventory import Target, plan
 
 ROOT = Path(__file__).resolve().parent.parent
 PARALLEL = 2

@@ -22,7 +22,7 @@ from .reading import fired
 
 if TYPE_CHECKING:
     from pipeline.inventory import Target, Targets
-    from pipeline.plan import Node, Plan
+    from pipeline.inventory.plan import Node, Plan
     from pipeline.runner import Limits
     from pipeline.warehouse import Staging
 
@@ -103,7 +103,8 @@ def publish(args: argparse.Namespace) -> int:
 
 
 def plan(args: argparse.Namespace) -> int:
-    from pipeline import cluster, plan
+    from pipeline import cluster
+    from pipeline.inventory import plan
 
     targets = _targets(args)
     nodes = [plan.this_machine()]
@@ -120,7 +121,8 @@ def plan(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace, made: Plan, nodes: Sequence[Node]) -> int:
     """Try some targets of a plan, print how each ended, and return the exit code of a run."""
-    from pipeline import fanout, plan, progress
+    from pipeline import fanout, progress
+    from pipeline.inventory import plan
 
     sample = plan.sample(made, nodes)
     outcomes: list[dict[str, Any]] = []
@@ -210,7 +212,8 @@ def _audit(args: argparse.Namespace) -> str:
 
 def _made(args: argparse.Namespace, targets: Sequence[Target]) -> Plan:
     """Place targets in the cluster that this process is connected to."""
-    from pipeline import cluster, plan
+    from pipeline import cluster
+    from pipeline.inventory import plan
 
     return plan.make(targets, args.parallel or cluster.cpus(), cluster.nodes(), args.ssh_parallel)
 

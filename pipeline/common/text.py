@@ -18,6 +18,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def quote(value: object) -> str:
+    """Return a value as an error message shows it: quoted, printable, at most 200 characters."""
+    text = f"'{printable(value)}'" if isinstance(value, str) else repr(value)
+    return text if len(text) <= 200 else text[:196] + " ..."
+
+
 def human_bytes(count: int) -> str:
     """Return bytes in three digits and a binary unit, at most 8 characters and a sign: `7.44 GiB`, `-512 B`."""
     size = float(abs(count))

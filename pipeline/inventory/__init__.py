@@ -15,12 +15,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.common.text import printable
+from pipeline.common.text import printable, quote
 from pipeline.inventory import ansible, cores, files
 from pipeline.inventory.entry import Entry
 from pipeline.inventory.selection import Selection
 from pipeline.inventory.target import FORMS, Target, parse
-from pipeline.inventory.text import quote
 
 __all__ = ["FORMS", "InventoryError", "Target", "Targets", "load", "sha256"]
 

@@ -12,9 +12,9 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pipeline.common.text import quote
 from pipeline.inventory.destination import Destination
 from pipeline.inventory.entry import TOO_LONG, Entry, InventorySyntaxError
-from pipeline.inventory.text import quote
 
 LABELS_ARE_ANSIBLES = "--label names variables of Ansible's hosts; other inventories have labels of their own"
 

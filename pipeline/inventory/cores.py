@@ -7,8 +7,7 @@ import stat
 import struct
 from collections.abc import Sequence
 
-from pipeline.common.text import printable
-from pipeline.inventory.text import quote
+from pipeline.common.text import printable, quote
 
 # What kdump calls what it saves: such a name tells no two machines apart.
 _KDUMP_NAMES = {"vmcore", "vmcore-incomplete", "vmcore.flat"}

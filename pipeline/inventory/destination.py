@@ -6,7 +6,7 @@ import ipaddress
 import re
 from typing import NamedTuple
 
-from pipeline.inventory.text import quote
+from pipeline.common.text import quote
 
 # ssh puts them into commands (ProxyCommand, Match exec) unquoted, and takes a leading - for an option.
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.text import printable
+from pipeline.common.text import printable, quote
 from pipeline.inventory import ansible
 from pipeline.inventory.entry import KEYS, TOO_LONG, Entry, InventorySyntaxError
-from pipeline.inventory.text import quote
 
 _NO_INVENTORY = (
     "not a .yaml, .yml, .json or .csv file (Ansible's inventory is -i ansible:FILE, one target a line -i - on stdin)"

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.text import printable
+from pipeline.common.text import printable, quote
 from pipeline.inventory import destination
 from pipeline.inventory.entry import KEYS, Entry
-from pipeline.inventory.text import quote
 
 FORMS = (
     "PATH or vmcore:PATH (a core, or a directory searched for cores), live: (this machine), ssh:[USER@]HOST[:PORT], "

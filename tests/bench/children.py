@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from functools import partial
 from unittest import mock
 
-from pipeline import cluster, fanout, inventory, plan, runner
-from pipeline.inventory import Target
+from pipeline import cluster, fanout, inventory, runner
+from pipeline.inventory import Target, plan
 from tests.bench.measure import ROOT, Row, call, command, interleaved
 
 _CORES = ("deb510-n1", "deb510-n2", "deb510-n4", "deb510-offline", "deb510-arm64", "deb61-n2")

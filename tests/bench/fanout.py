@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from pipeline import cli, cluster, fanout, inventory, plan, runner, warehouse
-from pipeline.inventory import Target
+from pipeline import cli, cluster, fanout, inventory, runner, warehouse
+from pipeline.inventory import Target, plan
 from tests.bench.measure import Row, call, forget_peak_rss, interleaved, peak_rss_bytes
 from tests.bench.simulated import collect, write_inventory, write_snapshot
 

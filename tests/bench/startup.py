@@ -69,7 +69,8 @@ def first_outcome() -> tuple[list[int], int]:
 
     Return the bytes of memory of each worker and of all other processes of Ray, shared pages in equal parts.
     """
-    from pipeline import fanout, plan
+    from pipeline import fanout
+    from pipeline.inventory import plan
 
     target = Target("one", "vmcore", "/one")
     workers, others = [], 0

@@ -1,4 +1,4 @@
-"""What `pipeline.plan` promises: every target once, small batches, `live:` where the command was typed."""
+"""What `pipeline.inventory.plan` promises: every target once, small batches, `live:` where the command was typed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from pipeline import plan
-from pipeline.inventory import Target
-from pipeline.plan import HERE, Node
+from pipeline.inventory import Target, plan
+from pipeline.inventory.plan import HERE, Node
 
 A = Node("a" * 56, "alpha", "10.0.0.1")
 B = Node("b" * 56, "beta", "10.0.0.2")

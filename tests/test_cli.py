@@ -13,8 +13,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import cli, cluster
+from pipeline import cli
 from pipeline.cli import collecting
+from pipeline.fanout import cluster
 from pipeline.inventory import Target
 
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import cli, cluster, warehouse
+from pipeline import cli, warehouse
+from pipeline.fanout import cluster
 from tests import processes
 
 ROOT = Path(__file__).parents[1]

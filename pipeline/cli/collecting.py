@@ -21,9 +21,9 @@ from .exits import FIRED, NONE_GOOD, OK, SOME_NOT_GOOD, UsageError
 from .reading import fired
 
 if TYPE_CHECKING:
+    from pipeline.fanout.runner import Limits
     from pipeline.inventory import Target, Targets
     from pipeline.inventory.plan import Node, Plan
-    from pipeline.runner import Limits
     from pipeline.warehouse import Staging
 
 
@@ -36,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_alone(args: argparse.Namespace, targets: Targets) -> int:
-    from pipeline import cluster, inventory, warehouse
+    from pipeline import inventory, warehouse
+    from pipeline.fanout import cluster
 
     # Ray first: where it cannot be had, nothing is staged; and `ray:*` is what it has.
     with contextlib.ExitStack() as staged, cluster.connected(args.parallel, args.address):
@@ -68,7 +69,8 @@ def resume(args: argparse.Namespace) -> int:
 
 
 def _resume_alone(args: argparse.Namespace, run_id: str) -> int:
-    from pipeline import cluster, warehouse
+    from pipeline import warehouse
+    from pipeline.fanout import cluster
 
     if run_id in warehouse.staged(args.warehouse):
         staging = warehouse.Staging(args.warehouse, run_id)
@@ -87,7 +89,8 @@ def _resume_alone(args: argparse.Namespace, run_id: str) -> int:
 
 
 def publish(args: argparse.Namespace) -> int:
-    from pipeline import runner, warehouse
+    from pipeline import warehouse
+    from pipeline.fanout import runner
 
     staging = warehouse.Staging(args.warehouse, warehouse.unpublished(args.warehouse, args.run))
     left = _left(staging)
@@ -103,7 +106,7 @@ def publish(args: argparse.Namespace) -> int:
 
 
 def plan(args: argparse.Namespace) -> int:
-    from pipeline import cluster
+    from pipeline.fanout import cluster
     from pipeline.inventory import plan
 
     targets = _targets(args)
@@ -121,13 +124,14 @@ def plan(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace, made: Plan, nodes: Sequence[Node]) -> int:
     """Try some targets of a plan, print how each ended, and return the exit code of a run."""
-    from pipeline import fanout, progress
+    from pipeline import progress
+    from pipeline.fanout import driver
     from pipeline.inventory import plan
 
     sample = plan.sample(made, nodes)
     outcomes: list[dict[str, Any]] = []
     with progress.show(sample.targets, quiet=args.quiet) as shown:
-        fanout.run(sample, on_outcome=outcomes.append, progress=shown, limits=_limits(args))
+        driver.run(sample, on_outcome=outcomes.append, progress=shown, limits=_limits(args))
     rows = [("tried", "from", "status", "reason")]
     for outcome in sorted(outcomes, key=lambda outcome: str(outcome["target"])):
         row, attempt = outcome["row"], outcome["attempts"][-1]
@@ -142,7 +146,8 @@ def _check(args: argparse.Namespace, made: Plan, nodes: Sequence[Node]) -> int:
 
 
 def inspect(args: argparse.Namespace) -> int:
-    from pipeline import inventory, runner
+    from pipeline import inventory
+    from pipeline.fanout import runner
     from pipeline.report.screens import inspect
 
     targets = inventory.load([args.target])
@@ -197,7 +202,7 @@ def _absolute(path: Path | None) -> str | None:
 
 
 def _limits(args: argparse.Namespace) -> Limits:
-    from pipeline.runner import Limits
+    from pipeline.fanout.runner import Limits
 
     return Limits(timeout_s=args.timeout)
 
@@ -212,7 +217,7 @@ def _audit(args: argparse.Namespace) -> str:
 
 def _made(args: argparse.Namespace, targets: Sequence[Target]) -> Plan:
     """Place targets in the cluster that this process is connected to."""
-    from pipeline import cluster
+    from pipeline.fanout import cluster
     from pipeline.inventory import plan
 
     return plan.make(targets, args.parallel or cluster.cpus(), cluster.nodes(), args.ssh_parallel)
@@ -243,12 +248,13 @@ def _restored(staging: Staging, make: Callable[..., Any], fields: dict[str, Any]
 
 
 def _collect(args: argparse.Namespace, staging: Staging, planned: Plan) -> None:
-    from pipeline import fanout, progress, redact, runner
+    from pipeline import progress
+    from pipeline.fanout import driver, redact, runner
 
     options = staging.options()
     collect = functools.partial(redact.run, staging.key()) if options.get("redact") else runner.run
     with progress.show(planned.targets, quiet=args.quiet) as shown:
-        fanout.run(
+        driver.run(
             planned,
             on_outcome=staging.append,
             progress=shown,
@@ -262,7 +268,7 @@ def _collect(args: argparse.Namespace, staging: Staging, planned: Plan) -> None:
 def _kept(staging: Staging) -> Iterator[None]:
     """Where a run is interrupted or loses its last node, say what of it is kept, and how to go on."""
     from pipeline import warehouse
-    from pipeline.cluster import ClusterError
+    from pipeline.fanout.cluster import ClusterError
 
     try:
         yield

@@ -102,7 +102,7 @@ def estimate(args: argparse.Namespace) -> int:
 
 
 def fetch_drgn(args: argparse.Namespace) -> int:
-    from pipeline import wheels
+    from pipeline.fanout.transports import wheels
 
     args.drgn_wheels.mkdir(parents=True, exist_ok=True)
     everywhere = wheels.fetch(args.drgn_wheels, args.python, args.arch, lambda text: print(text, file=sys.stderr))

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from functools import partial
 from unittest import mock
 
-from pipeline import cluster, fanout, inventory, runner
+from pipeline import inventory
+from pipeline.fanout import cluster, driver, runner
 from pipeline.inventory import Target, plan
 from tests.bench.measure import ROOT, Row, call, command, interleaved
 
@@ -63,9 +64,9 @@ def through_ray(size: int, largest_batch: int | None = None) -> float:
     ended: list[str] = []
     with cluster.connected(_PARALLEL), mock.patch.object(plan, "_MAX_BATCH", largest_batch or plan._MAX_BATCH):
         made = plan.make(targets(size), _PARALLEL, cluster.nodes())
-        fanout.run(plan.make(targets(_PARALLEL), _PARALLEL), on_outcome=lambda outcome: None)
+        driver.run(plan.make(targets(_PARALLEL), _PARALLEL), on_outcome=lambda outcome: None)
         start = time.perf_counter()
-        fanout.run(made, on_outcome=lambda outcome: ended.append(outcome["row"]["status"]))
+        driver.run(made, on_outcome=lambda outcome: ended.append(outcome["row"]["status"]))
         took_s = time.perf_counter() - start
     _check(ended, size)
     return took_s

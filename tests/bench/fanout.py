@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from pipeline import cli, cluster, fanout, inventory, runner, warehouse
+from pipeline import cli, inventory, warehouse
+from pipeline.fanout import cluster, driver, runner
 from pipeline.inventory import Target, plan
 from tests.bench.measure import Row, call, forget_peak_rss, interleaved, peak_rss_bytes
 from tests.bench.simulated import collect, write_inventory, write_snapshot
@@ -91,9 +92,9 @@ def gather(size: int, folder: str, largest_batch: int | None = None) -> tuple[fl
         made = plan.make(targets, _PARALLEL, cluster.nodes())
         simulated = partial(collect, f"{folder}/snapshot.json")
         with _staged(folder, targets) as staging:
-            fanout.run(plan.make(targets[:_WARM], _PARALLEL), on_outcome=staging.append, collect=simulated)
+            driver.run(plan.make(targets[:_WARM], _PARALLEL), on_outcome=staging.append, collect=simulated)
             start, cpu = time.perf_counter(), time.process_time()
-            fanout.run(made, on_outcome=staging.append, collect=simulated)
+            driver.run(made, on_outcome=staging.append, collect=simulated)
             return time.perf_counter() - start, time.process_time() - cpu
 
 
@@ -128,7 +129,7 @@ def audit(size: int, folder: str) -> dict[str, Any]:
     root = Path(folder) / f"warehouse-{size}"
     began = time.perf_counter()
     found: dict[str, Any] = {}
-    fan_out = fanout.run
+    fan_out = driver.run
 
     def timed(*args: Any, **options: Any) -> None:
         forget_peak_rss()
@@ -148,7 +149,7 @@ def audit(size: int, folder: str) -> dict[str, Any]:
         found["publish_s"] = time.perf_counter() - start
         return path
 
-    with mock.patch.object(fanout, "run", timed), mock.patch.object(warehouse.Staging, "publish", published):
+    with mock.patch.object(driver, "run", timed), mock.patch.object(warehouse.Staging, "publish", published):
         code = cli.main(argv)
     found["publish_peak_rss_bytes"] = peak_rss_bytes()
     found["total_s"] = time.perf_counter() - began

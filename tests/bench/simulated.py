@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import inventory, runner
+from pipeline import inventory
+from pipeline.fanout import runner
 from pipeline.inventory import Target
 from tests.bench.measure import ROOT
 

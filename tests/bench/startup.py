@@ -58,7 +58,7 @@ def heavy_imports() -> int:
 
 def embedded_ray() -> None:
     """Start the Ray of a run and end it."""
-    from pipeline import cluster
+    from pipeline.fanout import cluster
 
     with cluster.connected(_PARALLEL):
         pass
@@ -69,7 +69,7 @@ def first_outcome() -> tuple[list[int], int]:
 
     Return the bytes of memory of each worker and of all other processes of Ray, shared pages in equal parts.
     """
-    from pipeline import fanout
+    from pipeline.fanout import driver
     from pipeline.inventory import plan
 
     target = Target("one", "vmcore", "/one")
@@ -85,7 +85,7 @@ def first_outcome() -> tuple[list[int], int]:
             else:
                 others += bytes_
 
-    fanout.run(plan.make([target], _PARALLEL), on_outcome=weigh, collect=nothing)
+    driver.run(plan.make([target], _PARALLEL), on_outcome=weigh, collect=nothing)
     return workers, others
 
 

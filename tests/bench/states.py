@@ -14,8 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import inventory, runner
+from pipeline import inventory
 from pipeline.collector import cost
+from pipeline.fanout import runner
 from pipeline.warehouse import schema
 from pipeline.warehouse.totals import totals
 from tests.bench.measure import ROOT

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli, runner
+from pipeline import cli
 from pipeline.collector import budget
+from pipeline.fanout import runner
 from pipeline.inventory import Target
 from tests.warehouse.outcomes import session
 

@@ -14,9 +14,9 @@ from drgn import FaultError, Program, TypeKind, offsetof, sizeof
 from drgn.helpers.linux.cgroup import cgroup_path, css_for_each_descendant_pre
 from drgn.helpers.linux.slab import for_each_slab_cache, slab_cache_usage, slab_object_info
 
-from pipeline import frame
 from pipeline.collector import kernel, nodes
 from pipeline.collector.status import CollectError
+from pipeline.fanout.runner import frame
 
 
 def test_types_come_from_the_kernel_itself(core) -> None:

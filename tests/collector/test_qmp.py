@@ -15,9 +15,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline import frame
 from pipeline.collector import qmp
 from pipeline.collector.status import CollectError
+from pipeline.fanout.runner import frame
 
 GREETING = (
     b'{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": ""}, "capabilities": []}}\r\n'

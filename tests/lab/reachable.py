@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.fanout.transports.sshd import Client, free_port, make_key
 from tests.lab import boot, initramfs, server
 from tests.lab.kernels import Kernel
 from tests.lab.server import Server
-from tests.transports.sshd import Client, free_port, make_key
 
 BOOT_TIMEOUT_S = 300
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import frame
 from pipeline.collector.__main__ import main
-from pipeline.frame import Failure, Snapshot
+from pipeline.fanout.runner import frame
+from pipeline.fanout.runner.frame import Failure, Snapshot
 from tests.lab import boot, kernels
 from tests.lab.initramfs import GUEST
 from tests.lab.shapes import Shape

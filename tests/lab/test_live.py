@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import frame
-from pipeline.frame import Failure, Snapshot
+from pipeline.fanout.runner import frame
+from pipeline.fanout.runner.frame import Failure, Snapshot
 from tests.lab.bundle import COSTS
 
 pytestmark = pytest.mark.lab

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import frame
-from pipeline.frame import Failure
+from pipeline.fanout.runner import frame
+from pipeline.fanout.runner.frame import Failure
 from tests.lab import kernels, scripted
 from tests.lab.shapes import SHAPES
 

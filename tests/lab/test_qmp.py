@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
-from pipeline import frame, runner
-from pipeline.frame import Failure, Snapshot
+from pipeline.fanout import runner
+from pipeline.fanout.runner import frame
+from pipeline.fanout.runner.frame import Failure, Snapshot
 from pipeline.inventory import Target
+from tests.fanout.transports.sshd import SSHD, USER, Client, Server
 from tests.lab import boot, initramfs, kernels
 from tests.lab.boot import Monitor
 from tests.lab.bundle import COSTS
 from tests.lab.shapes import SHAPES
-from tests.transports.sshd import SSHD, USER, Client, Server
 
 pytestmark = pytest.mark.lab
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from pipeline import runner
+from pipeline.fanout import runner
 from pipeline.inventory import Target
 from tests.lab import kernels, reachable
 from tests.lab.test_live import CHANGING, rows

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import query, runner, warehouse
+from pipeline import query, warehouse
+from pipeline.fanout import runner
 from pipeline.inventory import Target
 from tests.warehouse.outcomes import run
 

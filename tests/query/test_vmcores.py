@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from pipeline import runner
+from pipeline.fanout import runner
 from pipeline.inventory import Target
 from pipeline.query import views
 from tests.query.conftest import NEWER_THAN_ANY_KEPT, VMCORES

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
 
-from pipeline import runner
 from pipeline.common import scratch
+from pipeline.fanout import runner
 from pipeline.inventory.plan import Node
 
 _CONNECT_S = 10.0
@@ -198,7 +198,7 @@ def _joined(stack: contextlib.ExitStack, address: str) -> dict[str, Any]:
             raise ClusterError(f"cannot join the Ray cluster at {address}: {error}") from error
     stack.enter_context(_environment({"RAY_gcs_server_port_wait_time_s": "3"}))
     # Ray sends this very package to the nodes, which need no checkout, and not the same release.
-    return {"runtime_env": {"py_modules": [os.path.dirname(os.path.abspath(__file__))]}}
+    return {"runtime_env": {"py_modules": [str(Path(__file__).absolute().parents[1])]}}
 
 
 def reach(address: str) -> None:

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline import frame, launch, transports
 from pipeline.collector.status import OUT_OF_MEMORY
 from pipeline.common.text import printable
+from pipeline.fanout import transports
+from pipeline.fanout.runner import frame, launch
 from pipeline.inventory import Target
 
 _GRACE_S = 2.0  # between SIGTERM and SIGKILL
@@ -251,7 +252,7 @@ def _environment() -> dict[str, str]:
 
 def python_path() -> str:
     """Return a PYTHONPATH with which a child imports this very package, wherever it runs."""
-    here = str(Path(__file__).resolve().parent.parent)
+    here = str(Path(__file__).resolve().parents[3])
     return os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
 
 

@@ -18,7 +18,7 @@ from pipeline import cli
 from tests.cluster import HEAD, Cluster, cluster
 from tests.test_resume import VMCORES, Warehouse, until
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 OTHER, DYING = "127.0.0.3", "127.0.0.4"
 
 
@@ -59,13 +59,13 @@ def fan_out(folder: Path, targets: list[dict[str, Any]], env: dict[str, str]) ->
     script = folder / "driver.py"
     script.write_text(
         f"import json, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
-        "from pipeline import cluster, fanout, plan\n"
-        "from pipeline.inventory import Target\n"
+        "from pipeline.fanout import cluster, driver\n"
+        "from pipeline.inventory import Target, plan\n"
         "targets = [Target(**target) for target in json.load(open('targets.json'))]\n"
         "try:\n"
         "    with cluster.connected(3):\n"
         "        made = plan.make(targets, 3, cluster.nodes())\n"
-        "        fanout.run(made, on_outcome=lambda outcome: print(json.dumps(outcome), flush=True))\n"
+        "        driver.run(made, on_outcome=lambda outcome: print(json.dumps(outcome), flush=True))\n"
         "except cluster.ClusterError as error:\n"
         "    print(error, file=sys.stderr)\n"
     )

@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from typing import Any, Protocol
 
-from pipeline import cluster, runner
-from pipeline.cluster import ClusterError
 from pipeline.collector.status import GOOD
+from pipeline.fanout import cluster, runner
+from pipeline.fanout.cluster import ClusterError
 from pipeline.inventory import Target
 from pipeline.inventory.plan import HERE, Batch, Plan
 

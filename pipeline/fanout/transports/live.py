@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pipeline.fanout.transports.command import Command, collector
 from pipeline.inventory import Target
-from pipeline.transports.command import Command, collector
 
 
 def command(target: Target) -> Command:

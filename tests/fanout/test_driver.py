@@ -23,10 +23,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import cluster, fanout, runner
+from pipeline.fanout import cluster, driver, runner
 from pipeline.inventory import Target, plan
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PARALLEL = 2
 
 
@@ -41,7 +41,7 @@ def targets(count: int) -> list[Target]:
     return [Target(f"t{number}", "vmcore", f"/{number}") for number in range(count)]
 
 
-def run(some: list[Target], collect: fanout.Collect, **options: Any) -> dict[str, dict[str, Any]]:
+def run(some: list[Target], collect: driver.Collect, **options: Any) -> dict[str, dict[str, Any]]:
     """Run to the end and return the outcomes by target; each comes once."""
     outcomes: dict[str, dict[str, Any]] = {}
 
@@ -49,7 +49,7 @@ def run(some: list[Target], collect: fanout.Collect, **options: Any) -> dict[str
         assert outcome["target"] not in outcomes
         outcomes[outcome["target"]] = outcome
 
-    fanout.run(plan.make(some, PARALLEL), on_outcome=once, collect=collect, **options)
+    driver.run(plan.make(some, PARALLEL), on_outcome=once, collect=collect, **options)
     assert outcomes.keys() == {target.name for target in some}
     return outcomes
 
@@ -61,7 +61,7 @@ def statuses(outcome: dict[str, Any]) -> list[str]:
     return [row["status"] for row in outcome["attempts"]]
 
 
-def giving(status: Callable[[Target, int], str]) -> fanout.Collect:
+def giving(status: Callable[[Target, int], str]) -> driver.Collect:
     """What a worker does when the child is left out: say the status that the function gives."""
 
     def collect(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def giving(status: Callable[[Target, int], str]) -> fanout.Collect:
     return collect
 
 
-def dying_at(name: str, attempts: tuple[int, ...]) -> fanout.Collect:
+def dying_at(name: str, attempts: tuple[int, ...]) -> driver.Collect:
     """A worker that is killed by its pid while it collects a target."""
 
     def collect(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def test_five_hundred_targets_have_an_outcome_each():
 def test_more_batches_under_way_than_there_are_cpus_end_in_an_outcome_each():
     outcomes: list[str] = []
     collect = giving(lambda target, attempt: "ok")
-    fanout.run(
+    driver.run(
         plan.make(targets(200), parallel=100), on_outcome=lambda o: outcomes.append(o["target"]), collect=collect
     )
     assert sorted(outcomes) == sorted(target.name for target in targets(200))
@@ -114,7 +114,7 @@ def test_outcomes_arrive_one_by_one_before_the_run_is_over():
 
     arrived: list[float] = []
     batch = plan.Batch(tuple(targets(3)))
-    fanout.run(plan.Plan((batch,), 1), on_outcome=lambda outcome: arrived.append(time.monotonic()), collect=slow)
+    driver.run(plan.Plan((batch,), 1), on_outcome=lambda outcome: arrived.append(time.monotonic()), collect=slow)
     assert [later - earlier > 0.2 for earlier, later in itertools.pairwise(arrived)] == [True, True]
 
 
@@ -155,7 +155,7 @@ def test_large_outcomes_do_not_pile_up_in_the_driver():
         sizes.append(len(json.loads(outcome["tables"])["memcgs"]["rows"][0]))
         resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
 
-    fanout.run(plan.make(targets(60), PARALLEL), on_outcome=measure, collect=large)
+    driver.run(plan.make(targets(60), PARALLEL), on_outcome=measure, collect=large)
     assert sizes == [8 << 20] * 60
     # Shared pages of the object store (128 MB) count as resident; all outcomes together are 503 MB.
     assert resident[-1] - resident[0] < 200 << 20
@@ -232,7 +232,7 @@ def test_targets_that_no_node_can_collect_are_unreachable_at_once():
     gone = plan.Unreachable(Target("gone", "ray", "ray:gone"), "gone is not in the Ray cluster")
     outcomes: list[dict[str, Any]] = []
     made = plan.Plan((plan.Batch(tuple(targets(1))),), 1, unreachable=(gone,))
-    fanout.run(made, on_outcome=outcomes.append, collect=giving(lambda target, attempt: "ok"))
+    driver.run(made, on_outcome=outcomes.append, collect=giving(lambda target, attempt: "ok"))
     first, second = outcomes
     assert (first["target"], second["target"]) == ("gone", "t0")
     assert statuses(first) == ["unreachable"]
@@ -287,7 +287,7 @@ def ssh_targets(count: int) -> list[Target]:
     return [Target(f"s{number}", "ssh", f"ssh:{number}") for number in range(count)]
 
 
-def noting(folder: Path, begun: int = 0, dies: str = "") -> fanout.Collect:
+def noting(folder: Path, begun: int = 0, dies: str = "") -> driver.Collect:
     """A worker that notes when it began and ended a target.
 
     :param begun: so many hosts have to have begun before one ends, however slow workers start.
@@ -321,7 +321,7 @@ def at_once(folder: Path, kind: str) -> tuple[int, int]:
 def test_hosts_over_ssh_are_waited_for_by_few_workers_and_hold_up_no_core(tmp_path):
     outcomes: list[dict[str, Any]] = []
     made = plan.make([*targets(4), *ssh_targets(60)], PARALLEL, ssh_parallel=12)
-    fanout.run(made, on_outcome=outcomes.append, collect=noting(tmp_path, begun=12))
+    driver.run(made, on_outcome=outcomes.append, collect=noting(tmp_path, begun=12))
     assert sorted(outcome["target"] for outcome in outcomes) == sorted(t.name for t in [*targets(4), *ssh_targets(60)])
     most, workers = at_once(tmp_path, "ssh")
     assert most == 12
@@ -333,7 +333,7 @@ def test_a_worker_killed_among_its_hosts_costs_those_an_attempt_and_nobody_a_res
     outcomes: dict[str, dict[str, Any]] = {}
     made = plan.make(ssh_targets(24), PARALLEL, ssh_parallel=16)
     keep = lambda outcome: outcomes.__setitem__(outcome["target"], outcome)  # noqa: E731
-    fanout.run(made, on_outcome=keep, collect=noting(tmp_path, dies="s3"))
+    driver.run(made, on_outcome=keep, collect=noting(tmp_path, dies="s3"))
     assert len(outcomes) == 24
     assert statuses(outcomes["s3"]) == ["lost", "ok"]
     lost = [name for name, outcome in outcomes.items() if statuses(outcome) != ["ok"]]
@@ -353,7 +353,7 @@ def test_a_host_that_kills_every_worker_is_lost_and_the_others_of_its_worker_are
 
     outcomes: dict[str, list[str]] = {}
     keep = lambda outcome: outcomes.__setitem__(outcome["target"], statuses(outcome))  # noqa: E731
-    fanout.run(plan.make(ssh_targets(8), PARALLEL), on_outcome=keep, collect=deadly, retries=retries)
+    driver.run(plan.make(ssh_targets(8), PARALLEL), on_outcome=keep, collect=deadly, retries=retries)
     assert outcomes.pop("s3") == ["lost", "lost"]
     assert {status[-1] for status in outcomes.values()} == {"ok"}
     assert len(outcomes) == 7
@@ -392,7 +392,7 @@ with cluster.connected(1):
     print(done.returncode != 0, "InvalidAuthToken" in done.stderr)
 """
     for variables in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_ADDRESS": "local"}):
-        assert driver(tmp_path, code, **variables).stdout == "True True\n"
+        assert run_script(tmp_path, code, **variables).stdout == "True True\n"
 
 
 def test_an_address_of_local_is_a_ray_of_its_own(tmp_path, short):
@@ -402,13 +402,13 @@ with cluster.connected(1, "local"):
     session = ray._private.worker._global_node.get_session_dir_path()
     print(pathlib.Path(session).parent.parent.stat().st_mode & 0o777 == 0o700, len(os.environ["RAY_AUTH_TOKEN"]))
 """
-    assert driver(tmp_path, code, TMPDIR=str(short)).stdout == "True 64\n"
+    assert run_script(tmp_path, code, TMPDIR=str(short)).stdout == "True 64\n"
 
 
 def test_a_cluster_with_no_free_cpu_is_said_once(monkeypatch, caplog):
     import ray
 
-    monkeypatch.setattr(fanout, "_FIRST_SIGN_S", 0.2)
+    monkeypatch.setattr(driver, "_FIRST_SIGN_S", 0.2)
     busy = [ray.remote(num_cpus=1)(lambda: time.sleep(1.5)).remote() for _ in range(PARALLEL)]
     time.sleep(0.5)
     run(targets(3), giving(lambda target, attempt: "ok"))
@@ -430,7 +430,7 @@ def test_only_this_user_may_enter_the_embedded_rays_directory():
 def test_a_cluster_is_joined_by_its_address(tmp_path):
     import ray
 
-    done = driver(tmp_path, "run(3, ok)", RAY_ADDRESS=ray.get_runtime_context().gcs_address)
+    done = run_script(tmp_path, "run(3, ok)", RAY_ADDRESS=ray.get_runtime_context().gcs_address)
     assert (done.stdout, done.stderr) == ("t0 ok\nt1 ok\nt2 ok\n", "")
 
 
@@ -439,10 +439,10 @@ def test_a_cluster_that_is_not_there_or_wants_another_token_is_one_line_at_once(
 
     code = "try:\n    run(1, ok)\nexcept cluster.ClusterError as error:\n    print(error)"
     start = time.monotonic()
-    gone = driver(tmp_path, code, RAY_ADDRESS="127.0.0.1:1")
+    gone = run_script(tmp_path, code, RAY_ADDRESS="127.0.0.1:1")
     assert gone.stdout == "cannot join the Ray cluster at 127.0.0.1:1: [Errno 111] Connection refused\n"
     address = ray.get_runtime_context().gcs_address
-    refused = driver(tmp_path, code, RAY_ADDRESS=address, RAY_AUTH_TOKEN="0" * 64)
+    refused = run_script(tmp_path, code, RAY_ADDRESS=address, RAY_AUTH_TOKEN="0" * 64)
     assert refused.stdout.startswith(f"cannot join the Ray cluster at {address}: it wants another token")
     assert refused.stdout.count("\n") == 1
     assert time.monotonic() - start < 30
@@ -459,15 +459,15 @@ def short() -> Iterator[Path]:
         assert list(Path(folder).iterdir()) == []
 
 
-def driver(folder: Path, code: str, wait: bool = True, **env: str) -> Any:
+def run_script(folder: Path, code: str, wait: bool = True, **env: str) -> Any:
     """Run a program that fans out, from another directory, with an environment without our Ray in it."""
     script = folder / "driver.py"
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
         + textwrap.dedent("""
         import os, signal, time
-        from pipeline import cluster, fanout, plan, runner
-        from pipeline.inventory import Target
+        from pipeline.fanout import cluster, driver, runner
+        from pipeline.inventory import Target, plan
 
         def ok(target, attempt, limits):
             return runner.result(attempt, "node", 1, 1, "ok")
@@ -478,7 +478,7 @@ def driver(folder: Path, code: str, wait: bool = True, **env: str) -> Any:
         def run(count, collect, **fields):
             targets = [Target(f"t{n}", "live", "live:", **fields) for n in range(count)]
             outcomes = []
-            fanout.run(plan.make(targets, 2), on_outcome=outcomes.append, collect=collect)
+            driver.run(plan.make(targets, 2), on_outcome=outcomes.append, collect=collect)
             for outcome in sorted(outcomes, key=lambda outcome: outcome["target"]):
                 print(outcome["target"], outcome["row"]["status"], flush=True)
 
@@ -514,7 +514,7 @@ def test_a_stopped_driver_leaves_nothing_running_and_ray_has_said_nothing(tmp_pa
     )
     script.chmod(0o755)
     code = f"with cluster.connected(2):\n    run(2, dying)\n    run(9, runner.run, python={str(script)!r})"
-    process = driver(tmp_path, code, wait=False, TMPDIR=str(short))
+    process = run_script(tmp_path, code, wait=False, TMPDIR=str(short))
     while len(children := [path.name[3:] for path in tmp_path.glob("pid*")]) < PARALLEL:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
@@ -532,14 +532,14 @@ def test_a_stopped_driver_leaves_nothing_running_and_ray_has_said_nothing(tmp_pa
         # Ray's own agents take a minute to notice, and nobody is left to remove the directory: the next one does.
         gone_within(5, children)
         assert list(short.iterdir())
-        driver(tmp_path, "run(1, ok)", TMPDIR=str(short))
+        run_script(tmp_path, "run(1, ok)", TMPDIR=str(short))
     gone_within(5, children + raylets)
 
 
 def test_the_directory_of_a_driver_that_lives_and_what_is_not_ours_stays(short):
     code = """
 import sys
-from pipeline import cluster
+from pipeline.fanout import cluster
 with cluster.connected(1):
     print("up", flush=True)
     sys.stdin.read()
@@ -608,7 +608,7 @@ def test_an_interrupt_that_python_drops_still_ends_the_run() -> None:
         Dropping()
 
     with pytest.raises(KeyboardInterrupt):
-        fanout.run(plan.make(targets(4), PARALLEL), on_outcome=drop, collect=collect)
+        driver.run(plan.make(targets(4), PARALLEL), on_outcome=drop, collect=collect)
     assert outcomes == ["t0"]
 
 
@@ -622,7 +622,7 @@ def test_only_what_needs_a_cpu_ends_a_run_on_a_cluster_without_one(placed: dict[
         remote=lambda **options: lambda function: function,
         cluster_resources=lambda: {"memory": 1e9},
     )
-    of = fanout._Run(without, plan.make([], 1), print, None, runner.Limits(), 1, runner.run)
-    of.streams["generator"] = fanout._Stream(plan.Batch(tuple(targets(1)), **placed), 1, None)
+    of = driver._Run(without, plan.make([], 1), print, None, runner.Limits(), 1, runner.run)
+    of.streams["generator"] = driver._Stream(plan.Batch(tuple(targets(1)), **placed), 1, None)
     with pytest.raises(cluster.ClusterError, match="is left that has a CPU") if ends else contextlib.nullcontext():
         of._look()

@@ -1,4 +1,4 @@
-"""What `pipeline.frame` promises: a whole and honest frame is understood, anything else is refused by line."""
+"""What `runner.frame` promises: a whole and honest frame is understood, anything else is refused by line."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from pipeline import frame
 from pipeline.collector import __main__ as collector
 from pipeline.collector.status import GOOD, STATUSES
+from pipeline.fanout.runner import frame
 
 # How a child ended, and whether it was begun, it cannot say itself.
 NOT_THE_CHILDS = ["bad_output", "timeout", "crashed", "lost", "not_run"]

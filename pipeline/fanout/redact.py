@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from pipeline import runner
+from pipeline.fanout import runner
 from pipeline.inventory import Target
 
 _DIGITS = 12

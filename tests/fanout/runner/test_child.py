@@ -1,4 +1,4 @@
-"""What `pipeline.runner` promises: whatever a child does, one attempt with a status comes back in time.
+"""What `pipeline.fanout.runner` promises: whatever a child does, one attempt with a status comes back in time.
 
 Every child is a real process: `child` makes a target whose interpreter is a script that stands in for the collector.
 """
@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import runner, transports
+from pipeline.fanout import runner, transports
 from pipeline.inventory import Target
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 Child = Callable[..., Target]
 
 FRAME = """
@@ -194,7 +194,7 @@ def test_a_file_that_may_not_be_read_is_denied(tmp_path):
     # Root reads everything, until it gives up the two capabilities for that.
     prefix = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
     code = (
-        "import json, sys; from pipeline import inventory, runner;"
+        "import json, sys; from pipeline import inventory; from pipeline.fanout import runner;"
         "print(json.dumps(runner.run(inventory.Target('t', 'vmcore', sys.argv[1]), 1, runner.Limits())))"
     )
     done = subprocess.run([*prefix, sys.executable, "-c", code, core], cwd=ROOT, capture_output=True, check=True)
@@ -254,7 +254,7 @@ open({str(pids)!r}, "w").write(str(other.pid))
 def test_no_child_outlives_its_runner(child, pids):
     hung = child(f"import os, time\nopen({str(pids)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)")
     code = (
-        "import sys; from pipeline import inventory, runner;"
+        "import sys; from pipeline import inventory; from pipeline.fanout import runner;"
         "runner.run(inventory.Target('t', 'live', 'live:', python=sys.argv[1]), 1, runner.Limits())"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, hung.python], cwd=ROOT)
@@ -346,7 +346,7 @@ def test_an_outcome_is_the_last_attempt_with_all_attempts_as_rows():
 
 def test_the_peak_memory_is_the_childs_own() -> None:
     """A child's ru_maxrss starts with what its parent had at fork: 300 MB here, far more than an audit takes."""
-    core = Path(__file__).parent / "vmcores" / "deb510-n1" / "vmcore"
+    core = Path(__file__).parents[2] / "vmcores" / "deb510-n1" / "vmcore"
     ballast = bytearray(os.urandom(1 << 20)) * 300
     made = runner.run(Target("core", "vmcore", str(core)), 1, runner.Limits())
     assert len(ballast) > 2 * made["columns"]["peak_rss_bytes"] > 0
@@ -354,7 +354,7 @@ def test_the_peak_memory_is_the_childs_own() -> None:
 
 def test_a_core_that_its_dump_left_incomplete_is_audited_and_says_so(tmp_path):
     """struct disk_dump_header has at 424 its status, of which 8 is DUMP_DH_COMPRESSED_INCOMPLETE (makedumpfile)."""
-    whole = Path(__file__).parent / "vmcores" / "deb510-n1" / "vmcore"
+    whole = Path(__file__).parents[2] / "vmcores" / "deb510-n1" / "vmcore"
     core = bytearray(whole.read_bytes())
     core[424] |= 8
     (tmp_path / "vmcore-incomplete").write_bytes(core)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pipeline import transports
+from pipeline.fanout import transports
 from pipeline.inventory import Target
 
 

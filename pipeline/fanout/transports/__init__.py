@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from pipeline.fanout.transports import live, qmp, ssh, vmcore
+from pipeline.fanout.transports.command import Command, TargetError
+from pipeline.fanout.transports.session import LOST, SAID
 from pipeline.inventory import Target
-from pipeline.transports import live, qmp, ssh, vmcore
-from pipeline.transports.command import Command, TargetError
-from pipeline.transports.session import LOST, SAID
 
 __all__ = ["LOST", "SAID", "Command", "TargetError", "command"]
 

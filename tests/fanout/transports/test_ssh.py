@@ -18,17 +18,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import runner, transports
+from pipeline.fanout import runner, transports
+from pipeline.fanout.transports import payload, ssh
 from pipeline.inventory import Target, destination
-from pipeline.transports import payload, ssh
 from tests import processes
-from tests.transports.sshd import SSHD, USER, Client, Server, free_port, make_key
+from tests.fanout.transports.sshd import SSHD, USER, Client, Server, free_port, make_key
 
 pytestmark = pytest.mark.skipif(SSHD is None, reason="no sshd: apt-get install openssh-server")
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="switches users: run as root")
 with_sudo = pytest.mark.skipif(shutil.which("sudo") is None, reason="no sudo: apt-get install sudo")
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CORE = ROOT / "tests/vmcores/deb510-n1/vmcore"
 
 
@@ -595,5 +595,5 @@ def test_what_is_no_destination_never_reaches_ssh(text):
 
 def test_the_payload_is_small_and_always_the_same():
     assert len(payload.bootstrap() + payload.sources()) < 100_000
-    code = "import sys; from pipeline.transports import payload; sys.stdout.buffer.write(payload.sources())"
+    code = "import sys; from pipeline.fanout.transports import payload; sys.stdout.buffer.write(payload.sources())"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT) == payload.sources()

@@ -17,11 +17,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import query, redact, runner, warehouse
+from pipeline import query, warehouse
+from pipeline.fanout import redact, runner
 from pipeline.inventory import Target
 from tests.warehouse.outcomes import directory_of, run, session
 
-VMCORES = Path(__file__).parent / "vmcores"
+VMCORES = Path(__file__).parents[1] / "vmcores"
 CORES = ("bytedance", "deb510-n2", "deb7-n2")
 KEY = bytes(range(32))
 

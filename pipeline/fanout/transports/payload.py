@@ -11,7 +11,7 @@ STARTS = "lru-audit starts "
 """Begins the line on stderr that says that ssh and the host's shell are past, and which interpreter comes."""
 
 _INTERPRETERS = ("python3", "/usr/libexec/platform-python")  # the second: RHEL 8's own
-_FOLDER = Path(__file__).parents[1] / "collector"
+_FOLDER = Path(__file__).parents[2] / "collector"
 
 
 @functools.cache

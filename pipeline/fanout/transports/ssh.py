@@ -10,9 +10,9 @@ import json
 import sys
 from dataclasses import replace
 
+from pipeline.fanout.transports import payload, session
+from pipeline.fanout.transports.command import Command, TargetError, arguments
 from pipeline.inventory import Target, destination
-from pipeline.transports import payload, session
-from pipeline.transports.command import Command, TargetError, arguments
 
 _CONNECT_TIMEOUT_S = 10
 _ALIVE_S, _ALIVE_COUNT = 15, 3  # a host that says nothing for 45 s is lost

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from pipeline.fanout.transports.command import Command, collector
 from pipeline.inventory import Target
-from pipeline.transports.command import Command, collector
 
 
 def command(target: Target) -> Command:

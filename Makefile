@@ -17,7 +17,7 @@ test: $(TESTING) lint
 # What DuckDB is in, with the oldest version that is supported.
 test-oldest-duckdb: $(TESTING)
 	$(BIN)/pip install --quiet --no-deps --upgrade --target .venv/oldest duckdb==1.5.6
-	PYTHONPATH=$(CURDIR)/.venv/oldest:$(CURDIR) $(BIN)/python -m pytest tests/query tests/sql tests/report tests/warehouse tests/test_adhoc.py
+	PYTHONPATH=$(CURDIR)/.venv/oldest:$(CURDIR) $(BIN)/python -m pytest tests/query tests/sql tests/report tests/warehouse tests/cli/test_sql.py
 
 lint: $(TESTING)
 	$(BIN)/ruff check

@@ -124,7 +124,7 @@ def plan(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace, made: Plan, nodes: Sequence[Node]) -> int:
     """Try some targets of a plan, print how each ended, and return the exit code of a run."""
-    from pipeline import progress
+    from pipeline.cli import progress
     from pipeline.fanout import driver
     from pipeline.inventory import plan
 
@@ -248,7 +248,7 @@ def _restored(staging: Staging, make: Callable[..., Any], fields: dict[str, Any]
 
 
 def _collect(args: argparse.Namespace, staging: Staging, planned: Plan) -> None:
-    from pipeline import progress
+    from pipeline.cli import progress
     from pipeline.fanout import driver, redact, runner
 
     options = staging.options()

@@ -49,9 +49,9 @@ def fired(thresholds: Sequence[Threshold], found: Report) -> bool:
 
 
 def sql(args: argparse.Namespace) -> int:
-    from pipeline import adhoc
+    from pipeline.cli import sql
 
-    adhoc.run(args)
+    sql.run(args)
     return OK
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from pipeline import cli
+from tests.cli.test_resume import VMCORES, Warehouse, until
 from tests.cluster import HEAD, Cluster, cluster
-from tests.test_resume import VMCORES, Warehouse, until
 
 ROOT = Path(__file__).resolve().parents[2]
 OTHER, DYING = "127.0.0.3", "127.0.0.4"

@@ -1,4 +1,4 @@
-"""What `pipeline.progress` promises: a bar on a terminal, plain lines elsewhere, nothing when quiet."""
+"""What `pipeline.cli.progress` promises: a bar on a terminal, plain lines elsewhere, nothing when quiet."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from pipeline import progress
+from pipeline.cli import progress
 
 
 class Terminal(io.StringIO):

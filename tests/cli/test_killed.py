@@ -24,7 +24,7 @@ import pytest
 
 from pipeline import cli
 from tests import processes
-from tests.test_resume import ROOT, VMCORES, Warehouse
+from tests.cli.test_resume import ROOT, VMCORES, Warehouse
 
 KILLS = int(os.environ.get("TEST_KILLS", "12"))
 SEED = int(os.environ.get("TEST_SEED", time.time_ns() % 1_000_000))

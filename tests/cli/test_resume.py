@@ -20,7 +20,7 @@ import pytest
 
 from pipeline import cli
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 VMCORES = ROOT / "tests" / "vmcores"
 # The server that is rebuilt in this core, by hand: 1905 list_lrus with a node array and on each of 4 nodes a pointer
 # array of 16 + 8 * 24574 bytes in a compound page and 24574 list_lru_one of kmalloc-32.

@@ -20,7 +20,7 @@ from pipeline import cli, warehouse
 from pipeline.fanout import cluster
 from tests import processes
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Audit:

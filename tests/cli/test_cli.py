@@ -18,7 +18,7 @@ from pipeline.cli import collecting
 from pipeline.fanout import cluster
 from pipeline.inventory import Target
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 VMCORES = ROOT / "tests" / "vmcores"
 CORES = sorted(path.parent.name for path in VMCORES.glob("*/vmcore"))
 

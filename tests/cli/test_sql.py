@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import adhoc, cli, query
+from pipeline import cli, query
+from pipeline.cli import sql
 from pipeline.report.model import build_report
 from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish, session
 
@@ -36,7 +37,7 @@ def sql(root: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> Any:
     """A function that runs the command and returns its stdout."""
 
     def run(*args: str | Path) -> bytes:
-        adhoc.run(cli.parser().parse_args(["sql", "-w", str(root), *map(str, args)]))
+        sql.run(cli.parser().parse_args(["sql", "-w", str(root), *map(str, args)]))
         sys.stdout.flush()
         return capsysbinary.readouterr().out
 
@@ -105,7 +106,7 @@ def test_an_output_is_replaced_whole_or_not_at_all_and_a_device_is_written_to(sq
 def test_parquet_goes_to_a_pipe_and_to_no_terminal(sql, monkeypatch):
     assert sql("SELECT 1 AS n", "--format", "parquet")[:4] == b"PAR1"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    with pytest.raises(adhoc.UsageError, match="terminal"):
+    with pytest.raises(sql.UsageError, match="terminal"):
         sql("SELECT 1", "--format", "parquet")
 
 
@@ -157,7 +158,7 @@ def test_print_init_prints_absolute_paths_of_the_chosen_runs(sql, root, tmp_path
 def test_what_makes_no_sense_is_one_line(sql, tmp_path, monkeypatch, args, content, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "query.sql").write_bytes(content)
-    with pytest.raises(adhoc.UsageError) as error:
+    with pytest.raises(sql.UsageError) as error:
         sql(*args)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
@@ -199,6 +200,6 @@ def test_a_size_that_is_none_is_refused(size, capsys):
 
 def test_the_time_limit_is_said_in_one_line(root):
     command = [sys.executable, "-m", "pipeline", "sql", "-w", str(root), "--timeout", "2", "SELECT sleep_ms(100000000)"]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (cli.FAILED, "")
     assert done.stderr == "lru-audit: no result after 2 s; give it longer with --timeout\n"

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
 from pipeline.collector.status import GOOD
+from pipeline.common.errors import UsageError
 
-from .exits import FIRED, NONE_GOOD, OK, SOME_NOT_GOOD, UsageError
+from .exits import FIRED, NONE_GOOD, OK, SOME_NOT_GOOD
 from .reading import fired
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ def _made(args: argparse.Namespace, targets: Sequence[Target]) -> Plan:
 def _now() -> dict[str, Any]:
     """What is known of any run that starts now."""
     from pipeline import warehouse
-    from pipeline.collector.cost import MODEL_VERSION
+    from pipeline.collector.model.cost import MODEL_VERSION
 
     return {"run_id": warehouse.new_run_id(), "tool_version": __version__, "model_version": MODEL_VERSION}
 

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pipeline.common.errors import UsageError
 from pipeline.common.text import printable
 
-from .exits import FAILED, FIRED, OK, UsageError
+from .exits import FAILED, FIRED, OK
 
 if TYPE_CHECKING:
     from pipeline.report.model import Report

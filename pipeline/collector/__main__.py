@@ -63,7 +63,8 @@ def _take(args):
     # Its warnings speak of debug info that this collector does without.
     logging.getLogger("drgn").setLevel(logging.ERROR)
     _import_helpers()
-    from . import kernel, memory, snapshot
+    from . import snapshot
+    from .access import kernel, memory
 
     try:
         opened = kernel.open_kernel(args.source, args.vmlinux, args.debug_dir, args.btf_dir, args.vmcoreinfo)

@@ -5,21 +5,10 @@ What each column means stands in ``schemas/``; this fills them in.
 
 from drgn import FaultError, Object, alignof, sizeof
 
-from . import (
-    __version__,
-    budget,
-    charges,
-    containers,
-    cost,
-    estimate,
-    layouts,
-    list_lrus,
-    memcgs,
-    nodes,
-    slab,
-    superblocks,
-)
-from .memory import has_member, is_running, text
+from . import __version__, budget
+from .access.memory import has_member, is_running, text
+from .model import cost, estimate
+from .walk import charges, containers, layouts, list_lrus, memcgs, nodes, slab, superblocks
 
 _MICROSECONDS = 1000000
 # struct timekeeper.xtime_sec is plausible between these: 2000 and 2200.

@@ -146,7 +146,9 @@ def _reads(audit: Cost) -> int:
 def stages(core: str) -> dict[str, float]:
     """Audit a core in this process and return the CPU seconds of each part, by what it does."""
     start = time.process_time()
-    from pipeline.collector import charges, containers, kernel, list_lrus, memcgs, snapshot, superblocks
+    from pipeline.collector import snapshot
+    from pipeline.collector.access import kernel
+    from pipeline.collector.walk import charges, containers, list_lrus, memcgs, superblocks
 
     took = {"starting Python with drgn": start, "importing the collector": time.process_time() - start}
     parts = {

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import __version__
-from pipeline.collector import cost
+from pipeline.collector.model import cost
 from pipeline.collector.status import GOOD
 from pipeline.warehouse import schema
 from pipeline.warehouse.parquet import ROW_GROUP_ROWS, TableWriter, sha256

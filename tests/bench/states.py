@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import inventory
-from pipeline.collector import cost
+from pipeline.collector.model import cost
 from pipeline.fanout import runner
 from pipeline.warehouse import schema
 from pipeline.warehouse.totals import totals

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.collector import kernel, snapshot
+from pipeline.collector import snapshot
+from pipeline.collector.access import kernel
 
 VMCORES = Path(__file__).parents[1] / "vmcores"
 

@@ -10,9 +10,11 @@ import pytest
 from drgn import FaultError, Object, Program, offsetof
 from drgn.helpers.linux.slab import find_slab_cache
 
-from pipeline.collector import kernel, list_lrus, snapshot, superblocks
-from pipeline.collector.btf import Btf, BtfError
+from pipeline.collector import snapshot
+from pipeline.collector.access import kernel
+from pipeline.collector.access.btf import Btf, BtfError
 from pipeline.collector.status import CollectError
+from pipeline.collector.walk import list_lrus, superblocks
 from tests.collector.conftest import CORES, Core
 
 BY_NAME = {core.name: core for core in CORES}

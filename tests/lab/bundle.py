@@ -14,7 +14,9 @@ from drgn import FaultError, Program, Symbol
 from drgn.helpers.linux.cgroup import cgroup_path, css_for_each_descendant_pre
 from drgn.helpers.linux.slab import for_each_slab_cache, slab_cache_usage, slab_object_info
 
-from pipeline.collector import estimate, kernel, snapshot
+from pipeline.collector import snapshot
+from pipeline.collector.access import kernel
+from pipeline.collector.model import estimate
 from tests.lab import boot, truth
 from tests.lab.kernels import Kernel, LabError
 from tests.lab.reduce import PAGE, FullCore, SmallCore

@@ -72,7 +72,7 @@ def _servers() -> dict[str, Server]:
         containers: dict[str, Any] = {**debian, "memory_mb": 768, "workload": "containers", "pods": 9}
         made.append(Server(f"runc-{short}", **containers))
         made.append(Server(f"crun-{short}", **containers, runtimes="crun crun runc"))
-        # The rule of what outlives its objects (pipeline/collector/estimate.py) was not chosen on these two.
+        # The rule of what outlives its objects (pipeline/collector/model/estimate.py) was not chosen on these two.
         made.append(Server(f"services-{short}", workload="services", disk="services", memory_mb=896, **debian))
         made.append(Server(f"lxc-{short}", workload="lxc", disk="lxc", memory_mb=640, containers=12, **debian))
     return {server.name: server for server in made}

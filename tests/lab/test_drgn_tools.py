@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.collector import layouts, list_lrus, memcgs, superblocks
-from pipeline.collector.kernel import open_kernel
+from pipeline.collector.access.kernel import open_kernel
+from pipeline.collector.walk import layouts, list_lrus, memcgs, superblocks
 from tests.lab import kernels
 from tests.lab.boot import take_core
 from tests.lab.shapes import SHAPES

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.collector import kernel, snapshot
+from pipeline.collector import snapshot
+from pipeline.collector.access import kernel
 from tests.lab import kernels, scripted
 from tests.lab.shapes import SHAPES
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from pipeline.collector import cost
+from pipeline.collector.model import cost
 from tests.warehouse.outcomes import ok, publish, session
 
 NODES = 2

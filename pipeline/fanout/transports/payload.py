@@ -11,21 +11,22 @@ STARTS = "lru-audit starts "
 """Begins the line on stderr that says that ssh and the host's shell are past, and which interpreter comes."""
 
 _INTERPRETERS = ("python3", "/usr/libexec/platform-python")  # the second: RHEL 8's own
-_FOLDER = Path(__file__).parents[2] / "collector"
+_COLLECTOR = Path(__file__).parents[2] / "collector"
+_BOOTSTRAP = "remote.py"
 
 
 @functools.cache
 def bootstrap() -> bytes:
     """Return the program that takes the rest."""
-    return (_FOLDER / "remote.py").read_bytes()
+    return (_COLLECTOR / _BOOTSTRAP).read_bytes()
 
 
 @functools.cache
 def sources() -> bytes:
     """Return the collector as a compressed Python literal: path of each file to its text."""
-    found = {f"pipeline/collector/{path.name}": path.read_text("utf-8") for path in sorted(_FOLDER.glob("*.py"))}
-    del found["pipeline/collector/remote.py"]
-    return pack({"pipeline/__init__.py": "", **found})
+    paths = sorted(path for path in _COLLECTOR.rglob("*.py") if path.name != _BOOTSTRAP)
+    files = {str(path.relative_to(_COLLECTOR.parents[1])): path.read_text("utf-8") for path in paths}
+    return pack({"pipeline/__init__.py": "", **files})
 
 
 def pack(files: dict[str, str]) -> bytes:

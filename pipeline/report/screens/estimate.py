@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from pipeline.collector import cost
+from pipeline.collector.model import cost
 from pipeline.common.text import human_bytes
 
 # Lazy kernels by the first release of their layout: which they are, and sizeof(struct list_lru_one) on x86_64.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.collector import cost
+from pipeline.collector.model import cost
 from pipeline.common.text import human_bytes, printable
 
 _SUMMED = (

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.collector import charges, estimate, list_lrus, memcgs, snapshot, superblocks
+from pipeline.collector import snapshot
+from pipeline.collector.model import estimate
+from pipeline.collector.walk import charges, list_lrus, memcgs, superblocks
 from tests.collector.conftest import CORES, Core
 
 BY_NAME = {core.name: core for core in CORES}

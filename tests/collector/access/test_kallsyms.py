@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.collector import kallsyms, kernel
+from pipeline.collector.access import kallsyms, kernel
 from pipeline.collector.status import CollectError
 from tests.collector.conftest import CORES
 

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.collector import qmp
+from pipeline.collector.access import qmp
 from pipeline.collector.status import CollectError
 from pipeline.fanout.runner import frame
 

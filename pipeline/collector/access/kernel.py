@@ -19,10 +19,10 @@ from drgn import (
     Program,
 )
 
+from ..status import CollectError
 from . import core_file, kallsyms, qmp
 from .btf import Btf, BtfError
 from .memory import is_running
-from .status import CollectError
 
 # BTF declares per-CPU variables only. These are the other globals that the collector and drgn's helpers read, as
 # the kernel declares them.

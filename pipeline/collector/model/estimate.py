@@ -9,8 +9,9 @@ from collections import Counter, namedtuple
 
 from drgn import container_of, sizeof
 
-from . import cost, slab, superblocks
-from .nodes import nr_node_ids
+from ..walk import slab, superblocks
+from ..walk.nodes import nr_node_ids
+from . import cost
 
 _LONG_BYTES = 8
 _SB_KERNMOUNT = 1 << 22

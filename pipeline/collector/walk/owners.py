@@ -5,9 +5,9 @@ from collections import namedtuple
 
 from drgn import FaultError, offsetof
 
+from ..access.memory import Members, c_string, has_member, read, text, walk_list
+from ..status import CollectError
 from . import slab, superblocks
-from .memory import Members, c_string, has_member, read, text, walk_list
-from .status import CollectError
 
 _MOST_LIST_LRUS = 1 << 22
 _MOST_MODULES = 1 << 14

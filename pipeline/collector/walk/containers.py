@@ -2,9 +2,9 @@
 
 from drgn import FaultError, Object, offsetof
 
+from ..access.memory import Members, text, walk_list
+from ..status import CollectError
 from . import superblocks
-from .memory import Members, text, walk_list
-from .status import CollectError
 
 _MOST_TASKS = 1 << 22
 

@@ -8,9 +8,9 @@ from drgn.helpers import ValidationError
 from drgn.helpers.linux.mm import compound_head, find_vmap_area, page_size, virt_to_page
 from drgn.helpers.linux.slab import slab_object_info
 
-from .memory import Members, c_string, has_member, walk_list
+from ..access.memory import Members, c_string, has_member, walk_list
+from ..status import CollectError
 from .nodes import in_state
-from .status import CollectError
 
 _MOST_CACHES = 100000
 # The caches that a plain kmalloc(GFP_KERNEL) takes its objects from; not kmalloc-cg-, -rcl-, dma-kmalloc-.

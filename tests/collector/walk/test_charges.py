@@ -9,8 +9,9 @@ from drgn import FaultError, Object, Program, TypeMember, offsetof
 from drgn.helpers.linux.mm import virt_to_page
 from drgn.helpers.linux.slab import find_slab_cache, for_each_slab_cache, slab_object_info
 
-from pipeline.collector import charges, kernel, memcgs, superblocks
-from pipeline.collector.memmap import Memmap
+from pipeline.collector.access import kernel
+from pipeline.collector.walk import charges, memcgs, superblocks
+from pipeline.collector.walk.memmap import Memmap
 from tests.collector.conftest import CORES
 from tests.collector.test_damage import overlay, word
 

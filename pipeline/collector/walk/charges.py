@@ -13,10 +13,10 @@ from itertools import repeat
 from drgn import FaultError, Object, cast, offsetof
 from drgn.helpers.linux.mm import page_to_virt
 
+from ..access.memory import Members, is_running, read_each
+from ..status import CollectError
 from . import slab, superblocks
 from .memmap import Memmap
-from .memory import Members, is_running, read_each
-from .status import CollectError
 
 # Of 4 to 32 KB each.
 _SLABS_AT_ONCE = 256

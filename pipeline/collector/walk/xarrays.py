@@ -4,8 +4,8 @@ import struct
 
 from drgn import offsetof, sizeof
 
-from .memory import Members, read_each
-from .status import CollectError
+from ..access.memory import Members, read_each
+from ..status import CollectError
 
 _XA_CHUNK_SHIFT = 6
 _XA_CHUNK_SIZE = 1 << _XA_CHUNK_SHIFT

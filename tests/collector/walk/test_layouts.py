@@ -18,10 +18,12 @@ from typing import Any
 import pytest
 from drgn import Program
 
-from pipeline.collector import kallsyms, layouts, list_lrus, snapshot, superblocks
-from pipeline.collector.kernel import open_kernel
-from pipeline.collector.list_lrus import Found, ListLru
+from pipeline.collector import snapshot
+from pipeline.collector.access import kallsyms
+from pipeline.collector.access.kernel import open_kernel
 from pipeline.collector.status import CollectError
+from pipeline.collector.walk import layouts, list_lrus, superblocks
+from pipeline.collector.walk.list_lrus import Found, ListLru
 from tests.collector.conftest import CORES
 from tests.collector.made import MODULE, MadeKernel
 

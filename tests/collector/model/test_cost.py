@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from pipeline.collector import cost
+from pipeline.collector.model import cost
 
 MIB = 1 << 20
 GIB = 1 << 30

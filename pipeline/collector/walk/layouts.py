@@ -19,7 +19,7 @@ layout                 mainline        members
 
 from drgn import sizeof
 
-from .memory import has_member
+from ..access.memory import has_member
 
 EAGER = ("array", "array_rcu", "mlrus", "ext_mlrus")
 LAZY = ("mlrus_lazy", "ext_mlrus_lazy", "xarray", "xarray_lock", "ext_xarray")

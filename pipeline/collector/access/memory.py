@@ -5,7 +5,7 @@ from collections import namedtuple
 
 from drgn import FaultError, PlatformFlags, ProgramFlags, TypeKind, offsetof, sizeof
 
-from .status import CollectError
+from ..status import CollectError
 
 # Objects are read together where they lie on the same or on neighbouring pages of this size, so that no page is
 # read that holds none of them: it could be missing from a filtered core or from the kernel's mappings.

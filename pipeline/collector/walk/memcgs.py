@@ -1,7 +1,7 @@
 """Every memory cgroup, online or dying: its ids, its path and its place in the tree."""
 
-from .memory import Members, c_string, has_member, walk_list
-from .status import CollectError
+from ..access.memory import Members, c_string, has_member, walk_list
+from ..status import CollectError
 
 _MOST_MEMCGS = 1 << 20
 _CSS_ONLINE = 1 << 1

@@ -7,9 +7,9 @@ from collections import namedtuple
 from drgn import FaultError, offsetof, sizeof
 from drgn.helpers.linux.mm import page_to_virt, pfn_to_page
 
-from .memory import has_member
+from ..access.memory import has_member
+from ..status import CollectError
 from .nodes import in_state
-from .status import CollectError
 
 _READ_BYTES = 1 << 20
 _PAGE_BYTES = 4096

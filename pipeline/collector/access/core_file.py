@@ -4,7 +4,7 @@ import os
 import struct
 from collections import namedtuple
 
-from .status import CollectError
+from ..status import CollectError
 
 # struct disk_dump_header of makedumpfile: signature, version, utsname (six times 65 bytes), time, status.
 _SYSNAME_OFFSET = 12

@@ -11,11 +11,11 @@ from collections import namedtuple
 from drgn import offsetof, sizeof
 from drgn.helpers.linux.mm import in_direct_map
 
+from ..access.memory import Members, has_member, is_running, read, read_each
+from ..status import CollectError
 from . import layouts, owners, superblocks
-from .memory import Members, has_member, is_running, read, read_each
 from .nodes import in_state, nr_node_ids
 from .slab import allocation
-from .status import CollectError
 from .xarrays import Xarrays
 
 # Slots are gathered list by list; this bounds how many list_lru_one are held at once (about 100 MB).

@@ -2,8 +2,8 @@
 
 from drgn import sizeof
 
-from .memory import Members, c_string, has_member, read, walk_list
-from .status import CollectError
+from ..access.memory import Members, c_string, has_member, read, walk_list
+from ..status import CollectError
 
 _MOST_SUPERBLOCKS = 1 << 20
 _MOST_MOUNTS = 1 << 20

@@ -16,7 +16,7 @@ from bisect import bisect_right
 from drgn import FaultError, PlatformFlags, ProgramFlags, Symbol, SymbolBinding, SymbolKind
 from drgn.helpers.linux.kallsyms import load_vmlinux_kallsyms
 
-from .status import CollectError
+from ..status import CollectError
 
 _CHUNK_BYTES = 1 << 20
 _PAGE_BYTES = 4096

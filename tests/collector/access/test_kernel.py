@@ -14,8 +14,9 @@ from drgn import FaultError, Program, TypeKind, offsetof, sizeof
 from drgn.helpers.linux.cgroup import cgroup_path, css_for_each_descendant_pre
 from drgn.helpers.linux.slab import for_each_slab_cache, slab_cache_usage, slab_object_info
 
-from pipeline.collector import kernel, nodes
+from pipeline.collector.access import kernel
 from pipeline.collector.status import CollectError
+from pipeline.collector.walk import nodes
 from pipeline.fanout.runner import frame
 
 
@@ -195,7 +196,7 @@ def test_a_running_kernel_without_kcore_says_what_it_lacks() -> None:
         if os.geteuid():
             pytest.skip("needs root to hide /proc/kcore")
         command = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "-", *command]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, timeout=60)
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, timeout=60)
     if b"unshare: " in done.stderr or b"mount: " in done.stderr:
         pytest.skip("no mount namespaces here")
     assert frame.parse(done.stdout) == frame.Failure(

@@ -10,8 +10,8 @@ import time
 
 import drgn
 
-from . import budget
-from .status import CollectError
+from .. import budget
+from ..status import CollectError
 
 PREFIX = "qmp:"
 _GREETING_S = 5

@@ -1,0 +1,1 @@
+"""How the memory, types and symbols of a kernel are had."""

@@ -1,0 +1,1 @@
+"""The cost model: arithmetic that imports no drgn."""

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from pipeline.common import output
+from pipeline.common.errors import AuditError
 
 from .arguments import parser
 from .exits import FAILED, FIRED, INTERRUPTED, NONE_GOOD, OK, SOME_NOT_GOOD, USAGE
@@ -40,13 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(error, BrokenPipeError):  # the reader of stdout has gone, as `| head` does
             print(f"lru-audit: {error.filename or 'stdout'}: {error.strerror or error}", file=sys.stderr)
         return FAILED
-    except Exception as error:
-        # The rooms' own errors explain themselves; anything else is a defect of this program.
-        explained: int | None = getattr(error, "exit_code", None)
-        if explained is None:
-            raise
+    except AuditError as error:
         print(f"lru-audit: {error}", file=sys.stderr)
-        return explained
+        return error.exit_code
 
 
 def _open_standard_streams() -> None:

@@ -9,9 +9,3 @@ exit codes:
   2  usage or inventory             5  a --fail-if condition holds
                                     130  interrupted
 """
-
-
-class UsageError(Exception):
-    """The arguments make no sense together."""
-
-    exit_code = USAGE

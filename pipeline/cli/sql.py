@@ -9,15 +9,10 @@ import sys
 
 from pipeline import query, warehouse
 from pipeline.common import output
+from pipeline.common.errors import UsageError
 from pipeline.report import rows
 
 _QUERY_BYTES = 1 << 20
-
-
-class UsageError(Exception):
-    """The arguments make no sense together; the message is one line."""
-
-    exit_code = 2
 
 
 def run(args: argparse.Namespace) -> None:

@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 from unittest import mock
 
 from pipeline.common import scratch
+from pipeline.common.errors import AuditError
 from pipeline.fanout import runner
 from pipeline.inventory.plan import Node
 
@@ -50,10 +51,8 @@ _QUIET = {
 }
 
 
-class ClusterError(RuntimeError):
+class ClusterError(AuditError):
     """Ray cannot be started or joined, or is there no longer; one line."""
-
-    exit_code = 1
 
 
 def cpus() -> int:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline.common.errors import UsageError
 from pipeline.common.text import printable, quote
 from pipeline.inventory import ansible, cores, files
 from pipeline.inventory.entry import Entry
@@ -35,10 +36,8 @@ class Targets(list[Target]):
     other_files = 0
 
 
-class InventoryError(ValueError):
+class InventoryError(UsageError):
     """Everything wrong with the arguments and the inventory: `errors`, one line each; also the message."""
-
-    exit_code = 2
 
     def __init__(self, errors: Sequence[str]) -> None:
         super().__init__("\n".join(errors))

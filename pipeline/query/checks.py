@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pyarrow.dataset as ds
 
 from pipeline.common import data
+from pipeline.common.errors import AuditError
 from pipeline.query.session import QueryError, Session
 
 # A run of 100,000 targets takes 4 GB otherwise, for a tenth less of CPU time; the rest is spilled.
@@ -22,10 +23,8 @@ class Offence(NamedTuple):
     reason: str
 
 
-class CheckError(Exception):
+class CheckError(AuditError):
     """Rows fail a check and no target is to blame: a defect of the run itself."""
-
-    exit_code = 1
 
 
 def check(tables: Mapping[str, ds.UnionDataset]) -> list[Offence]:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from pipeline.common import scratch
+from pipeline.common.errors import AuditError
 from pipeline.query import views
 
 # Drops a filter on a hive column and returns wrong sums in 2.0.0; 1.5 has no such optimizer.
@@ -36,10 +37,8 @@ _BATCH_ROWS = 65_536
 _READING = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
 
 
-class QueryError(Exception):
+class QueryError(AuditError):
     """A query cannot be answered; the message is one line."""
-
-    exit_code = 1
 
 
 class Session:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.cells import cell_len
 
+from pipeline.common.errors import AuditError
 from pipeline.common.text import printable
 from pipeline.report import escape
 
@@ -21,10 +22,8 @@ _TABLE_ROWS = 1_000
 _TABLE_CELL_CHARACTERS = 500
 
 
-class FormatError(Exception):
+class FormatError(AuditError):
     """A format has no place for a result; the message is one line."""
-
-    exit_code = 1
 
 
 def table(result: pa.Table, file: TextIO) -> None:

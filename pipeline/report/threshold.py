@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.common.errors import UsageError
 from pipeline.common.text import parsed_bytes
 from pipeline.report.model import Report
 
@@ -24,7 +25,7 @@ _FIGURES = {
 FIGURES = ", ".join(_FIGURES)
 
 
-class ThresholdError(ValueError):
+class ThresholdError(UsageError):
     """A condition is none; one line."""
 
 

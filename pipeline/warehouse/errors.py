@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from pipeline.common.errors import AuditError
 
-class WarehouseError(Exception):
+
+class WarehouseError(AuditError):
     """A run cannot be stored or read; the message is one line that names the file."""
-
-    exit_code = 1
 
 
 class TornError(WarehouseError):

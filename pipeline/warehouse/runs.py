@@ -24,6 +24,7 @@ import pyarrow.dataset as ds
 from pyarrow import fs
 
 from pipeline.collector.status import GOOD
+from pipeline.common.errors import AuditError
 from pipeline.warehouse import schema
 from pipeline.warehouse.errors import TornError, WarehouseError, cause
 from pipeline.warehouse.store import INPUTS, MANIFEST, Folder, Store, at, reachable
@@ -224,9 +225,8 @@ def reading(root: str | Path, chosen: Sequence[Manifest] | None = None) -> Itera
     found = runs(root) if chosen is None else chosen
     try:
         yield datasets(found)
-    except Exception as error:
-        explained = hasattr(error, "exit_code")
-        if explained and (gone := [one.run_id for one in found if not at(root).has(one.run_id)]):
+    except AuditError as error:
+        if gone := [one.run_id for one in found if not at(root).has(one.run_id)]:
             raise WarehouseError(f"{at(root)}: run {gone[0]} was expired meanwhile: run the command again") from error
         raise
 

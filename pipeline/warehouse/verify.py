@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem, copy_files
 
 from pipeline.common import scratch
+from pipeline.common.errors import AuditError
 from pipeline.warehouse.errors import WarehouseError, cause, storage
 from pipeline.warehouse.runs import File, Manifest, datasets, find
 from pipeline.warehouse.staging import Check
@@ -40,9 +41,7 @@ def problems(root: str | Path, run_id: str, check: Check) -> Iterator[str]:
         try:
             for target, name, reason in check(datasets([copy])):
                 yield f"{copy.directory}: check {name}: {target!a}: {reason}"
-        except Exception as error:
-            if not hasattr(error, "exit_code"):
-                raise
+        except AuditError as error:
             yield f"{copy.directory}: {error}"
 
 

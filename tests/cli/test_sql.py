@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import cli, query
-from pipeline.cli import sql
+from pipeline.cli import sql as command
+from pipeline.common.errors import UsageError
 from pipeline.report.model import build_report
 from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish, session
 
@@ -37,7 +38,7 @@ def sql(root: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> Any:
     """A function that runs the command and returns its stdout."""
 
     def run(*args: str | Path) -> bytes:
-        sql.run(cli.parser().parse_args(["sql", "-w", str(root), *map(str, args)]))
+        command.run(cli.parser().parse_args(["sql", "-w", str(root), *map(str, args)]))
         sys.stdout.flush()
         return capsysbinary.readouterr().out
 
@@ -106,7 +107,7 @@ def test_an_output_is_replaced_whole_or_not_at_all_and_a_device_is_written_to(sq
 def test_parquet_goes_to_a_pipe_and_to_no_terminal(sql, monkeypatch):
     assert sql("SELECT 1 AS n", "--format", "parquet")[:4] == b"PAR1"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    with pytest.raises(sql.UsageError, match="terminal"):
+    with pytest.raises(UsageError, match="terminal"):
         sql("SELECT 1", "--format", "parquet")
 
 
@@ -158,7 +159,7 @@ def test_print_init_prints_absolute_paths_of_the_chosen_runs(sql, root, tmp_path
 def test_what_makes_no_sense_is_one_line(sql, tmp_path, monkeypatch, args, content, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "query.sql").write_bytes(content)
-    with pytest.raises(sql.UsageError) as error:
+    with pytest.raises(UsageError) as error:
         sql(*args)
     assert message in str(error.value)
     assert "\n" not in str(error.value)

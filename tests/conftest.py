@@ -1,4 +1,4 @@
-"""What every test leaves as it found it."""
+"""Process state that every test restores."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def signals() -> Iterator[None]:
-    """`cli.main` ends a process: after an interrupt it ignores signals, and what a later test starts would, too."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Restore the signal handlers: after an interrupt `cli.main` ignores signals, and child processes inherit that."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
-    for number, handler in before.items():
+    for number, handler in handlers.items():
         signal.signal(number, handler)

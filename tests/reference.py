@@ -1,8 +1,8 @@
-"""What a kernel's list_lrus hold, read the slow and plain way: with DWARF, drgn's own helpers, one object at a time.
+"""Reference walk over a kernel's list_lrus, slow and simple: with DWARF and drgn's helpers, one object at a time.
 
-The lab runs it on every full core and leaves the answer as truth/reference.json beside the small core; the collector's
-tests compare with that. Nothing here may come from pipeline/, and nothing here is clever: no bulk read, no nr_items
-taken on trust, no sample where the whole can be counted.
+The lab runs it on every full core and writes the result to truth/reference.json beside the small core; the collector's
+tests compare their audit with it. Nothing here may come from pipeline/. The walk has no bulk reads, counts the items
+instead of trusting nr_items, and counts all objects instead of a sample.
 
     python -m tests.reference VMCORE VMLINUX > reference.json
 """
@@ -26,11 +26,11 @@ from drgn.helpers.linux.slab import find_containing_slab_cache, find_slab_cache,
 from drgn.helpers.linux.xarray import xa_for_each
 
 CSS_ONLINE = 1 << 1
-USAGE_OF = ("kmalloc-32", "kmalloc-64", "kmalloc-96", "kmalloc-128", "kmalloc-192", "radix_tree_node", "dentry")
+CACHE_NAMES = ("kmalloc-32", "kmalloc-64", "kmalloc-96", "kmalloc-128", "kmalloc-192", "radix_tree_node", "dentry")
 
 
 def read(prog: Program) -> dict[str, Any]:
-    """Everything the tests compare, as plain JSON values; sizes in bytes, addresses as integers."""
+    """Read all figures that the tests compare, as JSON values; sizes are in bytes, addresses are integers."""
     superblocks = list(list_for_each_entry("struct super_block", prog["super_blocks"].address_of_(), "s_list"))
     tasks = [task for task in for_each_task(prog) if task.nsproxy]
     return {
@@ -43,12 +43,12 @@ def read(prog: Program) -> dict[str, Any]:
         "superblocks": [superblock(sb, tasks) for sb in superblocks],
         "list_lrus": [list_lru(lru, owner) for lru, owner in list_lrus(prog, superblocks)],
         "memcgs": list(memcgs(prog)),
-        "slab_usage": {name: usage(prog, name) for name in USAGE_OF},
+        "slab_usage": {name: usage(prog, name) for name in CACHE_NAMES},
     }
 
 
 def superblock(sb: Object, tasks: list[Object]) -> dict[str, Any]:
-    """A superblock; users are the cgroups of the tasks that have it mounted, where the first task has not."""
+    """The row of a superblock. If the first task has not mounted it, its users are the cgroups of those that have."""
     prog = sb.prog_
     namespaces = {mount.mnt_ns.value_() for mount in super_block_for_each_mount(sb)}
     if prog["init_task"].nsproxy.mnt_ns.value_() in namespaces:
@@ -70,38 +70,38 @@ def superblock(sb: Object, tasks: list[Object]) -> dict[str, Any]:
 
 
 def list_lrus(prog: Program, superblocks: list[Object]) -> Iterator[tuple[Object, dict[str, Any]]]:
-    """Every list_lru with its owner: the superblocks' two, then whatever else is on the kernel's own list."""
-    seen = set()
+    """Yield every list_lru with its owner: the two of each superblock, then the others on the kernel's own list."""
+    superblock_lrus = set()
     for sb in superblocks:
         for name in ("dentry", "inode"):
             lru = sb.member_(f"s_{name}_lru").address_of_()
-            seen.add(lru.value_())
+            superblock_lrus.add(lru.value_())
             yield lru, {"name": name, "superblock": sb.value_()}
-    everywhere = prog["memcg_list_lrus" if "memcg_list_lrus" in prog else "list_lrus"]
-    for lru in list_for_each_entry("struct list_lru", everywhere.address_of_(), "list"):
-        if lru.value_() not in seen:
+    all_lrus = prog["memcg_list_lrus" if "memcg_list_lrus" in prog else "list_lrus"]
+    for lru in list_for_each_entry("struct list_lru", all_lrus.address_of_(), "list"):
+        if lru.value_() not in superblock_lrus:
             yield lru, {"name": prog.symbol(lru.value_()).name, "superblock": None}
 
 
 def list_lru(lru: Object, owner: dict[str, Any]) -> dict[str, Any]:
     prog = lru.prog_
     nodes = list(for_each_node_state(prog, prog["N_POSSIBLE"]))
-    found: dict[str, Any] = {"address": lru.value_(), **owner, "memcg_aware": bool(lru.memcg_aware)}
-    found["node_array_bytes"] = allocated_bytes(lru.node)
-    found["root_items"] = sum(list_count_nodes(lru.node[node].lru.list.address_of_()) for node in nodes)
+    row: dict[str, Any] = {"address": lru.value_(), **owner, "memcg_aware": bool(lru.memcg_aware)}
+    row["node_array_bytes"] = allocated_bytes(lru.node)
+    row["root_items"] = sum(list_count_nodes(lru.node[node].lru.list.address_of_()) for node in nodes)
     walk = lazy_lists if has_member(lru, "xa") else eager_lists
-    lists = list(walk(lru, nodes, found))
+    lists = list(walk(lru, nodes, row))
     items: Counter[int] = Counter()
-    for cache_id, one in lists:
-        items[cache_id] += list_count_nodes(one.list.address_of_())
-    found["memcg_items"] = {str(cache_id): count for cache_id, count in sorted(items.items()) if count}
-    found["items"] = found["root_items"] + sum(items.values())
-    found["nr_items"] = nr_items(lru, nodes, lists)
-    return found
+    for cache_id, list_lru_one in lists:
+        items[cache_id] += list_count_nodes(list_lru_one.list.address_of_())
+    row["memcg_items"] = {str(cache_id): count for cache_id, count in sorted(items.items()) if count}
+    row["items"] = row["root_items"] + sum(items.values())
+    row["nr_items"] = nr_items(lru, nodes, lists)
+    return row
 
 
-def eager_lists(lru: Object, nodes: list[int], found: dict[str, Any]) -> Iterator[tuple[int, Object]]:
-    """Up to v5.17: on each node an array of pointers, one list_lru_one for every cache id."""
+def eager_lists(lru: Object, nodes: list[int], row: dict[str, Any]) -> Iterator[tuple[int, Object]]:
+    """Yield the lists of a kernel up to v5.17 by cache id: each node has an array of pointers to list_lru_one."""
     prog = lru.prog_
     arrays: list[int] = []
     objects: list[int] = []
@@ -111,18 +111,18 @@ def eager_lists(lru: Object, nodes: list[int], found: dict[str, Any]) -> Iterato
             continue
         arrays.append(allocated_bytes(array))
         for cache_id in range(prog["memcg_nr_cache_ids"]):
-            one = array.lru[cache_id]
-            objects.append(one.value_())
-            yield cache_id, one
-    assert len(set(objects)) == len(objects), "two slots share a list_lru_one"
-    found["arrays_bytes"] = arrays
-    found["objects"] = len(objects)
-    found["object_caches"] = caches(prog, objects)
-    found["xa_nodes"] = 0
+            list_lru_one = array.lru[cache_id]
+            objects.append(list_lru_one.value_())
+            yield cache_id, list_lru_one
+    assert len(set(objects)) == len(objects), "two slots point to one list_lru_one"
+    row["arrays_bytes"] = arrays
+    row["objects"] = len(objects)
+    row["object_caches"] = caches(prog, objects)
+    row["xa_nodes"] = 0
 
 
-def lazy_lists(lru: Object, nodes: list[int], found: dict[str, Any]) -> Iterator[tuple[int, Object]]:
-    """From v5.18: an xarray of list_lru_memcg by cache id, each with a list for every node."""
+def lazy_lists(lru: Object, nodes: list[int], row: dict[str, Any]) -> Iterator[tuple[int, Object]]:
+    """Yield the lists of a kernel since v5.18 by cache id: an xarray of list_lru_memcg, each with a list per node."""
     objects: list[int] = []
     for cache_id, entry in xa_for_each(lru.xa.address_of_()):
         memcg_lists = cast("struct list_lru_memcg *", entry)
@@ -130,15 +130,18 @@ def lazy_lists(lru: Object, nodes: list[int], found: dict[str, Any]) -> Iterator
         for node in nodes:
             yield cache_id, memcg_lists.node[node]
     xa_nodes = list(xarray_nodes(lru.xa.xa_head))
-    found["arrays_bytes"] = []
-    found["objects"] = len(objects)
-    found["object_caches"] = caches(lru.prog_, objects)
-    found["xa_nodes"] = len(xa_nodes)
-    found["xa_node_caches"] = caches(lru.prog_, xa_nodes)
+    row["arrays_bytes"] = []
+    row["objects"] = len(objects)
+    row["object_caches"] = caches(lru.prog_, objects)
+    row["xa_nodes"] = len(xa_nodes)
+    row["xa_node_caches"] = caches(lru.prog_, xa_nodes)
 
 
 def xarray_nodes(entry: Object) -> Iterator[int]:
-    """Addresses of the xa_nodes below an entry of an xarray: a node's low bits are 10, small values are not nodes."""
+    """Yield the addresses of the xa_nodes below an entry of an xarray.
+
+    The low bits of a node's entry are 10; small values with these bits are not nodes.
+    """
     if entry.value_() & 3 == 2 and entry.value_() > 4096:
         node = Object(entry.prog_, "struct xa_node *", entry.value_() - 2)
         yield node.value_()
@@ -147,16 +150,16 @@ def xarray_nodes(entry: Object) -> Iterator[int]:
 
 
 def nr_items(lru: Object, nodes: list[int], lists: list[tuple[int, Object]]) -> int:
-    """The kernel's own count: kept for the whole node, or where it has none for every list."""
+    """The kernel's own count of items: per node if list_lru_node has nr_items, else the sum over its lists."""
     node_type = lru.node.type_.type
     if any(member.name == "nr_items" for member in node_type.members):
         return sum(counter(lru.node[node].nr_items) for node in nodes)
-    ones = [lru.node[node].lru for node in nodes] + [one for _, one in lists]
-    return sum(max(0, counter(one.nr_items)) for one in ones)
+    list_lru_ones = [lru.node[node].lru for node in nodes] + [list_lru_one for _, list_lru_one in lists]
+    return sum(max(0, counter(list_lru_one.nr_items)) for list_lru_one in list_lru_ones)
 
 
 def counter(value: Object) -> int:
-    """A long, or an atomic_long_t from v6.13 on."""
+    """The value of a long, or since v6.13 of an atomic_long_t."""
     return int(value if value.type_.primitive else value.counter)
 
 
@@ -174,11 +177,11 @@ def memcgs(prog: Program) -> Iterator[dict[str, Any]]:
 
 
 def caches(prog: Program, addresses: list[int]) -> dict[str, dict[str, int]]:
-    """The slab caches that hold these objects: objects in each, and its slot size."""
-    per_page = Counter(address // prog["PAGE_SIZE"].value_() for address in addresses)
+    """The number of objects in each slab cache, and the cache's slot size."""
+    objects_by_page = Counter(address // prog["PAGE_SIZE"].value_() for address in addresses)
     counts: Counter[str] = Counter()
     sizes: dict[str, int] = {}
-    for page, objects in per_page.items():
+    for page, objects in objects_by_page.items():
         cache = find_containing_slab_cache(prog, page * prog["PAGE_SIZE"].value_())
         name = text(cache.name) if cache else "none"
         counts[name] += objects
@@ -187,7 +190,7 @@ def caches(prog: Program, addresses: list[int]) -> dict[str, dict[str, int]]:
 
 
 def allocated_bytes(pointer: Object) -> int:
-    """Bytes that the allocation at a pointer really takes: a slab slot, a compound page, or vmalloc's pages."""
+    """Bytes that the allocation at a pointer takes: a slab slot, a compound page, or vmalloc's pages."""
     prog = pointer.prog_
     area = find_vmap_area(prog, pointer)
     if area:
@@ -199,15 +202,15 @@ def allocated_bytes(pointer: Object) -> int:
 
 
 def usage(prog: Program, name: str) -> dict[str, int] | None:
-    """What drgn counts in a slab cache; None where there is none, or drgn 0.3.0 cannot count it.
+    """drgn's counts of a slab cache; None if the cache does not exist or drgn 0.3.0 cannot count it.
 
-    It follows the NULL that a cache has for a possible node without memory.
+    drgn 0.3.0 follows the NULL pointer that a cache has for a possible node without memory.
     """
     cache = find_slab_cache(prog, name)
     if not cache or (has_member(cache, "node") and not all(cache.node[: prog["nr_node_ids"]])):
         return None
-    used = slab_cache_usage(cache)
-    return {"slabs": used.num_slabs, "objects": used.num_objs, "active_objects": used.active_objs}
+    counts = slab_cache_usage(cache)
+    return {"slabs": counts.num_slabs, "objects": counts.num_objs, "active_objects": counts.active_objs}
 
 
 def has_member(value: Object, name: str) -> bool:
@@ -222,15 +225,15 @@ def text(value: Object) -> str:
     return str(value.string_().decode(errors="backslashreplace"))
 
 
-def dumps(account: dict[str, Any]) -> str:
-    """read()'s answer as JSON, a row a line."""
+def dumps(report: dict[str, Any]) -> str:
+    """The result of read() as JSON, one row per line."""
 
     def rows(value: Any) -> str:
         if isinstance(value, list) and value and isinstance(value[0], dict):
             return "[\n" + ",\n".join(json.dumps(row, separators=(",", ":")) for row in value) + "\n]"
         return json.dumps(value)
 
-    return "{\n" + ",\n".join(f'"{key}": {rows(value)}' for key, value in account.items()) + "\n}\n"
+    return "{\n" + ",\n".join(f'"{key}": {rows(value)}' for key, value in report.items()) + "\n}\n"
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""Which memcgs a core's list_lrus have entries for, and which memcgs own live objects of their superblocks.
+"""The memcgs with entries in a core's list_lrus, and the memcgs that own live objects of the superblocks.
 
-On a lazy kernel (v5.18 and later) the first is what the second predicts on an eager one. Read like tests/reference.py,
-the slow and plain way: with DWARF, one object at a time, nothing from pipeline/.
+The second, read on an eager kernel, predicts the first on a lazy one (v5.18 and later). Like tests/reference.py this is
+slow and simple: with DWARF, one object at a time, and nothing from pipeline/.
 
     python -m tests.reference_charges VMCORE VMLINUX > charges.json
 """
@@ -23,25 +23,25 @@ from drgn.helpers.linux.xarray import xa_for_each
 from tests.reference import CSS_ONLINE, dumps, has_member, list_lrus, text, xarray_nodes
 
 OBJCG_FLAGS = 7
-"""Low bits of the pointer to a slab's vector of owners: MEMCG_DATA_OBJCGS and its neighbours."""
+"""Flags in the low bits of the pointer to a slab's vector of owners: MEMCG_DATA_OBJCGS and its neighbours."""
 
 
 def read(prog: Program) -> dict[str, Any]:
-    """Rows of memcgs and list_lrus; a memcg is told by css.id, and sets of them are closed over their ancestors."""
+    """Read rows of memcgs and list_lrus. css.id identifies a memcg; a set includes all ancestors but the root."""
     superblocks = list(list_for_each_entry("struct super_block", prog["super_blocks"].address_of_(), "s_list"))
-    memcgs = list(rows_of_memcgs(prog))
-    by_address = {memcg["address"]: memcg for memcg in memcgs}
+    memcgs = list(memcg_rows(prog))
+    memcg_by_address = {memcg["address"]: memcg for memcg in memcgs}
     parents = {memcg["css_id"]: memcg["parent"] for memcg in memcgs}
     css_ids = {memcg["memcg_id"]: memcg["css_id"] for memcg in memcgs if memcg["online"]}
     owners = Owners(prog)
-    charged = charges(prog, superblocks, owners)
+    object_charges = charges(prog, superblocks, owners)
     lists = []
     for lru, owner in list_lrus(prog, superblocks):
         entries = None
         if has_member(lru, "xa"):
             entries = sorted(css_ids[index] for index, _ in xa_for_each(lru.xa.address_of_()))
         key = (owner["superblock"], owner["name"])
-        own = {by_address[memcg]["css_id"] for memcg in charged[key]}
+        owner_ids = {memcg_by_address[memcg]["css_id"] for memcg in object_charges[key]}
         lists.append(
             {
                 "address": lru.value_(),
@@ -49,33 +49,33 @@ def read(prog: Program) -> dict[str, Any]:
                 "memcg_aware": bool(lru.memcg_aware),
                 "entries": entries,
                 "xa_nodes": None if entries is None else len(list(xarray_nodes(lru.xa.xa_head))),
-                "charged": sorted(closed(own, parents)),
-                "objects": sum(charged[key].values()),
+                "charged": sorted(with_ancestors(owner_ids, parents)),
+                "objects": sum(object_charges[key].values()),
             }
         )
-    objects = owners.everything()
+    objects = owners.count_all_objects()
     for memcg in memcgs:
         memcg["owns"] = objects[memcg["address"]]
     return {
         "release": text(prog["init_uts_ns"].name.release),
-        "superblocks": [row_of_superblock(prog, sb) for sb in superblocks],
+        "superblocks": [superblock_row(prog, sb) for sb in superblocks],
         "memcgs": memcgs,
         "list_lrus": lists,
     }
 
 
-def closed(css_ids: Iterable[int], parents: dict[int, int | None]) -> set[int]:
-    """With their ancestors and without the root: memcg_list_lru_alloc() makes entries for all of them."""
-    found: set[int] = set()
+def with_ancestors(css_ids: Iterable[int], parents: dict[int, int | None]) -> set[int]:
+    """Add the ancestors without the root, since memcg_list_lru_alloc() makes entries for all of them."""
+    closure: set[int] = set()
     for css_id in css_ids:
-        at: int | None = css_id
-        while at is not None and parents[at] is not None:
-            found.add(at)
-            at = parents[at]
-    return found
+        ancestor: int | None = css_id
+        while ancestor is not None and parents[ancestor] is not None:
+            closure.add(ancestor)
+            ancestor = parents[ancestor]
+    return closure
 
 
-def rows_of_memcgs(prog: Program) -> Iterator[dict[str, Any]]:
+def memcg_rows(prog: Program) -> Iterator[dict[str, Any]]:
     for css in css_for_each_descendant_pre(prog["root_mem_cgroup"].css.address_of_()):
         memcg = container_of(css, "struct mem_cgroup", "css")
         yield {
@@ -88,7 +88,7 @@ def rows_of_memcgs(prog: Program) -> Iterator[dict[str, Any]]:
         }
 
 
-def row_of_superblock(prog: Program, sb: Object) -> dict[str, Any]:
+def superblock_row(prog: Program, sb: Object) -> dict[str, Any]:
     fstype = text(sb.s_type.name)
     init_proc = False
     if fstype == "proc":
@@ -107,7 +107,7 @@ def row_of_superblock(prog: Program, sb: Object) -> dict[str, Any]:
 
 
 class Owners:
-    """The memcg that a slab object is charged to (mm/slab.h, memcg_slab_post_alloc_hook())."""
+    """The memcgs that slab objects are charged to (mm/slab.h, memcg_slab_post_alloc_hook())."""
 
     def __init__(self, prog: Program) -> None:
         self.prog = prog
@@ -115,19 +115,19 @@ class Owners:
         self.memcgs: dict[int, int | None] = {}
 
     def memcg(self, cache: Object, address: int) -> int | None:
-        """Address of the owning mem_cgroup, None for an object that is charged to none or to the root."""
+        """Address of the mem_cgroup that owns an object; None if the object is charged to none or to the root."""
         page = address & -self.prog["PAGE_SIZE"].value_()
         if page not in self.slabs:
             self.slabs[page] = self._vector(address)
         start, vector, stride = self.slabs[page]
         if not vector:
             return None
-        at = vector + (address - start) // cache.size.value_() * stride
-        return self._memcg(self.prog.read_word(at))
+        slot = vector + (address - start) // cache.size.value_() * stride
+        return self._memcg(self.prog.read_word(slot))
 
-    def everything(self) -> Counter[int]:
-        """How many slab objects of any kind each memcg owns, by its address; the kernel clears a freed one's owner."""
-        found: Counter[int] = Counter()
+    def count_all_objects(self) -> Counter[int]:
+        """Count all slab objects by their memcg's address. The kernel clears the owner of a freed object."""
+        objects: Counter[int] = Counter()
         for page in for_each_page(self.prog):
             try:
                 if not is_slab_head(page):
@@ -139,8 +139,8 @@ class Owners:
             for index in range(slab_of(page).objects.value_() if vector else 0):
                 memcg = self._memcg(self.prog.read_word(vector + index * stride))
                 if memcg:
-                    found[memcg] += 1
-        return found
+                    objects[memcg] += 1
+        return objects
 
     def _memcg(self, objcg: int) -> int | None:
         if objcg not in self.memcgs:
@@ -154,33 +154,37 @@ class Owners:
         return self._of_slab(page_to_virt(page).value_(), slab)
 
     def _of_slab(self, start: int, slab: Object) -> tuple[int, int, int]:
-        if has_member(slab, "obj_exts"):  # v6.10 (21c690a349ba)
+        if has_member(slab, "obj_exts"):
+            # Since commit 21c690a349ba ("mm: introduce slabobj_ext to support slab object extensions") (in v6.10).
             stride = self.prog.type("struct slabobj_ext").size
-            if has_member(slab, "stride"):  # v7.0
+            if has_member(slab, "stride"):  # since v7.0
                 stride = slab.stride.value_()
             return start, int(slab.obj_exts) & ~OBJCG_FLAGS, stride
-        if has_member(slab, "memcg_data"):  # v5.11 (bcfe06bf2622)
+        if has_member(slab, "memcg_data"):
+            # Since commit bcfe06bf2622 ("mm: memcontrol: Use helpers to read page's memcg data") (in v5.11).
             return start, int(slab.memcg_data) & ~OBJCG_FLAGS, 8
-        return start, slab.obj_cgroups.value_() & ~OBJCG_FLAGS, 8  # v5.9 (286e04b8ed7a)
+        # Since commit 286e04b8ed7a ("mm: memcg/slab: allocate obj_cgroups for non-root slab pages") (in v5.9).
+        return start, slab.obj_cgroups.value_() & ~OBJCG_FLAGS, 8
 
 
 def is_slab_head(page: Object) -> bool:
-    """A slab's first page: on v5.10 PG_slab is only in it."""
+    """Whether a page is the first of a slab; on v5.10 only that page has PG_slab."""
     return bool(PageSlab(page)) and compound_head(page) == page
 
 
 def slab_of(page: Object) -> Object:
-    """struct slab since v5.17 (d122019bf061), before that a part of struct page."""
+    """The page as struct slab, or before v5.17 the page, whose struct has the same members."""
     try:
         return cast("struct slab *", page)
     except LookupError:
+        # Before commit d122019bf061 ("mm: Split slab into its own type") (in v5.17).
         return page
 
 
 def charges(prog: Program, superblocks: list[Object], owners: Owners) -> dict[tuple[int | None, str], Counter[int]]:
-    """How many dentries and inodes of each superblock, and page cache nodes, each memcg owns by its address."""
-    found: dict[tuple[int | None, str], Counter[int]] = defaultdict(Counter)
-    known = {sb.value_() for sb in superblocks}
+    """Count each memcg's dentries and inodes by superblock, and its page cache nodes; memcgs by address."""
+    counts: dict[tuple[int | None, str], Counter[int]] = defaultdict(Counter)
+    sb_addresses = {sb.value_() for sb in superblocks}
     inodes = [
         inode.value_()
         for sb in superblocks
@@ -189,32 +193,32 @@ def charges(prog: Program, superblocks: list[Object], owners: Owners) -> dict[tu
     cache = find_slab_cache(prog, "dentry")
     for dentry in slab_cache_for_each_allocated_object(cache, "struct dentry"):
         sb = dentry.d_sb.value_()
-        if sb not in known:
+        if sb not in sb_addresses:
             continue
         inode = dentry.d_inode
         if inode:
             inodes.append(inode.value_())
         memcg = owners.memcg(cache, dentry.value_())
         if memcg:
-            found[sb, "dentry"][memcg] += 1
+            counts[sb, "dentry"][memcg] += 1
     for cache, offset in inode_caches(prog, inodes):
         for start in slab_cache_for_each_allocated_object(cache, "char"):
             inode = Object(prog, "struct inode", address=start.value_() + offset)
             sb = inode.i_sb.value_()
-            memcg = owners.memcg(cache, start.value_()) if sb in known else None
+            memcg = owners.memcg(cache, start.value_()) if sb in sb_addresses else None
             if memcg:
-                found[sb, "inode"][memcg] += 1
+                counts[sb, "inode"][memcg] += 1
     cache = prog["radix_tree_node_cachep"]
     for node in slab_cache_for_each_allocated_object(cache, "struct xa_node"):
         memcg = owners.memcg(cache, node.value_())
         if memcg:
-            found[None, "shadow_nodes"][memcg] += 1
-    return found
+            counts[None, "shadow_nodes"][memcg] += 1
+    return counts
 
 
 def inode_caches(prog: Program, inodes: list[int]) -> list[tuple[Object, int]]:
-    """The slab caches that hold these inodes, each with the offset of the inode in its objects."""
-    found: dict[int, tuple[Object, int]] = {}
+    """The slab caches of the inodes, each with the offset of the inode in its objects."""
+    cache_offsets: dict[int, tuple[Object, int]] = {}
     pages = set()
     for inode in inodes:
         if inode >> 12 in pages:
@@ -223,9 +227,9 @@ def inode_caches(prog: Program, inodes: list[int]) -> list[tuple[Object, int]]:
         info = slab_object_info(prog, inode)
         if info:
             offset = inode - info.address
-            cache, before = found.setdefault(info.slab_cache.value_(), (info.slab_cache, offset))
-            assert offset == before, f"{text(cache.name)} holds inodes at more than one offset"
-    return list(found.values())
+            cache, first_offset = cache_offsets.setdefault(info.slab_cache.value_(), (info.slab_cache, offset))
+            assert offset == first_offset, f"{text(cache.name)} has inodes at more than one offset"
+    return list(cache_offsets.values())
 
 
 def main() -> None:

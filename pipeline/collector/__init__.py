@@ -1,7 +1,7 @@
-"""What runs beside the kernel: drgn and the standard library only, Python 3.6 and newer.
+"""The collector: audits one kernel on the host, with drgn and the standard library only, on Python 3.6 and newer.
 
-kernel opens it, layouts tells how it stores lists, superblocks, memcgs and list_lrus walk, slab sizes, cost models,
-snapshot makes rows, and ``python -m`` on this package prints them in a frame. remote does that where ssh sends it.
+access opens a kernel and reads its memory, walk follows its structures, model computes bytes, snapshot makes the rows
+of an audit, and ``python -m`` on this package prints them in a frame. remote runs all of it on a host that ssh reaches.
 """
 
 __version__ = "0.1.0"

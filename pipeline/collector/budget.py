@@ -1,6 +1,6 @@
-"""What an audit costs the host that it runs on, and the end of one that costs more than it may.
+"""The cost of an audit on its host, and the end of an audit that exceeds its budget.
 
-Importable without drgn, which may be the first thing that there is no memory for.
+Importable without drgn: the import of drgn may already exceed the memory limit.
 """
 
 import contextlib
@@ -10,40 +10,45 @@ import signal
 
 from .status import OUT_OF_MEMORY, CollectError
 
+# Interval at which a running audit is checked against its limit of reads.
 _CHECK_S = 0.1
 
-# Reads that /proc/self/io leaves out, and their bytes; less the reads of that file, which are not the audit's.
-_uncounted = [0, 0]
+# Correction to the reads and bytes of /proc/self/io: plus reads that it leaves out, minus the reads of /proc/self/io.
+_correction = [0, 0]
 
 
 class OverBudget(BaseException):
-    """More was read than allowed. No Exception: what handles a broken kernel must not handle this."""
+    """The audit made more reads than allowed. A BaseException: handlers for a broken kernel must not catch it."""
 
 
-def count(size, reads=1):
-    """Add a read that /proc/self/io leaves out."""
-    _uncounted[0] += reads
-    _uncounted[1] += size
+def count_read(size, reads=1):
+    """Count a read that /proc/self/io leaves out."""
+    _correction[0] += reads
+    _correction[1] += size
 
 
 def reads():
-    """Return the read system calls of this process and their bytes, as /proc/self/io has them, or None and None.
+    """Return the number of this process's read system calls and their bytes, or None and None without /proc/self/io.
 
-    With those that it leaves out, of a QEMU guest; what goes through its monitor is in both.
+    Reads of a QEMU guest's memory by process_vm_readv(), which /proc/self/io leaves out, are added. Reads through
+    QEMU's monitor count twice.
     """
     try:
         with open("/proc/self/io", "rb", buffering=0) as f:
-            said = f.read(4096)
+            content = f.read(4096)
     except OSError:
         return None, None
-    counters = dict(line.split(b": ") for line in said.splitlines())
-    used = int(counters[b"syscr"]) + _uncounted[0], int(counters[b"rchar"]) + _uncounted[1]
-    count(-len(said), reads=-1)
-    return used
+    counters = dict(line.split(b": ") for line in content.splitlines())
+    totals = int(counters[b"syscr"]) + _correction[0], int(counters[b"rchar"]) + _correction[1]
+    count_read(-len(content), reads=-1)
+    return totals
 
 
 def peak_rss_bytes():
-    """Return the most memory that this program had, or None; getrusage() would include its parent's before exec()."""
+    """Return the peak resident memory of this program, or None where /proc/self/status does not have it.
+
+    getrusage() would include the memory of the parent before exec().
+    """
     try:
         with open("/proc/self/status") as f:
             return int(re.search(r"^VmHWM:\s+(\d+) kB", f.read(), re.MULTILINE).group(1)) * 1024
@@ -51,34 +56,36 @@ def peak_rss_bytes():
         return None
 
 
-def within(max_reads, audit):
-    """Return what audit() returns, unless it reads more often than max_reads (None: as often as it likes).
+def run_within_budget(audit, max_reads):
+    """Call audit() and return its result.
 
-    :raises CollectError: ``over_budget``: that, or there was not enough memory.
+    :param max_reads: limit of read system calls, or None for no limit.
+    :raises CollectError: ``over_budget``: the audit made more reads, or ran out of memory.
     """
     try:
-        with _at_most(max_reads):
+        with _read_limit(max_reads):
             return audit()
     except OverBudget:
-        error_type, needs, cause = "OverBudget", "more than %d reads" % max_reads, ""
+        error_type, requirement, cause = "OverBudget", "more than %d reads" % max_reads, ""
     except MemoryError:
-        error_type, needs, cause = "MemoryError", _more_memory(), ""
+        error_type, requirement, cause = "MemoryError", _memory_requirement(), ""
     except CollectError as e:
-        if not any(sign in str(e) for sign in OUT_OF_MEMORY):
+        if not any(text in str(e) for text in OUT_OF_MEMORY):
             raise
-        error_type, needs, cause = e.error_type, _more_memory(), ": %s" % e
-    # Here, where what the audit held is free again.
-    message = "needs %s; stopped after %s%s" % (needs, _used(), cause)
+        error_type, requirement, cause = e.error_type, _memory_requirement(), ": %s" % e
+    # Only after the except blocks is the audit's memory free for this message.
+    message = "needs %s; stopped after %s%s" % (requirement, _usage(), cause)
     raise CollectError("over_budget", message, error_type)
 
 
 @contextlib.contextmanager
-def _at_most(max_reads):
+def _read_limit(max_reads):
+    """Raise OverBudget in the body of the with statement soon after it made more than max_reads reads."""
     if max_reads is None:
         yield
         return
     if reads() == (None, None):
-        raise CollectError("over_budget", "reads cannot be limited: this kernel does not count them in /proc/self/io")
+        raise CollectError("over_budget", "reads cannot be limited: /proc/self/io, which counts them, cannot be read")
 
     def check(*_):
         count, _ = reads()
@@ -86,7 +93,7 @@ def _at_most(max_reads):
             raise OverBudget
 
     signal.signal(signal.SIGALRM, check)
-    # drgn's system calls go on after the signal; Python runs check() when they have returned.
+    # Restart drgn's system calls after the signal; Python runs check() when they have returned.
     signal.siginterrupt(signal.SIGALRM, False)
     signal.setitimer(signal.ITIMER_REAL, _CHECK_S, _CHECK_S)
     try:
@@ -96,14 +103,14 @@ def _at_most(max_reads):
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _more_memory():
+def _memory_requirement():
     limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
     if limit == resource.RLIM_INFINITY:
-        return "more memory than there is"
+        return "more memory than the host has"
     return "more than %d MiB of memory" % (limit >> 20)
 
 
-def _used():
+def _usage():
     count, read_bytes = reads()
     peak_bytes = peak_rss_bytes()
     return "%s reads of %s bytes, with at most %s MiB resident" % (

@@ -1,34 +1,34 @@
-"""Runs the collector on a host that ssh reaches: everything comes over stdin, nothing stays on the host.
+"""Run the collector on a host that ssh reaches: everything arrives over stdin, nothing stays on the host.
 
-This file is the first thing that arrives, and is executed as it arrives. Then come, each announced by the one before,
+This file arrives first and is executed as it arrives. Then follow, each announced by the one before:
 
-- a line: what to run and how, a Python literal (python3-minimal has no json);
-- the sources of the collector, imported from memory;
-- where drgn is missing and the other side has wheels: a line that says what this host needs goes out on stdout, and
-  drgn's sources and shared objects come back. The shared objects are files for as long as it takes to load them;
-- a newline every now and then for as long as the other side lives. The collector is killed when they end.
+- the request: one line, a Python literal (python3-minimal has no json), with what to run and its limits;
+- the sources of the collector, which are imported from memory;
+- drgn, where this host lacks it and the client has wheels: this side prints a line on stdout with the build that fits,
+  and drgn's sources and shared objects arrive. The shared objects are files only until they are loaded;
+- heartbeats: a newline from time to time while the client lives. When they stop, the collector is killed.
 """
 
 import sys
 
-sys.path[:] = [path for path in sys.path if path]  # `python -c` would import from the directory it was started in
+sys.path[:] = [path for path in sys.path if path]  # `python -c` would import from its working directory
 
-HOST = "list-lru-audit host "  # begins the line that says what drgn has to fit
-_SILENCE_S = 90  # after so long the connection is dead; the other side speaks every 20 s
-_GONE = "the connection was lost"
-_DRGN = (0, 0, 31)
+_HOST_PREFIX = "list-lru-audit host "  # prefix of the line that tells the client which build of drgn fits
+_HEARTBEAT_TIMEOUT_S = 90  # the client sends a heartbeat every 20 s
+_CONNECTION_LOST = "the connection was lost"
+_MIN_DRGN = (0, 0, 31)
 _BLOCK_BYTES = 4096
 
 
 def main():
     if sys.version_info < (3, 6):
-        _no_drgn("%s is Python %d.%d and 3.6 is the oldest that will do", sys.executable, *sys.version_info[:2])
+        _no_drgn("%s is Python %d.%d; 3.6 or newer is needed", sys.executable, *sys.version_info[:2])
     try:
         import ast
         import zlib
 
         stdin = sys.stdin.buffer
-        request = ast.literal_eval(_line(stdin))
+        request = ast.literal_eval(_read_line(stdin))
         _import_from(ast.literal_eval(zlib.decompress(_read(stdin, request["sources_bytes"])).decode()))
         code = _supervise(request, stdin)
     except ImportError as e:
@@ -37,6 +37,7 @@ def main():
 
 
 def _no_drgn(message, *values):
+    """Print a frame with an error of status ``no_drgn`` and exit; json may be missing."""
     text = "".join(c if c.isalnum() or c in " ./:;,-_+=()'" else "?" for c in message % values)
     print("\nlist-lru-audit snapshot 1")
     print('{"error": {"status": "no_drgn", "error_type": "ImportError", "error": "%s"}}' % text)
@@ -44,7 +45,10 @@ def _no_drgn(message, *values):
 
 
 def _import_from(sources):
-    """Let modules be imported from a dict: path of the file to its source."""
+    """Make modules importable from memory.
+
+    :param sources: path of each file to its source.
+    """
     import importlib.abc
     import importlib.util
 
@@ -68,26 +72,26 @@ def _import_from(sources):
 
 
 def _has_drgn():
-    """Whether a drgn that is new enough can be imported; tried in a child, as an old one could not be replaced."""
+    """Whether drgn is installed and new enough; tried in a child, since an imported drgn cannot be replaced."""
     import os
 
     child = os.fork()
     if not child:
-        found = False
+        is_new_enough = False
         try:
             import drgn
 
             version = drgn.__version__.split("+")[0].split(".")
-            found = tuple(int(part) for part in version if part.isdigit()) >= _DRGN
+            is_new_enough = tuple(int(part) for part in version if part.isdigit()) >= _MIN_DRGN
         except ImportError:
             pass
         finally:
-            os._exit(not found)
+            os._exit(not is_new_enough)
     return os.waitpid(child, 0)[1] == 0
 
 
-def _fetch_drgn(stdin, folder):
-    """Say what this host needs, take drgn, and leave its shared objects in a folder."""
+def _fetch_drgn(stdin, directory):
+    """Ask the client for drgn, import its sources from memory, and write its shared objects to a directory."""
     import ast
     import importlib.machinery
     import os
@@ -99,23 +103,23 @@ def _fetch_drgn(stdin, folder):
         libc = None
     python = "%d.%d" % sys.version_info[:2]
     suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
-    print("\n" + HOST + " ".join((python, suffix, os.uname().machine, libc or "other 0.0")), flush=True)
+    print("\n" + _HOST_PREFIX + " ".join((python, suffix, os.uname().machine, libc or "other 0.0")), flush=True)
     sources = {}
-    for path, size, deflated in ast.literal_eval(_line(stdin)):
+    for path, size, is_deflated in ast.literal_eval(_read_line(stdin)):
         content = _read(stdin, size)
-        if deflated:
+        if is_deflated:
             content = zlib.decompress(content, -zlib.MAX_WBITS)
         if path.endswith(".py"):
             sources[path] = content.decode()
         else:
-            to = os.path.join(folder, path)
-            os.makedirs(os.path.dirname(to), exist_ok=True)
-            _write(to, content)
+            target = os.path.join(directory, path)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            _write_sparse(target, content)
     _import_from(sources)
 
 
-def _write(path, content):
-    """Write a file with holes where there are zeros: four fifths of a wheel's libraries are."""
+def _write_sparse(path, content):
+    """Write a file with holes for blocks of zeros: four fifths of a wheel's libraries are zeros."""
     with open(path, "wb") as file:
         for start in range(0, len(content), _BLOCK_BYTES):
             block = content[start : start + _BLOCK_BYTES]
@@ -125,87 +129,91 @@ def _write(path, content):
         file.truncate(len(content))
 
 
-def _line(stdin):
+def _read_line(stdin):
     line = b"\n"
-    while line == b"\n":  # a sign of life
+    while line == b"\n":  # a heartbeat
         line = stdin.readline()
     if not line.endswith(b"\n"):
-        sys.exit(_GONE)
+        sys.exit(_CONNECTION_LOST)
     return line.decode()
 
 
 def _read(stdin, size):
     data = stdin.read(size)
     if len(data) < size:
-        sys.exit(_GONE)
+        sys.exit(_CONNECTION_LOST)
     return data
 
 
 def _supervise(request, stdin):
-    """Run the collector in a child, kill it when the connection ends, and return its exit code or 128 + its signal."""
+    """Run the collector in a child; return its exit code, or 128 plus the signal that ended it.
+
+    The child is killed when the connection ends.
+    """
     import os
     import select
     import signal
 
-    child = folder = None
+    child = directory = None
 
-    def end(*_):
+    def stop(*_):
         if child:
             os.kill(child, signal.SIGKILL)
-        sys.exit(_GONE)
+        sys.exit(_CONNECTION_LOST)
 
     signals = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
     for number in signals:
-        signal.signal(number, end)
+        signal.signal(number, stop)
     try:
         if request["ship_drgn"] and not _has_drgn():
-            folder = _folder()
-            _fetch_drgn(stdin, folder)
-        alive, childs_end = os.pipe()
+            directory = _make_directory()
+            _fetch_drgn(stdin, directory)
+        # The child holds the writing end: end of file on the reading end means that it has exited.
+        reading_end, writing_end = os.pipe()
         sys.stdout.flush()
         child = os.fork()
         if not child:
             for number in signals:
                 signal.signal(number, signal.SIG_DFL)
-            _collect(request, folder)
-        os.close(childs_end)
+            _collect(request, directory)
+        os.close(writing_end)
         while True:
-            ready, _, _ = select.select([0, alive], [], [], _SILENCE_S)
-            if alive in ready:
+            ready, _, _ = select.select([0, reading_end], [], [], _HEARTBEAT_TIMEOUT_S)
+            if reading_end in ready:
                 break
             if not ready or not os.read(0, 4096):
-                end()
+                stop()
         _, status = os.waitpid(child, 0)
     finally:
-        if folder is not None:
-            _remove(folder)
+        if directory is not None:
+            _remove(directory)
     return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
-def _collect(request, folder):
-    """Be the collector; never returns."""
+def _collect(request, directory):
+    """Turn this process into the collector; never returns."""
     import gc
     import os
 
     code = 1
     try:
-        gc.disable()  # as where the collector is a program of its own
+        gc.disable()  # as in pipeline/collector/__main__.py
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.nice(request["niceness"])
-        _limit(request["memory_bytes"])
-        if folder is not None:
-            sys.path.insert(0, folder)
+        _set_limits(request["memory_bytes"])
+        if directory is not None:
+            sys.path.insert(0, directory)
             import drgn  # noqa: F401
 
-            sys.path.remove(folder)
-            _remove(folder)
+            sys.path.remove(directory)
+            _remove(directory)
         from pipeline.collector.__main__ import main as collect
 
-        # A path is bytes, whatever the locale here makes of them.
+        # The arguments name files by their bytes, in whatever locale this host has.
         code = collect([os.fsdecode(arg.encode("utf-8", "surrogateescape")) for arg in request["args"]])
         sys.stdout.flush()
     except ImportError as e:
-        _no_drgn("%s cannot import what the collector needs: %s", sys.executable, e)
+        _no_drgn("%s cannot import a module that the collector needs: %s", sys.executable, e)
     except BrokenPipeError:
         pass  # the connection was lost
     except BaseException:
@@ -217,35 +225,35 @@ def _collect(request, folder):
             os._exit(code)
 
 
-def _limit(memory_bytes):
+def _set_limits(memory_bytes):
     import resource
 
-    for limit, most in ((resource.RLIMIT_DATA, memory_bytes), (resource.RLIMIT_CORE, 0)):
+    for limit, maximum in ((resource.RLIMIT_DATA, memory_bytes), (resource.RLIMIT_CORE, 0)):
         _, hard = resource.getrlimit(limit)
-        if most is not None and (hard == resource.RLIM_INFINITY or most < hard):
-            resource.setrlimit(limit, (most, most))
+        if maximum is not None and (hard == resource.RLIM_INFINITY or maximum < hard):
+            resource.setrlimit(limit, (maximum, maximum))
 
 
-def _folder():
-    """Make a private directory from which shared objects can be loaded."""
+def _make_directory():
+    """Create a private directory from which shared objects can be loaded."""
     import os
     import tempfile
 
-    places = [tempfile.gettempdir(), "/var/tmp", "/dev/shm", "/run", os.path.expanduser("~")]
-    for place in places:
-        if os.access(place, os.W_OK) and not os.statvfs(place).f_flag & os.ST_NOEXEC:
-            return tempfile.mkdtemp(prefix="lru-audit.", dir=place)
-    return _no_drgn("drgn cannot be loaded from any of %s: not writable or noexec; install drgn", ", ".join(places))
+    parents = [tempfile.gettempdir(), "/var/tmp", "/dev/shm", "/run", os.path.expanduser("~")]
+    for parent in parents:
+        if os.access(parent, os.W_OK) and not os.statvfs(parent).f_flag & os.ST_NOEXEC:
+            return tempfile.mkdtemp(prefix="lru-audit.", dir=parent)
+    return _no_drgn("drgn cannot be loaded from any of %s: not writable or noexec; install drgn", ", ".join(parents))
 
 
-def _remove(folder):
+def _remove(directory):
     import contextlib
     import os
 
-    for below, _, files in os.walk(folder, topdown=False):
-        paths = [os.path.join(below, name) for name in files]
-        for remove, path in [*((os.unlink, path) for path in paths), (os.rmdir, below)]:
-            with contextlib.suppress(FileNotFoundError):  # the collector may have been at the same
+    for subdirectory, _, files in os.walk(directory, topdown=False):
+        paths = [os.path.join(subdirectory, name) for name in files]
+        for remove, path in [*((os.unlink, path) for path in paths), (os.rmdir, subdirectory)]:
+            with contextlib.suppress(FileNotFoundError):  # the collector removes the directory too
                 remove(path)
 
 

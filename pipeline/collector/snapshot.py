@@ -1,6 +1,6 @@
-"""One audit of one kernel: its rows for the tables targets, superblocks, list_lrus and memcgs.
+"""Audit of one kernel: the rows of the tables targets, superblocks, list_lrus and memcgs.
 
-What each column means stands in ``schemas/``; this fills them in.
+``schemas/`` documents the columns.
 """
 
 from drgn import FaultError, Object, alignof, sizeof
@@ -8,17 +8,20 @@ from drgn import FaultError, Object, alignof, sizeof
 from . import __version__, budget
 from .access.memory import has_member, is_running, text
 from .model import cost, estimate
-from .walk import charges, containers, layouts, list_lrus, memcgs, nodes, slab, superblocks
+from .walk import charges, containers, layouts, list_lrus, memcgs, slab, superblocks, transient_objects
+from .walk.nodes import nodes_in_state, nr_node_ids
 
 _MICROSECONDS = 1000000
-# struct timekeeper.xtime_sec is plausible between these: 2000 and 2200.
+# Range of a plausible struct timekeeper.xtime_sec: the years 2000 to 2200.
 _PLAUSIBLE_SECONDS = (946684800, 7258118400)
 
-_MOST_NOTES = 5
+# Bounds the column notes: a busy host can have a note for each list_lru.
+_MAX_RACE_NOTES = 5
+_LONG_BYTES = 8
 
 
 class Table:
-    """Rows of one table under their column names."""
+    """The column names and the rows of one table."""
 
     def __init__(self, name):
         self.name = name
@@ -31,9 +34,10 @@ class Table:
 
 
 class Snapshot:
-    """What one audit found.
+    """Result of one audit.
 
-    :ivar tables: the four Tables. :ivar unsupported: why this kernel has no memcg list_lrus, or None.
+    :ivar tables: the four Tables.
+    :ivar unsupported_reason: why this kernel has no list_lrus for memcgs, or None.
     """
 
     def __init__(self):
@@ -42,76 +46,129 @@ class Snapshot:
         self.list_lrus = Table("list_lrus")
         self.memcgs = Table("memcgs")
         self.tables = (self.target, self.superblocks, self.list_lrus, self.memcgs)
-        self.unsupported = None
+        self.unsupported_reason = None
 
 
-def take(kernel, charged=True, target=estimate.DEFAULT_TARGET, verify=False):
+def take(kernel, scan_charges=True, target=estimate.DEFAULT_TARGET, verify=False):
     """Audit an opened kernel.
 
-    :param kernel: kernel.Kernel. :param charged: whether to look for charged objects, in all of the memmap.
-    :param target: the lazy kernel to estimate, a key of estimate.TARGETS. :param verify: whether to look at every
-        pointer array of an eager kernel rather than at a sample. :return: Snapshot.
-    :raises CollectError: a structure is broken. :raises drgn.FaultError: memory is missing.
+    :param kernel: kernel.Kernel.
+    :param scan_charges: scan the memmap for charged objects.
+    :param target: the lazy kernel to estimate, a key of estimate.TARGETS.
+    :param verify: check every pointer array of an eager kernel instead of a sample.
+    :return: Snapshot.
+    :raises CollectError: a structure is broken.
+    :raises drgn.FaultError: memory is missing.
     """
     prog = kernel.prog
     snapshot = Snapshot()
     layout = layouts.detect(prog)
     sbs = superblocks.walk(prog)
-    cgroups, owned, of_charges = [], None, None
+    memcg_list, object_charges, charges_note = [], None, None
     if layout == "none":
-        snapshot.unsupported = (
+        snapshot.unsupported_reason = (
             "this kernel's list_lrus have no lists for memcgs: it is older than v4.0, or built without CONFIG_MEMCG or "
             "CONFIG_MEMCG_KMEM"
         )
-        found = list_lrus.Found(layout)
+        findings = list_lrus.Findings(layout)
     else:
-        cgroups = memcgs.walk(prog)
-        if charged:
-            owned, of_charges = _charges(prog, layout, sbs, cgroups)
-        found = list_lrus.walk(prog, layout, sbs, cgroups, owned and owned.by_list_lru, verify)
-        sbs = [sb for sb in sbs if sb.address not in found.gone]
-    estimated = _estimate(prog, found, sbs, cgroups, owned, target) if cgroups else None
-    for lru in found.list_lrus:
-        snapshot.list_lrus.add(**_list_lru_row(lru, found, estimated))
-    owners = containers.of_superblocks(prog, sbs, cgroups) if cgroups else {}
+        memcg_list = memcgs.walk(prog)
+        if scan_charges:
+            object_charges, charges_note = _scan_charges(prog, layout, sbs, memcg_list)
+        likely_memcgs = object_charges and object_charges.by_list_lru
+        findings = list_lrus.walk(prog, layout, sbs, memcg_list, likely_memcgs, verify)
+        sbs = [sb for sb in sbs if sb.address not in findings.departed_superblocks]
+    estimator = _make_estimator(prog, findings, sbs, memcg_list, object_charges, target) if memcg_list else None
+    for lru in findings.list_lrus:
+        snapshot.list_lrus.add(**_list_lru_row(lru, findings, estimator))
+    owners = containers.find_owners(prog, sbs, memcg_list) if memcg_list else {}
     for sb in sbs:
         snapshot.superblocks.add(**_superblock_row(sb, owners.get(sb.address)))
-    for row in _memcg_rows(found, cgroups, owned, estimated):
+    for row in _memcg_rows(findings, memcg_list, object_charges, estimator):
         snapshot.memcgs.add(**row)
-    row = _target_row(kernel, found, sbs, cgroups)
-    if found.layout in layouts.EAGER:
+    row = _target_row(kernel, findings, sbs, memcg_list)
+    if findings.layout in layouts.EAGER:
         row["lazy_target"], _ = estimate.TARGETS[target]
-        row["lazy_basis"] = "charged" if owned else "online"
-    row["charged_scan_bytes"] = owned and owned.read_bytes
-    row["notes"] = (
-        "; ".join(filter(None, [kernel.note, of_charges, _unknown(found), *found.raced[:_MOST_NOTES]])) or None
-    )
+        row["lazy_basis"] = "charged" if object_charges else "online"
+    row["charged_scan_bytes"] = object_charges and object_charges.read_bytes
+    notes = [kernel.note, charges_note, _unknown_owners_note(findings), *findings.race_notes[:_MAX_RACE_NOTES]]
+    row["notes"] = "; ".join(filter(None, notes)) or None
     snapshot.target.add(**row)
     return snapshot
 
 
-def _charges(prog, layout, sbs, cgroups):
-    """Return the Charges, or None where there are none, and the note on them, or None."""
-    without_id = sum(memcg.online and memcg.cache_id is None for memcg in cgroups if memcg.parent)
-    if layout in layouts.EAGER and without_id and not estimate.nokmem(prog):
-        # Up to v4.5 only those with a limit for kernel memory (b313aeee2509 is v4.6).
-        return None, "%d memcgs are charged for nothing here and would be on a lazy kernel" % without_id
+def _scan_charges(prog, layout, sbs, memcg_list):
+    """Scan for charged objects.
+
+    :return: the Charges, or None if they could not be counted, and a note on them, or None.
+    """
+    uncharged_memcgs = sum(memcg.online and memcg.cache_id is None for memcg in memcg_list if memcg.parent)
+    if layout in layouts.EAGER and uncharged_memcgs and not memcgs.is_kmem_disabled(prog):
+        # Before commit b313aeee2509 ("mm: memcontrol: enable kmem accounting for all cgroups in the legacy hierarchy")
+        # (in v4.6) only memcgs with a limit for kernel memory are charged.
+        return None, "%d memcgs are not charged for kernel memory here and would be on a lazy kernel" % uncharged_memcgs
     try:
-        owned = charges.scan(prog, sbs, cgroups)
+        object_charges = charges.scan(prog, sbs, memcg_list)
     except charges.NotScanned as e:
         return None, str(e)
-    # Slabs are freed and used again meanwhile.
-    return owned, "charged objects were counted while the kernel ran: a lower bound" if is_running(prog) else None
+    # On a running kernel slabs are freed and reused during the scan.
+    note = "charged objects were counted while the kernel ran: a lower bound" if is_running(prog) else None
+    return object_charges, note
 
 
-def _estimate(prog, found, sbs, cgroups, owned, target):
-    if found.layout in layouts.EAGER:
-        return estimate.OfEager(prog, sbs, cgroups, owned, target)
-    possible_nodes = len(nodes.in_state(prog, "N_POSSIBLE"))
-    return estimate.OfLazy(prog, cgroups, owned, found.cache_ids, possible_nodes, found.object_bytes)
+def _make_estimator(prog, findings, sbs, memcg_list, object_charges, target):
+    if findings.layout in layouts.EAGER:
+        return lazy_estimate(prog, sbs, memcg_list, object_charges, target)
+    return _eager_estimate(prog, findings, memcg_list, object_charges)
 
 
-def _list_lru_row(lru, found, estimated):
+def lazy_estimate(prog, sbs, memcg_list, object_charges, target):
+    """Return the LazyEstimate of a kernel.
+
+    :param sbs: list of SuperBlock.
+    :param memcg_list: list of Memcg.
+    :param object_charges: charges.Charges, or None if charged objects are not known.
+    :param target: the lazy kernel, a key of estimate.TARGETS.
+    """
+    sizes = _sizes(prog, estimate.TARGETS[target][1] or sizeof(prog.type("struct list_lru_one")))
+    has_memcg_without_id = any(memcg.online and memcg.parent and memcg.cache_id is None for memcg in memcg_list)
+    is_kmem_disabled = has_memcg_without_id and memcgs.is_kmem_disabled(prog)
+    if object_charges is None:
+        return estimate.LazyEstimate(sizes, memcg_list, None, is_kmem_disabled)
+    transient_lists = transient_objects.list_lrus(prog, sbs)
+    kernel_mounts = transient_objects.kernel_mounts(sbs)
+    return estimate.LazyEstimate(
+        sizes, memcg_list, object_charges.by_list_lru, is_kmem_disabled, transient_lists, kernel_mounts
+    )
+
+
+def _eager_estimate(prog, findings, memcg_list, object_charges):
+    """Return the EagerEstimate of a kernel.
+
+    struct list_lru_one is that of eager kernels, a list_head and a long: the lock came with
+    commit fb56fdf8b9a2 ("mm/list_lru: split the lock to per-cgroup scope") (in v6.13).
+    """
+    sizes = _sizes(prog, sizeof(prog.type("struct list_head")) + _LONG_BYTES)
+    possible_nodes = len(nodes_in_state(prog, "N_POSSIBLE"))
+    charged_memcgs = object_charges and object_charges.by_list_lru
+    return estimate.EagerEstimate(
+        sizes, memcg_list, charged_memcgs, findings.cache_ids, possible_nodes, findings.object_bytes
+    )
+
+
+def _sizes(prog, list_lru_one_bytes):
+    """Return the cost.Sizes of a kernel that differs from this one in sizeof(struct list_lru_one) only."""
+    return cost.Sizes(
+        kmalloc=slab.kmalloc_sizes(prog),
+        page_bytes=prog["PAGE_SIZE"].value_(),
+        list_lru_node=sizeof(prog.type("struct list_lru_node")),
+        list_lru_one=list_lru_one_bytes,
+        xa_node=prog["radix_tree_node_cachep"].size.value_(),
+        nodes=nr_node_ids(prog),
+    )
+
+
+def _list_lru_row(lru, findings, estimator):
     return {
         "address": lru.address,
         "owner": lru.owner,
@@ -119,9 +176,9 @@ def _list_lru_row(lru, found, estimated):
         "name": lru.name,
         "memcg_aware": lru.memcg_aware,
         "nodes": lru.nodes,
-        "cache_ids": found.cache_ids,
+        "cache_ids": findings.cache_ids,
         "list_lru_one_objects": lru.list_lru_one_objects,
-        "list_lru_one_size": found.object_bytes,
+        "list_lru_one_size": findings.object_bytes,
         "list_lru_one_bytes": lru.list_lru_one_bytes,
         "pointer_array_bytes": lru.pointer_array_bytes,
         "node_array_bytes": lru.node_array_bytes,
@@ -130,7 +187,7 @@ def _list_lru_row(lru, found, estimated):
         "root_items": lru.root_items,
         "memcg_items": lru.memcg_items,
         "memcgs_with_items": len(lru.items_by_id),
-        **estimated.columns(lru),
+        **estimator.columns(lru),
     }
 
 
@@ -153,14 +210,14 @@ def _superblock_row(sb, owner):
     }
 
 
-def _memcg_rows(found, cgroups, owned, estimated):
+def _memcg_rows(findings, memcg_list, object_charges, estimator):
     items = {}
     lists = {}
-    for lru in found.list_lrus:
+    for lru in findings.list_lrus:
         for index, count in lru.items_by_id.items():
             items[index] = items.get(index, 0) + count
             lists[index] = lists.get(index, 0) + 1
-    for memcg in cgroups:
+    for memcg in memcg_list:
         path, path_raw = text(memcg.path)
         yield {
             "css_id": memcg.css_id,
@@ -172,21 +229,21 @@ def _memcg_rows(found, cgroups, owned, estimated):
             "state": "online" if memcg.online else "dying",
             "items": items.get(memcg.cache_id, 0),
             "lists_with_items": lists.get(memcg.cache_id, 0),
-            "lists_charged": owned and estimated.lists_charged[memcg],
-            "lazy_lists": estimated.lazy_lists[memcg] if memcg.online and memcg.parent else None,
+            "lists_charged": object_charges and estimator.lists_charged[memcg],
+            "lazy_lists": estimator.lazy_lists[memcg] if memcg.online and memcg.parent else None,
             "serial_nr": memcg.serial_nr,
             "dir_rev": memcg.dir_rev,
         }
 
 
-def _target_row(kernel, found, sbs, cgroups):
+def _target_row(kernel, findings, sbs, memcg_list):
     prog = kernel.prog
     uts = prog["init_uts_ns"].name
     captured_s, uptime_s = _clock(prog)
     page_bytes = prog["PAGE_SIZE"].value_()
-    online = [memcg for memcg in cgroups if memcg.online and memcg.parent]
-    active_objects, cache_bytes = slab.cache_usage(found.object_cache) if found.object_cache else (None, None)
-    in_cache = sum(lru.list_lru_one_objects for lru in found.list_lrus) if found.object_cache else None
+    online_memcgs = [memcg for memcg in memcg_list if memcg.online and memcg.parent]
+    active_objects, cache_bytes = slab.cache_usage(findings.object_cache) if findings.object_cache else (None, None)
+    cached_objects = sum(lru.list_lru_one_objects for lru in findings.list_lrus) if findings.object_cache else None
     reads, read_bytes = budget.reads()
     return {
         "collector_version": __version__,
@@ -203,68 +260,73 @@ def _target_row(kernel, found, sbs, cgroups):
         "captured_at": captured_s and captured_s * _MICROSECONDS,
         "booted_at": captured_s and (captured_s - uptime_s) * _MICROSECONDS,
         "uptime_s": uptime_s,
-        "nr_node_ids": nodes.nr_node_ids(prog),
-        "possible_nodes": nodes.in_state(prog, "N_POSSIBLE"),
-        "online_nodes": nodes.in_state(prog, "N_ONLINE"),
-        "layout": found.layout,
+        "nr_node_ids": nr_node_ids(prog),
+        "possible_nodes": nodes_in_state(prog, "N_POSSIBLE"),
+        "online_nodes": nodes_in_state(prog, "N_ONLINE"),
+        "layout": findings.layout,
         "types_source": kernel.types_source,
-        "memcg_nr_cache_ids": found.cache_ids,
-        "online_memcgs": len(online) if cgroups else None,
-        "dying_memcgs": sum(1 for memcg in cgroups if not memcg.online) if cgroups else None,
-        "max_online_id": max((memcg.cache_id for memcg in online if memcg.cache_id is not None), default=None),
+        "memcg_nr_cache_ids": findings.cache_ids,
+        "online_memcgs": len(online_memcgs) if memcg_list else None,
+        "dying_memcgs": sum(1 for memcg in memcg_list if not memcg.online) if memcg_list else None,
+        "max_online_id": max((memcg.cache_id for memcg in online_memcgs if memcg.cache_id is not None), default=None),
         "superblocks": len(sbs),
-        "list_lrus": len(found.list_lrus),
-        "slab_cache": found.object_cache and text(found.object_cache.name.string_())[0],
+        "list_lrus": len(findings.list_lrus),
+        "slab_cache": findings.object_cache and text(findings.object_cache.name.string_())[0],
         "slab_cache_active_objects": active_objects,
         "slab_cache_bytes": cache_bytes,
-        "list_lru_one_in_cache": in_cache,
+        "list_lru_one_in_cache": cached_objects,
         "lazy_target": None,
         "lazy_basis": None,
-        "consistency": "raced" if found.raced else "exact",
+        "consistency": "raced" if findings.race_notes else "exact",
     }
 
 
-def _unknown(found):
-    """Return the note on list_lrus of which nobody knows whose they are, or None."""
-    unknown = sum(lru.owner == "unknown" for lru in found.list_lrus)
-    return "list_lrus of an unknown owner: %d" % unknown if unknown else None
+def _unknown_owners_note(findings):
+    """Return the note that some list_lrus have an unknown owner, or None."""
+    count = sum(lru.owner == "unknown" for lru in findings.list_lrus)
+    return "list_lrus of an unknown owner: %d" % count if count else None
 
 
 def _totalram_pages(prog):
     try:
         return prog["_totalram_pages"].counter.value_()
-    except LookupError:  # before v5.0 (ca79b0c211af)
+    except LookupError:
+        # Before commit ca79b0c211af ("mm: convert totalram_pages and totalhigh_pages variables to atomic") (in v5.0).
         return prog["totalram_pages"].value_()
 
 
 def _clock(prog):
-    """Return the kernel's own time in seconds since the epoch and since boot, or None and None."""
+    """Return the kernel's time in seconds since the epoch and its uptime in seconds, or None and None."""
     try:
         timekeeper = _timekeeper(prog)
-        now = timekeeper.xtime_sec.value_()
+        epoch_s = timekeeper.xtime_sec.value_()
         offs_boot = timekeeper.offs_boot
-        if has_member(offs_boot.type_, "tv64"):  # before v4.10 (2456e8553544)
+        # Before commit 2456e8553544 ("ktime: Get rid of the union") (in v4.10).
+        if has_member(offs_boot.type_, "tv64"):
             offs_boot = offs_boot.tv64
-        booted = -(timekeeper.wall_to_monotonic.tv_sec.value_()) - offs_boot.value_() // 10**9
+        boot_s = -(timekeeper.wall_to_monotonic.tv_sec.value_()) - offs_boot.value_() // 10**9
     except (LookupError, FaultError, AttributeError):
         return None, None
     low, high = _PLAUSIBLE_SECONDS
-    return (now, max(0, now - booted)) if low < now < high else (None, None)
+    return (epoch_s, max(0, epoch_s - boot_s)) if low < epoch_s < high else (None, None)
 
 
 def _timekeeper(prog):
     try:
-        return prog["timekeeper_data"][prog.constant("TIMEKEEPER_CORE")].timekeeper  # v6.17 (22c62b9a84b8)
+        # Since commit 22c62b9a84b8 ("timekeeping: Introduce auxiliary timekeepers") (in v6.17).
+        return prog["timekeeper_data"][prog.constant("TIMEKEEPER_CORE")].timekeeper
     except LookupError:
         pass
     try:
         return prog["tk_core"].timekeeper
     except LookupError:
-        # Before v6.13 tk_core's struct has no name that BTF could tell: a sequence count, then the timekeeper.
-        at = prog.symbol("tk_core").address
+        # Before v6.13 the struct of tk_core is anonymous, so BTF cannot name its type. It contains a sequence count and
+        # then the timekeeper.
+        tk_core = prog.symbol("tk_core").address
         try:
+            # Since commit 025e82bcbc34 ("timekeeping: Use sequence counter with associated raw spinlock") (in v5.9).
             seqcount = prog.type("seqcount_raw_spinlock_t")
-        except LookupError:  # before v5.9 (025e82bcbc34)
+        except LookupError:
             seqcount = prog.type("seqcount_t")
         align = alignof(prog.type("struct timekeeper"))
-        return Object(prog, "struct timekeeper", address=at + -(-sizeof(seqcount) // align) * align)
+        return Object(prog, "struct timekeeper", address=tk_core + -(-sizeof(seqcount) // align) * align)

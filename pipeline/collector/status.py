@@ -1,6 +1,6 @@
-"""How the collection of one target can end, and the error that carries such an end.
+"""The statuses with which the collection of one target ends, and the error that carries one.
 
-Importable without drgn: the runner and the warehouse check against the same list.
+Importable without drgn: the runner and the warehouse use the same list.
 """
 
 STATUSES = (
@@ -23,7 +23,7 @@ STATUSES = (
 
 GOOD = ("ok", "unsupported")
 
-# How Python, the C library, the loader (twice) and readline say that there is no memory.
+# Messages for a failed memory allocation: of Python, the C library, the dynamic loader (two) and readline.
 OUT_OF_MEMORY = (
     "MemoryError",
     "Cannot allocate memory",
@@ -36,9 +36,9 @@ OUT_OF_MEMORY = (
 class CollectError(Exception):
     """A target cannot be audited.
 
-    :param status: one of STATUSES that is not good.
-    :param message: one line that names the file or host and, where there is one, the remedy.
-    :param error_type: the class of the cause; default the class name of this error.
+    :param status: one of STATUSES, not of GOOD.
+    :param message: one line that names the file or host and, if one is known, the remedy.
+    :param error_type: class name of the cause; default the class name of this error.
     """
 
     def __init__(self, status, message, error_type=None):

@@ -1,7 +1,8 @@
-"""Types of a drgn program declared in C, as a kernel's source has them, laid out by C's rules on 64-bit machines."""
+"""Types of a drgn program from C declarations of a kernel's source, laid out by C's rules on 64-bit machines."""
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from drgn import Program, Type, TypeMember
 
 
 class CType(NamedTuple):
-    """A type: its size and alignment in bytes, and what makes the drgn type, once those that it names are known."""
+    """A type: its size and alignment in bytes, and a function that makes the drgn type when all types are declared."""
 
     size: int
     align: int
@@ -24,15 +25,16 @@ _SCALARS = {
 
 
 def declare(prog: Program, text: str) -> None:
-    """Give a program the structs and typedefs of a text.
+    """Declare the structs and typedefs of a text in a program.
 
-    It may have pointers, arrays, nested and anonymous structs and unions, comments, and __aligned(N) behind a struct.
+    The text may have pointers, arrays, nested and anonymous structs and unions, comments, and __aligned(N) after a
+    struct.
     """
     types = _Parser(prog, text).types
 
     def find(prog: Program, kinds: Any, name: str, filename: str | None) -> Type | None:
-        found = types[name].make() if name in types else None
-        return found if found and found.kind in kinds else None
+        declared_type = types[name].make() if name in types else None
+        return declared_type if declared_type and declared_type.kind in kinds else None
 
     prog.register_type_finder("declared", find, enable_index=0)
 
@@ -45,9 +47,9 @@ class _Parser:
         while self.tokens:
             token = self.next()
             if token == "typedef":
-                name, aliased = self.member(self.next())
+                name, target = self.member(self.next())
                 assert name
-                self.types[name] = CType(aliased.size, aliased.align, self.typedef(name, aliased))
+                self.types[name] = CType(target.size, target.align, self.typedef(name, target))
             else:
                 assert token == "struct", token
                 tag = self.next()
@@ -58,40 +60,33 @@ class _Parser:
     def next(self) -> str:
         return self.tokens.pop()
 
-    def expect(self, *wanted: str) -> None:
-        for token in wanted:
-            found = self.next()
-            assert found == token, f"{found} where {token} should be"
+    def expect(self, *tokens: str) -> None:
+        for token in tokens:
+            next_token = self.next()
+            assert next_token == token, f"expected {token}, not {next_token}"
 
-    def typedef(self, name: str, aliased: CType) -> Callable[[], Type]:
-        return lambda: self.prog.typedef_type(name, aliased.make())
+    def typedef(self, name: str, target: CType) -> Callable[[], Type]:
+        return lambda: self.prog.typedef_type(name, target.make())
 
     def aggregate(self, kind: str, tag: str | None) -> CType:
-        """What stands behind the opening brace of a struct or union, up to its last token before the name."""
+        """Parse a struct or union after its opening brace, up to the last token before the name."""
         members: list[TypeMember] = []
         size, align = 0, 1
         while (token := self.next()) != "}":
             name, member = self.member(token)
-            at = 0 if kind == "union" else _round_up(size, member.align)
-            members.append(TypeMember(member.make, name, 8 * at))
-            size, align = max(size, at + member.size), max(align, member.align)
+            offset = 0 if kind == "union" else _round_up(size, member.align)
+            members.append(TypeMember(member.make, name, 8 * offset))
+            size, align = max(size, offset + member.size), max(align, member.align)
         if self.tokens[-1] == "__aligned":
             self.expect("__aligned", "(")
             align = int(self.next())
             self.expect(")")
         size = _round_up(size, align)
         make = self.prog.struct_type if kind == "struct" else self.prog.union_type
-        made: list[Type] = []
-
-        def once() -> Type:
-            if not made:
-                made.append(make(tag, size, members))
-            return made[0]
-
-        return CType(size, align, once)
+        return CType(size, align, functools.cache(lambda: make(tag, size, members)))
 
     def member(self, token: str) -> tuple[str | None, CType]:
-        """A member that starts with a token, and its semicolon."""
+        """Parse a member from its first token to its semicolon."""
         words = []
         while token not in (";", "*", "[", "{"):
             words.append(token)
@@ -111,17 +106,17 @@ class _Parser:
             name, token = token, self.next()
         else:
             *words, name = words
-            base = self.named(" ".join(words))
+            base = self.type_by_name(" ".join(words))
         if token == "[":
             token = self.next()
             base = self.array(base, 0 if token == "]" else int(token))
             self.expect(*(";" if token == "]" else ("]", ";")))
         return name, base
 
-    def named(self, name: str) -> CType:
+    def type_by_name(self, name: str) -> CType:
         if name in _SCALARS:
-            known, size = _SCALARS[name]
-            return CType(size, size, lambda: self.prog.type(known))
+            drgn_name, size = _SCALARS[name]
+            return CType(size, size, lambda: self.prog.type(drgn_name))
         return self.types[name.removeprefix("struct ")]
 
     def array(self, element: CType, length: int) -> CType:
@@ -130,12 +125,12 @@ class _Parser:
     def pointer(self, target: str, stars: int) -> CType:
         def make() -> Type:
             try:
-                made = self.prog.void_type() if target == "void" else self.prog.type(target)
+                pointer_type = self.prog.void_type() if target == "void" else self.prog.type(target)
             except LookupError:
-                made = self.prog.struct_type(target.removeprefix("struct "), None, None)
+                pointer_type = self.prog.struct_type(target.removeprefix("struct "), None, None)
             for _ in range(stars):
-                made = self.prog.pointer_type(made)
-            return made
+                pointer_type = self.prog.pointer_type(pointer_type)
+            return pointer_type
 
         return CType(8, 8, make)
 

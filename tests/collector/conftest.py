@@ -1,4 +1,4 @@
-"""The bundled cores, opened once each with no debug info, and what the kernels said of themselves."""
+"""The bundled cores, each opened once and without debug info, and their kernels' own reports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VMCORES = Path(__file__).parents[1] / "vmcores"
 
 
 class Core:
-    """A bundled core, its audit, and beside it the guest's own files and the reference walk with DWARF."""
+    """A bundled core with its audit, the guest's own files, and the result of the reference walk with DWARF."""
 
     def __init__(self, directory: Path) -> None:
         self.name = directory.name
@@ -33,8 +33,8 @@ class Core:
         return snapshot.take(self.kernel)
 
     def rows(self, table: str) -> list[dict[str, Any]]:
-        found = next(t for t in self.snapshot.tables if t.name == table)
-        return [dict(zip(found.columns, row, strict=True)) for row in found.rows]
+        columns, rows = next((t.columns, t.rows) for t in self.snapshot.tables if t.name == table)
+        return [dict(zip(columns, row, strict=True)) for row in rows]
 
     @cached_property
     def target(self) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class Core:
     @cached_property
     def reference(self) -> dict[str, Any]:
         if not self.has_truth("reference.json"):
-            pytest.skip("too large for the reference walk; crash and the guest's own files are its truth")
+            pytest.skip("too large for the reference walk; crash and the guest's own files replace it")
         return json.loads(self.truth("reference.json"))
 
     def has_truth(self, name: str) -> bool:
@@ -58,18 +58,20 @@ class Core:
 
     def slab_active(self, cache: str) -> int:
         """Active objects of a cache in the guest's own /proc/slabinfo."""
-        found = re.search(rf"^{re.escape(cache)} +(\d+)", self.truth("slabinfo"), re.MULTILINE)
-        assert found, cache
-        return int(found.group(1))
+        match = re.search(rf"^{re.escape(cache)} +(\d+)", self.truth("slabinfo"), re.MULTILINE)
+        assert match, cache
+        return int(match.group(1))
 
     def kmalloc(self, size: int) -> int:
-        """Bytes that kmalloc() takes for an object of this size, by the caches in the guest's own /proc/slabinfo."""
+        """Bytes that kmalloc() takes for an object of a size, by the caches in the guest's own /proc/slabinfo."""
         caches = re.findall(r"^kmalloc-(\d+)(k?) ", self.truth("slabinfo"), re.MULTILINE)
         return min(cache for cache in (int(n) << 10 * len(k) for n, k in caches) if cache >= size)
 
     @property
-    def eager(self) -> bool:
-        """Older than v5.18 (5abc1e37afa0)."""
+    def is_eager(self) -> bool:
+        """Whether the kernel is older than commit 5abc1e37afa0 ("mm: list_lru: allocate list_lru_one only when needed")
+        (in v5.18).
+        """
         major, minor = re.findall(r"\d+", self.truth("version"))[:2]
         return (int(major), int(minor)) < (5, 18)
 
@@ -84,13 +86,13 @@ def core(request: pytest.FixtureRequest) -> Core:
 
 @pytest.fixture
 def eager_core(core: Core) -> Core:
-    if not core.eager:
-        pytest.skip("a lazy kernel")
+    if not core.is_eager:
+        pytest.skip("this kernel is lazy")
     return core
 
 
 @pytest.fixture
 def lazy_core(core: Core) -> Core:
-    if core.eager:
-        pytest.skip("an eager kernel")
+    if core.is_eager:
+        pytest.skip("this kernel is eager")
     return core

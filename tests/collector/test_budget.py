@@ -1,4 +1,4 @@
-"""An audit that costs its host more than it may ends as over_budget and says what it used."""
+"""An audit that needs more than its budget ends as over_budget, with an error that gives its usage."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def run(core: str, max_reads: int | None = None, **limits: int) -> dict:
 
 @pytest.mark.parametrize("core", ["bytedance", "deb510-n2", "deb7-n2"])
 def test_reads_over_the_budget_end_an_audit_of_a_real_core(core: str) -> None:
-    unlimited = run(core)["columns"]["reads"]
-    limit = unlimited // 2
-    attempt = run(core, limit)["attempt"]
+    total_reads = run(core)["columns"]["reads"]
+    max_reads = total_reads // 2
+    attempt = run(core, max_reads)["attempt"]
     assert (attempt["status"], attempt["error_type"]) == ("over_budget", "OverBudget")
-    said = re.search(r"needs more than (\d+) reads; stopped after (\d+) reads of (\d+) bytes", attempt["error"])
-    assert int(said[1]) == limit
-    assert limit < int(said[2]) <= unlimited + 50
-    assert int(said[3]) > 1_000_000
+    match = re.search(r"needs more than (\d+) reads; stopped after (\d+) reads of (\d+) bytes", attempt["error"])
+    assert int(match[1]) == max_reads
+    assert max_reads < int(match[2]) <= total_reads + 50
+    assert int(match[3]) > 1_000_000
     assert re.search(r"with at most \d+ MiB resident$", attempt["error"])
 
 
 def test_the_command_line_sets_the_budget_of_a_run(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipeline", "run", VMCORES / "deb510-n1", "-w", tmp_path, "--max-reads", "100"]
-    done = subprocess.run([*command, "--quiet"], cwd=ROOT, capture_output=True, text=True, timeout=100)
-    assert done.returncode == cli.NONE_GOOD, done.stderr
+    process = subprocess.run([*command, "--quiet"], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert process.returncode == cli.NONE_GOOD, process.stderr
     (target,) = session(tmp_path).rows("SELECT status, error FROM targets")
     assert target["status"] == "over_budget"
     assert "needs more than 100 reads; stopped after " in target["error"]
@@ -55,22 +55,22 @@ def test_the_budget_is_exact_where_the_audit_ends_before_it_is_checked() -> None
 
 
 def test_asking_what_was_used_is_not_counted() -> None:
-    """A busy machine asks more often, every 0.1 s of the audit; its count stays the same."""
-    used = budget.reads()
-    assert {budget.reads() for _ in range(100)} == {used}
+    """The usage is read every 0.1 s of an audit, so more often on a busy machine; these reads do not count."""
+    reads = budget.reads()
+    assert {budget.reads() for _ in range(100)} == {reads}
 
 
 def test_a_generous_budget_changes_nothing() -> None:
-    limited, unlimited = run("deb510-n2", 1_000_000), run("deb510-n2")
-    assert limited["attempt"]["status"] == "ok"
-    for result in (limited, unlimited):
+    limited_result, free_result = run("deb510-n2", 1_000_000), run("deb510-n2")
+    assert limited_result["attempt"]["status"] == "ok"
+    for result in (limited_result, free_result):
         for column in COSTS:
             assert result["columns"].pop(column) > 0
-    assert (limited["columns"], limited["tables"]) == (unlimited["columns"], unlimited["tables"])
+    assert (limited_result["columns"], limited_result["tables"]) == (free_result["columns"], free_result["tables"])
 
 
 def test_a_runaway_ends_within_a_second_whatever_it_catches() -> None:
-    """It reads for ever, in a callback of drgn's, and handles every Exception."""
+    """The runaway reads in an endless loop, through a callback of drgn, and catches every Exception."""
     code = """
     import os, sys, time
     import drgn
@@ -89,16 +89,16 @@ def test_a_runaway_ends_within_a_second_whatever_it_catches() -> None:
 
     start = time.monotonic()
     try:
-        budget.within(5000, runaway)
+        budget.run_within_budget(runaway, 5000)
     except status.CollectError as e:
         print(e.status, e)
     assert time.monotonic() - start < 1
     """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, timeout=30
     )
-    assert done.stderr == ""
-    assert done.stdout.startswith("over_budget needs more than 5000 reads; stopped after ")
+    assert process.stderr == ""
+    assert process.stdout.startswith("over_budget needs more than 5000 reads; stopped after ")
 
 
 def test_reads_that_the_kernel_leaves_out_are_limited_as_well() -> None:
@@ -107,25 +107,27 @@ def test_reads_that_the_kernel_leaves_out_are_limited_as_well() -> None:
 
     def audit():
         for _ in range(5000):
-            budget.count(1 << 20)
+            budget.count_read(1 << 20)
 
     try:
-        budget.within(5000, audit)
+        budget.run_within_budget(audit, 5000)
     except status.CollectError as e:
         print(e.status, e)
     """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, timeout=30
     )
-    assert done.stderr == ""
-    said = re.match(r"over_budget needs more than 5000 reads; stopped after (\d+) reads of (\d+) bytes", done.stdout)
-    assert int(said[1]) > 5000
-    assert int(said[2]) > 5000 << 20
+    assert process.stderr == ""
+    match = re.match(
+        r"over_budget needs more than 5000 reads; stopped after (\d+) reads of (\d+) bytes", process.stdout
+    )
+    assert int(match[1]) > 5000
+    assert int(match[2]) > 5000 << 20
 
 
 @pytest.mark.parametrize("mebibytes", [8, 10, 12, 14, 16, 20, 24, 32, 40, 48])
 def test_memory_over_the_budget_is_never_a_bad_core_or_a_crash(mebibytes: int) -> None:
-    """Wherever it runs out: in the loader, in libkdumpfile, in drgn, in Python."""
+    """The memory can run out in the loader, in libkdumpfile, in drgn or in Python."""
     attempt = run("deb510-n2", memory_bytes=mebibytes << 20)["attempt"]
     assert attempt["status"] == "over_budget", attempt
     assert f"needs more than {mebibytes} MiB of memory" in attempt["error"]
@@ -143,8 +145,8 @@ def test_a_kernel_that_does_not_count_reads_cannot_limit_them() -> None:
     core = VMCORES / "deb510-n1/vmcore"
     collector = f"{sys.executable} -m pipeline.collector --max-reads 1000000 {core}"
     command = ["unshare", "-m", "sh", "-c", f"mount -t tmpfs none /proc && exec {collector}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
-    if "unshare" in done.stderr or "mount" in done.stderr:
-        pytest.skip("no mount namespaces here")
-    assert '"over_budget"' in done.stdout, done
-    assert "reads cannot be limited" in done.stdout
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    if "unshare" in process.stderr or "mount" in process.stderr:
+        pytest.skip("no mount namespaces on this machine")
+    assert '"over_budget"' in process.stdout, process
+    assert "reads cannot be limited" in process.stdout

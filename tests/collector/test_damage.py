@@ -1,4 +1,4 @@
-"""Kernels whose memory is broken, or was changing: a status and a reason, soon, and never a number."""
+"""Kernels with damaged or changing memory: an audit ends soon with a status and a reason, and never gives a number."""
 
 from __future__ import annotations
 
@@ -16,18 +16,10 @@ from pipeline.collector.access.btf import Btf, BtfError
 from pipeline.collector.status import CollectError
 from pipeline.collector.walk import list_lrus, superblocks
 from tests.collector.conftest import CORES, Core
+from tests.collector.made import overlay, word
 
 BY_NAME = {core.name: core for core in CORES}
 EAGER, LAZY = BY_NAME["deb510-n2"], BY_NAME["deb61-n2"]
-
-
-def overlay(prog: Program, address: int, data: bytes) -> None:
-    """Let these bytes stand at an address instead of what is in the core."""
-    prog.add_memory_segment(address, len(data), lambda at, count, offset, physical: data[offset : offset + count])
-
-
-def word(prog: Program, address: int, value: int) -> None:
-    overlay(prog, address, struct.pack("<Q", value & (1 << 64) - 1))
 
 
 def first_superblock(prog: Program) -> int:
@@ -117,21 +109,22 @@ def test_damage_to_an_eager_kernel_gives_no_numbers(damage: Callable[[Program], 
     assert_no_numbers(EAGER, damage)
 
 
-# What changes under a walk. superblocks.listed() is asked right after it, before the arrays are looked at again, so
-# there the kernel changes.
+# Changes during a walk. The walk calls superblocks.root_by_superblock() before it reads the arrays again. So the tests
+# change the kernel in that function.
 
 
 def audit_while(monkeypatch: pytest.MonkeyPatch, core: Core, change: Callable[[Program], object]) -> snapshot.Snapshot:
-    opened = kernel.open_kernel(str(core.path))
-    listed = superblocks.listed
+    """Audit a core as if it were running; the superblock whose address `change` returns goes away."""
+    opened_kernel = kernel.open_kernel(str(core.path))
+    root_by_superblock = superblocks.root_by_superblock
 
-    def then(prog: Program) -> dict[int, int]:
-        gone = change(prog)
-        return {address: root for address, root in listed(prog).items() if address != gone}
+    def changed_roots(prog: Program) -> dict[int, int]:
+        departed_address = change(prog)
+        return {address: root for address, root in root_by_superblock(prog).items() if address != departed_address}
 
-    monkeypatch.setattr(superblocks, "listed", then)
+    monkeypatch.setattr(superblocks, "root_by_superblock", changed_roots)
     monkeypatch.setattr(list_lrus, "is_running", lambda prog: True)
-    return snapshot.take(opened)
+    return snapshot.take(opened_kernel)
 
 
 def test_a_walk_under_which_nothing_changed_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,14 +133,23 @@ def test_a_walk_under_which_nothing_changed_is_exact(monkeypatch: pytest.MonkeyP
 
 
 def test_a_superblock_that_went_away_is_left_out_with_its_lists(monkeypatch: pytest.MonkeyPatch) -> None:
-    gone = next(sb["address"] for sb in EAGER.rows("superblocks") if sb["mountpoint"] == "/m/tmpfs7")
-    found = audit_while(monkeypatch, EAGER, lambda prog: gone)
-    target = dict(zip(found.target.columns, found.target.rows[0], strict=True))
+    superblock = tmpfs7()
+    audit = audit_while(monkeypatch, EAGER, lambda prog: superblock)
+    target = target_row(audit)
     assert target["superblocks"] == EAGER.target["superblocks"] - 1
     assert target["list_lrus"] == EAGER.target["list_lrus"] - 2
     assert (target["consistency"], target["notes"]) == ("raced", "1 superblocks went away during the walk")
-    assert gone not in {row[0] for row in found.superblocks.rows}
-    assert gone not in {row[found.list_lrus.columns.index("superblock")] for row in found.list_lrus.rows}
+    assert superblock not in {row[0] for row in audit.superblocks.rows}
+    assert superblock not in {row[audit.list_lrus.columns.index("superblock")] for row in audit.list_lrus.rows}
+
+
+def tmpfs7() -> int:
+    """The address of a superblock."""
+    return next(sb["address"] for sb in EAGER.rows("superblocks") if sb["mountpoint"] == "/m/tmpfs7")
+
+
+def target_row(audit: snapshot.Snapshot) -> dict[str, object]:
+    return dict(zip(audit.target.columns, audit.target.rows[0], strict=True))
 
 
 def pointer(core: Core, superblock: int, path: str) -> int:
@@ -162,63 +164,63 @@ def pointer(core: Core, superblock: int, path: str) -> int:
 
 @pytest.mark.parametrize("path", ["node", "memcg_lrus"])
 def test_an_array_that_was_replaced_gives_no_numbers(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    """Whatever is read between is of the old array: the change comes when the walk has come to the last list_lru."""
-    last = EAGER.rows("superblocks")[-1]["address"]
-    at = pointer(EAGER, last, path)
-    counted = list_lrus._Walk.count_items
+    """The array is replaced at the last list_lru of the walk, so all reads before that are of the old array."""
+    superblock = EAGER.rows("superblocks")[-1]["address"]
+    address = pointer(EAGER, superblock, path)
+    count_items = list_lrus._Walk.count_items
 
-    def then(self: list_lrus._Walk) -> None:
-        counted(self)
-        word(self.prog, at, 0)
+    def count_and_replace(self: list_lrus._Walk) -> None:
+        count_items(self)
+        word(self.prog, address, 0)
 
-    monkeypatch.setattr(list_lrus._Walk, "count_items", then)
-    with pytest.raises(CollectError, match=r"arrays of list_lru 0x\w+ were replaced") as caught:
+    monkeypatch.setattr(list_lrus._Walk, "count_items", count_and_replace)
+    with pytest.raises(CollectError, match=r"arrays of list_lru 0x\w+ were replaced") as error_info:
         audit_while(monkeypatch, EAGER, lambda prog: None)
-    assert caught.value.status == "bad_core"  # walked again, then inconsistent
+    assert error_info.value.status == "bad_core"  # walked again, then inconsistent
 
 
-def read_before(monkeypatch: pytest.MonkeyPatch, before: Callable[[Program], dict[int, int]]) -> None:
-    """Let words be as they were before when the list_lrus are looked at first, and as in the core when again."""
-    look = list_lrus._Walk.look
+def set_first_words(monkeypatch: pytest.MonkeyPatch, first_words: Callable[[Program], dict[int, int]]) -> None:
+    """Replace words of the core for the first reading of the list_lrus; later readings get the core's own words."""
+    read_states = list_lrus._Walk.read_states
 
-    def first(self: list_lrus._Walk, lrus: list[list_lrus.ListLru]) -> list[list_lrus._State]:
-        words = before(self.prog)
-        now = {at: self.prog.read_word(at) for at in words}
-        for at, value in words.items():
-            word(self.prog, at, value)
-        states = look(self, lrus)
-        for at, value in now.items():
-            word(self.prog, at, value)
-        monkeypatch.setattr(list_lrus._Walk, "look", look)
+    def read_first_states(self: list_lrus._Walk, lrus: list[list_lrus.ListLru]) -> list[list_lrus._State]:
+        replacements = first_words(self.prog)
+        core_words = {address: self.prog.read_word(address) for address in replacements}
+        for address, value in replacements.items():
+            word(self.prog, address, value)
+        states = read_states(self, lrus)
+        for address, value in core_words.items():
+            word(self.prog, address, value)
+        monkeypatch.setattr(list_lrus._Walk, "read_states", read_states)
         return states
 
-    monkeypatch.setattr(list_lrus._Walk, "look", first)
+    monkeypatch.setattr(list_lrus._Walk, "read_states", read_first_states)
 
 
-def memcg_lrus_of(superblock: int) -> list[int]:
-    """The addresses of both nodes' memcg_lrus of a superblock's list_lru of dentries."""
+def memcg_lrus_pointers(superblock: int) -> list[int]:
+    """The addresses of the member memcg_lrus of both nodes of a superblock's list_lru of dentries."""
     node_bytes = EAGER.kernel.prog.type("struct list_lru_node").size
-    at = pointer(EAGER, superblock, "memcg_lrus")
-    return [at, at + node_bytes]
+    address = pointer(EAGER, superblock, "memcg_lrus")
+    return [address, address + node_bytes]
 
 
 @pytest.mark.parametrize("missing", [slice(0, 2), slice(1, 2)])
 def test_a_list_lru_read_while_its_arrays_are_made_gives_no_numbers(
     monkeypatch: pytest.MonkeyPatch, missing: slice
 ) -> None:
-    """memcg_init_list_lru() sets memcg_aware and then, node by node, an array once all of its objects are there.
+    """memcg_init_list_lru() sets memcg_aware, and then node by node an array when all of its objects are allocated.
 
-    A superblock that is listed has its arrays: one that went away was listed, and another one came to its address.
+    A superblock on the list has its arrays, so one without arrays has replaced another at the same address.
     """
     superblock = EAGER.rows("superblocks")[-1]["address"]
-    read_before(monkeypatch, lambda prog: dict.fromkeys(memcg_lrus_of(superblock)[missing], 0))
+    set_first_words(monkeypatch, lambda prog: dict.fromkeys(memcg_lrus_pointers(superblock)[missing], 0))
     with pytest.raises(CollectError, match=r"arrays of list_lru 0x\w+ were replaced"):
         audit_while(monkeypatch, EAGER, lambda prog: None)
 
 
 def test_a_list_lru_read_when_destroyed_and_made_again_gives_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     superblock = EAGER.rows("superblocks")[-1]["address"]
-    read_before(monkeypatch, lambda prog: {pointer(EAGER, superblock, "node"): 0})
+    set_first_words(monkeypatch, lambda prog: {pointer(EAGER, superblock, "node"): 0})
     with pytest.raises(CollectError, match=r"arrays of list_lru 0x\w+ were replaced"):
         audit_while(monkeypatch, EAGER, lambda prog: None)
 
@@ -226,87 +228,87 @@ def test_a_list_lru_read_when_destroyed_and_made_again_gives_no_numbers(monkeypa
 def test_a_superblock_at_the_address_of_one_that_went_away_is_not_taken_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    reused = next(sb["address"] for sb in EAGER.rows("superblocks") if sb["mountpoint"] == "/m/tmpfs7")
-    read_before(monkeypatch, lambda prog: dict.fromkeys(memcg_lrus_of(reused), 0))
+    superblock = tmpfs7()
+    set_first_words(monkeypatch, lambda prog: dict.fromkeys(memcg_lrus_pointers(superblock), 0))
 
-    def another(prog: Program) -> None:
-        word(prog, reused + offsetof(prog.type("struct super_block"), "s_root"), 0xFFFF888000001000)
+    def reuse_address(prog: Program) -> None:
+        word(prog, superblock + offsetof(prog.type("struct super_block"), "s_root"), 0xFFFF888000001000)
 
-    found = audit_while(monkeypatch, EAGER, another)
-    target = dict(zip(found.target.columns, found.target.rows[0], strict=True))
+    audit = audit_while(monkeypatch, EAGER, reuse_address)
+    target = target_row(audit)
     assert target["superblocks"] == EAGER.target["superblocks"] - 1
     assert target["list_lrus"] == EAGER.target["list_lrus"] - 2
     assert target["consistency"] == "raced"
-    assert reused not in {row[0] for row in found.superblocks.rows}
+    assert superblock not in {row[0] for row in audit.superblocks.rows}
 
 
 def test_memory_of_a_superblock_that_went_away_leads_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    gone = next(sb["address"] for sb in EAGER.rows("superblocks") if sb["mountpoint"] == "/m/tmpfs7")
+    superblock = tmpfs7()
 
-    def reused(prog: Program) -> int:
-        word(prog, pointer(EAGER, gone, "node"), 0xDEADBEEFCAFE1234)
-        return gone
+    def reuse_memory(prog: Program) -> int:
+        word(prog, pointer(EAGER, superblock, "node"), 0xDEADBEEFCAFE1234)
+        return superblock
 
-    found = audit_while(monkeypatch, EAGER, reused)
-    assert len(found.list_lrus.rows) == EAGER.target["list_lrus"] - 2
+    audit = audit_while(monkeypatch, EAGER, reuse_memory)
+    assert len(audit.list_lrus.rows) == EAGER.target["list_lrus"] - 2
 
 
 def test_a_superblock_that_was_mounted_meanwhile_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """sget() puts it on the list with its list_lrus, fill_super() gives it a root."""
-    mounted = next(sb["address"] for sb in EAGER.rows("superblocks") if sb["mountpoint"] == "/m/tmpfs7")
+    """sget() puts a superblock with its list_lrus on the list; later fill_super() sets its root."""
+    superblock = tmpfs7()
     walk = superblocks.walk
 
     def without_a_root(prog: Program) -> list[superblocks.SuperBlock]:
         sbs = walk(prog)
-        next(sb for sb in sbs if sb.address == mounted).root = 0
+        next(sb for sb in sbs if sb.address == superblock).root = 0
         return sbs
 
     monkeypatch.setattr(superblocks, "walk", without_a_root)
-    found = audit_while(monkeypatch, EAGER, lambda prog: None)
-    assert mounted in {row[0] for row in found.superblocks.rows}
+    audit = audit_while(monkeypatch, EAGER, lambda prog: None)
+    assert superblock in {row[0] for row in audit.superblocks.rows}
 
 
-def symbols_list() -> int:
-    """The address of a list_lru of no superblock."""
+def symbol_lru() -> int:
+    """The address of a list_lru outside superblocks."""
     return next(lru["address"] for lru in EAGER.rows("list_lrus") if lru["owner"] == "symbol")
 
 
-def destroyed(prog: Program) -> None:
-    word(prog, symbols_list() + offsetof(prog.type("struct list_lru"), "node"), 0)
+def destroy_symbol_lru(prog: Program) -> None:
+    word(prog, symbol_lru() + offsetof(prog.type("struct list_lru"), "node"), 0)
 
 
 def test_an_unaware_list_of_no_superblock_that_went_away_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unmounted xfs takes two with it."""
-    look = list_lrus._Walk.look
+    """An unmount of an xfs destroys two such lists."""
+    read_states = list_lrus._Walk.read_states
 
-    def of_no_memcg(self: list_lrus._Walk, lrus: list[list_lrus.ListLru]) -> list[list_lrus._State]:
-        overlay(self.prog, symbols_list() + offsetof(self.prog.type("struct list_lru"), "memcg_aware"), b"\0")
-        return look(self, lrus)
+    def read_unaware_states(self: list_lrus._Walk, lrus: list[list_lrus.ListLru]) -> list[list_lrus._State]:
+        overlay(self.prog, symbol_lru() + offsetof(self.prog.type("struct list_lru"), "memcg_aware"), b"\0")
+        return read_states(self, lrus)
 
-    monkeypatch.setattr(list_lrus._Walk, "look", of_no_memcg)
-    found = audit_while(monkeypatch, EAGER, destroyed)
-    assert symbols_list() not in {row[found.list_lrus.columns.index("address")] for row in found.list_lrus.rows}
-    target = dict(zip(found.target.columns, found.target.rows[0], strict=True))
-    notes = f"list_lru {symbols_list():#x} went away during the walk"
+    monkeypatch.setattr(list_lrus._Walk, "read_states", read_unaware_states)
+    audit = audit_while(monkeypatch, EAGER, destroy_symbol_lru)
+    assert symbol_lru() not in {row[audit.list_lrus.columns.index("address")] for row in audit.list_lrus.rows}
+    target = target_row(audit)
+    notes = f"list_lru {symbol_lru():#x} went away during the walk"
     assert (target["consistency"], target["notes"]) == ("raced", notes)
 
 
 def test_a_list_for_memcgs_of_no_superblock_that_went_away_gives_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those come and go with superblocks alone."""
+    """Memcg-aware lists come and go only with superblocks."""
     with pytest.raises(CollectError, match=r"arrays of list_lru 0x\w+ were replaced"):
-        audit_while(monkeypatch, EAGER, destroyed)
+        audit_while(monkeypatch, EAGER, destroy_symbol_lru)
 
 
 def test_a_core_that_lost_all_arrays_of_a_list_gives_no_numbers() -> None:
     def blank(prog: Program) -> None:
-        for at in memcg_lrus_of(EAGER.rows("superblocks")[-1]["address"]):
-            word(prog, at, 0)
+        for address in memcg_lrus_pointers(EAGER.rows("superblocks")[-1]["address"]):
+            word(prog, address, 0)
 
     assert_no_numbers(EAGER, blank)
 
 
 def node_of_an_xarray(prog: Program) -> tuple[int, int]:
-    """The address of a list_lru of which the xarray has nodes, and of its first node."""
+    """The addresses of a list_lru whose xarray has nodes, and of the first of these nodes."""
     for sb in LAZY.rows("superblocks"):
         lru = sb["address"] + offsetof(prog.type("struct super_block"), "s_dentry_lru")
         head = prog.read_word(lru + offsetof(prog.type("struct list_lru"), "xa.xa_head"))
@@ -318,8 +320,8 @@ def node_of_an_xarray(prog: Program) -> tuple[int, int]:
 def slots(value: Callable[[int], int]) -> Callable[[Program], None]:
     def damage(prog: Program) -> None:
         _, node = node_of_an_xarray(prog)
-        at = node + offsetof(prog.type("struct xa_node"), "slots")
-        overlay(prog, at, struct.pack("<64Q", *[value(node)] * 64))
+        slots_address = node + offsetof(prog.type("struct xa_node"), "slots")
+        overlay(prog, slots_address, struct.pack("<64Q", *[value(node)] * 64))
 
     return damage
 
@@ -349,27 +351,29 @@ def test_damage_to_an_xarray_gives_no_numbers(damage: Callable[[Program], None])
 
 
 def assert_no_numbers(core: Core, damage: Callable[[Program], None]) -> None:
-    opened = kernel.open_kernel(str(core.path))
-    damage(opened.prog)
+    opened_kernel = kernel.open_kernel(str(core.path))
+    damage(opened_kernel.prog)
     start = time.monotonic()
-    with pytest.raises((CollectError, FaultError)) as caught:
-        snapshot.take(opened)
-    assert getattr(caught.value, "status", "bad_core") == "bad_core"
+    with pytest.raises((CollectError, FaultError)) as error_info:
+        snapshot.take(opened_kernel)
+    assert getattr(error_info.value, "status", "bad_core") == "bad_core"
     assert time.monotonic() - start < 30, "bounded"
 
 
 def test_what_an_xarray_may_hold_besides_pointers_is_stepped_over() -> None:
-    """XA_RETRY_ENTRY and XA_ZERO_ENTRY (include/linux/xarray.h) are no list_lru_memcg."""
-    before = {lru["address"]: lru["list_lru_one_objects"] for lru in LAZY.rows("list_lrus")}
-    opened = kernel.open_kernel(str(LAZY.path))
-    _, node = node_of_an_xarray(opened.prog)
-    at = node + offsetof(opened.prog.type("struct xa_node"), "slots")
-    empty = [i for i in range(64) if not opened.prog.read_word(at + 8 * i)][:2]
-    for i, entry in zip(empty, (256 << 2 | 2, 257 << 2 | 2), strict=True):
-        word(opened.prog, at + 8 * i, entry)
-    rows = snapshot.take(opened).list_lrus
-    after = {row[rows.columns.index("address")]: row[rows.columns.index("list_lru_one_objects")] for row in rows.rows}
-    assert after == before
+    """XA_RETRY_ENTRY and XA_ZERO_ENTRY (include/linux/xarray.h) are internal entries, not list_lru_memcg."""
+    objects = {lru["address"]: lru["list_lru_one_objects"] for lru in LAZY.rows("list_lrus")}
+    opened_kernel = kernel.open_kernel(str(LAZY.path))
+    _, node = node_of_an_xarray(opened_kernel.prog)
+    slots_address = node + offsetof(opened_kernel.prog.type("struct xa_node"), "slots")
+    empty_slots = [i for i in range(64) if not opened_kernel.prog.read_word(slots_address + 8 * i)][:2]
+    for i, entry in zip(empty_slots, (256 << 2 | 2, 257 << 2 | 2), strict=True):
+        word(opened_kernel.prog, slots_address + 8 * i, entry)
+    rows = snapshot.take(opened_kernel).list_lrus
+    changed_objects = {
+        row[rows.columns.index("address")]: row[rows.columns.index("list_lru_one_objects")] for row in rows.rows
+    }
+    assert changed_objects == objects
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:10], lambda b: b[:25], lambda b: b[:5000], lambda b: b[:2] + b[100:]])
@@ -381,14 +385,14 @@ def test_a_damaged_btf_is_refused(damage: Callable[[bytes], bytes]) -> None:
 
 
 class _OldTypes:
-    """A finder that hides what a struct of an older kernel lacks: the rcu header, memcg_aware."""
+    """A type finder that hides members that older kernels lack: the rcu header, memcg_aware."""
 
     def __init__(self, prog: Program, hidden: dict[str, str]) -> None:
         self.types = {}
         for name, member in hidden.items():
-            now = prog.type(f"struct {name}")
-            members = [m for m in now.members if m.name != member]
-            self.types[name] = prog.struct_type(name, now.size, members)
+            core_type = prog.type(f"struct {name}")
+            members = [m for m in core_type.members if m.name != member]
+            self.types[name] = prog.struct_type(name, core_type.size, members)
         if "list_lru_memcg" in hidden:
             self.types["list_lru_memcg"] = prog.struct_type("list_lru_memcg", 0, [])
 
@@ -401,21 +405,22 @@ class _OldTypes:
     [{"list_lru_memcg": "rcu"}, {"list_lru": "memcg_aware"}, {"list_lru_memcg": "rcu", "list_lru": "memcg_aware"}],
 )
 def test_older_array_layouts_hold_the_same(hidden: dict[str, str]) -> None:
-    """v4.13 to v4.16 had no rcu_head before the pointers, v4.17 to v5.1 no memcg_aware: the same memory, told so.
+    """v4.13 to v4.16 have no rcu_head before the pointers, v4.17 to v5.1 no memcg_aware; the memory is the same.
 
-    Without the header memcg_lrus points at the pointers, 16 bytes further on.
+    Without the header memcg_lrus points to the pointers, which are 16 bytes further on.
     """
-    opened = kernel.open_kernel(str(EAGER.path))
-    prog = opened.prog
-    node_bytes, at = prog.type("struct list_lru_node").size, offsetof(prog.type("struct list_lru_node"), "memcg_lrus")
+    opened_kernel = kernel.open_kernel(str(EAGER.path))
+    prog = opened_kernel.prog
+    node_type = prog.type("struct list_lru_node")
+    offset = offsetof(node_type, "memcg_lrus")
     if "list_lru_memcg" in hidden:
         for lru in EAGER.rows("list_lrus"):
             nodes = prog.read_word(lru["address"])
             for nid in range(2):
-                place = nodes + nid * node_bytes + at
-                word(prog, place, prog.read_word(place) + 16)
+                address = nodes + nid * node_type.size + offset
+                word(prog, address, prog.read_word(address) + 16)
     prog.register_type_finder("old", _OldTypes(prog, hidden).find, enable_index=0)
-    taken = snapshot.take(opened)
-    layout = taken.target.rows[0][taken.target.columns.index("layout")]
+    audit = snapshot.take(opened_kernel)
+    layout = target_row(audit)["layout"]
     assert layout == ("array" if "list_lru_memcg" in hidden else "array_rcu")
-    assert taken.list_lrus.rows == EAGER.snapshot.list_lrus.rows
+    assert audit.list_lrus.rows == EAGER.snapshot.list_lrus.rows

@@ -1,4 +1,4 @@
-"""Every number of an audit against what the guest said of itself and what a slow reference walk with DWARF counted."""
+"""Every number of an audit, compared with the guest's own files and with the slow reference walk with DWARF."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tests.collector.conftest import CORES
 
-# "radix_tree_node ... 584" in each guest's /proc/slabinfo: 576 of struct xa_node and SLUB's free pointer behind it.
+# "radix_tree_node ... 584" in each guest's /proc/slabinfo: 576 bytes of struct xa_node and SLUB's free pointer.
 XA_NODE_SLAB_BYTES = 584
 
 
@@ -19,30 +19,30 @@ def by_address(rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
 
 
 def test_superblocks_are_those_of_the_reference(core) -> None:
-    found = by_address(core.rows("superblocks"))
-    wanted = by_address(core.reference["superblocks"])
-    assert found.keys() == wanted.keys()
-    for address, sb in wanted.items():
-        assert {column: found[address][column] for column in ("s_id", "s_dev", "s_flags")} == {
+    rows = by_address(core.rows("superblocks"))
+    reference = by_address(core.reference["superblocks"])
+    assert rows.keys() == reference.keys()
+    for address, sb in reference.items():
+        assert {column: rows[address][column] for column in ("s_id", "s_dev", "s_flags")} == {
             column: sb[column] for column in ("s_id", "s_dev", "s_flags")
         }
-        assert found[address]["fstype"].split(".")[0] == sb["fstype"]
+        assert rows[address]["fstype"].split(".")[0] == sb["fstype"]
 
 
 def test_mounted_superblocks_are_those_of_proc_mounts(core) -> None:
-    """Every filesystem of the guest's mountinfo in any namespace is a superblock with that device and mountpoint."""
-    mounted = {}
+    """Every filesystem in the guest's mountinfo is a superblock with that device and mountpoint."""
+    mountpoints_by_device = {}
     for line in core.truth("mountinfo").splitlines():
         fields = line.split()
         major, minor = map(int, fields[2].split(":"))
         if fields[3] == "/":
-            mounted.setdefault(major << 20 | minor, set()).add(fields[4])
-    found = {sb["s_dev"]: sb for sb in core.rows("superblocks")}
-    assert mounted.keys() <= found.keys()
-    for s_dev, mountpoints in mounted.items():
-        assert not found[s_dev]["kernel_internal"]
-        assert found[s_dev]["mounts"] >= len(mountpoints)
-        assert found[s_dev]["mountpoint"] in mountpoints
+            mountpoints_by_device.setdefault(major << 20 | minor, set()).add(fields[4])
+    sb_by_device = {sb["s_dev"]: sb for sb in core.rows("superblocks")}
+    assert mountpoints_by_device.keys() <= sb_by_device.keys()
+    for s_dev, mountpoints in mountpoints_by_device.items():
+        assert not sb_by_device[s_dev]["kernel_internal"]
+        assert sb_by_device[s_dev]["mounts"] >= len(mountpoints)
+        assert sb_by_device[s_dev]["mountpoint"] in mountpoints
 
 
 def test_what_nobody_mounted_is_internal(core) -> None:
@@ -52,19 +52,19 @@ def test_what_nobody_mounted_is_internal(core) -> None:
 
 
 def test_memcgs_are_those_of_the_reference(core) -> None:
-    found = {memcg["path"]: memcg for memcg in core.rows("memcgs")}
-    wanted = {memcg["path"]: memcg for memcg in core.reference["memcgs"]}
-    assert found.keys() == wanted.keys()
-    for path, memcg in wanted.items():
-        assert found[path]["css_id"] == memcg["css_id"]
-        assert found[path]["memcg_id"] == memcg["memcg_id"]
-        assert found[path]["state"] == ("online" if memcg["online"] else "dying")
+    rows = {memcg["path"]: memcg for memcg in core.rows("memcgs")}
+    reference = {memcg["path"]: memcg for memcg in core.reference["memcgs"]}
+    assert rows.keys() == reference.keys()
+    for path, memcg in reference.items():
+        assert rows[path]["css_id"] == memcg["css_id"]
+        assert rows[path]["memcg_id"] == memcg["memcg_id"]
+        assert rows[path]["state"] == ("online" if memcg["online"] else "dying")
         has_lists = memcg["online"] and memcg["cache_id"] >= 0
-        assert found[path]["cache_id"] == (memcg["cache_id"] if has_lists else None)
+        assert rows[path]["cache_id"] == (memcg["cache_id"] if has_lists else None)
 
 
 def test_items_belong_to_the_memcgs_of_the_reference(core) -> None:
-    """The lists' items by index, summed over all list_lrus: kmemcg_id up to v5.17, memcg->id.id later the same."""
+    """Items by index, summed over all list_lrus. The index is kmemcg_id up to v5.17, and memcg->id.id later."""
     items: Counter[int] = Counter()
     lists: Counter[int] = Counter()
     for lru in core.reference["list_lrus"]:
@@ -78,32 +78,32 @@ def test_items_belong_to_the_memcgs_of_the_reference(core) -> None:
 
 
 def test_parents_are_those_of_the_paths(core) -> None:
-    by_path = {memcg["path"]: memcg for memcg in core.rows("memcgs")}
-    for path, memcg in by_path.items():
-        above = path.rpartition("/")[0] or "/"
-        assert memcg["parent"] == (None if path == "/" else by_path[above]["css_id"])
+    memcg_by_path = {memcg["path"]: memcg for memcg in core.rows("memcgs")}
+    for path, memcg in memcg_by_path.items():
+        parent_path = path.rpartition("/")[0] or "/"
+        assert memcg["parent"] == (None if path == "/" else memcg_by_path[parent_path]["css_id"])
 
 
 def test_the_low_bound_by_hand(eager_core) -> None:
-    """Memcgs with items and their ancestors: an object each, and xarray nodes over their ids."""
+    """The memcgs with items and their ancestors have an object each, and xarray nodes for their ids."""
     core = eager_core
-    online = {memcg["cache_id"]: memcg for memcg in core.reference["memcgs"] if memcg["online"]}
-    ids = {memcg["path"]: memcg["memcg_id"] for memcg in core.reference["memcgs"]}
+    memcg_by_cache_id = {memcg["cache_id"]: memcg for memcg in core.reference["memcgs"] if memcg["online"]}
+    id_by_path = {memcg["path"]: memcg["memcg_id"] for memcg in core.reference["memcgs"]}
     size = core.kmalloc(16 + 24 * core.target["nr_node_ids"])
-    found = by_address(core.rows("list_lrus"))
-    nested = 0
+    rows = by_address(core.rows("list_lrus"))
+    nested_lrus = 0
     for lru in core.reference["list_lrus"]:
         paths = set()
         for index in lru["memcg_items"]:
-            parts = online[int(index)]["path"].split("/")
+            parts = memcg_by_cache_id[int(index)]["path"].split("/")
             paths |= {"/".join(parts[:n]) for n in range(2, len(parts) + 1)}
-        nested += len(paths) > len(lru["memcg_items"])
-        entries = {ids[path] for path in paths}
+        nested_lrus += len(paths) > len(lru["memcg_items"])
+        entries = {id_by_path[path] for path in paths}
         xa_nodes = len({i >> 6 for i in entries}) if entries else 0
         xa_nodes += len({i >> 12 for i in entries}) if max(entries, default=0) >= 64 else 0
-        wanted = lru["node_array_bytes"] + len(entries) * size + xa_nodes * XA_NODE_SLAB_BYTES
-        assert found[lru["address"]]["lazy_low_bytes"] == wanted
-    assert nested or core.name != "deb510-n1", "the shape has nested memcgs"
+        expected_bytes = lru["node_array_bytes"] + len(entries) * size + xa_nodes * XA_NODE_SLAB_BYTES
+        assert rows[lru["address"]]["lazy_low_bytes"] == expected_bytes
+    assert nested_lrus or core.name != "deb510-n1", "the shape has nested memcgs"
 
 
 def test_memcgs_are_those_of_cgroup_stat(core) -> None:
@@ -113,11 +113,11 @@ def test_memcgs_are_those_of_cgroup_stat(core) -> None:
 
 
 def test_list_lrus_hold_what_the_reference_counts(core) -> None:
-    found = by_address(core.rows("list_lrus"))
-    wanted = by_address(core.reference["list_lrus"])
-    assert found.keys() == wanted.keys()
-    for address, lru in wanted.items():
-        row = found[address]
+    rows = by_address(core.rows("list_lrus"))
+    reference = by_address(core.reference["list_lrus"])
+    assert rows.keys() == reference.keys()
+    for address, lru in reference.items():
+        row = rows[address]
         assert (row["superblock"], row["memcg_aware"]) == (lru["superblock"], lru["memcg_aware"])
         assert row["node_array_bytes"] == lru["node_array_bytes"]
         assert row["pointer_array_bytes"] == sum(lru["arrays_bytes"])
@@ -127,39 +127,39 @@ def test_list_lrus_hold_what_the_reference_counts(core) -> None:
         assert row["root_items"] == lru["root_items"]
         assert row["memcg_items"] == sum(lru["memcg_items"].values())
         assert row["memcgs_with_items"] == len(lru["memcg_items"])
-        # The kernel's own sum in list_lru_node.nr_items, which the reference keeps apart from what it counted.
+        # The reference has both: its own count as `items`, and the kernel's count as `nr_items`.
         assert row["items"] == lru["items"] == lru["nr_items"]
-        assert row["nodes"] == (len(lru["arrays_bytes"]) if core.eager else core.target["nr_node_ids"])
+        assert row["nodes"] == (len(lru["arrays_bytes"]) if core.is_eager else core.target["nr_node_ids"])
         assert row["cache_ids"] == core.reference["memcg_nr_cache_ids"]
-        if not core.eager:
+        if not core.is_eager:
             size = next((c["size"] for c in lru["object_caches"].values()), 0)
             assert row["lazy_empty_bytes"] == (lru["objects"] - len(lru["memcg_items"])) * size
 
 
 def test_usage_of_the_slab_cache_is_the_references(core) -> None:
-    """Active objects and slabs as drgn counts them in the full core with DWARF."""
-    used = core.reference["slab_usage"][core.target["slab_cache"]]
-    if used is None:
+    """The reference has drgn's counts of active objects and slabs in the full core with DWARF."""
+    usage = core.reference["slab_usage"][core.target["slab_cache"]]
+    if usage is None:
         pytest.skip("drgn follows the NULL kmem_cache_node of an offline node; test_crash_agrees compares")
-    assert core.target["slab_cache_active_objects"] == used["active_objects"]
+    assert core.target["slab_cache_active_objects"] == usage["active_objects"]
     pages = re.search(rf"^{core.target['slab_cache']} .* (\d+) : tunables", core.truth("slabinfo"), re.MULTILINE)
-    assert core.target["slab_cache_bytes"] == used["slabs"] * int(pages[1]) * 4096
+    assert core.target["slab_cache_bytes"] == usage["slabs"] * int(pages[1]) * 4096
 
 
 def test_crash_agrees(core) -> None:
-    """crash read the same full core: memcg_nr_cache_ids, superblocks, objects of the slab cache."""
+    """crash has read the same full core: memcg_nr_cache_ids, superblocks, objects of the slab cache."""
     if not core.has_truth("crash.json"):
         pytest.skip("crash 8.0.2 cannot open this kernel")
     crash = core.crash
     assert core.target["memcg_nr_cache_ids"] == crash.get("memcg_nr_cache_ids")
     assert core.target["superblocks"] == crash["super_blocks"]
-    # crash takes objects on per-CPU partial slabs for free.
-    allocated = crash["caches"][core.target["slab_cache"]]["allocated"]
-    assert core.target["slab_cache_active_objects"] == pytest.approx(allocated, rel=0.05)
+    # crash counts the objects on per-CPU partial slabs as free.
+    allocated_objects = crash["caches"][core.target["slab_cache"]]["allocated"]
+    assert core.target["slab_cache_active_objects"] == pytest.approx(allocated_objects, rel=0.05)
 
 
 def test_list_lru_one_explains_its_slab_cache_in_slabinfo(eager_core) -> None:
-    """The guest's own count of active objects: nearly all are list_lru_one, and never more."""
+    """Nearly all active objects in the guest's own count are list_lru_one, and there are not more list_lru_one."""
     core = eager_core
     objects = sum(lru["list_lru_one_objects"] for lru in core.rows("list_lrus"))
     active = core.slab_active(core.target["slab_cache"])
@@ -168,7 +168,7 @@ def test_list_lru_one_explains_its_slab_cache_in_slabinfo(eager_core) -> None:
 
 
 def test_a_list_lru_one_takes_what_the_smallest_fitting_kmalloc_does(eager_core) -> None:
-    """24 bytes are 32 on x86_64, and 128 on arm64, whose ARCH_DMA_MINALIGN kmalloc keeps to before v6.5."""
+    """24 bytes take 32 on x86_64, and 128 on arm64, where kmalloc respects ARCH_DMA_MINALIGN before v6.5."""
     size = {"x86_64": 32, "aarch64": 128}[eager_core.truth("uname").split()[-2]]
     assert eager_core.kmalloc(24) == size
     assert eager_core.target["slab_cache"] == f"kmalloc-{size}"
@@ -197,21 +197,21 @@ def test_nodes_memory_and_release_are_the_guests_own(core) -> None:
 
 
 def nodes(text: str) -> list[int]:
-    """A list of nodes as sysfs prints it, such as 0-3."""
-    found: list[int] = []
+    """Parse a list of nodes as sysfs prints it, for example 0-3."""
+    nids: list[int] = []
     for part in text.strip().split(","):
         first, _, last = part.partition("-")
-        found += range(int(first), int(last or first) + 1)
-    return found
+        nids += range(int(first), int(last or first) + 1)
+    return nids
 
 
 def test_lazy_bounds_hold_by_hand(eager_core) -> None:
-    """The high bound of an aware list: the node array, an object for each memcg, 584-byte nodes over their ids."""
+    """High bound of an aware list: the node array, an object for each memcg, and 584-byte nodes for their ids."""
     core = eager_core
     online = [memcg for memcg in core.rows("memcgs") if memcg["state"] == "online" and memcg["path"] != "/"]
     ids = [memcg["memcg_id"] for memcg in online]
     size = core.kmalloc(16 + 24 * core.target["nr_node_ids"])
-    # One to three levels of nodes with 64 slots, as the highest id needs.
+    # The highest id needs one to three levels of nodes with 64 slots.
     xa_nodes = len({i >> 6 for i in ids})
     xa_nodes += len({i >> 12 for i in ids}) if max(ids) >= 64 else 0
     xa_nodes += len({i >> 18 for i in ids}) if max(ids) >= 4096 else 0
@@ -224,8 +224,8 @@ def test_lazy_bounds_hold_by_hand(eager_core) -> None:
 
 def test_a_lazy_kernel_wastes_nothing(lazy_core) -> None:
     for lru in lazy_core.rows("list_lrus"):
-        held = lru["list_lru_one_bytes"] + lru["node_array_bytes"] + lru["xa_node_bytes"]
-        assert lru["lazy_low_bytes"] == lru["lazy_bytes"] == lru["lazy_high_bytes"] == held
+        total_bytes = lru["list_lru_one_bytes"] + lru["node_array_bytes"] + lru["xa_node_bytes"]
+        assert lru["lazy_low_bytes"] == lru["lazy_bytes"] == lru["lazy_high_bytes"] == total_bytes
         assert lru["pointer_array_bytes"] == 0
         assert lru["lazy_empty_bytes"] <= lru["list_lru_one_bytes"]
 
@@ -248,16 +248,16 @@ def test_the_server_of_the_commit_message() -> None:
     """5abc1e37afa0: 4 nodes, memcg_nr_cache_ids 24574, 952 superblocks; kmalloc-32 "> 6GB"; about 5.6 GB in lists."""
     core = next(core for core in CORES if core.name == "bytedance")
     rows = core.rows("list_lrus")
-    of_superblocks = [lru for lru in rows if lru["owner"] == "superblock"]
+    superblock_lrus = [lru for lru in rows if lru["owner"] == "superblock"]
     assert (core.target["memcg_nr_cache_ids"], core.target["superblocks"]) == (24574, 952)
-    assert {lru["list_lru_one_bytes"] for lru in of_superblocks} == {3_145_472}
-    assert sum(lru["list_lru_one_bytes"] for lru in of_superblocks) == 5_988_978_688
-    # shadow_nodes has its own; 196,608 bytes of pointers are a compound page of 256 KiB on each of 4 nodes
+    assert {lru["list_lru_one_bytes"] for lru in superblock_lrus} == {3_145_472}
+    assert sum(lru["list_lru_one_bytes"] for lru in superblock_lrus) == 5_988_978_688
+    # 1904 lists and shadow_nodes; 196,608 bytes of pointers take a compound page of 256 KiB on each of 4 nodes.
     assert sum(lru["list_lru_one_objects"] for lru in rows) == 1905 * 4 * 24574
     assert sum(lru["pointer_array_bytes"] for lru in rows) == 1905 * 4 * 262_144
-    explained = 1905 * 4 * 24574 / core.slab_active("kmalloc-32")
-    assert 0.9999 < explained < 1
-    # Arrays over 8 KiB are in no slab cache, but in SUnreclaim; the difference is everybody else's slab.
+    share_in_cache = 1905 * 4 * 24574 / core.slab_active("kmalloc-32")
+    assert 0.9999 < share_in_cache < 1
+    # Arrays over 8 KiB are in SUnreclaim, but in no slab cache. The rest of SUnreclaim is the other slab memory.
     unreclaimable = 1024 * int(core.truth("meminfo").split("SUnreclaim:")[1].split()[0])
-    held = sum(lru["list_lru_one_bytes"] + lru["pointer_array_bytes"] for lru in rows)
-    assert 0.98 < held / unreclaimable < 1
+    list_lru_bytes = sum(lru["list_lru_one_bytes"] + lru["pointer_array_bytes"] for lru in rows)
+    assert 0.98 < list_lru_bytes / unreclaimable < 1

@@ -1,4 +1,4 @@
-"""Every core against what its guest said of itself, where no reference walk stands between: slabs, ids, mounts."""
+"""Every core compared directly with its guest's own files, without a reference walk: slabs, ids, mounts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ XA_NODE = "radix_tree_node"
 
 
 def test_lazy_objects_and_xarray_nodes_are_in_their_slab_caches(lazy_core) -> None:
-    """Never more than the guest's own count of active objects."""
+    """There are at most as many as the guest's own count of active objects."""
     rows = lazy_core.rows("list_lrus")
     objects = sum(lru["list_lru_one_objects"] for lru in rows)
     assert objects == lazy_core.target["list_lru_one_in_cache"]
@@ -23,26 +23,25 @@ def test_what_list_lrus_hold_is_in_the_guests_slab_memory(core) -> None:
         int(re.search(rf"^{name}: +(\d+) kB", meminfo, re.MULTILINE)[1]) for name in ("SUnreclaim", "SReclaimable")
     ]
     columns = ("list_lru_one_bytes", "pointer_array_bytes", "node_array_bytes", "xa_node_bytes")
-    held = sum(lru[column] for lru in core.rows("list_lrus") for column in columns)
-    assert held < sum(kilobytes) << 10
+    list_lru_bytes = sum(lru[column] for lru in core.rows("list_lrus") for column in columns)
+    assert list_lru_bytes < sum(kilobytes) << 10
 
 
 def test_cache_ids_are_those_of_the_shape(eager_core) -> None:
-    """memcg_nr_cache_ids doubles until it holds every memcg that was there at once; the series starts at 4."""
+    """memcg_nr_cache_ids doubles until it covers all memcgs that existed at the same time; the series starts at 4."""
     shape = core_shape(eager_core)
-    at_once = int(shape["memcgs"])
-    nested = 0
+    nested_per_memcg = 0
     for children in reversed(shape["nested"].split()):
-        nested = int(children) * (1 + nested)
-    at_once += int(shape["kept"]) * nested
+        nested_per_memcg = int(children) * (1 + nested_per_memcg)
+    max_memcgs = int(shape["memcgs"]) + int(shape["kept"]) * nested_per_memcg
     ids = 4
-    while ids < at_once:
+    while ids < max_memcgs:
         ids = 2 * (ids + 1)
     assert eager_core.target["memcg_nr_cache_ids"] == ids
 
 
 def test_every_cgroup_directory_is_a_memcg(core) -> None:
-    """The cgroup tree as `find` saw it; a dying memcg has no directory."""
+    """The cgroup tree is the output of `find` in the guest; a dying memcg has no directory."""
     directories = {
         line.split(" ", 1)[1].removeprefix("/sys/fs/cgroup") or "/" for line in core.truth("cgroup_dirs").splitlines()
     }
@@ -51,20 +50,20 @@ def test_every_cgroup_directory_is_a_memcg(core) -> None:
 
 
 def test_superblocks_that_can_be_seen_are_the_mounts_of_all_namespaces(core) -> None:
-    """Also the private ones, such as the proc of a pid namespace; type and device are those in mountinfo."""
-    found = {sb["s_dev"]: sb for sb in core.rows("superblocks")}
-    seen = set()
+    """Private superblocks too, such as the proc of a pid namespace. Type and device are those in mountinfo."""
+    sb_by_device = {sb["s_dev"]: sb for sb in core.rows("superblocks")}
+    mounted_devices = set()
     for truth in (core.directory / "truth").glob("mountinfo*"):
         for line in truth.read_text().splitlines():
             fields = line.split()
             major, minor = map(int, fields[2].split(":"))
-            sb = found[major << 20 | minor]
+            sb = sb_by_device[major << 20 | minor]
             assert sb["fstype"] == fields[fields.index("-") + 1]
             assert not sb["kernel_internal"]
-            seen.add(sb["s_dev"])
-    # In 7.2 a nullfs lies below the root filesystem; no task's mountinfo reaches down to it.
-    visible = {s_dev for s_dev, sb in found.items() if not sb["kernel_internal"] and sb["fstype"] != "nullfs"}
-    assert visible == seen
+            mounted_devices.add(sb["s_dev"])
+    # On 7.2 a nullfs lies below the root filesystem; it is in no task's mountinfo.
+    visible = {s_dev for s_dev, sb in sb_by_device.items() if not sb["kernel_internal"] and sb["fstype"] != "nullfs"}
+    assert visible == mounted_devices
 
 
 def test_shape_of_mounts_is_that_of_the_superblocks(core) -> None:

@@ -1,1 +1,1 @@
-"""How the memory, types and symbols of a kernel are had."""
+"""Access to a kernel: its memory, types and symbols."""

@@ -1,8 +1,9 @@
 """The kernel's own BTF as a drgn type finder, so that ordinary drgn code runs without debug info.
 
-BTF is the kernel's compact type table (Documentation/bpf/btf.rst), in its image since v5.2 (e83b9f55448a). One
-pass notes where each type starts and which strings name types; a type is built when drgn asks for it and its
-members when they are looked at, so that opening a kernel costs that one pass only.
+BTF is the kernel's compact type table (Documentation/bpf/btf.rst), in its image since
+commit e83b9f55448a ("kbuild: add ability to generate BTF type info for vmlinux") (in v5.2). One pass records the
+start of each type and the strings that name types. A type is built when drgn asks for it, its members when they are
+first accessed, so that opening a kernel costs that one pass only.
 """
 
 import sys
@@ -10,16 +11,17 @@ from array import array
 
 from drgn import Object, TypeEnumerator, TypeKind, TypeMember, TypeParameter
 
-# enum of include/uapi/linux/btf.h
+# BTF_KIND_* of include/uapi/linux/btf.h
 _INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM, _FWD, _TYPEDEF, _VOLATILE, _CONST, _RESTRICT = range(1, 12)
 _FUNC, _FUNC_PROTO, _VAR, _DATASEC, _FLOAT, _DECL_TAG, _TYPE_TAG, _ENUM64 = range(12, 20)
 
-# Words that follow the three of struct btf_type: a fixed number and a number for each of vlen.
+# 32-bit words after the three of struct btf_type: a fixed number, and a number for each of the vlen elements.
 _FIXED_WORDS = {_INT: 1, _ARRAY: 3, _VAR: 1, _DECL_TAG: 1}
-_WORDS_EACH = {_STRUCT: 3, _UNION: 3, _ENUM: 2, _FUNC_PROTO: 2, _DATASEC: 3, _ENUM64: 3}
+_WORDS_PER_ELEMENT = {_STRUCT: 3, _UNION: 3, _ENUM: 2, _FUNC_PROTO: 2, _DATASEC: 3, _ENUM64: 3}
 _LAST_KIND = _ENUM64
 
-_FINDABLE = {
+# Kinds that drgn searches by name.
+_DRGN_KINDS = {
     _INT: TypeKind.INT,
     _STRUCT: TypeKind.STRUCT,
     _UNION: TypeKind.UNION,
@@ -29,8 +31,8 @@ _FINDABLE = {
     _FLOAT: TypeKind.FLOAT,
 }
 
-# drgn asks for C's own spelling, BTF has the compiler's (DWARF's).
-_INT_SPELLING = {
+# drgn spells integer types as C does, BTF as DWARF does.
+_BTF_SPELLING = {
     "long": "long int",
     "unsigned long": "long unsigned int",
     "long long": "long long int",
@@ -38,79 +40,78 @@ _INT_SPELLING = {
     "short": "short int",
     "unsigned short": "short unsigned int",
 }
-_DRGN_SPELLING = {compiler: c for c, compiler in _INT_SPELLING.items()}
+_DRGN_SPELLING = {btf_name: drgn_name for drgn_name, btf_name in _BTF_SPELLING.items()}
 
 _MAGIC = 0xEB9F
 
 
 class BtfError(ValueError):
-    """The bytes are not a BTF blob that this reader knows."""
+    """The bytes are not BTF that this reader supports."""
 
 
 class Btf:
     """The types of one kernel.
 
-    :param prog: the drgn program that the types are made for.
-    :param blob: what lies between the kernel's ``__start_BTF`` and ``__stop_BTF``, or ``/sys/kernel/btf/vmlinux``.
-    :raises BtfError: not BTF, or a kind of type newer than this reader.
+    :param prog: drgn program to which the types belong.
+    :param blob: bytes between the kernel's ``__start_BTF`` and ``__stop_BTF``, or of ``/sys/kernel/btf/vmlinux``.
+    :raises BtfError: the blob is not BTF, or has a kind of type newer than this reader.
     """
 
     def __init__(self, prog, blob):
         self._prog = prog
         try:
-            self._read(blob)
+            self._parse(blob)
         except BtfError:
             raise
-        except (IndexError, ValueError) as e:  # what array makes of a blob that is cut or odd
+        except (IndexError, ValueError) as e:  # array raises these for a blob of a wrong size
             raise BtfError("BTF is damaged: %s" % e) from e
 
-    def _read(self, blob):
-        little = blob[:2] == _MAGIC.to_bytes(2, "little")
-        if not little and blob[:2] != _MAGIC.to_bytes(2, "big"):
-            raise BtfError("no BTF magic")
-        header = _words(blob[4:24], little)
-        header_bytes, type_off, type_len, str_off, str_len = header
-        types = header_bytes + type_off
-        strings = header_bytes + str_off
-        if strings + str_len > len(blob) or types + type_len > len(blob):
-            raise BtfError("BTF is cut short")
-        self._words = _words(blob[types : types + type_len], little)
-        self._strings = blob[strings : strings + str_len]
-        self._built = {}
+    def _parse(self, blob):
+        is_little_endian = blob[:2] == _MAGIC.to_bytes(2, "little")
+        if not is_little_endian and blob[:2] != _MAGIC.to_bytes(2, "big"):
+            raise BtfError("BTF's magic number is missing")
+        header_bytes, type_off, type_len, str_off, str_len = _words(blob[4:24], is_little_endian)
+        types_start = header_bytes + type_off
+        strings_start = header_bytes + str_off
+        if strings_start + str_len > len(blob) or types_start + type_len > len(blob):
+            raise BtfError("BTF is truncated")
+        self._words = _words(blob[types_start : types_start + type_len], is_little_endian)
+        self._strings = blob[strings_start : strings_start + str_len]
+        self._types = {}
         self._enumerators = None
         self._index()
 
     def _index(self):
-        """Note the word where each type id starts, and the ids that each name string names."""
+        """Record the first word of each type id, and the type ids of each name."""
         words = self._words
-        extra = [(_FIXED_WORDS.get(kind, 0), _WORDS_EACH.get(kind, 0)) for kind in range(32)]
-        findable = [kind in _FINDABLE for kind in range(32)]
+        extra_words = [(_FIXED_WORDS.get(kind, 0), _WORDS_PER_ELEMENT.get(kind, 0)) for kind in range(32)]
+        is_searchable = [kind in _DRGN_KINDS for kind in range(32)]
         starts = array("I", [0])
-        named = {}
-        at, end = 0, len(words)
-        while at < end:
-            info = words[at + 1]
-            # Seven bits, of which five are in use: a kind that is newer is refused, not misread.
+        ids_by_name = {}
+        position, end = 0, len(words)
+        while position < end:
+            info = words[position + 1]
+            # Seven bits, of which five are in use: a newer kind is refused, not misread.
             kind = info >> 24 & 0x7F
             if kind > _LAST_KIND or not kind:
-                raise BtfError("BTF kind %d at type %d is not known" % (kind, len(starts)))
-            if findable[kind]:
-                name_off = words[at]
+                raise BtfError("kind %d of BTF type %d is not supported" % (kind, len(starts)))
+            if is_searchable[kind]:
+                name_off = words[position]
                 if name_off:
-                    named.setdefault(name_off, []).append(len(starts))
-            starts.append(at)
-            fixed, each = extra[kind]
-            at += 3 + fixed + each * (info & 0xFFFFFF)
+                    ids_by_name.setdefault(name_off, []).append(len(starts))
+            starts.append(position)
+            fixed_words, words_per_element = extra_words[kind]
+            position += 3 + fixed_words + words_per_element * (info & 0xFFFFFF)
         self._starts = starts
-        self._named = named
+        self._ids_by_name = ids_by_name
 
     def find_type(self, prog, kinds, name, filename):
-        """Answer drgn's search for a type: a finder for Program.register_type_finder()."""
+        """Find a type by its name: a finder for Program.register_type_finder()."""
         if filename is not None:
             return None
-        for type_id in self._named.get(self._string_offset(_INT_SPELLING.get(name, name)), ()):
+        for type_id in self._ids_by_name.get(self._string_offset(_BTF_SPELLING.get(name, name)), ()):
             start = self._starts[type_id]
-            kind = _FINDABLE[self._words[start + 1] >> 24 & 0x1F]
+            kind = _DRGN_KINDS[self._words[start + 1] >> 24 & 0x1F]
             if kind is TypeKind.INT and self._words[start + 3] >> 24 & 4:
                 kind = TypeKind.BOOL
             if kind in kinds:
@@ -120,35 +121,39 @@ class Btf:
     def find_constant(self, name):
         """Return the drgn Object of an enumerator, or None.
 
-        drgn's helpers ask for enumerators by name (PG_slab, N_POSSIBLE, ...).
+        drgn's helpers look enumerators up by name (PG_slab, N_POSSIBLE, ...).
         """
         if self._enumerators is None:
             self._enumerators = self._index_enumerators()
-        found = self._enumerators.get(self._string_offset(name))
-        return None if found is None else Object(self._prog, self._type(found[0]), found[1])
+        enumerator = self._enumerators.get(self._string_offset(name))
+        if enumerator is None:
+            return None
+        type_id, value = enumerator
+        return Object(self._prog, self._type(type_id), value)
 
     def _index_enumerators(self):
-        found = {}
+        """Return the type id and the value of each enumerator by the offset of its name."""
+        enumerators = {}
         for type_id in range(1, len(self._starts)):
             start = self._starts[type_id]
             if self._words[start + 1] >> 24 & 0x1F in (_ENUM, _ENUM64):
                 for name_off, value in self._enum_values(start):
-                    found.setdefault(name_off, (type_id, value))
-        return found
+                    enumerators.setdefault(name_off, (type_id, value))
+        return enumerators
 
     def _string_offset(self, name):
-        # The string table is deduplicated (libbpf's btf__dedup), so a name has one offset.
+        # libbpf's btf__dedup() deduplicates the string table, so a name has one offset.
         return self._strings.find(b"\0" + name.encode() + b"\0") + 1
 
     def _string(self, offset):
         return self._strings[offset : self._strings.index(0, offset)].decode()
 
     def _type(self, type_id):
-        if type_id not in self._built:
-            self._built[type_id] = self._build(type_id)
-        return self._built[type_id]
+        if type_id not in self._types:
+            self._types[type_id] = self._build_type(type_id)
+        return self._types[type_id]
 
-    def _build(self, type_id):
+    def _build_type(self, type_id):
         prog = self._prog
         if not type_id:
             return prog.void_type()
@@ -163,23 +168,23 @@ class Btf:
         if kind == _PTR:
             return prog.pointer_type(self._type(size_or_type))
         if kind == _ARRAY:
-            element, _, length = self._words[start + 3 : start + 6]
-            return prog.array_type(self._type(element), length)
+            element_id, _, length = self._words[start + 3 : start + 6]
+            return prog.array_type(self._type(element_id), length)
         if kind in (_STRUCT, _UNION):
-            make = prog.struct_type if kind == _STRUCT else prog.union_type
-            return make(name, size_or_type, self._members(start))
+            create_type = prog.struct_type if kind == _STRUCT else prog.union_type
+            return create_type(name, size_or_type, self._members(start))
         if kind in (_ENUM, _ENUM64):
-            signed = bool(info >> 31)
-            compatible = prog.int_type("int" if signed else "unsigned int", size_or_type, signed)
+            is_signed = bool(info >> 31)
+            int_type = prog.int_type("int" if is_signed else "unsigned int", size_or_type, is_signed)
             enumerators = [TypeEnumerator(self._string(off), value) for off, value in self._enum_values(start)]
-            return prog.enum_type(name, compatible, enumerators)
+            return prog.enum_type(name, int_type, enumerators)
         if kind == _FWD:
             return prog.union_type(name) if info >> 31 else prog.struct_type(name)
         if kind == _TYPEDEF:
             return prog.typedef_type(name, self._type(size_or_type))
         if kind == _FUNC_PROTO:
             return self._function_type(start)
-        # Qualifiers and tags (volatile, const, restrict, __user, __rcu) change no layout.
+        # Qualifiers and tags (volatile, const, restrict, __user, __rcu) do not change the layout.
         return self._type(size_or_type)
 
     def _int_type(self, name, size, encoding):
@@ -191,9 +196,9 @@ class Btf:
     def _members(self, start):
         info = self._words[start + 1]
         members = []
-        for at in range(start + 3, start + 3 + 3 * (info & 0xFFFF), 3):
-            name_off, type_id, offset = self._words[at : at + 3]
-            # With kind_flag the offset's upper byte is the size of a bit field.
+        for position in range(start + 3, start + 3 + 3 * (info & 0xFFFF), 3):
+            name_off, type_id, offset = self._words[position : position + 3]
+            # With kind_flag the upper byte of the offset is the size of a bit field.
             bit_field_size, bit_offset = (offset >> 24, offset & 0xFFFFFF) if info >> 31 else (0, offset)
             members.append(
                 TypeMember(
@@ -210,34 +215,35 @@ class Btf:
         return lambda: Object(self._prog, self._type(type_id), bit_field_size=bit_field_size)
 
     def _enum_values(self, start):
+        """Yield the offset of the name and the value of each enumerator of an enum."""
         info = self._words[start + 1]
-        signed = info >> 31
-        each = 2 if info >> 24 & 0x1F == _ENUM else 3
-        bits = 32 * (each - 1)
-        for at in range(start + 3, start + 3 + each * (info & 0xFFFF), each):
-            value = self._words[at + 1]
-            if each == 3:
-                value |= self._words[at + 2] << 32
-            if signed and value >> (bits - 1):
+        is_signed = info >> 31
+        words_per_value = _WORDS_PER_ELEMENT[info >> 24 & 0x1F]
+        bits = 32 * (words_per_value - 1)
+        for position in range(start + 3, start + 3 + words_per_value * (info & 0xFFFF), words_per_value):
+            value = self._words[position + 1]
+            if words_per_value == 3:
+                value |= self._words[position + 2] << 32
+            if is_signed and value >> (bits - 1):
                 value -= 1 << bits
-            yield self._words[at], value
+            yield self._words[position], value
 
     def _function_type(self, start):
         count = self._words[start + 1] & 0xFFFF
         parameters = []
-        variadic = False
-        for at in range(start + 3, start + 3 + 2 * count, 2):
-            name_off, type_id = self._words[at : at + 2]
+        is_variadic = False
+        for position in range(start + 3, start + 3 + 2 * count, 2):
+            name_off, type_id = self._words[position : position + 2]
             if not name_off and not type_id:
-                variadic = True
+                is_variadic = True
                 continue
             name = self._string(name_off) if name_off else None
             parameters.append(TypeParameter(lambda type_id=type_id: self._type(type_id), name))
-        return self._prog.function_type(self._type(self._words[start + 2]), parameters, variadic)
+        return self._prog.function_type(self._type(self._words[start + 2]), parameters, is_variadic)
 
 
-def _words(data, little):
+def _words(data, is_little_endian):
     words = array("I", data)
-    if little != (sys.byteorder == "little"):
+    if is_little_endian != (sys.byteorder == "little"):
         words.byteswap()
     return words

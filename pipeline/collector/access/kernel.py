@@ -1,7 +1,7 @@
-"""Open a kernel, dead or alive, with types and symbols from the first source that has them.
+"""Open a core or a running kernel, with types and symbols from the first source that has them.
 
-What comes back is an ordinary drgn program: the rest of the collector does not know whether its types came from
-DWARF or from the BTF inside the kernel.
+The result is an ordinary drgn program: the rest of the collector does not know whether the types came from DWARF or
+from the BTF inside the kernel.
 """
 
 import lzma
@@ -24,8 +24,7 @@ from . import core_file, kallsyms, qmp
 from .btf import Btf, BtfError
 from .memory import is_running
 
-# BTF declares per-CPU variables only. These are the other globals that the collector and drgn's helpers read, as
-# the kernel declares them.
+# Declarations of the global variables that the collector and drgn's helpers read: BTF declares per-CPU variables only.
 _DECLARATIONS = {
     "__cpu_online_mask": "struct cpumask",
     "__per_cpu_offset": "unsigned long []",
@@ -61,7 +60,7 @@ _DECLARATIONS = {
     "vmap_zone_size": "unsigned int",
     "vmemmap_base": "unsigned long",
 }
-# drgn asks whether these exist: the memmap is virtually contiguous if the kernel can populate it.
+# Functions whose existence drgn tests: the memmap is virtually contiguous if the kernel can populate it.
 _FUNCTIONS = ("vmemmap_populate",)
 
 _PLATFORMS = {"x86_64": Platform(Architecture.X86_64), "aarch64": Platform(Architecture.AARCH64)}
@@ -70,9 +69,9 @@ _PLATFORMS = {"x86_64": Platform(Architecture.X86_64), "aarch64": Platform(Archi
 class Kernel:
     """An opened kernel.
 
-    :ivar prog: the ``drgn.Program``.
+    :ivar prog: ``drgn.Program``.
     :ivar types_source: ``dwarf``, ``btf`` (the kernel's own) or ``btf-dir``.
-    :ivar note: what a reader of the audit has to know of the core file, or None.
+    :ivar note: warning about the core file for a reader of the audit, or None.
     """
 
     def __init__(self, prog, types_source, note=None):
@@ -84,12 +83,13 @@ class Kernel:
 def open_kernel(source, vmlinux=None, debug_dirs=(), btf_dir=None, vmcoreinfo=None):
     """Open a core or the running kernel and find its types and symbols.
 
-    Files that the user named come first; then the BTF in the kernel, with which an audit takes 70 MB of memory where
-    DWARF takes 220 and a file that few hosts have; then ``btf_dir``; then what drgn finds in its standard places.
+    The order of sources: ``vmlinux`` or ``debug_dirs``, the BTF in the kernel, ``btf_dir``, DWARF in drgn's standard
+    places. BTF precedes the standard places, since few hosts have DWARF there, and since an audit takes 70 MB of memory
+    with BTF, 220 MB with DWARF.
 
-    :param source: the path of an ELF or kdump-compressed core, ``live:``, or ``qmp:`` and the path of a socket.
-    :param vmlinux: a file with this kernel's DWARF, or None.
-    :param debug_dirs: directories to search by build id for it.
+    :param source: path of an ELF or kdump-compressed core, ``live:``, or ``qmp:`` and the path of a socket.
+    :param vmlinux: path of a file with this kernel's DWARF, or None.
+    :param debug_dirs: directories to search for that file by build id.
     :param btf_dir: directory of BTF files by release and architecture (the layout of BTFHub-archive), or None.
     :param vmcoreinfo: path of a file with the VMCOREINFO of a QEMU guest, or None.
     :raises CollectError: with the status that says why.
@@ -101,19 +101,19 @@ def open_kernel(source, vmlinux=None, debug_dirs=(), btf_dir=None, vmcoreinfo=No
 
 
 def with_types(prog, source, vmlinux=None, debug_dirs=(), btf_dir=None):
-    """Give types and symbols to a program that is already attached to a kernel; else as open_kernel()."""
+    """Return the Kernel of a program that is already attached; the other parameters are as for open_kernel()."""
     if vmlinux is not None or debug_dirs:
         _load_dwarf(prog, source, vmlinux, debug_dirs)
         return Kernel(prog, "dwarf")
     try:
         return Kernel(prog, _load_btf(prog, source, btf_dir))
-    except CollectError as no_btf:
-        if no_btf.status != "no_types":
+    except CollectError as btf_error:
+        if btf_error.status != "no_types":
             raise
         try:
             prog.load_debug_info(main=True)
         except MissingDebugInfoError:
-            raise no_btf from None
+            raise btf_error from None
         return Kernel(prog, "dwarf")
 
 
@@ -127,9 +127,9 @@ def _attach(source, vmcoreinfo=None):
             prog = Program()
             prog.set_kernel()
         else:
-            file = core_file.look(source)
-            note = file.note
-            prog = Program(_PLATFORMS.get(file.machine))
+            header = core_file.read_header(source)
+            note = header.note
+            prog = Program(_PLATFORMS.get(header.machine))
             prog.set_core_dump(source)
         prog["VMCOREINFO"]
     except CollectError:
@@ -137,7 +137,7 @@ def _attach(source, vmcoreinfo=None):
     except PermissionError as e:
         remedy = "run as root"
         if source == "live:":
-            remedy += " (over ssh: log in as root, or become root by sudo); lockdown=confidentiality forbids it to all"
+            remedy += " (over ssh: log in as root, or use sudo); lockdown=confidentiality forbids it even to root"
         raise CollectError("denied", "%s: %s" % (e.filename or source, remedy), "PermissionError") from e
     except FileNotFoundError as e:
         if source == "live:":
@@ -152,12 +152,13 @@ def _attach(source, vmcoreinfo=None):
             type(e).__name__,
         ) from e
     except Exception as e:
-        # drgn reports what libelf and libkdumpfile could not read as plain Exception, ValueError or FaultError.
+        # drgn raises Exception, ValueError or FaultError for a file that libelf or libkdumpfile cannot read.
         raise CollectError("bad_core", "%s: %s" % (source, e), type(e).__name__) from e
     return prog, note
 
 
 def _load_dwarf(prog, source, vmlinux, debug_dirs):
+    """Load DWARF from vmlinux, or from the file with the kernel's build id below debug_dirs."""
     prog.create_loaded_modules()
     module = prog.main_module()
     if vmlinux is not None:
@@ -165,7 +166,7 @@ def _load_dwarf(prog, source, vmlinux, debug_dirs):
             raise CollectError("no_types", "%s: no such file" % vmlinux)
         module.try_file(vmlinux)
         if module.debug_file_status != ModuleFileStatus.HAVE:
-            raise _not_its_vmlinux(module, vmlinux, source)
+            raise _mismatch_error(module, vmlinux, source)
         _check_symbols(prog, vmlinux, source)
         return
     prog.debug_info_options.directories = tuple(map(os.path.abspath, debug_dirs))
@@ -173,27 +174,28 @@ def _load_dwarf(prog, source, vmlinux, debug_dirs):
         prog.load_debug_info(main=True)
     except MissingDebugInfoError as e:
         build_id = module.build_id.hex() if module.build_id else "unknown"
-        message = "no vmlinux of build id %s under %s" % (build_id, ", ".join(map(str, debug_dirs)))
+        message = "no vmlinux of build id %s below %s" % (build_id, ", ".join(map(str, debug_dirs)))
         raise CollectError("no_types", message, type(e).__name__) from e
 
 
-def _not_its_vmlinux(module, vmlinux, source):
+def _mismatch_error(module, vmlinux, source):
     build_id = module.build_id.hex() if module.build_id else "unknown"
     return CollectError(
         "mismatch",
-        "%s is not the vmlinux, with DWARF, of %s, whose build id is %s" % (vmlinux, source, build_id),
+        "%s is not the vmlinux with DWARF of %s, whose build id is %s" % (vmlinux, source, build_id),
     )
 
 
 def _check_symbols(prog, vmlinux, source):
-    # A core from before v5.9 (0935288c6e00) has no build id in VMCOREINFO, but the addresses of some symbols.
+    # VMCOREINFO has a build id only since commit 0935288c6e00 ("kdump: append kernel build-id string to VMCOREINFO")
+    # (in v5.9). Older cores have the addresses of some symbols there too.
     address = kallsyms.vmcoreinfo_symbols(prog).get("init_uts_ns")
     if address is not None and prog.symbol("init_uts_ns").address != address:
-        raise _not_its_vmlinux(prog.main_module(), vmlinux, source)
+        raise _mismatch_error(prog.main_module(), vmlinux, source)
 
 
 def _load_btf(prog, source, btf_dir):
-    """Register finders for the kernel's own types, symbols and globals; return the types_source."""
+    """Register finders for types, symbols and global variables without debug info; return the types_source."""
     prog.register_symbol_finder("kallsyms", kallsyms.load(prog, _system_maps(prog, source)), enable_index=0)
     types_source, blob = "btf", _own_btf(prog, source)
     if blob is None and btf_dir is not None:
@@ -211,10 +213,12 @@ def _load_btf(prog, source, btf_dir):
         try:
             if flags & FindObjectFlags.VARIABLE and name in _DECLARATIONS:
                 symbol = prog.symbol(name)
-                declared = _DECLARATIONS[name]
+                declaration = _DECLARATIONS[name]
+                # An array before commit 83e3c48729d9 ("mm/sparsemem: Allocate mem_section at runtime for
+                # CONFIG_SPARSEMEM_EXTREME=y") (in v4.15).
                 if name == "mem_section" and symbol.size > prog["PAGE_SIZE"].value_():
-                    declared = "struct mem_section *[]"  # before v4.15 (83e3c48729d9)
-                return Object(prog, declared, address=symbol.address)
+                    declaration = "struct mem_section *[]"
+                return Object(prog, declaration, address=symbol.address)
             if flags & FindObjectFlags.FUNCTION and name in _FUNCTIONS:
                 function_type = prog.function_type(prog.void_type(), (), True)
                 return Object(prog, function_type, address=prog.symbol(name).address)
@@ -228,13 +232,14 @@ def _load_btf(prog, source, btf_dir):
 
 
 def _system_maps(prog, source):
-    """Return where the kernel's System.map may be: beside the core, or where distributions and their -dbg have it."""
-    beside = () if is_running(prog) else (os.path.dirname(source),)
+    """Return candidate paths of the System.map: beside the core, and those of distributions' packages."""
+    core_directories = () if is_running(prog) else (os.path.dirname(source),)
     name = "System.map-" + prog["UTS_RELEASE"].string_().decode()
-    return [os.path.join(folder, name) for folder in (*beside, "/boot", "/usr/lib/debug/boot")]
+    return [os.path.join(directory, name) for directory in (*core_directories, "/boot", "/usr/lib/debug/boot")]
 
 
 def _own_btf(prog, source):
+    """Return the BTF of the kernel itself, or None."""
     if source == "live:":
         try:
             with open("/sys/kernel/btf/vmlinux", "rb") as f:
@@ -255,12 +260,12 @@ def _btf_from_dir(prog, btf_dir):
     """Return the BTF for the kernel's release and architecture from RELEASE.btf or RELEASE.btf.tar.xz, or None."""
     release = prog["UTS_RELEASE"].string_().decode()
     arch = {"X86_64": "x86_64", "AARCH64": "arm64"}.get(prog.platform.arch.name, prog.platform.arch.name.lower())
-    for folder, _, files in os.walk(btf_dir):
-        # In BTFHub-archive's layout a folder above the file names the architecture; a flat folder has none.
-        parts = folder.split(os.sep)
-        if any(other in parts and other != arch for other in ("x86_64", "arm64")):
+    for directory, _, files in os.walk(btf_dir):
+        # In BTFHub-archive's layout a parent directory names the architecture; a flat directory has no such parent.
+        parts = directory.split(os.sep)
+        if any(name in parts and name != arch for name in ("x86_64", "arm64")):
             continue
-        path = os.path.join(folder, release + ".btf")
+        path = os.path.join(directory, release + ".btf")
         try:
             if release + ".btf" in files:
                 with open(path, "rb") as f:

@@ -1,4 +1,4 @@
-"""Bulk reads of kernel memory: whole structs in one read, many objects in few."""
+"""Bulk reads of kernel memory: a whole struct in one read, many objects in few reads."""
 
 import struct
 from collections import namedtuple
@@ -7,21 +7,23 @@ from drgn import FaultError, PlatformFlags, ProgramFlags, TypeKind, offsetof, si
 
 from ..status import CollectError
 
-# Objects are read together where they lie on the same or on neighbouring pages of this size, so that no page is
-# read that holds none of them: it could be missing from a filtered core or from the kernel's mappings.
+# Objects on the same or neighbouring pages of this size are read together. A page without any of them is not read: it
+# could be missing from a filtered core or from the kernel's mappings.
 _PAGE_SHIFT = 12
 _PAGE_BYTES = 1 << _PAGE_SHIFT
-_LONGEST_READ_BYTES = 1 << 20
-_STRING_PART_BYTES = 64
-_LONGEST_STRING_BYTES = 256
+_MAX_READ_BYTES = 1 << 20
+_STRING_CHUNK_BYTES = 64
+_MAX_STRING_BYTES = 256
 
 
 class Members:
-    """Chosen members of a C struct, decoded together from one read.
+    """Selected members of a C struct, decoded together from one read.
 
-    :param struct_type: the struct, as drgn Type or name.
-    :param paths: name of a decoded field to the path of the member, such as ``next="s_list.next"``. Integers and
+    :param struct_type: drgn Type of the struct, or its name.
+    :param paths: name of each decoded field to the path of its member, such as ``next="s_list.next"``. Integers and
         pointers become int, char arrays bytes.
+    :ivar name: of the struct.
+    :ivar end: offset behind the last selected member.
     :raises LookupError: the struct lacks a member.
     """
 
@@ -33,13 +35,13 @@ class Members:
         )
         self._start = members[0][0]
         code = "<" if prog.platform.flags & PlatformFlags.IS_LITTLE_ENDIAN else ">"
-        at = self._start
+        end = self._start
         for offset, member_code, _ in members:
-            code += "%dx%s" % (offset - at, member_code)
-            at = offset + struct.calcsize("<" + member_code)
+            code += "%dx%s" % (offset - end, member_code)
+            end = offset + struct.calcsize("<" + member_code)
         self._struct = struct.Struct(code)
         self._fields = namedtuple("Fields", [name for _, _, name in members])
-        self.end = at
+        self.end = end
 
     def read(self, prog, address):
         """Read and decode the members of the struct at an address, in one read."""
@@ -51,50 +53,60 @@ class Members:
 
 
 def is_running(prog):
-    """Return whether the kernel runs, and changes, while it is read."""
+    """Whether the kernel runs, and so changes, while it is read."""
     return bool(prog.flags & ProgramFlags.IS_LIVE)
 
 
 def read(prog, address, size):
-    """Read memory; an address that no object can have is a fault, also where a core's page 0 can be read as NULL."""
+    """Return the bytes of kernel memory at an address.
+
+    :raises FaultError: memory is missing, or no object can have this address. Some cores let page 0 be read.
+    """
     if not _PAGE_BYTES <= address < (1 << 64) - size:
         raise FaultError("a broken pointer", address & ((1 << 64) - 1))
     return prog.read(address, size)
 
 
-def walk_list(prog, members, first, head, offset, most, known=None):
+def walk_list(prog, members, first, head, offset, max_structs, decoded_structs=None):
     """Yield the address and the decoded members of each struct on a kernel list.
 
-    :param members: Members with a field ``next``. :param first: the first link. :param head: what the last struct's
-        next is: the address of the list_head, or 0. :param offset: of the link in the struct.
-    :param known: what is known of structs that were read before, by address: an object with ``next``.
-    :raises CollectError: ``bad_core``: the list goes round without its head, or has more than ``most`` structs.
+    :param members: Members with a field ``next``.
+    :param first: address of the first link.
+    :param head: ``next`` of the last link: the address of the list_head, or 0.
+    :param offset: of the link in the struct.
+    :param max_structs: limit of the list's length.
+    :param decoded_structs: structs that need not be read again, by address: objects with ``next``.
+    :raises CollectError: ``bad_core``: the list is a cycle without its head, or longer than the limit.
     """
-    seen = set()
+    visited_links = set()
     link = first
     while link != head:
-        if link in seen or len(seen) == most:
-            raise CollectError("bad_core", "a list of %s does not end after %d" % (members.name, len(seen)))
-        seen.add(link)
+        if link in visited_links or len(visited_links) == max_structs:
+            message = "a list of %s does not end after %d entries" % (members.name, len(visited_links))
+            raise CollectError("bad_core", message)
+        visited_links.add(link)
         address = link - offset
-        fields = known[address] if known and address in known else members.read(prog, address)
+        fields = decoded_structs.get(address) if decoded_structs else None
+        if fields is None:
+            fields = members.read(prog, address)
         yield address, fields
         link = fields.next
 
 
 def has_member(struct_type, path):
-    """Return whether a struct has a member, given as a path such as ``lru.nr_items``."""
+    """Whether a struct has a member, given as a path such as ``lru.nr_items``."""
     try:
         offsetof(struct_type, path)
-    except (LookupError, TypeError):  # no such member; a member of what is no struct
+    except (LookupError, TypeError):  # the member is missing; a part of the path is not a struct
         return False
     return True
 
 
 def _format(struct_type, path):
+    """Return the format character of the struct module for a member."""
     member_type = struct_type
     for name in path.split("."):
-        member_type = _unaliased(_unaliased(member_type).member(name).type)
+        member_type = _strip_typedefs(_strip_typedefs(member_type).member(name).type)
     if member_type.kind is TypeKind.ARRAY:
         return "%ds" % sizeof(member_type)
     if member_type.kind is TypeKind.POINTER:
@@ -105,59 +117,61 @@ def _format(struct_type, path):
     return code if member_type.kind is TypeKind.INT and member_type.is_signed else code.upper()
 
 
-def _unaliased(some_type):
-    # drgn 0.0.31 has no Type.unaliased().
+def _strip_typedefs(some_type):
+    # drgn 0.0.31 lacks Type.unaliased().
     while some_type.kind is TypeKind.TYPEDEF:
         some_type = some_type.type
     return some_type
 
 
 def read_each(prog, addresses, size):
-    """Read objects of one size, many in a read.
+    """Read objects of one size, several in each read.
 
     :return: dict of address to bytes.
     """
     objects = {}
-    for start, end, run in _runs(sorted(set(addresses)), size):
+    for start, end, group in _group_addresses(sorted(set(addresses)), size):
         data = read(prog, start, end - start)
-        for address in run:
+        for address in group:
             objects[address] = data[address - start : address - start + size]
     return objects
 
 
-def _runs(addresses, size):
-    run = []
+def _group_addresses(addresses, size):
+    """Yield the start, the end and the addresses of each range of memory that one read covers."""
+    group = []
     start = end = 0
     for address in addresses:
-        near = address >> _PAGE_SHIFT <= (end - 1 >> _PAGE_SHIFT) + 1
-        if run and near and address + size - start <= _LONGEST_READ_BYTES:
-            run.append(address)
+        is_near = address >> _PAGE_SHIFT <= (end - 1 >> _PAGE_SHIFT) + 1
+        if group and is_near and address + size - start <= _MAX_READ_BYTES:
+            group.append(address)
             end = max(end, address + size)
             continue
-        if run:
-            yield start, end, run
-        run, start, end = [address], address, address + size
-    if run:
-        yield start, end, run
+        if group:
+            yield start, end, group
+        group, start, end = [address], address, address + size
+    if group:
+        yield start, end, group
 
 
 def c_string(prog, address):
-    """Return the bytes of a string of at most 256 bytes, without its NUL; drgn 0.0.31 has no read_c_string()."""
-    found = b""
-    while len(found) < _LONGEST_STRING_BYTES:
-        # Not beyond the page: the next one could be missing.
-        at = address + len(found)
-        part, end, _ = read(prog, at, min(_STRING_PART_BYTES, _PAGE_BYTES - at % _PAGE_BYTES)).partition(b"\0")
-        found += part
-        if end:
+    """Return the bytes of a string without its NUL, at most 256; drgn 0.0.31 lacks read_c_string()."""
+    string = b""
+    while len(string) < _MAX_STRING_BYTES:
+        # No read crosses into the next page, which could be missing.
+        start = address + len(string)
+        size = min(_STRING_CHUNK_BYTES, _PAGE_BYTES - start % _PAGE_BYTES)
+        chunk, terminator, _ = read(prog, start, size).partition(b"\0")
+        string += chunk
+        if terminator:
             break
-    return found[:_LONGEST_STRING_BYTES]
+    return string[:_MAX_STRING_BYTES]
 
 
 def text(data):
-    """Return bytes of the kernel as text and, where they are not UTF-8, as hex; else None.
+    """Return bytes of the kernel as text, and as hex if they are not UTF-8, else None.
 
-    What is not UTF-8 is backslash-escaped in the text.
+    Bytes that are not UTF-8 are backslash-escaped in the text.
     """
     try:
         return data.decode(), None

@@ -1,1 +1,1 @@
-"""The cost model: arithmetic that imports no drgn."""
+"""The cost model and the estimates: arithmetic without drgn."""

@@ -1,1 +1,1 @@
-"""The structures of the kernel: superblocks, memory cgroups, list_lrus, slab caches and what they hold."""
+"""Reads of kernel structures: superblocks, memory cgroups, list_lrus, slab caches and slab objects."""

@@ -1,21 +1,26 @@
-"""Every memory cgroup, online or dying: its ids, its path and its place in the tree."""
+"""Every memory cgroup, online or dying: its ids, its path and its parent."""
 
 from ..access.memory import Members, c_string, has_member, walk_list
 from ..status import CollectError
 
-_MOST_MEMCGS = 1 << 20
+# Bounds the walk over a broken tree.
+_MAX_MEMCGS = 1 << 20
 _CSS_ONLINE = 1 << 1
 
 
 class Memcg:
     """A ``struct mem_cgroup``.
 
-    :ivar css_id: ``css.id``. :ivar cache_id: ``kmemcg_id``, the index of its lists, or None where it has none: the
-        root, and, since a dead memcg's lists went to its parent, one that is not online.
-    :ivar memcg_id: ``id.id``, v4.7+, or None. :ivar path: bytes, as cgroup_path() gives it.
-    :ivar parent: Memcg, None for the root. :ivar online: CSS_ONLINE.
-    :ivar serial_nr: ``css.serial_nr``: in which order the host made its controllers' states, this one among them.
-    :ivar dir_rev: ``cgroup.kn->dir.rev``, v5.15+: how often an entry of its directory was made or removed; or None.
+    :ivar css_id: ``css.id``.
+    :ivar cache_id: ``kmemcg_id``, the index of its lists in each list_lru. None for the root, and for a memcg that is
+        not online, whose lists were reparented.
+    :ivar memcg_id: ``id.id``, None before v4.7.
+    :ivar path: bytes, as from cgroup_path().
+    :ivar parent: Memcg, None for the root.
+    :ivar online: CSS_ONLINE.
+    :ivar serial_nr: ``css.serial_nr``, which increases with each css of any controller that the kernel creates.
+    :ivar dir_rev: ``cgroup.kn->dir.rev``, the count of entries added to and removed from its directory, None before
+        v5.15.
     """
 
     def __init__(self, address, fields, path, dir_rev, parent):
@@ -30,15 +35,26 @@ class Memcg:
         self.parent = parent
 
 
+def is_kmem_disabled(prog):
+    """Whether the kernel was booted with cgroup.memory=nokmem, so that no memcg is charged for kernel memory.
+
+    The option came with commit 04823c833b32 ("mm: memcontrol: allow to disable kmem accounting for cgroup2") (in v4.5).
+    """
+    try:
+        return bool(prog["cgroup_memory_nokmem"])
+    except LookupError:
+        return False
+
+
 def walk(prog):
     """Return all memcgs of ``root_mem_cgroup``'s tree, parents before children.
 
-    A dying memcg stays in the tree until its last reference is gone (css_release_work_fn()).
+    A dying memcg stays in the tree until its last reference is dropped (css_release_work_fn()).
 
-    :raises CollectError: ``bad_core``: the tree does not end.
+    :raises CollectError: ``bad_core``: the tree has a cycle, or more than _MAX_MEMCGS memcgs.
     """
     memcg_type = prog.type("struct mem_cgroup")
-    paths = {
+    member_paths = {
         "first_child": "css.children.next",
         "next": "css.sibling.next",
         "flags": "css.flags",
@@ -47,37 +63,39 @@ def walk(prog):
         "cgroup": "css.cgroup",
         "cache_id": "kmemcg_id",
     }
-    if has_member(memcg_type, "id.id"):  # v4.7 (73f576c04b94)
-        paths["memcg_id"] = "id.id"
-    members = Members(prog, memcg_type, **paths)
+    # Since commit 73f576c04b94 ("mm: memcontrol: fix cgroup creation failure after many small jobs") (in v4.7).
+    if has_member(memcg_type, "id.id"):
+        member_paths["memcg_id"] = "id.id"
+    members = Members(prog, memcg_type, **member_paths)
     css_offset = memcg_type.member("css").offset
     css_type = prog.type("struct cgroup_subsys_state")
     children_offset = css_offset + css_type.member("children").offset
     sibling_offset = css_offset + css_type.member("sibling").offset
     cgroup = Members(prog, "struct cgroup", kn="kn")
-    of_directory = {"name": "name"}
-    if has_member(prog.type("struct kernfs_node"), "dir.rev"):  # v5.15 (895adbec302e)
-        of_directory["dir_rev"] = "dir.rev"
-    kernfs_node = Members(prog, "struct kernfs_node", **of_directory)
+    kernfs_member_paths = {"name": "name"}
+    # Since commit 895adbec302e ("kernfs: add a revision to identify directory node changes") (in v5.15).
+    if has_member(prog.type("struct kernfs_node"), "dir.rev"):
+        kernfs_member_paths["dir_rev"] = "dir.rev"
+    kernfs_node = Members(prog, "struct kernfs_node", **kernfs_member_paths)
 
-    def directory(fields):
+    def read_directory(fields):
         return kernfs_node.read(prog, cgroup.read(prog, fields.cgroup).kn)
 
     root_address = prog["root_mem_cgroup"].value_()
     root_fields = members.read(prog, root_address)
-    root_rev = getattr(directory(root_fields), "dir_rev", None)
-    found = [Memcg(root_address, root_fields, b"/", root_rev, None)]
+    root_rev = getattr(read_directory(root_fields), "dir_rev", None)
+    memcgs = [Memcg(root_address, root_fields, b"/", root_rev, None)]
     first_children = [root_fields.first_child]
-    seen = {root_address}
-    # The loops append to what they iterate over: breadth first, parents before children.
-    for parent, first in zip(found, first_children):
+    addresses = {root_address}
+    # The loop body appends to both lists, so the walk is breadth first, with parents before children.
+    for parent, first_child in zip(memcgs, first_children):
         head = parent.address + children_offset
-        for address, fields in walk_list(prog, members, first, head, sibling_offset, _MOST_MEMCGS):
-            if address in seen or len(seen) == _MOST_MEMCGS:
-                raise CollectError("bad_core", "the tree of memory cgroups does not end after %d" % len(found))
-            seen.add(address)
-            kernfs = directory(fields)
-            path = (b"" if parent.parent is None else parent.path) + b"/" + c_string(prog, kernfs.name)
-            found.append(Memcg(address, fields, path, getattr(kernfs, "dir_rev", None), parent))
+        for address, fields in walk_list(prog, members, first_child, head, sibling_offset, _MAX_MEMCGS):
+            if address in addresses or len(addresses) == _MAX_MEMCGS:
+                raise CollectError("bad_core", "the tree of memory cgroups does not end after %d cgroups" % len(memcgs))
+            addresses.add(address)
+            directory = read_directory(fields)
+            path = (b"" if parent.parent is None else parent.path) + b"/" + c_string(prog, directory.name)
+            memcgs.append(Memcg(address, fields, path, getattr(directory, "dir_rev", None), parent))
             first_children.append(fields.first_child)
-    return found
+    return memcgs

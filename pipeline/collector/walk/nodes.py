@@ -1,16 +1,16 @@
-"""The NUMA nodes of a kernel."""
+"""NUMA nodes of a kernel."""
 
 from drgn.helpers.linux.nodemask import for_each_node_mask
 
 
 def nr_node_ids(prog):
-    """Return ``nr_node_ids``: one more than the highest possible node."""
+    """Return ``nr_node_ids``, one more than the highest possible node."""
     try:
         return prog["nr_node_ids"].value_()
-    except LookupError:  # without CONFIG_NUMA it is no variable
+    except LookupError:  # A macro without CONFIG_NUMA.
         return 1
 
 
-def in_state(prog, state):
-    """Return the nodes in a state, such as ``N_POSSIBLE`` or ``N_ONLINE``, ascending."""
+def nodes_in_state(prog, state):
+    """Return the nodes in a state (for example ``N_POSSIBLE`` or ``N_ONLINE``), ascending."""
     return list(for_each_node_mask(prog["node_states"][prog.constant(state)]))

@@ -1,4 +1,4 @@
-"""Which list_lrus there are, and whose: a superblock's, a symbol, a part of a slab object, or nobody's known."""
+"""All list_lrus and the owner of each: a superblock, a symbol, a slab object, or unknown."""
 
 import struct
 from collections import namedtuple
@@ -9,48 +9,55 @@ from ..access.memory import Members, c_string, has_member, read, text, walk_list
 from ..status import CollectError
 from . import slab, superblocks
 
-_MOST_LIST_LRUS = 1 << 22
-_MOST_MODULES = 1 << 14
-_MOST_MODULE_SYMBOLS = 1 << 20
+# Bounds of walks over broken lists and tables.
+_MAX_LIST_LRUS = 1 << 22
+_MAX_MODULES = 1 << 14
+_MAX_MODULE_SYMBOLS = 1 << 20
 # Elf64_Sym: st_name, then st_info, st_other and st_shndx, st_value, st_size.
 _ELF64_SYM = struct.Struct("<I4xQQ")
 
 _Link = namedtuple("_Link", "next")
 
-Owned = namedtuple("Owned", "address owner superblock name")
-"""Address of a ``struct list_lru``; ``superblock``, ``symbol``, ``slab`` or ``unknown``; address of its superblock or
-None; ``dentry``, ``inode``, the symbol, the slab cache with the offset in its object, or None."""
+Ownership = namedtuple("Ownership", "address owner superblock name")
+"""The owner of a list_lru.
+
+address: of the ``struct list_lru``. owner: ``superblock``, ``symbol``, ``slab`` or ``unknown``. superblock: its
+address, or None. name: ``dentry`` or ``inode``, the symbol, the slab cache with the offset in its object, or None.
+"""
 
 
 def find(prog, sbs):
-    """Return an Owned for each list_lru of the superblocks, and for the others on the kernel's own list.
+    """Return an Ownership for each list_lru of the superblocks and for the others on the kernel's own list.
 
-    :param sbs: of SuperBlock.
+    :param sbs: list of SuperBlock.
     :raises CollectError: ``bad_core``: the kernel's list does not end.
     """
-    found = {}
+    ownerships = {}
     links = {}
     superblock_type = prog.type("struct super_block")
     for member, name in zip(superblocks.LRUS, ("dentry", "inode")):
         offset = offsetof(superblock_type, member)
         for sb in sbs:
             address = sb.address + offset
-            found[address] = Owned(address, "superblock", sb.address, name)
+            ownerships[address] = Ownership(address, "superblock", sb.address, name)
             links[address] = _Link(sb.lru_links[member])
-    for address in _listed(prog, links):
-        if address not in found:
-            found[address] = _owned(prog, address)
-    unknown = {address for address, owned in found.items() if owned.owner == "unknown"}
+    for address in _list_lru_addresses(prog, links):
+        if address not in ownerships:
+            ownerships[address] = _identify_owner(prog, address)
+    unknown = {address for address, ownership in ownerships.items() if ownership.owner == "unknown"}
     if unknown:
         for address, name in _module_symbols(prog, unknown).items():
-            found[address] = Owned(address, "symbol", None, name)
-    return list(found.values())
+            ownerships[address] = Ownership(address, "symbol", None, name)
+    return list(ownerships.values())
 
 
-def _listed(prog, links):
-    """Yield the addresses on list_lrus: all of them, or since v5.16 (3eef11279ba5) the memcg-aware ones.
+def _list_lru_addresses(prog, links):
+    """Yield the addresses on the kernel's list of list_lrus.
 
-    :param links: the _Link of the list_lrus that were read with their superblocks, by address.
+    Since commit 3eef11279ba5 ("mm: list_lru: only add memcg-aware lrus to the global lru list") (in v5.16) these are
+    the memcg-aware ones, before that all.
+
+    :param links: address of each list_lru that was read with its superblock to its _Link.
     """
     try:
         head = prog["memcg_list_lrus"]
@@ -60,45 +67,47 @@ def _listed(prog, links):
     members = Members(prog, list_lru_type, next="list.next")
     first, end = head.next.value_(), head.address_of_().value_()
     offset = offsetof(list_lru_type, "list")
-    for address, _ in walk_list(prog, members, first, end, offset, _MOST_LIST_LRUS, known=links):
+    for address, _ in walk_list(prog, members, first, end, offset, _MAX_LIST_LRUS, decoded_structs=links):
         yield address
 
 
-def _owned(prog, address):
-    # A lock_class_key of no size (without lockdep) shares the address of the list_lru that it is named after. Of the
-    # symbols at one address drgn's index of /proc/kallsyms finds only the last by address, but each by its name.
+def _identify_owner(prog, address):
+    # Without lockdep a lock_class_key has size 0 and can share the address of the list_lru that it is named after. If
+    # several symbols have one address, drgn's index of /proc/kallsyms finds only the last by address, but each by name.
     symbols = prog.symbols(address)
     keys = [symbol.name for symbol in symbols if symbol.name.endswith("_key")]
     symbols += [symbol for key in keys for symbol in prog.symbols(key[: -len("_key")])]
     names = [symbol.name for symbol in symbols if symbol.address == address]
     if names:
-        return Owned(address, "symbol", None, min(names, key=len))
+        return Ownership(address, "symbol", None, min(names, key=len))
     info = slab.object_info(prog, address)
     if info:
         cache = info.slab_cache.name.string_().decode(errors="backslashreplace")
-        return Owned(address, "slab", None, "%s+%d" % (cache, address - info.address))
-    return Owned(address, "unknown", None, None)
+        return Ownership(address, "slab", None, "%s+%d" % (cache, address - info.address))
+    return Ownership(address, "unknown", None, None)
 
 
 def _module_symbols(prog, addresses):
-    """Return the names of modules' symbols that lie exactly at one of a set of addresses, by address.
+    """Return the names of the modules' symbols that start exactly at one of the addresses, by address.
 
-    The kernel keeps the symbol table of a module, its data only with CONFIG_KALLSYMS_ALL. A name is worth no failure:
-    what cannot be read is left out.
+    The kernel keeps the symbol table of a module, with data symbols only if CONFIG_KALLSYMS_ALL. Names are optional, so
+    tables that cannot be read are skipped.
     """
     names = {}
     try:
         module_type = prog.type("struct module")
-        # Before v4.5 (8244062ef1e5) the table's members are the module's own.
-        apart = has_member(module_type, "kallsyms")
-        module = Members(prog, module_type, next="list.next", **({"kallsyms": "kallsyms"} if apart else {}))
-        table_type = "struct mod_kallsyms" if apart else module_type
+        # Since commit 8244062ef1e5 ("modules: fix longstanding /proc/kallsyms vs module insertion race.") (in v4.5) the
+        # table is in a struct mod_kallsyms. Before that, its members are in struct module.
+        has_kallsyms = has_member(module_type, "kallsyms")
+        module = Members(prog, module_type, next="list.next", **({"kallsyms": "kallsyms"} if has_kallsyms else {}))
+        table_type = "struct mod_kallsyms" if has_kallsyms else module_type
         table = Members(prog, table_type, symtab="symtab", num_symtab="num_symtab", strtab="strtab")
         head = prog["modules"]
         first, end = head.next.value_(), head.address_of_().value_()
-        for address, fields in walk_list(prog, module, first, end, offsetof(module_type, "list"), _MOST_MODULES):
+        for address, fields in walk_list(prog, module, first, end, offsetof(module_type, "list"), _MAX_MODULES):
+            table_address = fields.kallsyms if has_kallsyms else address
             try:
-                names.update(_symbols_at(prog, table.read(prog, fields.kallsyms if apart else address), addresses))
+                names.update(_symbols_at(prog, table.read(prog, table_address), addresses))
             except FaultError:
                 continue
     except (LookupError, TypeError, FaultError, CollectError):
@@ -107,11 +116,11 @@ def _module_symbols(prog, addresses):
 
 
 def _symbols_at(prog, table, addresses):
-    """Yield the address and the name of the symbols in a ``struct mod_kallsyms`` that lie exactly at addresses.
+    """Yield the address and the name of each symbol in a ``struct mod_kallsyms`` that starts at one of the addresses.
 
-    One of no size is not meant: without lockdep a lock_class_key has none.
+    Symbols of size 0 are skipped: without lockdep a lock_class_key is one.
     """
-    symtab = read(prog, table.symtab, min(table.num_symtab, _MOST_MODULE_SYMBOLS) * _ELF64_SYM.size)
+    symtab = read(prog, table.symtab, min(table.num_symtab, _MAX_MODULE_SYMBOLS) * _ELF64_SYM.size)
     for name, value, size in _ELF64_SYM.iter_unpack(symtab):
         if value in addresses and name and size:
             yield value, text(c_string(prog, table.strtab + name))[0]

@@ -1,4 +1,4 @@
-"""How much the kernel really allocated for an object, and which slab cache it lives in."""
+"""Slab caches, and the bytes that the kernel allocated for an object."""
 
 import re
 from contextlib import contextmanager
@@ -10,18 +10,19 @@ from drgn.helpers.linux.slab import slab_object_info
 
 from ..access.memory import Members, c_string, has_member, walk_list
 from ..status import CollectError
-from .nodes import in_state
+from .nodes import nodes_in_state
 
-_MOST_CACHES = 100000
-# The caches that a plain kmalloc(GFP_KERNEL) takes its objects from; not kmalloc-cg-, -rcl-, dma-kmalloc-.
-_KMALLOC = re.compile(rb"kmalloc-(\d+[kM]?)")
+# Bounds the walk over a broken list of slab caches.
+_MAX_CACHES = 100000
+# Caches that serve kmalloc(GFP_KERNEL), unlike kmalloc-cg-*, kmalloc-rcl-* and dma-kmalloc-*.
+_KMALLOC_NAME = re.compile(rb"kmalloc-(\d+[kM]?)")
 
 
 def allocation(prog, address):
     """Return the bytes allocated for the object at an address, and its ``struct kmem_cache *`` or None.
 
-    A slab object has its cache's ``size``, with red zones; a large kmalloc() a power of two of pages; a vmalloc()
-    its pages, without the guard page.
+    A slab object takes its cache's ``size``, red zones included. A large kmalloc() takes a power of two of pages, a
+    vmalloc() its pages without the guard page.
     """
     area = find_vmap_area(prog, address)
     if area:
@@ -33,9 +34,9 @@ def allocation(prog, address):
 
 
 def object_info(prog, address):
-    """Return drgn's SlabObjectInfo of what is at an address, None where that is in no slab.
+    """Return drgn's SlabObjectInfo of the object at an address, or None if the address is not in a slab.
 
-    :raises CollectError: ``bad_core``: the slab names a cache that cannot be.
+    :raises CollectError: ``bad_core``: the slab cache has a size of 0.
     """
     try:
         return slab_object_info(prog, address)
@@ -45,22 +46,24 @@ def object_info(prog, address):
 
 
 def kmalloc_sizes(prog):
-    """Return pairs (largest request, allocated bytes) of the kmalloc caches in ascending order."""
+    """Return a pair (largest request, allocated bytes) for each kmalloc cache, in ascending order."""
     caches = _caches(prog, name="name", object_size="object_size", size="size")
-    kmalloc = [fields for _, fields in caches if _KMALLOC.fullmatch(c_string(prog, fields.name))]
+    kmalloc = [fields for _, fields in caches if _KMALLOC_NAME.fullmatch(c_string(prog, fields.name))]
     return tuple(sorted((fields.object_size, fields.size) for fields in kmalloc))
 
 
 def memcg_caches(prog):
-    """Return the caches that memcgs have of their own: dict of address to (address of the root cache, of the memcg).
+    """Return the slab caches of memcgs: dict of address to (address of the root cache, address of the memcg).
 
-    Before v5.9 (9855609bde03) each memcg had its own copy of a cache that it was charged for.
+    Since commit 9855609bde03 ("mm: memcg/slab: use a single set of kmem_caches for all accounted allocations") (in
+    v5.9) there are none. Before that, each memcg has its own copy of the caches whose objects are charged to it.
     """
     params = "memcg_params"
     if not has_member(prog.type("struct kmem_cache"), params + ".root_cache"):
         return {}
     paths = {"memcg": params + ".memcg", "root_cache": params + ".root_cache"}
-    if has_member(prog.type("struct kmem_cache"), params + ".is_root_cache"):  # before v4.11 (9eeadc8b6e8c)
+    # Before commit 9eeadc8b6e8c ("slab: reorganize memcg_cache_params") (in v4.11).
+    if has_member(prog.type("struct kmem_cache"), params + ".is_root_cache"):
         paths["is_root_cache"] = params + ".is_root_cache"
     return {
         address: (fields.root_cache, fields.memcg)
@@ -70,32 +73,33 @@ def memcg_caches(prog):
 
 
 def _caches(prog, **paths):
-    """Yield the address and the members of each ``struct kmem_cache``."""
+    """Yield the address and the decoded members of each ``struct kmem_cache``."""
     members = Members(prog, "struct kmem_cache", next="list.next", **paths)
     caches = prog["slab_caches"]
     offset = prog.type("struct kmem_cache").member("list").offset
-    return walk_list(prog, members, caches.next.value_(), caches.address_of_().value_(), offset, _MOST_CACHES)
+    return walk_list(prog, members, caches.next.value_(), caches.address_of_().value_(), offset, _MAX_CACHES)
 
 
 def slab_count(cache):
-    """Return how many slabs a ``struct kmem_cache *`` has: kmem_cache_node.nr_slabs of CONFIG_SLUB_DEBUG.
+    """Return the number of slabs of a ``struct kmem_cache *``: kmem_cache_node.nr_slabs of CONFIG_SLUB_DEBUG.
 
     :raises LookupError, AttributeError: this kernel does not count them.
     """
     prog = cache.prog_
-    per_node = has_member(prog.type("struct kmem_cache"), "per_node")  # v7.1
+    # Since commit 5ba6bc27b1f9 ("slab: decouple pointer to barn from kmem_cache_node") (in v7.1).
+    has_per_node = has_member(prog.type("struct kmem_cache"), "per_node")
     count = 0
-    for nid in in_state(prog, "N_ONLINE"):
-        node = cache.per_node[nid].node if per_node else cache.node[nid]
+    for nid in nodes_in_state(prog, "N_ONLINE"):
+        node = cache.per_node[nid].node if has_per_node else cache.node[nid]
         if node:
             count += node.nr_slabs.counter.value_()
     return count
 
 
 def cache_usage(cache):
-    """Return the active objects and the bytes of a slab cache, or None and None where drgn cannot tell.
+    """Return the active objects and the bytes of a slab cache, or None and None where drgn cannot count them.
 
-    slab_cache_usage() came with drgn 0.1.0; it needs CONFIG_SLUB_DEBUG's counters.
+    drgn has slab_cache_usage() since 0.1.0. It needs the counters of CONFIG_SLUB_DEBUG.
     """
     try:
         from drgn.helpers.linux.slab import slab_cache_order, slab_cache_usage
@@ -103,7 +107,7 @@ def cache_usage(cache):
         return None, None
     prog = cache.prog_
     try:
-        with _nodes_that_have_slabs(prog):
+        with _only_online_nodes(prog):
             usage = slab_cache_usage(cache)
     except (AttributeError, LookupError, ValueError, FaultError, ValidationError):
         return None, None
@@ -111,23 +115,23 @@ def cache_usage(cache):
 
 
 @contextmanager
-def _nodes_that_have_slabs(prog):
-    """Let drgn's helpers see nr_node_ids as the online nodes need it.
+def _only_online_nodes(prog):
+    """Make drgn's helpers see an nr_node_ids that covers only the online nodes.
 
-    A node that is possible but not online has no kmem_cache_node, and drgn 0.3.0 follows that NULL.
+    A possible node that is not online has no kmem_cache_node, and drgn 0.3.0 follows the NULL pointer.
     """
-    count = max(in_state(prog, "N_ONLINE")) + 1
+    count = max(nodes_in_state(prog, "N_ONLINE")) + 1
 
-    def find(prog, name, flags, filename):
+    def find_nr_node_ids(prog, name, flags, filename):
         if name != "nr_node_ids" or not flags & FindObjectFlags.VARIABLE:
             return None
         return Object(prog, "unsigned int", count)
 
-    enabled = prog.enabled_object_finders()
+    enabled_finders = prog.enabled_object_finders()
     if "online nodes" not in prog.registered_object_finders():
-        prog.register_object_finder("online nodes", find)
-    prog.set_enabled_object_finders(["online nodes", *enabled])
+        prog.register_object_finder("online nodes", find_nr_node_ids)
+    prog.set_enabled_object_finders(["online nodes", *enabled_finders])
     try:
         yield
     finally:
-        prog.set_enabled_object_finders(enabled)
+        prog.set_enabled_object_finders(enabled_finders)

@@ -1,4 +1,4 @@
-"""The symbol tables of kernels that cannot be booted here, made of a real one's symbols as old kernels wrote them."""
+"""Symbol tables in the formats of kernels that the lab cannot boot, built from a real kernel's symbols."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def align(data: bytes) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def real() -> dict[str, bytes]:
-    """The parts of the symbol table of a 5.10 kernel, as they are in its core."""
+def real_table() -> dict[str, bytes]:
+    """The parts of a 5.10 kernel's symbol table, from its core."""
     core = next(core for core in CORES if core.name == "deb510-n1")
     prog, _ = kernel._attach(str(core.path))
     stext = int(re.search(rb"SYMBOL\(_stext\)=(\w+)", prog["VMCOREINFO"].string_())[1], 16)
-    at = kallsyms._find_tables(prog, stext, "<")
-    count = prog.read_u32(at["num_syms"])
-    names = prog.read(at["names"], at["token_table"] - at["names"])
+    addresses = kallsyms._find_tables(prog, stext, "<")
+    count = prog.read_u32(addresses["num_syms"])
+    names = prog.read(addresses["names"], addresses["token_table"] - addresses["names"])
     end, starts = 0, []
     for i in range(count):
         if i % 256 == 0:
@@ -38,16 +38,16 @@ def real() -> dict[str, bytes]:
         "names": names[:end],
         "starts": starts,
         "count": count,
-        "token_table": prog.read(at["token_table"], at["token_index"] - at["token_table"]),
-        "token_index": prog.read(at["token_index"], 512),
+        "token_table": prog.read(addresses["token_table"], addresses["token_index"] - addresses["token_table"]),
+        "token_index": prog.read(addresses["token_index"], 512),
     }
 
 
 @pytest.mark.parametrize("markers", ["I", "Q"], ids=["since v4.20", "before v4.20"])
 @pytest.mark.parametrize("absolute", [False, True], ids=["relative, since v4.6", "absolute, before v4.6"])
-def test_tables_are_found_in_the_order_in_which_old_kernels_have_them(real, markers: str, absolute: bool) -> None:
+def test_tables_are_found_in_the_order_in_which_old_kernels_have_them(real_table, markers: str, absolute: bool) -> None:
     """scripts/kallsyms.c: addresses or offsets and base, num_syms, names, markers, token_table, token_index."""
-    count = real["count"]
+    count = real_table["count"]
     parts = {"text": bytes(range(256)) * 4096}
     if absolute:
         parts["addresses"] = struct.pack(f"<{count}Q", *range(TEXT, TEXT + 16 * count, 16))
@@ -55,49 +55,51 @@ def test_tables_are_found_in_the_order_in_which_old_kernels_have_them(real, mark
         parts["offsets"] = align(struct.pack(f"<{count}i", *range(-1, -1 - 16 * count, -16)))
         parts["relative_base"] = struct.pack("<Q", TEXT)
     parts["num_syms"] = struct.pack("<Q", count)
-    parts["names"] = align(real["names"])
-    parts["markers"] = align(struct.pack(f"<{len(real['starts'])}{markers}", *real["starts"]))
-    parts["token_table"] = real["token_table"]
-    parts["token_index"] = real["token_index"]
-    image, places = bytearray(), {}
+    parts["names"] = align(real_table["names"])
+    parts["markers"] = align(struct.pack(f"<{len(real_table['starts'])}{markers}", *real_table["starts"]))
+    parts["token_table"] = real_table["token_table"]
+    parts["token_index"] = real_table["token_index"]
+    image, offsets = bytearray(), {}
     for name, data in parts.items():
-        places[name] = len(image)
+        offsets[name] = len(image)
         image += data
     image += bytes(1 << 20)
-    found = kallsyms._tables_around(image, image.index(kallsyms._DIGITS), "<")
-    assert found == {name: place for name, place in places.items() if name not in ("text", "markers")}
+    tables = kallsyms._tables_around(image, image.index(kallsyms._DIGITS), "<")
+    assert tables == {name: offset for name, offset in offsets.items() if name not in ("text", "markers")}
 
 
 SYSTEM_MAP = "System.map-5.10.0-32-cloud-arm64"
 
 
 class TestFunctionsOnly:
-    """A kernel without CONFIG_KALLSYMS_ALL: its System.map says where the variables are."""
+    """A kernel without CONFIG_KALLSYMS_ALL: its System.map has the addresses of the variables."""
 
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
-        bundled = next(core for core in CORES if core.name == "deb510-arm64").directory
-        shutil.copy(bundled / "vmcore", tmp_path)
-        shutil.copy(bundled / SYSTEM_MAP, tmp_path)
+        core_directory = next(core for core in CORES if core.name == "deb510-arm64").directory
+        shutil.copy(core_directory / "vmcore", tmp_path)
+        shutil.copy(core_directory / SYSTEM_MAP, tmp_path)
         return tmp_path
 
     def test_vmcoreinfo_agrees_on_the_variables(self, folder: Path) -> None:
         prog = kernel.open_kernel(str(folder / "vmcore")).prog
-        named = kallsyms.vmcoreinfo_symbols(prog)
-        assert prog.symbol("init_uts_ns").address == named["init_uts_ns"]
-        assert prog["mem_section"].value_() == named["mem_section"], "VMCOREINFO has the array that it points to"
+        symbols = kallsyms.vmcoreinfo_symbols(prog)
+        assert prog.symbol("init_uts_ns").address == symbols["init_uts_ns"]
+        assert prog["mem_section"].value_() == symbols["mem_section"], (
+            "VMCOREINFO has the address of the array, not of the pointer"
+        )
 
     def test_without_the_map_it_is_said_where_to_put_it(self, folder: Path) -> None:
         (folder / SYSTEM_MAP).unlink()
-        with pytest.raises(CollectError, match=f"functions only .*{folder}/{SYSTEM_MAP} or /boot/") as caught:
+        with pytest.raises(CollectError, match=f"functions only .*{folder}/{SYSTEM_MAP} or /boot/") as error_info:
             kernel.open_kernel(str(folder / "vmcore"))
-        assert caught.value.status == "no_types"
+        assert error_info.value.status == "no_types"
 
     def test_the_map_of_another_build_is_not_taken(self, folder: Path) -> None:
-        own = (folder / SYSTEM_MAP).read_text()
-        other = re.sub(r"(?m)^\w+ (?=T register_filesystem)", "ffff80001036f7b0 ", own)
-        assert other != own
-        (folder / SYSTEM_MAP).write_text(other)
+        own_map = (folder / SYSTEM_MAP).read_text()
+        other_map = re.sub(r"(?m)^\w+ (?=T register_filesystem)", "ffff80001036f7b0 ", own_map)
+        assert other_map != own_map
+        (folder / SYSTEM_MAP).write_text(other_map)
         with pytest.raises(CollectError, match="functions only"):
             kernel.open_kernel(str(folder / "vmcore"))
 

@@ -1,4 +1,4 @@
-"""Types and symbols without debug info, against what each kernel said of its own."""
+"""Types and symbols without debug info, compared with each kernel's own reports."""
 
 from __future__ import annotations
 
@@ -25,39 +25,39 @@ def test_types_come_from_the_kernel_itself(core) -> None:
 
 
 def test_sizes_and_offsets_are_those_of_vmcoreinfo(core) -> None:
-    """VMCOREINFO is written by the kernel's compiler; BTF must say the same of every struct in both."""
+    """The compiler computes the sizes in VMCOREINFO; BTF must have the same for every struct in both."""
     prog = core.kernel.prog
     vmcoreinfo = prog["VMCOREINFO"].string_().decode()
-    checked = 0
+    checks = 0
     for name, value in re.findall(r"^SIZE\((\w+)\)=(\d+)$", vmcoreinfo, re.MULTILINE):
         try:
-            found = prog.type(name if name.endswith("_t") else f"struct {name}")
+            vmcoreinfo_type = prog.type(name if name.endswith("_t") else f"struct {name}")
         except LookupError:
             continue
-        assert sizeof(found) == int(value), name
-        checked += 1
+        assert sizeof(vmcoreinfo_type) == int(value), name
+        checks += 1
     for name, member, value in re.findall(r"^OFFSET\((\w+)\.(\w+)\)=(\d+)$", vmcoreinfo, re.MULTILINE):
         try:
-            found = prog.type(name if name.endswith("_t") else f"struct {name}")
-            offset = offsetof(found, member)
+            vmcoreinfo_type = prog.type(name if name.endswith("_t") else f"struct {name}")
+            offset = offsetof(vmcoreinfo_type, member)
         except LookupError:
             continue
         assert offset == int(value), (name, member)
-        checked += 1
-    assert checked > 30
+        checks += 1
+    assert checks > 30
 
 
 def test_enumerators_are_those_of_vmcoreinfo(core) -> None:
     prog = core.kernel.prog
     vmcoreinfo = prog["VMCOREINFO"].string_().decode()
-    checked = 0
+    checks = 0
     for name, value in re.findall(r"^NUMBER\((PG_\w+|NR_FREE_PAGES)\)=(\d+)$", vmcoreinfo, re.MULTILINE):
         try:
             assert prog.constant(name).value_() == int(value), name
         except LookupError:
             continue
-        checked += 1
-    assert checked >= 3
+        checks += 1
+    assert checks >= 3
 
 
 def test_symbols_are_those_of_proc_kallsyms(core) -> None:
@@ -70,16 +70,16 @@ def test_symbols_are_those_of_proc_kallsyms(core) -> None:
 
 
 def test_slab_helpers_of_drgn(core) -> None:
-    """Iterating caches, usage and object info run on BTF; the names are those of the guest's /proc/slabinfo."""
+    """Cache iteration, usage and object info work with BTF; the names are those of the guest's /proc/slabinfo."""
     prog = core.kernel.prog
     caches = {cache.name.string_().decode(): cache for cache in for_each_slab_cache(prog)}
-    of_guest = {line.split()[0] for line in core.truth("slabinfo").splitlines()[2:]}
-    assert of_guest <= set(caches)
-    for name, used in core.reference["slab_usage"].items():
-        if used is None:
-            continue  # drgn follows the NULL kmem_cache_node of an offline node
+    guest_caches = {line.split()[0] for line in core.truth("slabinfo").splitlines()[2:]}
+    assert guest_caches <= set(caches)
+    for name, reference in core.reference["slab_usage"].items():
+        if reference is None:
+            continue  # drgn follows the NULL pointer to the kmem_cache_node of an offline node
         usage = slab_cache_usage(caches[name])
-        assert (usage.num_slabs, usage.active_objs) == (used["slabs"], used["active_objects"]), name
+        assert (usage.num_slabs, usage.active_objs) == (reference["slabs"], reference["active_objects"]), name
     lru = core.rows("list_lrus")[0]
     node = prog.type("struct list_lru").member("node").offset
     info = slab_object_info(prog, prog.read_word(lru["address"] + node))
@@ -99,17 +99,17 @@ def test_types_look_like_dwarfs(core) -> None:
     assert prog.type("struct list_head").member("next").type.type.tag == "list_head"
     assert prog.type("size_t").kind is TypeKind.TYPEDEF
     assert prog.type("struct list_lru").member("memcg_aware").type.unaliased_kind() is TypeKind.BOOL
-    # A bit field keeps its width: struct dentry has none, sk_buff has many.
+    # A bit field keeps its width.
     fields = [member for member in prog.type("struct task_struct").members if member.bit_field_size]
     assert fields
 
 
 def test_a_kernel_without_numa_has_one_node() -> None:
-    """There nr_node_ids is a macro, 1U (include/linux/nodemask.h)."""
+    """Without CONFIG_NUMA nr_node_ids is a macro, 1U (include/linux/nodemask.h)."""
     assert nodes.nr_node_ids(Program()) == 1
 
 
-def bad(path: Path, data: bytes) -> str:
+def write_file(path: Path, data: bytes) -> str:
     path.write_bytes(data)
     return str(path)
 
@@ -118,36 +118,36 @@ def bad(path: Path, data: bytes) -> str:
     "data", [b"", b"hello\n", bytes(100_000), b"\x7fELF\x02\x01" + bytes(100), b"KDUMP   " + bytes(5000)]
 )
 def test_what_is_no_core_is_a_bad_core(tmp_path: Path, data: bytes) -> None:
-    with pytest.raises(CollectError) as caught:
-        kernel.open_kernel(bad(tmp_path / "core", data))
-    assert caught.value.status == "bad_core"
-    assert str(tmp_path / "core") in str(caught.value)
+    with pytest.raises(CollectError) as error_info:
+        kernel.open_kernel(write_file(tmp_path / "core", data))
+    assert error_info.value.status == "bad_core"
+    assert str(tmp_path / "core") in str(error_info.value)
 
 
 def test_a_flattened_core_says_how_to_rearrange_it(tmp_path: Path) -> None:
-    with pytest.raises(CollectError, match="makedumpfile -R") as caught:
-        kernel.open_kernel(bad(tmp_path / "core", b"makedumpfile\0" + bytes(9000)))
-    assert caught.value.status == "bad_core"
+    with pytest.raises(CollectError, match="makedumpfile -R") as error_info:
+        kernel.open_kernel(write_file(tmp_path / "core", b"makedumpfile\0" + bytes(9000)))
+    assert error_info.value.status == "bad_core"
 
 
 def test_a_core_that_is_not_there_is_unreachable(tmp_path: Path) -> None:
-    with pytest.raises(CollectError, match="no such file") as caught:
+    with pytest.raises(CollectError, match="no such file") as error_info:
         kernel.open_kernel(str(tmp_path / "none"))
-    assert caught.value.status == "unreachable"
+    assert error_info.value.status == "unreachable"
 
 
 def test_a_core_cut_in_half_never_gives_numbers(core, tmp_path: Path) -> None:
     from pipeline.collector import snapshot
 
     data = core.path.read_bytes()
-    path = bad(tmp_path / "core", data[: len(data) // 2])
-    with pytest.raises((CollectError, FaultError)) as caught:
+    path = write_file(tmp_path / "core", data[: len(data) // 2])
+    with pytest.raises((CollectError, FaultError)) as error_info:
         snapshot.take(kernel.open_kernel(path))
-    assert getattr(caught.value, "status", "bad_core") in ("bad_core", "no_types")
+    assert getattr(error_info.value, "status", "bad_core") in ("bad_core", "no_types")
 
 
 def elf_with_build_id(build_id: bytes) -> bytes:
-    """A little ELF file for x86_64 with nothing but a build id note and a section that looks like DWARF."""
+    """A small ELF file for x86_64 with only a build id note and a section that looks like DWARF."""
     note = struct.pack("<3I4s", 4, len(build_id), 3, b"GNU\0") + build_id
     names = b"\0.note.gnu.build-id\0.debug_info\0.shstrtab\0"
     start = 64 + len(note) + 8 + len(names)
@@ -158,20 +158,24 @@ def elf_with_build_id(build_id: bytes) -> bytes:
         (names.index(b".debug"), 1, 64 + len(note), 8),
         (names.index(b".shstr"), 3, 64 + len(note) + 8, len(names)),
     ]
-    table = b"".join(struct.pack("<2I4Q2I2Q", n, kind, 0, 0, at, size, 0, 0, 4, 0) for n, kind, at, size in sections)
+    table = b"".join(
+        struct.pack("<2I4Q2I2Q", n, kind, 0, 0, offset, size, 0, 0, 4, 0) for n, kind, offset, size in sections
+    )
     return header + note + bytes(8) + names + table
 
 
 def test_the_vmlinux_of_another_build_is_a_mismatch(core, tmp_path: Path) -> None:
-    with pytest.raises(CollectError, match="is not the vmlinux") as caught:
-        kernel.open_kernel(str(core.path), vmlinux=bad(tmp_path / "vmlinux", elf_with_build_id(bytes(range(20)))))
-    assert caught.value.status == "mismatch"
+    with pytest.raises(CollectError, match="is not the vmlinux") as error_info:
+        kernel.open_kernel(
+            str(core.path), vmlinux=write_file(tmp_path / "vmlinux", elf_with_build_id(bytes(range(20))))
+        )
+    assert error_info.value.status == "mismatch"
 
 
 def test_a_debug_dir_without_it_names_the_build_id(core, tmp_path: Path) -> None:
-    with pytest.raises(CollectError, match=r"no vmlinux of build id [0-9a-f]{40}") as caught:
+    with pytest.raises(CollectError, match=r"no vmlinux of build id [0-9a-f]{40}") as error_info:
         kernel.open_kernel(str(core.path), debug_dirs=[str(tmp_path)])
-    assert caught.value.status == "no_types"
+    assert error_info.value.status == "no_types"
 
 
 def test_btf_dir_serves_a_kernel_without_btf_of_its_own(core, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,12 +186,12 @@ def test_btf_dir_serves_a_kernel_without_btf_of_its_own(core, tmp_path: Path, mo
     folder.mkdir(parents=True)
     (folder / (core.target["kernel_release"] + ".btf")).write_bytes(prog.read(start, stop - start))
     monkeypatch.setattr(kernel, "_own_btf", lambda *_: None)
-    opened = kernel.open_kernel(str(core.path), btf_dir=str(tmp_path))
-    assert opened.types_source == "btf-dir"
-    assert isinstance(opened.prog, Program)
-    with pytest.raises(CollectError, match="no BTF") as caught:
+    opened_kernel = kernel.open_kernel(str(core.path), btf_dir=str(tmp_path))
+    assert opened_kernel.types_source == "btf-dir"
+    assert isinstance(opened_kernel.prog, Program)
+    with pytest.raises(CollectError, match="no BTF") as error_info:
         kernel.open_kernel(str(core.path), btf_dir=str(folder / "nothing"))
-    assert caught.value.status == "no_types"
+    assert error_info.value.status == "no_types"
 
 
 def test_a_running_kernel_without_kcore_says_what_it_lacks() -> None:
@@ -196,9 +200,9 @@ def test_a_running_kernel_without_kcore_says_what_it_lacks() -> None:
         if os.geteuid():
             pytest.skip("needs root to hide /proc/kcore")
         command = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "-", *command]
-    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, timeout=60)
-    if b"unshare: " in done.stderr or b"mount: " in done.stderr:
-        pytest.skip("no mount namespaces here")
-    assert frame.parse(done.stdout) == frame.Failure(
+    process = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, timeout=60)
+    if b"unshare: " in process.stderr or b"mount: " in process.stderr:
+        pytest.skip("no mount namespaces on this machine")
+    assert frame.parse(process.stdout) == frame.Failure(
         "denied", "FileNotFoundError", "live: /proc/kcore is missing: this kernel has no CONFIG_PROC_KCORE"
     )

@@ -1,4 +1,4 @@
-"""What is wrong with a monitor's socket is one line with the remedy; tests/lab/test_qmp.py audits real guests."""
+"""An error of a monitor's socket is one line with the remedy; tests/lab/test_qmp.py audits real guests."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ Monitor = Callable[[bytes, float], Path]
 
 @pytest.fixture
 def monitor(tmp_path: Path) -> Iterator[Monitor]:
-    """Makes a socket that takes one client, says so much, and after so many seconds hangs up."""
+    """Function that makes a socket: it accepts one client, sends `says`, and hangs up after `stays_s` seconds."""
     path = tmp_path / "monitor"
     server = socket.socket(socket.AF_UNIX)
-    done = threading.Event()
+    test_end = threading.Event()
 
     def make(says: bytes, stays_s: float) -> Path:
         def serve() -> None:
             client, _ = server.accept()
             with client:
                 client.sendall(says)
-                done.wait(stays_s)
+                test_end.wait(stays_s)
 
         server.bind(str(path))
         server.listen(1)
@@ -45,15 +45,15 @@ def monitor(tmp_path: Path) -> Iterator[Monitor]:
         return path
 
     yield make
-    done.set()
+    test_end.set()
     server.close()
 
 
 def audit(path: Path | str, *options: str, prefix: tuple[str, ...] = ()) -> frame.Failure:
     command = [*prefix, sys.executable, "-m", "pipeline.collector", f"qmp:{path}", *options]
-    done = subprocess.run(command, capture_output=True, timeout=30)
-    assert done.stderr == b""
-    failure = frame.parse(done.stdout)
+    process = subprocess.run(command, capture_output=True, timeout=30)
+    assert process.stderr == b""
+    failure = frame.parse(process.stdout)
     assert isinstance(failure, frame.Failure)
     assert failure.error.startswith(f"qmp:{path}: ")
     return failure
@@ -74,8 +74,8 @@ def test_a_monitor_for_which_others_wait_already_is_in_use(tmp_path: Path) -> No
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
         server.listen(0)
-        with socket.socket(socket.AF_UNIX) as first:
-            first.connect(str(path))
+        with socket.socket(socket.AF_UNIX) as other_client:
+            other_client.connect(str(path))
             assert "monitor in use" in audit(path).error
 
 
@@ -133,7 +133,7 @@ def test_a_path_too_long_for_a_socket_says_so(tmp_path: Path) -> None:
 def test_a_socket_that_may_not_be_used_is_denied(monitor: Monitor) -> None:
     path = monitor(GREETING, 60)
     path.chmod(0)
-    # Root may use it, until it gives up the two capabilities for that.
+    # Root may use the socket unless it drops two capabilities.
     prefix = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
     failure = audit(path, prefix=prefix)
     assert failure.status == "denied"
@@ -152,6 +152,6 @@ def test_a_file_that_is_no_vmcoreinfo_is_named(monitor: Monitor, tmp_path: Path,
 
 def test_an_older_drgn_is_told_which_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qmp, "drgn", SimpleNamespace(Program=object, __version__="0.1.0"))
-    with pytest.raises(CollectError, match=r"needs drgn 0\.2\.0 or newer, this is 0\.1\.0") as caught:
+    with pytest.raises(CollectError, match=r"needs drgn 0\.2\.0 or newer, this is 0\.1\.0") as error_info:
         qmp.attach("qmp:/monitor")
-    assert caught.value.status == "no_drgn"
+    assert error_info.value.status == "no_drgn"

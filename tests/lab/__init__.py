@@ -1,1 +1,1 @@
-"""The lab: boots real Debian kernels under QEMU, brings them into a chosen state, and takes their cores."""
+"""The lab: boot real Debian kernels under QEMU, bring them into a chosen state, and dump their cores."""

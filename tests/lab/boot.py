@@ -1,4 +1,4 @@
-"""Boots a shape under QEMU, waits until its guest is idle, and takes its report and its core."""
+"""Boot a shape under QEMU, wait until its guest is idle, and take its report and its core."""
 
 from __future__ import annotations
 
@@ -18,118 +18,125 @@ from tests.lab import initramfs, userland
 from tests.lab.kernels import Kernel, LabError
 from tests.lab.shapes import Shape
 
-IDLE = "LAB-IDLE "
-FAILED = "LAB: FAILED"
+IDLE_PREFIX = "LAB-IDLE "
+"""Prefix of the console line that gives the size of the report."""
+FAILURE_PREFIX = "LAB: FAILED"
 IDLE_TIMEOUT_S = 1200
-"""The slowest shape, the commit message's server, takes 150 s on two cores."""
-
-
-BOOTS = 3
-"""How often a guest is booted that panics."""
+"""Timeout for a guest to become idle. The slowest shape, the commit message's server, takes 150 s on two cores."""
+MAX_BOOTS = 3
+"""Boots of a guest that panics, before it counts as a failure."""
 
 
 class Machine(NamedTuple):
-    """How QEMU makes a machine of an architecture, with a console and a second line for the report."""
+    """QEMU's machine for an architecture, with a serial console and a second serial line for the report."""
 
     qemu: tuple[str, ...]
     report: tuple[str, ...]
-    lines: tuple[str, str]
-    """What the kernel calls these two."""
+    ttys: tuple[str, str]
+    """The kernel's names of the console and of the report's line."""
 
 
 MACHINES = {
-    # QEMU 7.2's cmpxchg16b sets wrong flags, on which the slab allocator of 6.4 and later relies.
+    # Without cmpxchg16b: QEMU 7.2 sets its flags wrongly, and the slab allocator of 6.4 and later relies on them.
     "amd64": Machine(("qemu-system-x86_64", "-cpu", "max,-cx16"), ("-serial", "file:report"), ("ttyS0", "ttyS1")),
-    # One serial port is all that "virt" has; the driver of a PCI one is built into Debian's kernels.
+    # The machine "virt" has a single serial port. The second one is on PCI: Debian's kernels have its driver built in.
     "arm64": Machine(
         ("qemu-system-aarch64", "-machine", "virt,gic-version=3", "-cpu", "neoverse-n1"),
         ("-chardev", "file,id=report,path=report", "-device", "pci-serial,chardev=report"),
         ("ttyAMA0", "ttyS0"),
     ),
 }
-"""By Debian's name of the architecture."""
+"""Machine by Debian's name of its architecture."""
+
+IdleAction = Callable[[Path], object]
+"""Action on an idle guest before its core is dumped; its argument is the machine's working folder."""
 
 
-AtRest = Callable[[Path], object]
-"""What is done with an idle guest before its core is taken; it gets the machine's working folder."""
-
-
-def nothing(_: Path) -> None:
-    """The AtRest of a guest that is only dumped."""
+def no_action(_: Path) -> None:
+    """Do nothing: the IdleAction of a guest that is only dumped."""
 
 
 def take_core(
-    shape: Shape, kernel: Kernel, to: Path, live: bool = False, churn: bool = False, at_rest: AtRest = nothing
+    shape: Shape,
+    kernel: Kernel,
+    folder: Path,
+    live: bool = False,
+    churn: bool = False,
+    idle_action: IdleAction = no_action,
 ) -> None:
-    """Boot `shape`, leave its full ELF core in `to`/vmcore and the guest's report in `to`/truth/.
+    """Boot `shape` and write its full ELF core to `folder`/vmcore and the guest's report to `folder`/truth/.
 
-    Beside a core whose symbol table has functions only goes the System.map, where `kernel` has it.
+    If the core's symbol table has functions only, and `kernel` has a System.map, the System.map is copied to `folder`.
 
-    :param live: the guest has the collector too, and its report the audits of guest/live, or guest/churn-live.
-    :param churn: the guest never rests, but does what guest/churn says.
+    :param live: also put the collector into the guest; its report then has the audits of guest/live or
+        guest/churn-live.
+    :param churn: run guest/churn, so that the guest never rests.
     """
     if live:
         shape = dataclasses.replace(shape, memory_mb=shape.memory_mb + userland.MEMORY_MB)
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         initramfs.pack(shape, kernel, work / "initramfs", live, churn)
-        run(qemu(shape, kernel), work, to, at_rest)
-    if kernel.system_map and "super_blocks" not in (to / "truth/kallsyms").read_text():
-        shutil.copy(kernel.system_map, to)
+        run(qemu(shape, kernel), work, folder, idle_action)
+    if kernel.system_map and "super_blocks" not in (folder / "truth/kallsyms").read_text():
+        shutil.copy(kernel.system_map, folder)
 
 
-def run(command: Sequence[str | os.PathLike[str]], work: Path, to: Path, at_rest: AtRest = nothing) -> None:
-    """Run a machine in `work` until its guest is idle; its core and report go to `to`.
+def run(
+    command: Sequence[str | os.PathLike[str]], work: Path, folder: Path, idle_action: IdleAction = no_action
+) -> None:
+    """Run a machine in `work` until its guest is idle, and write its core and report to `folder`.
 
     QEMU 7.2 now and then breaks a kernel on a busy machine, so a guest that panics is booted again.
 
-    :param command: such as qemu()'s.
+    :param command: command line of QEMU, for example from qemu().
     """
-    to.mkdir(parents=True, exist_ok=True)
-    for boots_left in reversed(range(BOOTS)):
+    folder.mkdir(parents=True, exist_ok=True)
+    for boots_left in reversed(range(MAX_BOOTS)):
         try:
-            run_once(command, work, to, at_rest)
+            run_once(command, work, folder, idle_action)
             break
         except LabError:
             if not boots_left or "Kernel panic" not in (work / "console").read_text(errors="replace"):
                 raise
 
 
-def run_once(command: Sequence[str | os.PathLike[str]], work: Path, to: Path, at_rest: AtRest) -> None:
+def run_once(command: Sequence[str | os.PathLike[str]], work: Path, folder: Path, idle_action: IdleAction) -> None:
+    """Run a machine as run() does, without another boot after a panic."""
     with subprocess.Popen(command, cwd=work, stdin=subprocess.DEVNULL) as machine:
         try:
             size = wait_idle(machine, work / "console", time.monotonic() + IDLE_TIMEOUT_S)
-            at_rest(work)
+            idle_action(work)
             with Monitor(work / "qmp") as monitor:
                 monitor.call("stop")
-                core = to / "vmcore"
+                core = folder / "vmcore"
                 core.unlink(missing_ok=True)
                 monitor.call("dump-guest-memory", paging=False, protocol=f"file:{core.resolve()}")
                 monitor.call("quit")
             machine.wait(timeout=60)
         finally:
             machine.kill()
-    truth = (work / "report").read_bytes()
-    if len(truth) != size:
-        raise LabError(f"the guest sent {size} bytes of report, {len(truth)} arrived; boot it again")
-    (to / "truth").mkdir(exist_ok=True)
-    subprocess.run(["tar", "-xz", "-C", to / "truth"], input=truth, check=True)
+    report = (work / "report").read_bytes()
+    if len(report) != size:
+        raise LabError(f"the guest sent a report of {size} bytes, but {len(report)} bytes arrived; boot it again")
+    (folder / "truth").mkdir(exist_ok=True)
+    subprocess.run(["tar", "-xz", "-C", folder / "truth"], input=report, check=True)
 
 
 def qemu(shape: Shape, kernel: Kernel) -> list[str]:
-    """The command line of the machine: the console, the report and QMP sockets are files in its working folder.
+    """The command line of the machine. The console, the report and the QMP sockets are files in its working folder.
 
-    `qmp` is the lab's own, `audit` is for others: a monitor has one client at a time.
+    A monitor takes one client at a time, so there are two sockets: `qmp` for the lab, `audit` for an audit.
     """
     machine = MACHINES[shape.arch]
-    console, report = machine.lines
+    console, report = machine.ttys
     command = [
         *machine.qemu,
-        # TCG by name: a /dev/kvm that is present can still hang.
+        # TCG is explicit, because a /dev/kvm that exists can still hang.
         "-accel", "tcg,thread=multi", "-nodefaults", "-no-user-config", "-display", "none", "-smp", "2",
-        # Room for memory to be added makes the firmware declare the nodes without memory: possible, never online.
+        # With maxmem above the size the firmware also declares the nodes without memory: possible, never online.
         "-m", f"{shape.memory_mb}M" + (f",slots=1,maxmem={2 * shape.memory_mb}M" if shape.offline_nodes else ""),
-        # With the guest's qemu_fw_cfg this puts VMCOREINFO into the dump.
+        # With the guest's module qemu_fw_cfg this device puts VMCOREINFO into the dump.
         "-device", "vmcoreinfo",
         "-serial", "file:console", *machine.report, "-qmp", "unix:qmp,server=on,wait=off",
         "-qmp", "unix:audit,server=on,wait=off",
@@ -145,17 +152,17 @@ def qemu(shape: Shape, kernel: Kernel) -> list[str]:
 
 
 def wait_idle(machine: subprocess.Popen[bytes], console: Path, deadline: float) -> int:
-    """Wait for the guest's idle line; the size in bytes of the report that it has sent."""
+    """Wait for the guest's idle line, and return the size in bytes of the report that it has sent."""
     while True:
         lines = console.read_text(errors="replace").splitlines() if console.exists() else []
         for line in lines:
-            if line.startswith(IDLE):
-                return int(line.removeprefix(IDLE))
-        last = lines[-1] if lines else "nothing"
-        if machine.poll() is not None or any(FAILED in line for line in lines):
-            raise LabError(f"the guest ended before it was idle; its console: {' | '.join(lines[-5:])}")
+            if line.startswith(IDLE_PREFIX):
+                return int(line.removeprefix(IDLE_PREFIX))
+        last_line = lines[-1] if lines else "nothing"
+        if machine.poll() is not None or any(FAILURE_PREFIX in line for line in lines):
+            raise LabError(f"the guest ended before it was idle; the end of its console: {' | '.join(lines[-5:])}")
         if time.monotonic() > deadline:
-            raise LabError(f"the guest was not idle in time; its console ends with: {last}")
+            raise LabError(f"timeout: the guest is not idle; the last line of its console: {last_line}")
         time.sleep(0.2)
 
 
@@ -177,13 +184,13 @@ class Monitor:
         self.socket.close()
 
     def call(self, command: str, **arguments: Any) -> Any:
-        """Run a command to its end and return what it returns."""
+        """Run a command and return its result."""
         request = {"execute": command, "arguments": arguments}
         self.socket.sendall(json.dumps(request).encode())
         for line in self.lines:
             answer = json.loads(line)
             if "error" in answer:
-                raise LabError(f"QEMU refuses {command}: {answer['error']['desc']}")
+                raise LabError(f"QEMU refused {command}: {answer['error']['desc']}")
             if "return" in answer:
                 return answer["return"]
-        raise LabError(f"QEMU went away during {command}")
+        raise LabError(f"QEMU closed its monitor during {command}")

@@ -1,4 +1,4 @@
-"""Packs the guest: busybox, the modules that the kernel needs, a small ext4 image, the shape, and init."""
+"""Pack a guest's initramfs: busybox, the modules that the kernel needs, a small ext4 image, the shape, and init."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from tests.lab.shapes import Shape
 
 GUEST = Path(__file__).parent / "guest"
 MODULES = ("qemu_fw_cfg", "loop", "overlay")
-"""What init uses and some kernel builds as a module: VMCOREINFO for the dump, ext4 on loop, overlay."""
+"""Drivers that init needs and that some kernels have as modules: VMCOREINFO for the dump, ext4 on loop, overlay."""
 
-DISK = (*MODULES, "virtio_pci", "virtio_blk")
-NETWORKED = (*DISK, "virtio_net")
+DISK_MODULES = (*MODULES, "virtio_pci", "virtio_blk")
+NETWORK_MODULES = (*DISK_MODULES, "virtio_net")
 
 
-def pack(shape: Shape, kernel: Kernel, to: Path, live: bool = False, churn: bool = False) -> None:
+def pack(shape: Shape, kernel: Kernel, archive: Path, live: bool = False, churn: bool = False) -> None:
     """Write the initramfs (cpio, uncompressed) of `shape` for `kernel`.
 
-    :param live: with the collector and guest/live. :param churn: with guest/churn, and guest/churn-live for live.
+    :param live: add the collector and guest/live.
+    :param churn: add guest/churn; with `live`, guest/churn-live replaces guest/live.
     """
-    with busybox(shape, kernel, to, MODULES) as root:
+    with busybox(shape, kernel, archive, MODULES) as root:
         install(root / "init", "init")
         if shape.ext4:
-            # Small in the initramfs, and room for some hundred files.
+            # Small in the initramfs, but large enough for some hundred files.
             mke2fs(root / "lab/ext4.img", "2M", "-O", "^has_journal", "-N", "1024")
         if live:
             userland.copy(root)
@@ -41,23 +42,23 @@ def pack(shape: Shape, kernel: Kernel, to: Path, live: bool = False, churn: bool
             install(root / "lab/churn", "churn")
 
 
-def pack_server(server: Shape, kernel: Kernel, to: Path) -> None:
-    """Write the initramfs that hands over to the disk of a Debian guest, with what that is to do in /lab."""
-    with busybox(server, kernel, to, DISK) as root:
+def pack_server(server: Shape, kernel: Kernel, archive: Path) -> None:
+    """Write the initramfs that switches to the disk of a Debian guest; /lab has the guest's work."""
+    with busybox(server, kernel, archive, DISK_MODULES) as root:
         install(root / "init", "server")
         for name in ("systemd", "services", "containers", "lxc", "workload.py"):
             install(root / f"lab/{name}", name)
 
 
-def install(to: Path, name: str) -> None:
-    """Copy a file of guest/, executable."""
-    shutil.copy(GUEST / name, to)
-    to.chmod(0o755)
+def install(path: Path, name: str) -> None:
+    """Copy a file of guest/ to a path, and make it executable."""
+    shutil.copy(GUEST / name, path)
+    path.chmod(0o755)
 
 
 @contextlib.contextmanager
-def busybox(shape: Shape, kernel: Kernel, to: Path, wanted: tuple[str, ...]) -> Iterator[Path]:
-    """A folder with busybox, the wanted modules and the shape, packed as the initramfs `to` in the end."""
+def busybox(shape: Shape, kernel: Kernel, archive: Path, module_names: tuple[str, ...]) -> Iterator[Path]:
+    """Yield a folder with busybox, the modules and the shape; at the end, pack it as the initramfs `archive`."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         for folder in ("bin", "dev", "proc", "sys", "run", "lab/modules"):
@@ -66,21 +67,21 @@ def busybox(shape: Shape, kernel: Kernel, to: Path, wanted: tuple[str, ...]) -> 
         for applet in subprocess.check_output([BUSYBOX, "--list"], text=True).split():
             if applet != "busybox":
                 (root / "bin" / applet).symlink_to("busybox")
-        for order, module in enumerate(load_order(kernel.modules, wanted)):
+        for order, module in enumerate(load_order(kernel.modules, module_names)):
             (root / f"lab/modules/{order:02}-{module.name.partition('.')[0]}.ko").write_bytes(content(module))
         (root / "lab/shape").write_text(shape.assignments())
         install(root / "lab/report", "report")
         yield root
         names = sorted(str(path.relative_to(root)) for path in root.rglob("*"))
-        with to.open("wb") as file:
+        with archive.open("wb") as file:
             subprocess.run(
                 ["cpio", "--quiet", "-o", "-H", "newc", "--owner=0:0"],
                 input="\n".join(names), text=True, cwd=root, stdout=file, check=True,
             )  # fmt: skip
 
 
-def load_order(modules: Path, wanted: tuple[str, ...]) -> list[Path]:
-    """Files of the wanted modules, each after those it depends on; a module that is built in has no file."""
+def load_order(modules: Path, module_names: tuple[str, ...]) -> list[Path]:
+    """Files of the named modules, each after its dependencies; a built-in module has no file."""
     files = {path.name.partition(".")[0].replace("-", "_"): path for path in modules.rglob("*.ko*")}
     order: list[Path] = []
 
@@ -88,17 +89,17 @@ def load_order(modules: Path, wanted: tuple[str, ...]) -> list[Path]:
         path = files.get(name)
         if path is None or path in order:
             return
-        for needed in dependencies(content(path)):
-            add(needed)
+        for dependency in dependencies(content(path)):
+            add(dependency)
         order.append(path)
 
-    for name in wanted:
+    for name in module_names:
         add(name)
     return order
 
 
 def content(module: Path) -> bytes:
-    """The ELF object of a module file, decompressed (busybox insmod loads plain ones only)."""
+    """The ELF object of a module file, decompressed: insmod of busybox loads plain files only."""
     return lzma.decompress(module.read_bytes()) if module.suffix == ".xz" else module.read_bytes()
 
 
@@ -109,7 +110,7 @@ def dependencies(module: bytes) -> list[str]:
 
 
 def mke2fs(image: Path, size: str, *options: str | Path) -> None:
-    """Make an ext4 image; a user's PATH may leave out the folder that mke2fs is in."""
+    """Make an ext4 image. Its tool may be in /sbin, which an ordinary user's PATH can lack."""
     image.touch()
     tool = shutil.which("mke2fs", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
     subprocess.run([tool or "mke2fs", "-q", "-t", "ext4", *options, image, size], check=True)

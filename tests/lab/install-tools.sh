@@ -1,5 +1,5 @@
 #!/bin/sh
-# What the lab, and the tests of the HTML report and the alerts, need on a Debian machine and is missing; as root.
+# Install the missing tools of the lab and of the tests of the HTML report and the alerts on Debian. Run as root.
 set -eu
 
 missing=
@@ -17,7 +17,7 @@ if [ -n "$missing" ]; then
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing >/dev/null
 fi
 
-# promtool alone, as its package starts a server.
+# Only promtool, because the package prometheus starts a server.
 if ! command -v promtool >/dev/null; then
     echo "lab: fetching promtool" >&2
     folder=$(mktemp -d)

@@ -1,4 +1,4 @@
-"""Finds, downloads and unpacks the kernels that the lab boots, through the machine's own apt and mirror."""
+"""Find, download and unpack the kernels that the lab boots, with this machine's apt and Debian mirror."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Protocol
 
 SUITES = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "7": "forky"}
-"""Kernel series to the Debian suite that carries it."""
+"""The Debian suite that has a kernel series, by series."""
 
 BUSYBOX = Path("/bin/busybox")
-"""The machine's own, of busybox-static."""
-
+"""This machine's static busybox, of the package busybox-static."""
 
 CACHE = Path(__file__).parents[2] / ".cache" / "lab"
-"""Downloads, unpacked kernels and disks of guests, unless said otherwise."""
+"""Default folder for downloads, unpacked kernels and disks of guests."""
 
 
 class LabError(Exception):
-    """The lab cannot go on; the message is one line with the remedy."""
+    """An error of the lab; the message is one line with the remedy."""
 
 
 @dataclass(frozen=True)
@@ -31,31 +30,31 @@ class Kernel:
     release: str
     vmlinuz: Path
     modules: Path
-    """Folder that holds every module, at any depth."""
+    """Folder with every module, at any depth."""
     busybox: Path
-    """A static one that runs on it."""
+    """A static busybox for the kernel's architecture."""
     vmlinux: Path | None
-    """The DWARF of the -dbg package, where it was asked for."""
+    """The file with DWARF, from the -dbg package; None if it was not requested."""
     system_map: Path | None
-    """The symbols of the -dbg package, likewise."""
+    """The System.map of the -dbg package; None if it was not requested."""
 
 
 class Packages(Protocol):
-    """Where .deb files come from."""
+    """A source of .deb files."""
 
     arch: str
-    """Debian's name of their architecture."""
+    """Debian's name of the packages' architecture."""
     remedy: str
-    """What to do when a package is not there."""
+    """Advice for an error about a missing package."""
 
     def versions(self) -> dict[str, str]:
-        """Version by package name, the newest where there are several."""
+        """The newest version of each package, by package name."""
 
     def deb(self, name: str) -> Path:
-        """The package's file on this machine."""
+        """The package's .deb file on this machine."""
 
 
-def of(series: str, arch: str = "amd64", dwarf: bool = False) -> Kernel:
+def debian_kernel(series: str, arch: str = "amd64", dwarf: bool = False) -> Kernel:
     """The newest cloud kernel of a series, from $LAB_DEBS or the mirror, unpacked in CACHE; `dwarf` as in get()."""
     CACHE.mkdir(parents=True, exist_ok=True)
     debs = os.environ.get("LAB_DEBS")
@@ -71,33 +70,35 @@ def get(series: str, packages: Packages, cache: Path, dwarf: bool) -> Kernel:
     release = newest(series, packages.arch, versions)
     if release is None:
         raise LabError(f"no linux-image-{series}.*-cloud-{packages.arch} in {packages}; {packages.remedy}")
-    # From 7.x on linux-image is empty and depends on the packages that hold the files.
+    # Since 7.x the package linux-image is empty; it depends on the packages with the files.
     names = [f"linux-{part}-{release}" for part in ("image", "binary", "modules")]
     names = [name for name in names if name in versions]
     root = cache / "kernels" / release
     for name in names:
         unpack(packages, name, root)
     if dwarf:
-        unpack(packages, f"linux-image-{release}-dbg", root, without="*.ko*")
+        unpack(packages, f"linux-image-{release}-dbg", root, exclude="*.ko*")
     busybox = BUSYBOX
     if packages.arch != own_arch():
         unpack(packages, "busybox-static", root)
-        busybox = first(root / "bin/busybox", root / "usr/bin/busybox")
+        busybox = first_existing(root / "bin/busybox", root / "usr/bin/busybox")
     debug = root / "usr/lib/debug"
     return Kernel(
         release=release,
-        vmlinuz=first(root / f"boot/vmlinuz-{release}", root / f"usr/lib/modules/{release}/vmlinuz"),
-        modules=first(root / "lib/modules", root / "usr/lib/modules"),
+        vmlinuz=first_existing(root / f"boot/vmlinuz-{release}", root / f"usr/lib/modules/{release}/vmlinuz"),
+        modules=first_existing(root / "lib/modules", root / "usr/lib/modules"),
         busybox=busybox,
-        vmlinux=first(debug / f"boot/vmlinux-{release}", debug / f"lib/modules/{release}/vmlinux") if dwarf else None,
-        system_map=first(debug / f"boot/System.map-{release}", debug / f"lib/modules/{release}/System.map")
+        vmlinux=first_existing(debug / f"boot/vmlinux-{release}", debug / f"lib/modules/{release}/vmlinux")
+        if dwarf
+        else None,
+        system_map=first_existing(debug / f"boot/System.map-{release}", debug / f"lib/modules/{release}/System.map")
         if dwarf
         else None,
     )
 
 
 def source(series: str, arch: str, debs: Path | None, cache: Path) -> Packages:
-    """Where to take the kernel of a series from: the folder `debs` where it holds one, else the mirror."""
+    """The source of a series' kernel: the folder `debs` if it has one, else the mirror."""
     folder = Folder(debs, arch) if debs else None
     return folder if folder and newest(series, arch, folder.versions()) else Mirror(SUITES[series], arch, cache)
 
@@ -108,31 +109,34 @@ def own_arch() -> str:
 
 
 def newest(series: str, arch: str, versions: dict[str, str]) -> str | None:
-    """Release of the newest cloud kernel of a series among packages."""
+    """Release of the newest cloud kernel of a series in a set of packages, or None; `versions` as of Packages."""
     pattern = re.compile(rf"linux-image-({re.escape(series)}\..*-cloud-{arch})")
-    found = [
+    releases = [
         (version_key(version), match[1]) for name, version in versions.items() if (match := pattern.fullmatch(name))
     ]
-    return max(found)[1] if found else None
+    return max(releases)[1] if releases else None
 
 
-def first(*places: Path) -> Path:
-    """The first place that exists: where Debian's packages hold a file depends on the release."""
-    for place in places:
-        if place.exists():
-            return place
-    raise LabError(f"the packages hold none of {', '.join(map(str, places))}; the lab must learn the new place")
+def first_existing(*paths: Path) -> Path:
+    """The first path that exists. A file's path in Debian's packages depends on the release."""
+    for path in paths:
+        if path.exists():
+            return path
+    raise LabError(f"the packages have none of {', '.join(map(str, paths))}; add the file's new path to the lab")
 
 
-def unpack(packages: Packages, name: str, root: Path, without: str | None = None) -> None:
-    """Unpack a package, without members that match a glob, below `root`; a stamp there says that it is done."""
+def unpack(packages: Packages, name: str, root: Path, exclude: str | None = None) -> None:
+    """Unpack a package below `root`, once: a stamp file in `root` marks it as unpacked.
+
+    :param exclude: glob of members to leave out.
+    """
     stamp = root / f".{name}"
     if stamp.exists():
         return
     root.mkdir(parents=True, exist_ok=True)
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", packages.deb(name)], stdout=subprocess.PIPE) as tar:
         subprocess.run(
-            ["tar", "-x", "-C", root, *([f"--exclude={without}"] if without else [])], stdin=tar.stdout, check=True
+            ["tar", "-x", "-C", root, *([f"--exclude={exclude}"] if exclude else [])], stdin=tar.stdout, check=True
         )
     if tar.returncode:
         raise LabError(f"dpkg-deb cannot unpack {name}; remove its .deb and try again")
@@ -145,7 +149,7 @@ def version_key(version: str) -> list[int]:
 
 
 class Folder:
-    """Packages from a folder of .deb files: stands in when a suite has left the mirror."""
+    """Packages from a folder of .deb files, for a suite that is no longer on the mirror."""
 
     remedy = "add its .deb file to that folder"
 
@@ -155,8 +159,8 @@ class Folder:
         self.files: dict[str, tuple[str, Path]] = {}
         for deb in sorted(folder.glob("*.deb")):
             show = ["dpkg-deb", "--show", "--showformat=${Package} ${Version} ${Architecture}", str(deb)]
-            name, version, its_arch = subprocess.check_output(show, text=True).split()
-            if its_arch != arch:
+            name, version, deb_arch = subprocess.check_output(show, text=True).split()
+            if deb_arch != arch:
                 continue
             if name not in self.files or version_key(version) > version_key(self.files[name][0]):
                 self.files[name] = version, deb
@@ -174,13 +178,13 @@ class Folder:
 
 
 class Mirror:
-    """Packages of one suite, from the mirror that this machine's own apt sources name.
+    """Packages of a suite, from the Debian mirror in this machine's apt sources.
 
-    apt does the work (signatures, checksums, resuming, proxies) in folders of its own below `cache`: the machine's
-    lists and sources stay as they are.
+    apt does the work (signatures, checksums, resumed downloads, proxies) in separate folders below `cache`, so the
+    machine's own lists and sources do not change.
     """
 
-    remedy = "if the suite has left the mirror, give a folder of its .deb files by --debs"
+    remedy = "if the suite is no longer on the mirror, pass a folder with its .deb files to --debs"
 
     def __init__(self, suite: str, arch: str, cache: Path) -> None:
         cache = cache.resolve()
@@ -205,41 +209,41 @@ class Mirror:
         self._run("apt-get", "update", "-oAPT::Update::Error-Mode=any")
         names = [name for name in self._run("apt-cache", "pkgnames", "linux-").split() if f"-cloud-{arch}" in name]
         names.append("busybox-static")
-        self.listed: dict[str, str] = {}
+        self.version_by_name: dict[str, str] = {}
         for line in self._run("apt-cache", "madison", *names).splitlines():
             name, version, _ = (field.strip() for field in line.split("|"))
-            self.listed[name] = max(version, self.listed.get(name, ""), key=version_key)
+            self.version_by_name[name] = max(version, self.version_by_name.get(name, ""), key=version_key)
 
     def __str__(self) -> str:
         return self.suite
 
     def versions(self) -> dict[str, str]:
-        return self.listed
+        return self.version_by_name
 
     def deb(self, name: str) -> Path:
         self._run("apt-get", "download", name)
-        [deb] = self.debs.glob(f"{name}_{self.listed[name].replace(':', '%3a')}_*.deb")
+        [deb] = self.debs.glob(f"{name}_{self.version_by_name[name].replace(':', '%3a')}_*.deb")
         return deb
 
     def _run(self, tool: str, *arguments: str) -> str:
-        done = subprocess.run([tool, *self.options, *arguments], cwd=self.debs, capture_output=True, text=True)
-        if done.returncode:
-            reason = " ".join(done.stderr.split())
-            raise LabError(f"{tool} {arguments[0]} of {self}: {reason}; {self.remedy}")
-        return done.stdout
+        process = subprocess.run([tool, *self.options, *arguments], cwd=self.debs, capture_output=True, text=True)
+        if process.returncode:
+            reason = " ".join(process.stderr.split())
+            raise LabError(f"{tool} {arguments[0]} failed for {self}: {reason}; {self.remedy}")
+        return process.stdout
 
 
 def debian_uri(etc: Path = Path("/etc/apt")) -> str:
-    """URI of the Debian mirror in this machine's apt sources: the first whose path ends in /debian."""
+    """URI of the Debian mirror in this machine's apt sources: the first URI whose path ends in /debian."""
     lists = [
         etc / "sources.list",
         *sorted(etc.glob("sources.list.d/*.list")),
         *sorted(etc.glob("sources.list.d/*.sources")),
     ]
     for file in filter(Path.exists, lists):
-        found = re.search(
+        match = re.search(
             r"^(?:deb|URIs:)\s(?:[^#\n]*\s)?([a-z+]+:/\S*/debian/?)(?:\s|$)", file.read_text(), re.MULTILINE
         )
-        if found:
-            return found[1]
-    raise LabError(f"no source in {etc} names a Debian mirror; {Mirror.remedy}")
+        if match:
+            return match[1]
+    raise LabError(f"no Debian mirror in the apt sources in {etc}; {Mirror.remedy}")

@@ -1,4 +1,4 @@
-"""Guests that ssh reaches on a port of loopback, to be audited live from outside and dumped afterwards."""
+"""Guests with an sshd on a port of loopback: audited live from outside, and dumped afterwards."""
 
 from __future__ import annotations
 
@@ -19,39 +19,40 @@ from tests.lab.server import Server
 BOOT_TIMEOUT_S = 300
 
 
-def guest(series: str) -> Server:
-    """5.10 is bullseye's and has its userland, whose Python, 3.9, is the oldest that Debian's mirror has."""
+def ssh_server(series: str) -> Server:
+    """The shape of a guest with sshd. 5.10 has bullseye's userland: its Python 3.9 is the oldest on the mirror."""
     name, disk = f"ssh-{series.replace('.', '')}", "bullseye" if series == "5.10" else "bookworm"
     return Server(name, series, nodes=2, memory_mb=512, memcgs=150, kept=60, tmpfs=20, workload="ssh", disk=disk)
 
 
 class Guest(NamedTuple):
-    """A running guest; its users are root and admin, its host key is known to `client`."""
+    """A running guest with the users root and admin; `client` knows its host key."""
 
     port: int
     client: Client
     work: Path
 
-    def say(self, command: str) -> str:
-        """What a command prints there, as root."""
+    def run(self, command: str) -> str:
+        """Run a command in the guest as root, and return its output."""
         ssh = ["ssh", "-F", self.client.config, "-oLogLevel=ERROR", "-p", str(self.port), "root@127.0.0.1", command]
         return subprocess.check_output(ssh, text=True)
 
-    def dump(self, to: Path) -> None:
+    def dump(self, core: Path) -> None:
+        """Stop the guest and dump its memory to `core`."""
         with boot.Monitor(self.work / "qmp") as monitor:
             monitor.call("stop")
-            monitor.call("dump-guest-memory", paging=False, protocol=f"file:{to.resolve()}")
+            monitor.call("dump-guest-memory", paging=False, protocol=f"file:{core.resolve()}")
 
 
 @contextlib.contextmanager
-def running(shape: Server, kernel: Kernel, cache: Path) -> Iterator[Guest]:
-    """Boot a guest, wait until its sshd listens, and end it with the `with`."""
+def running_guest(shape: Server, kernel: Kernel, cache: Path) -> Iterator[Guest]:
+    """Boot a guest and wait until its sshd listens; kill it at the end of the `with` block."""
     disk = server.image(shape.disk, cache)
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         client = Client(work / "client")
         host_key = make_key(work / "host_key")
-        with initramfs.busybox(shape, kernel, work / "initramfs", initramfs.NETWORKED) as root:
+        with initramfs.busybox(shape, kernel, work / "initramfs", initramfs.NETWORK_MODULES) as root:
             initramfs.install(root / "init", "server")
             initramfs.install(root / "lab/ssh", "ssh")
             shutil.copy(host_key, root / "lab/host_key")

@@ -1,9 +1,9 @@
-"""The small core for the repository: of a full core just the physical pages that an audit reads.
+"""Reduce a full core to the small core of the repository: only the physical pages that an audit reads.
 
-It is written kdump-compressed, which drgn opens as it is, or as a sparse ELF core of the same pages. A page that was
-left out is a hole: reading it is a drgn.FaultError in both formats, never zeros, so a test cannot pass on memory that
-is not there. (libkdumpfile could fill holes with zeros, by its attribute file.zero_excluded; drgn 0.3.0 leaves that
-off.) The same full core gives the same bytes.
+The small core is kdump-compressed, which drgn opens directly, or a sparse ELF core of the same pages. Any other page is
+a hole: reading it raises drgn.FaultError in both formats and never gives zeros, so a test cannot pass on missing
+memory. (libkdumpfile could fill holes with zeros, by its attribute file.zero_excluded; drgn 0.3.0 leaves that off.)
+The same full core gives the same bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PAGE = 4096
 EM_X86_64, EM_AARCH64 = 62, 183
 ARCHITECTURES = {EM_X86_64: Architecture.X86_64, EM_AARCH64: Architecture.AARCH64}
 MACHINES = {b"x86_64": EM_X86_64, b"aarch64": EM_AARCH64}
-"""ELF's number by utsname.machine."""
+"""ELF machine number by utsname.machine."""
 PT_LOAD, PT_NOTE = 1, 4
 NO_ADDRESS = 2**64 - 1
 
@@ -32,7 +32,7 @@ NOTE_HEADER = struct.Struct("<III")
 
 
 class FullCore:
-    """An ELF core of physical memory, as QEMU's dump-guest-memory writes it, that records which pages are read."""
+    """An ELF core of physical memory, as QEMU's dump-guest-memory writes it; it can record the pages that are read."""
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
@@ -40,32 +40,35 @@ class FullCore:
         _, _, self.machine, _, _, table, _, _, _, size, count, _, _, _ = ELF_HEADER.unpack_from(self.file)
         self.vmcoreinfo = b""
         self.runs: list[tuple[int, int, int]] = []
-        """Runs of memory: first physical address, end, offset in the file."""
+        """Runs of memory: first physical address, end address, offset in the file."""
         for header in range(table, table + size * count, size):
-            kind, _, offset, _, address, in_file, _, _ = PROGRAM_HEADER.unpack_from(self.file, header)
+            kind, _, offset, _, address, file_size, _, _ = PROGRAM_HEADER.unpack_from(self.file, header)
             if kind == PT_LOAD:
-                self.runs.append((address, address + in_file, offset))
+                self.runs.append((address, address + file_size, offset))
             elif kind == PT_NOTE:
-                self.vmcoreinfo = dict(notes(self.file[offset : offset + in_file]))[b"VMCOREINFO"]
+                self.vmcoreinfo = dict(notes(self.file[offset : offset + file_size]))[b"VMCOREINFO"]
 
     def read(self, address: int, count: int) -> bytes:
-        """Bytes at a physical address; FaultError where the core has no memory."""
+        """Return the bytes at a physical address.
+
+        :raises FaultError: the core has no memory there.
+        """
         for start, end, offset in self.runs:
             if start <= address and address + count <= end:
-                at = offset + address - start
-                return self.file[at : at + count]
+                file_offset = offset + address - start
+                return self.file[file_offset : file_offset + count]
         raise FaultError("not in the core", address)
 
-    def program(self, touched: set[int] | None = None) -> Program:
-        """A drgn program on this core, without types and symbols; page frames that it reads are added to `touched`.
+    def program(self, read_frames: set[int] | None = None) -> Program:
+        """A drgn program on this core, without types and symbols; it adds the page frames that it reads to the set.
 
-        Unlike drgn's own reading of the file it knows physical memory only. QEMU gives every PT_LOAD a virtual
-        address equal to the physical one, which makes drgn read physical page 0 through a NULL pointer.
+        Unlike a program that opens the file, it has physical memory only. QEMU gives every PT_LOAD a virtual address
+        equal to the physical one, with which drgn would read physical page 0 through a NULL pointer.
         """
 
         def read(address: int, count: int, offset: int, physical: bool) -> bytes:
-            if touched is not None:
-                touched.update(range(address // PAGE, (address + count - 1) // PAGE + 1))
+            if read_frames is not None:
+                read_frames.update(range(address // PAGE, (address + count - 1) // PAGE + 1))
             return self.read(address, count)
 
         program = Program(Platform(ARCHITECTURES[self.machine]))
@@ -74,16 +77,16 @@ class FullCore:
         program.set_linux_kernel_custom(self.vmcoreinfo, is_live=False)
         return program
 
-    def touched(self, walk: Callable[[Program], object]) -> set[int]:
-        """The page frames that `walk` reads of this core."""
-        touched: set[int] = set()
-        walk(self.program(touched))
-        return touched
+    def frames_read_by(self, walk: Callable[[Program], object]) -> set[int]:
+        """The page frames of this core that `walk` reads."""
+        frames: set[int] = set()
+        walk(self.program(frames))
+        return frames
 
     def small(self, frames: Iterable[int]) -> SmallCore:
         """The small core of these page frames."""
         pages = {frame: self.read(frame * PAGE, PAGE) for frame in sorted(frames)}
-        # Runs without such a page are the firmware's ROM below 4 GB: no audit, and no reader of the core, needs them.
+        # Runs without any of these pages are the firmware's ROM below 4 GB. No audit or reader of the core needs them.
         memory = [
             (start // PAGE, end // PAGE)
             for start, end, _ in self.runs
@@ -92,7 +95,7 @@ class FullCore:
         return SmallCore(self.machine, self.vmcoreinfo, self._utsname(), memory, pages)
 
     def _utsname(self) -> bytes:
-        """The kernel's struct new_utsname: six strings of 65 bytes, the first one "Linux"."""
+        """The kernel's struct new_utsname: six strings of 65 bytes; the first is "Linux"."""
         fields = dict(line.split(b"=", 1) for line in self.vmcoreinfo.splitlines() if b"=" in line)
         namespace = self.program().read(int(fields[b"SYMBOL(init_uts_ns)"], 16), 1024)
         start = namespace.index(b"Linux\0")
@@ -101,18 +104,18 @@ class FullCore:
 
 @dataclass(frozen=True)
 class SmallCore:
-    """Some pages of a core, and what the formats say about the whole."""
+    """Some pages of a core, and the facts about the whole core that the file formats need."""
 
     machine: int
-    """ELF's EM_ number."""
+    """ELF machine number (EM_*)."""
     vmcoreinfo: bytes
     utsname: bytes
     memory: list[tuple[int, int]]
-    """Page frames of the machine's memory as (first, end), ascending."""
+    """Ranges of page frames of the machine's memory as (first, end), ascending."""
     pages: dict[int, bytes]
     """Content by page frame, ascending."""
 
-    def write_elf(self, to: Path) -> None:
+    def write_elf(self, path: Path) -> None:
         """Write an ELF core with a PT_LOAD for each run of neighbouring pages."""
         runs = list(neighbours(self.pages))
         note = vmcoreinfo_note(self.vmcoreinfo)
@@ -129,29 +132,29 @@ class SmallCore:
             head += PROGRAM_HEADER.pack(PT_LOAD, 0, offset, NO_ADDRESS, first * PAGE, size, size, 0)
             offset += size
         head += note
-        with to.open("wb") as file:
+        with path.open("wb") as file:
             file.write(head.ljust(align(len(head), PAGE), b"\0"))
             file.writelines(self.pages.values())
 
-    def write_kdump(self, to: Path) -> None:
+    def write_kdump(self, path: Path) -> None:
         """Write a kdump-compressed core; equal pages share their data."""
         end = max(end for _, end in self.memory)
-        present, kept = bytearray(align(end, 8 * PAGE) // 8), bytearray(align(end, 8 * PAGE) // 8)
+        memory_bitmap, file_bitmap = bytearray(align(end, 8 * PAGE) // 8), bytearray(align(end, 8 * PAGE) // 8)
         for frame in itertools.chain.from_iterable(range(*run) for run in self.memory):
-            present[frame // 8] |= 1 << frame % 8
+            memory_bitmap[frame // 8] |= 1 << frame % 8
         for frame in self.pages:
-            kept[frame // 8] |= 1 << frame % 8
+            file_bitmap[frame // 8] |= 1 << frame % 8
         note = vmcoreinfo_note(self.vmcoreinfo)
         sub_blocks = align(KDUMP_SUB_HEADER.size + len(note), PAGE) // PAGE
-        bitmap_blocks = len(present + kept) // PAGE
+        bitmap_blocks = len(memory_bitmap + file_bitmap) // PAGE
         offset = (1 + sub_blocks + bitmap_blocks) * PAGE + len(self.pages) * PAGE_DESCRIPTOR.size
         descriptors: dict[bytes, bytes] = {}
         data = []
         for page in self.pages.values():
             if page not in descriptors:
-                packed = zlib.compress(page, 9)
-                flags = ZLIB if len(packed) < PAGE else 0
-                data.append(packed if flags else page)
+                zlib_data = zlib.compress(page, 9)
+                flags = ZLIB if len(zlib_data) < PAGE else 0
+                data.append(zlib_data if flags else page)
                 descriptors[page] = PAGE_DESCRIPTOR.pack(offset, len(data[-1]), flags, 0)
                 offset += len(data[-1])
         notes_offset, dump_level = PAGE + KDUMP_SUB_HEADER.size, 31
@@ -159,18 +162,18 @@ class SmallCore:
             KDUMP, 6, self.utsname, 0, 0, 0, PAGE, sub_blocks, bitmap_blocks, end, len(self.pages), 0, 0, 0, 0
         )
         sub_header = KDUMP_SUB_HEADER.pack(0, dump_level, 0, 0, 0, 0, 0, notes_offset, len(note), 0, 0, 0, end, end)
-        with to.open("wb") as file:
+        with path.open("wb") as file:
             file.write(header.ljust(PAGE, b"\0"))
             file.write((sub_header + note).ljust(sub_blocks * PAGE, b"\0"))
-            file.write(present + kept)
+            file.write(memory_bitmap + file_bitmap)
             file.writelines(descriptors[page] for page in self.pages.values())
             file.writelines(data)
 
 
-# The kdump-compressed ("diskdump") format, version 6, of 64-bit little-endian machines. Blocks of a page each: the
-# header; the sub header with the notes behind it; a bitmap of the pages that the machine has; a bitmap of the pages
-# in the file. Then a descriptor for each of these, and their data. After makedumpfile's diskdump_mod.h and
-# libkdumpfile's diskdump.c; fields that no reader of a single, complete file looks at are 0.
+# The kdump-compressed ("diskdump") format, version 6, of 64-bit little-endian machines. It starts with blocks of a page
+# each: the header; the sub header, followed by the notes; a bitmap of the pages of the machine; a bitmap of the pages
+# in the file. Descriptors of the pages in the file and their data follow. Sources: makedumpfile's diskdump_mod.h and
+# libkdumpfile's diskdump.c. Fields that are not read in a single, complete file are 0.
 KDUMP = b"KDUMP   "
 KDUMP_HEADER = struct.Struct("<8s i 390s 6x qq I iiI III II i")
 """signature, version, utsname, time (s, us), status, block and sub header and bitmap sizes, page counts, CPUs."""
@@ -190,26 +193,26 @@ def read_kdump(path: Path) -> SmallCore:
     notes_offset, notes_size = KDUMP_SUB_HEADER.unpack_from(data, PAGE)[7:9]
     bitmaps = (1 + sub_blocks) * PAGE
     half = bitmap_blocks * PAGE // 2
-    present, kept = (set_bits(data[at : at + half]) for at in (bitmaps, bitmaps + half))
+    memory_frames, file_frames = (set_bits(data[start : start + half]) for start in (bitmaps, bitmaps + half))
     pages = {}
-    for index, frame in enumerate(kept):
+    for index, frame in enumerate(file_frames):
         descriptor = bitmaps + 2 * half + index * PAGE_DESCRIPTOR.size
         offset, size, flags, _ = PAGE_DESCRIPTOR.unpack_from(data, descriptor)
         page = data[offset : offset + size]
         pages[frame] = zlib.decompress(page) if flags & ZLIB else page
     vmcoreinfo = dict(notes(data[notes_offset : notes_offset + notes_size]))[b"VMCOREINFO"]
-    memory = [(first, first + count) for first, count in neighbours(present)]
+    memory = [(first, first + count) for first, count in neighbours(memory_frames)]
     machine = MACHINES[utsname[4 * 65 : 5 * 65].rstrip(b"\0")]
     return SmallCore(machine, vmcoreinfo, utsname, memory, pages)
 
 
 def set_bits(bitmap: bytes) -> list[int]:
     """Numbers of the bits that are set."""
-    return [8 * at + bit for at, byte in enumerate(bitmap) if byte for bit in range(8) if byte >> bit & 1]
+    return [8 * index + bit for index, byte in enumerate(bitmap) if byte for bit in range(8) if byte >> bit & 1]
 
 
 def neighbours(frames: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Runs of consecutive page frames, given ascending, as (first, count)."""
+    """Runs of consecutive page frames as (first, count), from ascending page frames."""
     for _, group in itertools.groupby(enumerate(frames), key=lambda pair: pair[1] - pair[0]):
         run = [frame for _, frame in group]
         yield run[0], len(run)
@@ -217,13 +220,13 @@ def neighbours(frames: Iterable[int]) -> Iterator[tuple[int, int]]:
 
 def notes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Name and description of each ELF note in `data`."""
-    at = 0
-    while at + NOTE_HEADER.size <= len(data):
-        name_size, size, _ = NOTE_HEADER.unpack_from(data, at)
-        name = at + NOTE_HEADER.size
+    offset = 0
+    while offset + NOTE_HEADER.size <= len(data):
+        name_size, size, _ = NOTE_HEADER.unpack_from(data, offset)
+        name = offset + NOTE_HEADER.size
         description = name + align(name_size, 4)
         yield data[name : name + name_size].rstrip(b"\0"), data[description : description + size]
-        at = description + align(size, 4)
+        offset = description + align(size, 4)
 
 
 def vmcoreinfo_note(vmcoreinfo: bytes) -> bytes:
@@ -233,6 +236,6 @@ def vmcoreinfo_note(vmcoreinfo: bytes) -> bytes:
     return header + name.ljust(align(len(name), 4), b"\0") + vmcoreinfo.ljust(align(len(vmcoreinfo), 4), b"\0")
 
 
-def align(size: int, to: int) -> int:
-    """`size` rounded up to a multiple of `to`."""
-    return -(-size // to) * to
+def align(size: int, alignment: int) -> int:
+    """Round `size` up to a multiple of `alignment`."""
+    return -(-size // alignment) * alignment

@@ -1,4 +1,4 @@
-"""Boots a kernel whose guest runs one script, for what no shape is for: a command line, a module, a filesystem."""
+"""Boot a kernel whose guest runs one script: for tests of a kernel command line, a module or a filesystem."""
 
 from __future__ import annotations
 
@@ -33,16 +33,17 @@ exec sleep 1000000
 def take_core(
     shape: Shape,
     kernel: Kernel,
-    to: Path,
+    folder: Path,
     script: str,
     command_line: str = "",
     modules: Iterable[str] = (),
     files: Iterable[Path] = (),
     collector: bool = False,
 ) -> tuple[Path, str]:
-    """Boot a kernel on a shape's machine and run a script there; return the full core and what the script printed.
+    """Boot a kernel on a shape's machine and run a script there; return the full core and the script's output.
 
-    :param modules: loaded before the script. :param files: laid in the guest's /. :param collector: the guest has it.
+    :param modules: modules to load before the script. :param files: files to copy to the guest's /.
+    :param collector: put the collector into the guest.
     """
     if collector:
         shape = dataclasses.replace(shape, memory_mb=shape.memory_mb + userland.MEMORY_MB)
@@ -54,9 +55,9 @@ def take_core(
             if collector:
                 userland.copy(root)
             init = root / "init"
-            init.write_text(INIT.format(script=script, failed=boot.FAILED))
+            init.write_text(INIT.format(script=script, failed=boot.FAILURE_PREFIX))
             init.chmod(0o755)
         command = boot.qemu(shape, kernel)
         command[command.index("-append") + 1] += f" {command_line}"
-        boot.run(command, work, to)
-    return to / "vmcore", (to / "truth/printed").read_text()
+        boot.run(command, work, folder)
+    return folder / "vmcore", (folder / "truth/printed").read_text()

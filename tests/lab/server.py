@@ -1,6 +1,6 @@
-"""Guests with a whole Debian below a systemd or a container runtime: real userlands, to see what real work leaves.
+"""Guests with a complete Debian under systemd or a container runtime: the list_lrus of real workloads.
 
-The root filesystem is an ext4 on a virtio disk, made by debootstrap from the mirror of the machine's own apt sources.
+The root filesystem is an ext4 on a virtio disk. debootstrap makes it from the mirror in this machine's apt sources.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DISK_MB = 1280
 
 
 class Disk(NamedTuple):
-    """What debootstrap installs; systemd starts all of it."""
+    """Contents of a disk: what debootstrap installs, and systemd starts."""
 
     suite: str
     packages: tuple[str, ...]
@@ -49,60 +49,60 @@ DISKS = {
 
 @dataclass(frozen=True)
 class Server(Shape):
-    """A Debian guest; the counts of Shape are of no use to it."""
+    """A Debian guest; it does not use the counts of Shape."""
 
     workload: str = "systemd"
-    """A file of guest/: what the disk's init is or runs."""
+    """A file of guest/ that the disk's init runs, or that is the init."""
     disk: str = "bookworm"
     """A key of DISKS."""
     pods: int = 0
     """Pods of two or three containers each."""
     runtimes: str = "runc"
-    """OCI runtimes, for one pod after the other."""
+    """OCI runtimes, used in turn for the pods."""
     containers: int = 0
-    """Containers of LXC."""
+    """LXC containers."""
 
 
 def _servers() -> dict[str, Server]:
-    made = []
+    servers = []
     for series in SUITES:
         debian: dict[str, Any] = {"series": series, "nodes": 2, "memcgs": 0, "kept": 0}
         short = series.replace(".", "")
-        made.append(Server(f"systemd-{short}", memory_mb=640, **debian))
+        servers.append(Server(f"systemd-{short}", memory_mb=640, **debian))
         containers: dict[str, Any] = {**debian, "memory_mb": 768, "workload": "containers", "pods": 9}
-        made.append(Server(f"runc-{short}", **containers))
-        made.append(Server(f"crun-{short}", **containers, runtimes="crun crun runc"))
-        # The rule of what outlives its objects (pipeline/collector/model/estimate.py) was not chosen on these two.
-        made.append(Server(f"services-{short}", workload="services", disk="services", memory_mb=896, **debian))
-        made.append(Server(f"lxc-{short}", workload="lxc", disk="lxc", memory_mb=640, containers=12, **debian))
-    return {server.name: server for server in made}
+        servers.append(Server(f"runc-{short}", **containers))
+        servers.append(Server(f"crun-{short}", **containers, runtimes="crun crun runc"))
+        # The rule of pipeline/collector/walk/transient_objects.py was chosen without these two workloads.
+        servers.append(Server(f"services-{short}", workload="services", disk="services", memory_mb=896, **debian))
+        servers.append(Server(f"lxc-{short}", workload="lxc", disk="lxc", memory_mb=640, containers=12, **debian))
+    return {server.name: server for server in servers}
 
 
 SERVERS = _servers()
 
 
-def take_core(server: Server, kernel: Kernel, to: Path, cache: Path) -> None:
-    """Boot `server` and leave its core and report in `to`, as boot.take_core does for a shape."""
+def take_core(server: Server, kernel: Kernel, folder: Path, cache: Path) -> None:
+    """Boot `server` and write its core and report to `folder`, as boot.take_core() does for a shape."""
     disk = image(server.disk, cache)
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         initramfs.pack_server(server, kernel, work / "initramfs")
-        # What the guest writes is gone with it.
+        # snapshot=on: QEMU discards what the guest writes to the disk.
         drive = ["-drive", f"file={disk},format=raw,if=virtio,snapshot=on"]
-        boot.run([*boot.qemu(server, kernel), *drive], work, to)
+        boot.run([*boot.qemu(server, kernel), *drive], work, folder)
 
 
-def examine(server: Server, kernel: Kernel, to: Path, cache: Path) -> None:
-    """take_core(), and beside the core charges.json: which memcgs have entries, and which own live objects."""
+def examine(server: Server, kernel: Kernel, folder: Path, cache: Path) -> None:
+    """Take the core, and write charges.json beside it: the memcgs with entries, and the memcgs with live objects."""
     assert kernel.vmlinux
-    take_core(server, kernel, to, cache)
-    prog = FullCore(to / "vmcore").program()
+    take_core(server, kernel, folder, cache)
+    prog = FullCore(folder / "vmcore").program()
     prog.load_debug_info([kernel.vmlinux])
-    (to / "charges.json").write_text(dumps(reference_charges.read(prog)))
+    (folder / "charges.json").write_text(dumps(reference_charges.read(prog)))
 
 
 def image(name: str, cache: Path) -> Path:
-    """A disk of DISKS, made where it is not there yet: about a minute, 310 to 700 MB."""
+    """A disk of DISKS; it is built if it does not exist, which takes about a minute and 310 to 700 MB."""
     disk = cache / f"debian-{name}-{zlib.crc32(' '.join(DISKS[name].packages).encode()):08x}.ext4"
     if not disk.exists():
         suite, packages = DISKS[name]
@@ -112,7 +112,7 @@ def image(name: str, cache: Path) -> Path:
                 ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}", suite, root, debian_uri()],
                 stdout=subprocess.DEVNULL, check=True,
             )  # fmt: skip
-            # Without udev its device never comes, and the boot would wait for that.
+            # Without udev the device never appears, and the boot would wait for it.
             (root / "etc/systemd/system/serial-getty@ttyS0.service").symlink_to("/dev/null")
             initramfs.mke2fs(new, f"{DISK_MB}M", "-d", root)
             new.rename(disk)

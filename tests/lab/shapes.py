@@ -1,4 +1,4 @@
-"""What the lab can build: each shape is a kernel series, a machine and the state to bring it into."""
+"""Shapes that the lab can boot: a kernel series, a machine, and the state to bring it into."""
 
 from __future__ import annotations
 
@@ -8,63 +8,63 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Shape:
-    """A kernel to boot and the state to bring it into before its core is taken.
+    """A kernel to boot, and the state to bring it into before its core is dumped.
 
-    All counts are of things made by the guest's init; the kernel and init add their own (about 20 superblocks).
+    The counts are those of the guest's init; the kernel and init's own mounts add to them (about 20 superblocks).
     """
 
     name: str
     series: str
     """Kernel series, a key of kernels.SUITES."""
     nodes: int
-    """NUMA nodes, the memory split evenly over them."""
+    """NUMA nodes; the memory is divided evenly among them."""
     memory_mb: int
     """Memory of the guest in MiB."""
     memcgs: int
-    """First-level memory cgroups alive at once: the high-water mark that memcg_nr_cache_ids remembers."""
+    """First-level memory cgroups that exist at the same time; memcg_nr_cache_ids keeps this maximum."""
     kept: int
-    """How many of `memcgs` are not removed, spread evenly over them."""
+    """Memory cgroups that are not removed, spread evenly over all `memcgs`."""
     arch: str = "amd64"
     """Debian's name of the architecture, a key of boot.MACHINES."""
     offline_nodes: int = 0
-    """Nodes that the firmware declares and that have no memory: possible, not online."""
+    """Nodes that the firmware declares, but that have no memory: possible, not online."""
     nested: tuple[int, ...] = ()
-    """Children at each level below every kept memcg, made before any is removed."""
+    """Children at each level below every kept memcg, created before any memcg is removed."""
     dying: int = 0
-    """Removed memcgs that a page in a tmpfs still holds."""
+    """Removed memcgs that still exist because a page in a tmpfs is charged to them."""
     tmpfs: int = 0
     ext4: int = 0
     overlay: int = 0
     users: int = 0
-    """Leaf memcgs with a task in them that uses one mount of every kind."""
+    """Leaf memcgs with a task that uses one mount of every kind."""
     files: int = 0
-    """Files that each user makes and reads on each of its mounts."""
+    """Files that each user creates and reads on each of its mounts."""
     proc: int = 0
-    """Users with a pid and mount namespace of their own and a private proc."""
+    """Users with their own pid and mount namespaces and a private proc."""
     sockets: int = 0
     """Users with a listening socket."""
 
     @property
-    def walked(self) -> bool:
-        """Whether the reference walk reads its core; 187 million objects would take it 45 minutes."""
+    def has_references(self) -> bool:
+        """Whether the reference walks read its core: for 187 million objects they would take 45 minutes."""
         return self.memcgs < 5000
 
     def assignments(self) -> str:
-        """The shape as shell assignments, one a line, for the guest's init."""
+        """The shape as shell assignments, one per line, for the guest's init."""
         values = {**vars(self), "nested": " ".join(map(str, self.nested))}
         del values["arch"]
         return "".join(f"{key}='{value}'\n" for key, value in values.items())
 
 
 # fmt: off
-# The same work on three layouts, so that what an audit of 5.10 predicts can be compared with what 6.1 does.
+# The same work on three layouts: the prediction of an audit of 5.10 is compared with the memory that 6.1 uses.
 _MIX: dict[str, Any] = {
     "nodes": 2, "memcgs": 300, "kept": 40, "tmpfs": 36, "ext4": 3, "overlay": 2,
     "users": 8, "files": 6, "proc": 2, "sockets": 3,
 }
 
-BUNDLED = (
-    # 190 ids; nested memcgs and dying ones.
+BUNDLED_SHAPES = (
+    # 190 ids; nested and dying memcgs.
     Shape("deb510-n1", "5.10", nodes=1, memory_mb=192, memcgs=90, kept=12, nested=(2, 1), dying=4,
           tmpfs=10, users=6, files=3),
     # 382 ids; every kind of mount, sockets.
@@ -72,20 +72,20 @@ BUNDLED = (
     # 1534 ids: pointer arrays too large for a slab cache.
     Shape("deb510-n4", "5.10", nodes=4, memory_mb=384, memcgs=800, kept=60,
           tmpfs=24, ext4=2, overlay=1, users=10, files=10, proc=1, sockets=2),
-    # 46 ids; eager arrays on a node that is not online.
+    # 46 ids; eager arrays also on a node that is not online.
     Shape("deb510-offline", "5.10", nodes=1, offline_nodes=1, memory_mb=192, memcgs=40, kept=5,
           tmpfs=4, ext4=1, users=3, files=3),
-    # A list_lru_one takes 128 bytes: on arm64 before 6.5 kmalloc has no smaller cache.
+    # A list_lru_one takes 128 bytes: kmalloc has no smaller cache on arm64 before 6.5.
     Shape("deb510-arm64", "5.10", arch="arm64", memory_mb=320, **_MIX),
     Shape("deb61-n2", "6.1", memory_mb=256, **_MIX),
-    # Objects of four nodes; nested memcgs and dying ones.
+    # Objects of four nodes; nested and dying memcgs.
     Shape("deb612-n4", "6.12", nodes=4, memory_mb=384, memcgs=200, kept=20, nested=(2, 2), dying=5,
           tmpfs=12, ext4=2, overlay=2, users=12, files=8, proc=1, sockets=2),
-    # A lock in every list_lru_one. No dying memcgs: on 7.2 a charged page does not hold them.
+    # A lock in every list_lru_one. No dying memcgs: on 7.2 a charged page does not keep a memcg alive.
     Shape("deb7-n2", "7", memory_mb=320, **_MIX),
     # The server of the commit message of 5abc1e37afa0: 24574 ids, 4 nodes, 952 superblocks.
     Shape("bytedance", "5.10", nodes=4, memory_mb=10240, memcgs=12300, kept=480, tmpfs=930),
 )
 # fmt: on
 
-SHAPES = {shape.name: shape for shape in BUNDLED}
+SHAPES = {shape.name: shape for shape in BUNDLED_SHAPES}

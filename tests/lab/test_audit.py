@@ -1,4 +1,4 @@
-"""Kernels booted for the test, full cores: DWARF and BTF give the same rows, and these are what the guest says."""
+"""Full cores of kernels booted for the test: DWARF and BTF give the same rows, which agree with the guest's report."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ pytestmark = pytest.mark.lab
 
 
 @pytest.fixture(scope="module", params=["deb510-n2", "deb510-arm64", "deb61-n2", "deb612-n4", "deb7-n2"])
-def booted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
-    """The folder of a full core and the guest's report, the vmlinux with DWARF, the shape."""
+def guest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
+    """The folder of a full core and the guest's report, the vmlinux with DWARF, and the shape."""
     shape = SHAPES[request.param]
-    built = kernels.of(shape.series, shape.arch, dwarf=True)
+    kernel = kernels.debian_kernel(shape.series, shape.arch, dwarf=True)
     folder = tmp_path_factory.mktemp(shape.name)
-    take_core(shape, built, folder)
-    assert built.vmlinux
-    return folder, built.vmlinux, shape
+    take_core(shape, kernel, folder)
+    assert kernel.vmlinux
+    return folder, kernel.vmlinux, shape
 
 
 def inspect(core: Path, *options: str | Path) -> dict[str, Any]:
@@ -36,14 +36,14 @@ def inspect(core: Path, *options: str | Path) -> dict[str, Any]:
 
 
 def collect(core: Path, *options: str | Path) -> list[str]:
-    """Every row of the collector but the one of targets, which has times."""
+    """Every row of the collector except that of targets, which has times."""
     command = [sys.executable, "-m", "pipeline.collector", *options, core]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     return [line for line in lines if line and '"table":"targets"' not in line]
 
 
-def test_dwarf_and_btf_give_the_same_rows(booted: tuple[Path, Path, Any]) -> None:
-    folder, vmlinux, _ = booted
+def test_dwarf_and_btf_give_the_same_rows(guest: tuple[Path, Path, Any]) -> None:
+    folder, vmlinux, _ = guest
     core = folder / "vmcore"
     assert collect(core) == collect(core, "--vmlinux", vmlinux)
     btf, dwarf = inspect(core), inspect(core, "--vmlinux", vmlinux)
@@ -53,20 +53,20 @@ def test_dwarf_and_btf_give_the_same_rows(booted: tuple[Path, Path, Any]) -> Non
     assert btf == dwarf
 
 
-def test_the_audit_is_what_the_guest_says(booted: tuple[Path, Path, Any]) -> None:
-    folder, _, shape = booted
-    found = inspect(folder / "vmcore")
+def test_the_audit_is_what_the_guest_says(guest: tuple[Path, Path, Any]) -> None:
+    folder, _, shape = guest
+    figures = inspect(folder / "vmcore")
     stat = dict(line.split() for line in (folder / "truth/cgroup.stat").read_text().splitlines())
-    assert found["online_memcgs"] == int(stat["nr_descendants"])
-    assert found["dying_memcgs"] == int(stat["nr_dying_descendants"]) == shape.dying
-    assert len(found["possible_nodes"]) == shape.nodes
+    assert figures["online_memcgs"] == int(stat["nr_descendants"])
+    assert figures["dying_memcgs"] == int(stat["nr_dying_descendants"]) == shape.dying
+    assert len(figures["possible_nodes"]) == shape.nodes
     slabinfo = (folder / "truth/slabinfo").read_text().splitlines()
     active = {line.split()[0]: int(line.split()[1]) for line in slabinfo[2:]}
-    assert 0 < found["list_lru_one_objects"] < active[found["slab_cache"]]
-    assert found["xa_node_bytes"] <= active["radix_tree_node"] * 584
+    assert 0 < figures["list_lru_one_objects"] < active[figures["slab_cache"]]
+    assert figures["xa_node_bytes"] <= active["radix_tree_node"] * 584
     if shape.series == "5.10":
-        assert found["slab_cache"] == {"amd64": "kmalloc-32", "arm64": "kmalloc-128"}[shape.arch]
-        assert found["list_lru_one_objects"] > 0.9 * active[found["slab_cache"]]
-        assert found["wasted_bytes"] > 0
+        assert figures["slab_cache"] == {"amd64": "kmalloc-32", "arm64": "kmalloc-128"}[shape.arch]
+        assert figures["list_lru_one_objects"] > 0.9 * active[figures["slab_cache"]]
+        assert figures["wasted_bytes"] > 0
     else:
-        assert found["wasted_bytes"] == 0
+        assert figures["wasted_bytes"] == 0

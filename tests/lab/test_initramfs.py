@@ -1,4 +1,4 @@
-"""The modules of the guest."""
+"""The kernel modules of a guest."""
 
 from __future__ import annotations
 

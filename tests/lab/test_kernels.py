@@ -1,4 +1,4 @@
-"""Where the lab takes kernels from."""
+"""The sources of the lab's kernels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.lab import kernels
 from tests.lab.kernels import LabError
 
-needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not on this machine")
+needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not installed")
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def test_newest_kernel_of_the_series_is_taken_from_a_folder(tmp_path: Path) -> N
 
 @needs_dpkg
 def test_files_of_a_split_kernel_are_put_together(tmp_path: Path) -> None:
-    """From 7.x on the image package is empty; linux-binary has the kernel and linux-modules the modules."""
+    """Since 7.x the image package is empty: linux-binary has the kernel, and linux-modules has the modules."""
     release = "7.2.12+deb14-cloud-amd64"
     make_deb(tmp_path, f"linux-image-{release}", "7.2.12-1", {})
     make_deb(tmp_path, f"linux-binary-{release}", "7.2.12-1", {f"usr/lib/modules/{release}/vmlinuz": "kernel"})

@@ -1,4 +1,4 @@
-"""The lab as a whole: boots a kernel and takes its core. Slow, and needs QEMU and a mirror or $LAB_DEBS."""
+"""The whole lab: boot a kernel and take its core. Slow; needs QEMU, and a mirror or $LAB_DEBS."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.lab.bundle import VMCORES
-from tests.lab.shapes import BUNDLED, SHAPES, Shape
+from tests.lab.shapes import BUNDLED_SHAPES, SHAPES, Shape
 
 
 def test_every_bundled_shape_has_its_core_and_no_other_is_there() -> None:
-    assert {path.parent.name for path in VMCORES.glob("*/vmcore")} == {shape.name for shape in BUNDLED}
+    assert {path.parent.name for path in VMCORES.glob("*/vmcore")} == {shape.name for shape in BUNDLED_SHAPES}
 
 
-@pytest.mark.parametrize("shape", BUNDLED, ids=lambda shape: shape.name)
+@pytest.mark.parametrize("shape", BUNDLED_SHAPES, ids=lambda shape: shape.name)
 def test_bundled_core_was_made_from_the_shape_as_it_is_now(shape: Shape) -> None:
     assert (VMCORES / shape.name / "truth/shape").read_text() == shape.assignments()
 
@@ -26,8 +26,8 @@ def test_a_shape_boots_and_its_guest_is_in_that_state(tmp_path: Path) -> None:
     shape = SHAPES["deb510-n1"]
     subprocess.run([sys.executable, "-m", "tests.lab", "boot", shape.name, "-o", tmp_path], check=True)
     stat = dict(line.split() for line in (tmp_path / "truth/cgroup.stat").read_text().splitlines())
-    below_each = 1 + shape.nested[0] * (1 + shape.nested[1])
-    assert int(stat["nr_descendants"]) == shape.kept * below_each
+    memcgs_per_tree = 1 + shape.nested[0] * (1 + shape.nested[1])
+    assert int(stat["nr_descendants"]) == shape.kept * memcgs_per_tree
     assert int(stat["nr_dying_descendants"]) == shape.dying
     assert (tmp_path / "truth/mounts").read_text().count(" tmpfs ") == shape.tmpfs + 1
     assert (tmp_path / "vmcore").stat().st_size > shape.memory_mb << 20

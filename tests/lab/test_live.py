@@ -1,4 +1,4 @@
-"""A kernel audited live, by a collector in its own guest without debug info, and from its core: the same rows."""
+"""A live audit, by a collector in the guest itself and without debug info, gives the same rows as the guest's core."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.lab.bundle import COSTS
 
 pytestmark = pytest.mark.lab
 
-CHANGING = {
+CHANGING_COLUMNS = {
     *COSTS,
     "captured_at",
     "uptime_s",
@@ -24,18 +24,18 @@ CHANGING = {
     "charged_scan_bytes",
     "notes",
 }
-"""Columns of targets that have the time, or that a process changes by being there; notes say that it ran."""
-OWN_DENTRIES = 2
-"""drgn looks up its /proc/PID/fd/N; that dentry is on the LRU of /proc for as long as the collector runs."""
+"""Columns of targets with times, or that a running process changes; notes say that the kernel ran."""
+MAX_OWN_DENTRIES = 2
+"""drgn looks up /proc/PID/fd/N of its process; the dentry is on the LRU of /proc while the collector runs."""
 AUDITS = ("root", "kptr_restrict", "charged")
-BOOTS = 3
-"""How often a guest is booted whose kernel did something on its own between the audits and the dump."""
+MAX_BOOTS = 3
+"""Boots of a guest whose kernel changes by itself between the audits and the dump."""
 
 
 @pytest.fixture(scope="module", params=["deb510-n2", "deb7-n2"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a core and of the live audits that were made before it was dumped."""
-    for _ in range(BOOTS):
+    """The folder of a core, and of the live audits from before its dump."""
+    for _ in range(MAX_BOOTS):
         folder = tmp_path_factory.mktemp(request.param)
         subprocess.run([sys.executable, "-m", "tests.lab", "boot", request.param, "--live", "-o", folder], check=True)
         if all(is_still(*audits(folder, audit)) for audit in AUDITS):
@@ -44,32 +44,32 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def audits(folder: Path, audit: str) -> tuple[Snapshot | Failure, Snapshot]:
-    """A live audit, and the same of the core."""
-    charged = "--charged" if audit == "charged" else "--no-charged"
-    command = [sys.executable, "-m", "pipeline.collector", folder / "vmcore", charged]
+    """A live audit, and the same audit of the core."""
+    option = "--charged" if audit == "charged" else "--no-charged"
+    command = [sys.executable, "-m", "pipeline.collector", folder / "vmcore", option]
     core = frame.parse(subprocess.run(command, check=True, capture_output=True).stdout)
     assert isinstance(core, Snapshot), core
     return frame.parse((folder / "truth/live" / audit).read_bytes()), core
 
 
 def is_still(live: Snapshot | Failure, core: Snapshot) -> bool:
-    """Whether nothing but the audit itself shows in its tables."""
+    """Whether the live audit's tables differ from the core's by the audit itself only."""
     if not isinstance(live, Snapshot) or live.tables["memcgs"] != core.tables["memcgs"]:
         return False
     return without_own(live, core) == rows(core.tables["list_lrus"])
 
 
 def without_own(live: Snapshot, core: Snapshot) -> list[dict[str, Any]]:
-    """The rows of list_lrus of a live audit, but for the dentries that are the collector's own."""
-    # The oldest superblock comes first; the others are private to users.
+    """The rows of list_lrus of a live audit, without the collector's own dentries."""
+    # The first proc is the oldest; the others are private to users of the shape.
     proc = next(row["address"] for row in rows(core.tables["superblocks"]) if row["fstype"] == "proc")
-    found = rows(live.tables["list_lrus"])
-    for now, later in zip(found, rows(core.tables["list_lrus"]), strict=False):
-        own = now["items"] - later["items"]
-        if (now["superblock"], now["name"]) == (proc, "dentry") and 0 <= own <= OWN_DENTRIES:
-            now["items"] -= own
-            now["root_items"] -= own
-    return found
+    live_rows = rows(live.tables["list_lrus"])
+    for live_row, core_row in zip(live_rows, rows(core.tables["list_lrus"]), strict=False):
+        own_dentries = live_row["items"] - core_row["items"]
+        if (live_row["superblock"], live_row["name"]) == (proc, "dentry") and 0 <= own_dentries <= MAX_OWN_DENTRIES:
+            live_row["items"] -= own_dentries
+            live_row["root_items"] -= own_dentries
+    return live_rows
 
 
 def rows(table: dict[str, list[Any]]) -> list[dict[str, Any]]:
@@ -85,7 +85,7 @@ def test_live_and_core_agree_row_for_row(folder: Path, audit: str) -> None:
         "charged objects were counted while the kernel ran: a lower bound" if audit == "charged" else None
     )
     assert live.columns["captured_at"] < core.columns["captured_at"]
-    assert {**live.columns, **dict.fromkeys(CHANGING)} == {**core.columns, **dict.fromkeys(CHANGING)}
+    assert {**live.columns, **dict.fromkeys(CHANGING_COLUMNS)} == {**core.columns, **dict.fromkeys(CHANGING_COLUMNS)}
     assert live.tables["superblocks"] == core.tables["superblocks"]
     assert live.tables["memcgs"] == core.tables["memcgs"]
     assert without_own(live, core) == rows(core.tables["list_lrus"])

@@ -1,4 +1,4 @@
-"""Kernels that know memcgs but give them no lists, by their command line: audited like any other, with no ids."""
+"""Audits of kernels with memcgs, but without memcg lists and ids, because of their command line."""
 
 from __future__ import annotations
 
@@ -22,34 +22,36 @@ grep '^nr_descendants' /sys/fs/cgroup/cgroup.stat
 
 
 @pytest.mark.parametrize(
-    ("series", "command_line", "layout", "aware", "memcgs"),
+    ("series", "command_line", "layout", "memcg_aware", "memcgs"),
     [
         ("5.10", "cgroup_disable=memory", "array_rcu", True, 0),
         ("5.10", "cgroup.memory=nokmem", "array_rcu", True, 2),
-        # Since v6.7 such a list_lru is not memcg-aware.
+        # Since v6.7 a list_lru without memcg lists is not memcg-aware.
         ("6.12", "cgroup.memory=nokmem", "xarray", False, 2),
     ],
 )
 def test_without_ids_a_kernel_is_audited(
-    tmp_path: Path, series: str, command_line: str, layout: str, aware: bool, memcgs: int
+    tmp_path: Path, series: str, command_line: str, layout: str, memcg_aware: bool, memcgs: int
 ) -> None:
-    core, report = scripted.take_core(SHAPES["deb61-n2"], kernels.of(series), tmp_path, MAKE_MEMCGS, command_line)
+    core, report = scripted.take_core(
+        SHAPES["deb61-n2"], kernels.debian_kernel(series), tmp_path, MAKE_MEMCGS, command_line
+    )
     assert report.split() == ["nr_descendants", str(memcgs)]
 
-    taken = snapshot.take(kernel.open_kernel(str(core)))
+    audit = snapshot.take(kernel.open_kernel(str(core)))
 
     def rows(table: snapshot.Table) -> list[dict[str, Any]]:
         return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
 
-    (target,) = rows(taken.target)
-    assert taken.unsupported is None
+    (target,) = rows(audit.target)
+    assert audit.unsupported_reason is None
     assert (target["layout"], target["online_memcgs"], target["consistency"]) == (layout, memcgs, "exact")
     assert target["memcg_nr_cache_ids"] == (0 if series == "5.10" else None)
-    list_lrus = rows(taken.list_lrus)
+    list_lrus = rows(audit.list_lrus)
     assert len(list_lrus) >= 2 * target["superblocks"] > 0
     assert sum(lru["items"] for lru in list_lrus) > 0
     for lru in list_lrus:
-        assert lru["memcg_aware"] is aware
+        assert lru["memcg_aware"] is memcg_aware
         assert (lru["list_lru_one_objects"], lru["xa_node_bytes"], lru["memcg_items"]) == (0, 0, 0)
         # kvmalloc(sizeof(struct rcu_head)) on each of two nodes; kcalloc(2, 64).
         assert lru["pointer_array_bytes"] == (2 * 16 if series == "5.10" else 0)

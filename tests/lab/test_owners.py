@@ -1,4 +1,4 @@
-"""list_lrus that belong to no superblock: in a module's data and in slab objects, named without debug info."""
+"""list_lrus outside superblocks, in a module's data and in slab objects, are named without debug info."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ grep ' nfs4_xattr_.*_lru\\b' /proc/kallsyms
 
 
 @pytest.fixture(scope="module", params=["5.10", "6.1"])
-def booted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], str, bool]:
-    """The list_lrus that are no superblock's, the guest's kallsyms of nfsv4's, and whether it has mounted an xfs."""
-    built = kernels.of(request.param)
-    if len(initramfs.load_order(built.modules, ("nfsv4", "xfs"))) < 2:
-        pytest.skip(f"{built.release} has nfsv4 or xfs not as modules")
+def guest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], str, bool]:
+    """The list_lrus outside superblocks, the guest's kallsyms of nfsv4's list_lrus, and whether an xfs is mounted."""
+    guest_kernel = kernels.debian_kernel(request.param)
+    if len(initramfs.load_order(guest_kernel.modules, ("nfsv4", "xfs"))) < 2:
+        pytest.skip(f"{guest_kernel.release} does not have nfsv4 and xfs as modules")
     folder = tmp_path_factory.mktemp("owners")
     images = make_xfs(folder / "xfs.img") if request.param == "5.10" else []
     core, symbols = scripted.take_core(
-        SHAPES["deb510-n1"], built, folder, SCRIPT, modules=("nfsv4", "xfs"), files=images
+        SHAPES["deb510-n1"], guest_kernel, folder, SCRIPT, modules=("nfsv4", "xfs"), files=images
     )
     table = snapshot.take(kernel.open_kernel(str(core))).list_lrus
     list_lrus = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
@@ -45,30 +45,30 @@ def make_xfs(image: Path) -> list[Path]:
         return []
     image.touch()
     os.truncate(image, 20 << 20)
-    # What a kernel of 5.10 can mount, and smaller than mkfs likes.
+    # Features that 5.10 can mount; --unsupported allows a size below mkfs.xfs's minimum.
     options = ["--unsupported", "-m", "bigtime=0,inobtcount=0,reflink=0"]
     subprocess.run([mkfs, "-q", *options, image], check=True, capture_output=True)
     return [image]
 
 
-def test_those_of_a_module_have_the_names_that_the_guest_sees(booted: tuple[list[Any], str, bool]) -> None:
-    list_lrus, kallsyms, _ = booted
-    seen = {fields[2]: int(fields[0], 16) for fields in map(str.split, kallsyms.splitlines())}
-    assert set(seen) == {"nfs4_xattr_cache_lru", "nfs4_xattr_entry_lru", "nfs4_xattr_large_entry_lru"}
-    found = {lru["name"]: lru for lru in list_lrus if lru["owner"] == "symbol"}
-    assert set(found) == {"shadow_nodes", *seen}
-    assert {name: found[name]["address"] for name in seen} == seen
-    assert all(lru["memcg_aware"] for lru in found.values())
+def test_those_of_a_module_have_the_names_that_the_guest_sees(guest: tuple[list[Any], str, bool]) -> None:
+    list_lrus, kallsyms, _ = guest
+    addresses = {fields[2]: int(fields[0], 16) for fields in map(str.split, kallsyms.splitlines())}
+    assert set(addresses) == {"nfs4_xattr_cache_lru", "nfs4_xattr_entry_lru", "nfs4_xattr_large_entry_lru"}
+    lru_by_name = {lru["name"]: lru for lru in list_lrus if lru["owner"] == "symbol"}
+    assert set(lru_by_name) == {"shadow_nodes", *addresses}
+    assert {name: lru_by_name[name]["address"] for name in addresses} == addresses
+    assert all(lru["memcg_aware"] for lru in lru_by_name.values())
 
 
-def test_those_of_xfs_are_parts_of_slab_objects(booted: tuple[list[Any], str, bool]) -> None:
-    """xfs_buftarg.bt_lru and, with quota, xfs_quotainfo.qi_lru: kmem_zalloc(), not memcg-aware."""
-    list_lrus, _, xfs = booted
-    if not xfs:
-        pytest.skip("only up to v5.15 lists that are not memcg-aware are on the kernel's own")
-    found = [lru for lru in list_lrus if lru["owner"] == "slab"]
-    assert len(found) == 2
-    for lru in found:
+def test_those_of_xfs_are_parts_of_slab_objects(guest: tuple[list[Any], str, bool]) -> None:
+    """xfs_buftarg.bt_lru and, with quota, xfs_quotainfo.qi_lru: from kmem_zalloc(), not memcg-aware."""
+    list_lrus, _, has_xfs = guest
+    if not has_xfs:
+        pytest.skip("list_lrus that are not memcg-aware are on the kernel's list only up to v5.15")
+    slab_lrus = [lru for lru in list_lrus if lru["owner"] == "slab"]
+    assert len(slab_lrus) == 2
+    for lru in slab_lrus:
         assert lru["name"].startswith("kmalloc-")
         assert not lru["memcg_aware"]
         assert lru["items"] > 0

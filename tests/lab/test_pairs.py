@@ -1,4 +1,4 @@
-"""The same work on an eager and on lazy kernels: their slabs differ by the bytes that the audit calls wasted."""
+"""The same work on an eager and on lazy kernels: their slabs differ by the audit's wasted_bytes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ pytestmark = pytest.mark.lab
 
 
 @cache
-def of_series(name: str, series: str) -> Bytes:
-    return pairs.of_series(PAIRS[name], series, kernels.of)
+def series_difference(name: str, series: str) -> Bytes:
+    return pairs.series_difference(PAIRS[name], series, kernels.debian_kernel)
 
 
 @pytest.mark.parametrize("series", LAZY)
 @pytest.mark.parametrize("name", PAIRS)
 def test_two_kernels_differ_by_what_is_wasted(name: str, series: str) -> None:
-    found = of_series(name, EAGER) - of_series(name, series)
-    assert found.predicted > 100e6
-    assert found.measured == pytest.approx(found.predicted, rel=0.01, abs=1e6)
+    difference = series_difference(name, EAGER) - series_difference(name, series)
+    assert difference.predicted_bytes > 100e6
+    assert difference.measured_bytes == pytest.approx(difference.predicted_bytes, rel=0.01, abs=1e6)

@@ -1,4 +1,4 @@
-"""The small cores: nothing is lost, nothing is made up."""
+"""Small cores have exactly the pages that were read."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_a_page_that_was_left_out_faults(write: Callable[[SmallCore, Path], None
     prog.set_core_dump(tmp_path / "core")
     [(first, end), *_] = small.memory
     hole = next(frame for frame in range(first, end) if frame not in small.pages)
-    kept = next(iter(small.pages))
-    assert prog.read(kept * reduce.PAGE, reduce.PAGE, physical=True) == small.pages[kept]
+    frame = next(iter(small.pages))
+    assert prog.read(frame * reduce.PAGE, reduce.PAGE, physical=True) == small.pages[frame]
     with pytest.raises(drgn.FaultError):
         prog.read(hole * reduce.PAGE, 8, physical=True)
     with pytest.raises(drgn.FaultError):
@@ -50,18 +50,18 @@ def test_a_page_that_was_left_out_faults(write: Callable[[SmallCore, Path], None
 
 
 class TestFullCore:
-    """A full core is stood in for by a small one as ELF: the reader is the same."""
+    """A small core as ELF stands for a full core: the reader is the same."""
 
     def test_walk_leaves_just_the_pages_it_read(self, tmp_path: Path) -> None:
         small = reduce.read_kdump(CORES[0])
         small.write_elf(tmp_path / "core")
         full = reduce.FullCore(tmp_path / "core")
         release = int(dict(line.split(b"=") for line in full.vmcoreinfo.splitlines())[b"SYMBOL(init_uts_ns)"], 16)
-        touched = full.touched(lambda prog: prog.read(release, 8))
-        again = full.small(touched)
-        again.write_kdump(tmp_path / "smaller")
+        frames = full.frames_read_by(lambda prog: prog.read(release, 8))
+        smaller = full.small(frames)
+        smaller.write_kdump(tmp_path / "smaller")
         prog = drgn.Program()
         prog.set_core_dump(tmp_path / "smaller")
         assert prog.read(release, 8) == full.program().read(release, 8)
-        assert len(touched) <= 6, "the page and the page tables above it"
-        assert again.utsname == small.utsname
+        assert len(frames) <= 6, "the page and the page tables above it"
+        assert smaller.utsname == small.utsname

@@ -1,4 +1,4 @@
-"""Real userlands: what an audit of an eager kernel predicts is what a lazy kernel holds for the same work."""
+"""Real userlands: the prediction of an audit of an eager kernel is what a lazy kernel uses for the same work."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.lab.server import SERVERS
 pytestmark = pytest.mark.lab
 
 
-def boot(name: str, to: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The audit of a server's core, and the reference's reading of it."""
-    server.examine(SERVERS[name], kernels.of(SERVERS[name].series, dwarf=True), to, CACHE)
-    command = [sys.executable, "-m", "pipeline", "inspect", to / "vmcore", "--json"]
+def boot(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Boot a server; return the audit of its core, and the reference's reading of the core."""
+    server.examine(SERVERS[name], kernels.debian_kernel(SERVERS[name].series, dwarf=True), folder, CACHE)
+    command = [sys.executable, "-m", "pipeline", "inspect", folder / "vmcore", "--json"]
     audit = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-    return audit, json.loads((to / "charges.json").read_text())
+    return audit, json.loads((folder / "charges.json").read_text())
 
 
 @pytest.mark.parametrize("userland", ["systemd", "runc"])

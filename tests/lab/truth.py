@@ -1,6 +1,6 @@
-"""What independent tools read from a full core: drgn with DWARF in the plainest way, and the crash utility.
+"""Readings of a full core by independent tools: the slow reference walks with drgn and DWARF, and the crash utility.
 
-The kernel's own account of itself comes from the guest (guest/init).
+The kernel's own report comes from the guest (guest/init).
 """
 
 from __future__ import annotations
@@ -18,42 +18,45 @@ from tests.lab.kernels import Kernel
 from tests.lab.reduce import FullCore
 
 
-def write(core: Path, built: Kernel, to: Path, walked: bool = True) -> None:
-    """Write into the folder `to` reference.json and charges.json, if `walked`, and crash.json, if crash can open it."""
-    assert built.vmlinux
-    if walked:
+def write(core: Path, kernel: Kernel, folder: Path, run_references: bool = True) -> None:
+    """Write reference.json and charges.json to `folder`, and crash.json if crash can open the core.
+
+    :param run_references: write reference.json and charges.json, which takes long for a large core.
+    """
+    assert kernel.vmlinux
+    if run_references:
         prog = FullCore(core).program()
-        prog.load_debug_info([built.vmlinux])
-        (to / "reference.json").write_text(reference.dumps(reference.read(prog)))
-        (to / "charges.json").write_text(reference.dumps(reference_charges.read(prog)))
-    by_crash = crash(core, built.vmlinux)
-    if by_crash:
-        (to / "crash.json").write_text(json.dumps(by_crash, indent=1) + "\n")
+        prog.load_debug_info([kernel.vmlinux])
+        (folder / "reference.json").write_text(reference.dumps(reference.read(prog)))
+        (folder / "charges.json").write_text(reference.dumps(reference_charges.read(prog)))
+    crash_report = crash(core, kernel.vmlinux)
+    if crash_report:
+        (folder / "crash.json").write_text(json.dumps(crash_report, indent=1) + "\n")
 
 
 def crash(core: Path, vmlinux: Path) -> dict[str, Any] | None:
-    """crash's account of a core as JSON values; None where it is missing or too old for this kernel.
+    """crash's figures of a core as JSON values; None if crash is not installed or too old for the kernel.
 
-    Version 8.0.2 opens 5.10 and 6.1, not 6.12 and 7.2.
+    Version 8.0.2 opens 5.10 and 6.1, but not 6.12 and 7.2.
     """
     if shutil.which("crash") is None:
         return None
     commands = [
         "p memcg_nr_cache_ids",
         "list -H super_blocks",
-        *(f"kmem -s {name}" for name in reference.USAGE_OF),
+        *(f"kmem -s {name}" for name in reference.CACHE_NAMES),
         "quit",
     ]
     with tempfile.NamedTemporaryFile("w", suffix=".crash") as script:
         script.write("\n".join(commands) + "\n")
         script.flush()
         command = ["crash", "-s", "-i", script.name, str(vmlinux), str(core)]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    superblocks = re.findall(r"^[0-9a-f]{16}$", done.stdout, re.MULTILINE)
+        process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    superblocks = re.findall(r"^[0-9a-f]{16}$", process.stdout, re.MULTILINE)
     if not superblocks:
         return None
-    cache_ids = re.search(r"^memcg_nr_cache_ids = \$\d+ = (\d+)$", done.stdout, re.MULTILINE)
-    rows = re.findall(r"^[0-9a-f]{16} +(\d+) +(\d+) +(\d+) +(\d+) +\d+k +(\S+)$", done.stdout, re.MULTILINE)
+    cache_ids = re.search(r"^memcg_nr_cache_ids = \$\d+ = (\d+)$", process.stdout, re.MULTILINE)
+    rows = re.findall(r"^[0-9a-f]{16} +(\d+) +(\d+) +(\d+) +(\d+) +\d+k +(\S+)$", process.stdout, re.MULTILINE)
     keys = ("object_size", "allocated", "total", "slabs")
     return {
         "memcg_nr_cache_ids": int(cache_ids[1]) if cache_ids else None,

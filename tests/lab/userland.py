@@ -1,4 +1,4 @@
-"""Puts the collector into a guest, with this Python and its drgn: just the files that an audit opens here."""
+"""Put the collector into a guest, with this Python and its drgn: only the files that an audit opens here."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 import drgn
 
 MEMORY_MB = 512
-"""What a guest needs in addition: 170 MB of files come twice, in the initramfs and unpacked into half of the rest."""
+"""Additional memory of a guest: its 170 MB of files exist twice, in the initramfs and unpacked in half of the rest."""
 
 _ROOT = Path(__file__).parents[2]
 _CORE = _ROOT / "tests/vmcores/deb510-n1/vmcore"
 _AUDIT = """
-import runpy, sys  # runpy is what -m needs
+import runpy, sys  # python -m needs runpy
 from pipeline.collector.__main__ import main
 if main(sys.argv[1:]):
     sys.exit("the audit failed")
@@ -28,28 +28,30 @@ for module in list(sys.modules.values()):
 
 
 def copy(root: Path) -> None:
-    """Copy it below `root`, every file to the path that it has here, and make /bin/python there."""
+    """Copy every file below `root` with its path on this machine, and write /bin/python there."""
     python = os.path.realpath(sys.executable)
-    modules = modules_of_an_audit()
+    modules = audit_modules()
     extensions = [path for path in modules if path.endswith(".so")]
     for path in {python, *modules, *libraries([python, *extensions])}:
-        to = root / path.lstrip("/")
-        to.parent.mkdir(parents=True, exist_ok=True)
-        # With its time: bytecode is valid for the time of its source.
-        shutil.copy2(path, to)
-    start = root / "bin/python"
-    start.write_text(f"#!/bin/sh\nPYTHONPATH='{_ROOT}:{Path(drgn.__file__).parents[1]}' exec '{python}' \"$@\"\n")
-    start.chmod(0o755)
+        copy_path = root / path.lstrip("/")
+        copy_path.parent.mkdir(parents=True, exist_ok=True)
+        # copy2() keeps the modification time: bytecode is valid only for its source's time.
+        shutil.copy2(path, copy_path)
+    launcher = root / "bin/python"
+    launcher.write_text(f"#!/bin/sh\nPYTHONPATH='{_ROOT}:{Path(drgn.__file__).parents[1]}' exec '{python}' \"$@\"\n")
+    launcher.chmod(0o755)
 
 
-def modules_of_an_audit() -> list[str]:
-    """The files of the Python modules, source, bytecode and extensions, that an audit of a core imports."""
+def audit_modules() -> list[str]:
+    """The files (source, bytecode and extensions) of the Python modules that an audit of a core imports."""
     command = [sys.executable, "-c", _AUDIT, _CORE]
-    done = subprocess.run(command, cwd=_ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    return [path for path in done.stderr.splitlines() if os.path.isfile(path)]
+    process = subprocess.run(
+        command, cwd=_ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    return [path for path in process.stderr.splitlines() if os.path.isfile(path)]
 
 
 def libraries(objects: list[str]) -> list[str]:
-    """The shared libraries, and the loader, that ELF files need, under the names by which they are looked for."""
-    linked = subprocess.check_output(["ldd", *objects], text=True)
-    return re.findall(r"(/\S+) \(0x", linked)
+    """The shared libraries and the loader that ELF files need, by the paths at which the loader looks for them."""
+    ldd_output = subprocess.check_output(["ldd", *objects], text=True)
+    return re.findall(r"(/\S+) \(0x", ldd_output)

@@ -1,4 +1,4 @@
-"""Uses what a process can get inodes and dentries of, gives all of it back, and ends. Arguments: which of these."""
+"""Use objects that allocate inodes and dentries, release all of them, and exit. Arguments: the functions to run."""
 
 import asyncio
 import ctypes
@@ -17,10 +17,10 @@ def pipes():
 
 def sockets():
     socket.socketpair()
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen()
-        socket.create_connection(listening.getsockname())
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        socket.create_connection(server.getsockname())
 
 
 def events():
@@ -50,9 +50,9 @@ def files():
             with open(f"{folder}/{n}", "w") as f:
                 f.write("x")
     for top in ("/dev", "/sys/class", "/sys/fs/cgroup", "/proc/self", "/etc"):
-        for at, _, names in os.walk(top):
+        for folder, _, names in os.walk(top):
             for name in names[:20]:
-                os.path.exists(os.path.join(at, name))
+                os.path.exists(os.path.join(folder, name))
 
 
 for name in sys.argv[1:]:

@@ -1,7 +1,7 @@
-"""A scheduled audit: `python -m pipeline.jobs.audit -i fleet.yaml -w /data/warehouse`, otherwise `lru-audit run`.
+"""Scheduled audit: `python -m pipeline.jobs.audit -i fleet.yaml -w /data/warehouse`, the same as `lru-audit run`.
 
-For cron, systemd timers and `ray job submit`: a line of progress now and then on stderr, the ranking on stdout, and
-the exit code says whether every target was good (`lru-audit --help` lists them).
+For cron, systemd timers and `ray job submit`: prints a line of progress every few seconds on stderr and the ranking on
+stdout. The exit code tells whether every target was good (`lru-audit --help` lists the codes).
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Scheduled expiry of old runs: `python -m pipeline.jobs.expire --keep-daily 14`, otherwise `lru-audit expire`."""
+"""Scheduled expiry of old runs: `python -m pipeline.jobs.expire --keep-daily 14`, the same as `lru-audit expire`."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""A scheduled report: `python -m pipeline.jobs.report --format html -o waste.html`, otherwise `lru-audit report`.
+"""Scheduled report: `python -m pipeline.jobs.report --format html -o waste.html`, the same as `lru-audit report`.
 
-For what follows an audit: with `-o` the file is replaced whole, so that a web server or node_exporter never sees half.
+Runs after an audit. `-o` replaces the file atomically, so that a web server or node_exporter never reads a partial one.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Finds the processes that a test has started, orphans as well, by a variable in their environment, and ends them."""
+"""Find and kill the processes that a test has started, including orphans, by a variable in their environment."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ import time
 from pathlib import Path
 
 
-def having(variable: str) -> dict[int, str]:
-    """Those with NAME=VALUE in their environment: pid to command line."""
-    found = {}
+def find(variable: str) -> dict[int, str]:
+    """Return the command lines, by pid, of the processes with NAME=VALUE in their environment."""
+    processes = {}
     for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # gone, or another user's
+        with contextlib.suppress(OSError):  # exited, or of another user
             if os.fsencode(f"\0{variable}\0") in b"\0" + (path / "environ").read_bytes():
-                found[int(path.name)] = os.fsdecode((path / "cmdline").read_bytes()).replace("\0", " ")
-    return found
+                processes[int(path.name)] = os.fsdecode((path / "cmdline").read_bytes()).replace("\0", " ")
+    return processes
 
 
-def until_gone(variable: str, seconds: float) -> None:
-    """See that within `seconds` there is none of them, by itself."""
+def wait_for_exit(variable: str, seconds: float) -> None:
+    """Assert that all processes with `variable` exit within `seconds`."""
     deadline = time.monotonic() + seconds
-    while left := having(variable):
-        assert time.monotonic() < deadline, left
+    while processes := find(variable):
+        assert time.monotonic() < deadline, processes
         time.sleep(0.05)
 
 
 def kill(variable: str) -> None:
-    """Kill them all, also those that they start meanwhile."""
+    """Kill all processes with `variable`, and those that they start in the meantime."""
     deadline = time.monotonic() + 20
-    while left := having(variable):
-        for pid in left:
+    while processes := find(variable):
+        for pid in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        assert time.monotonic() < deadline, left
+        assert time.monotonic() < deadline, processes
         time.sleep(0.05)

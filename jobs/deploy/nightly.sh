@@ -1,7 +1,8 @@
 #!/bin/sh
-# An audit, then its metrics, its report and the end of old runs: nightly.sh ARGUMENTS, those of `lru-audit run`.
-# For cron, `ray job submit` and Kubernetes; the account's python has list-lru-audit. Exits as the audit did, but with 0
-# where it was published and some targets are not good (3), as metrics and report name them.
+# Runs an audit, then updates its metrics and report and expires old runs: nightly.sh ARGUMENTS, with the arguments of
+# `lru-audit run`. For cron, `ray job submit` and Kubernetes; the account's python must have list-lru-audit installed.
+# Exits with the code of the audit, except that 3 (published, some targets not good) becomes 0: metrics and report name
+# these targets.
 set -u
 
 data=${LRU_AUDIT_DATA:-/var/lib/lru-audit}
@@ -10,7 +11,7 @@ export LRU_AUDIT_WAREHOUSE="${LRU_AUDIT_WAREHOUSE:-$data/warehouse}"
 python -m pipeline.jobs.audit --audit nightly "$@"
 code=$?
 
-# Also after an audit that failed: it may have published (4, 5); if not, they say how old the newest run is.
+# Also run after a failed audit: it may have published (4, 5); otherwise they show the age of the newest run.
 after=0
 python -m pipeline.jobs.report --audit nightly --format prometheus -o "${LRU_AUDIT_METRICS:-$data/lru-audit.prom}" &&
     python -m pipeline.jobs.report --audit nightly --format html -o "$data/waste.html" &&

@@ -1,1 +1,1 @@
-"""One run: the driver sends batches to Ray, a worker runs one child process for each target and returns its outcome."""
+"""Collection of a run: the driver sends batches to Ray, and a worker runs one child process for each target."""

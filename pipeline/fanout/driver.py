@@ -1,7 +1,8 @@
-"""Drives a run: batches to Ray's workers, outcomes back one by one, lost work planned again.
+"""The driver of a run: sends batches to Ray's workers, receives attempts one by one, and re-queues lost work.
 
-Ray has no deadline for a task, and a task that it retries itself leaves no trace. So a batch is a generator task
-that is never retried; what it did not deliver the driver plans again, and each try is an attempt that is kept.
+Ray has no deadline for a task, and leaves no trace of a task that it retries itself. A batch is therefore a generator
+task that Ray never retries. The driver re-queues the targets that a lost batch did not deliver, and records each try as
+an attempt.
 """
 
 from __future__ import annotations
@@ -14,40 +15,43 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pipeline.collector.status import GOOD
 from pipeline.fanout import cluster, runner
 from pipeline.fanout.cluster import ClusterError
 from pipeline.inventory import Target
-from pipeline.inventory.plan import HERE, Batch, Plan
+from pipeline.inventory.plan import LOCAL_NODE, Batch, Plan
 
 Collect = Callable[[Target, int, runner.Limits], dict[str, Any]]
 
-# Another try may end differently: the worker died, the live kernel changed under every read.
-_RETRIED = {"lost", "inconsistent"}
-# Not by us, whose limits have statuses of their own: a node that dies may end a collector before its worker, and the
-# kernel ends whom it likes when there is no memory.
-_KILLED = "signal:SIGKILL"
+# Statuses that may change on a retry: the worker died, or the live kernel changed during every read.
+_RETRY_STATUSES = {"lost", "inconsistent"}
+# A SIGKILL from outside may not recur: a dying node may end a collector before its worker, and the kernel's OOM killer
+# may choose any process. The runner's own limits have statuses of their own.
+_SIGKILL_ERROR_TYPE = "signal:SIGKILL"
 
-# A worker takes 100 MB and what goes over ssh only waits: a worker waits for so many hosts at a time.
-_SSH_AT_ONCE = 8
+# Hosts that a worker waits for at a time. A worker takes 100 MB, and a collection over ssh uses no CPU here.
+_MAX_SSH_PER_WORKER = 8
 
-# After so long without a first sign of life somebody should know why.
-_FIRST_SIGN_S = 10.0
-# Without news for so long, is there a node left that can work? And is the head still there, also with news?
-_LOOK_S = 20.0
-# So long a head may take to start again. A minute after its end Ray ends this process, and each node.
-_HEAD_S = 10.0
+# Warn when no worker has started after this long.
+_FIRST_WORKER_S = 10.0
+# Check the head this often. Check for a node with a CPU after this long without a delivery.
+_CHECK_INTERVAL_S = 20.0
+# Time for a head to restart. Ray ends this process and each node a minute after the head's end.
+_HEAD_RESTART_S = 10.0
+
+# A batch occupies a CPU of a node, or waits for hosts over ssh; each has its own limit of concurrent targets.
+_Transport = Literal["node", "ssh"]
 
 _log = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
-    """Who is told how far a run is."""
+    """Receives the progress of a run."""
 
-    def update(self, done: int, failed: Mapping[str, int]) -> None:
-        """done: targets with an outcome; failed: of these, how many ended with each status that is not good."""
+    def update(self, done_count: int, failure_counts: Mapping[str, int]) -> None:
+        """Take the number of targets with an outcome and, of these, the number with each status that is not good."""
 
 
 def run(
@@ -60,60 +64,66 @@ def run(
     address: str | None = None,
     collect: Collect = runner.run,
 ) -> None:
-    """Collect every target of the plan; hand each outcome to `on_outcome`, in this thread, as it arrives.
+    """Collect every target of the plan; pass each outcome to `on_outcome`, in this thread, as it arrives.
 
-    It is as `runner.outcome` makes it, but the tables of a target that was collected are JSON text.
+    An outcome has the form of `runner.outcome`, except that the tables of a collected target are JSON text.
 
-    :param limits: of one collection; a target's own timeout_s comes first.
-    :param retries: how often a target is tried again after an end that may change: lost, inconsistent, or crashed by a
-        SIGKILL. One that was lost together with others is tried again in any case, alone.
-    :param address: a Ray cluster to join, default RAY_ADDRESS; without both a Ray of its own, for this call.
-    :param collect: what a worker does for one target; for targets over ssh, in several threads.
-    :raises ClusterError: there is no Ray, or no node is left to collect on.
+    :param limits: limits of one collection; a target's timeout_s takes precedence.
+    :param retries: how often a target is retried after a result that may change: lost, inconsistent, or crashed by a
+        SIGKILL. A target that was lost together with others is retried alone in any case.
+    :param address: the Ray cluster to join, default RAY_ADDRESS; without either an embedded Ray for this call.
+    :param collect: the function that a worker calls for each target, from several threads for targets over ssh.
+    :raises ClusterError: Ray cannot be started or joined, or no node is left that can collect.
     """
-    with cluster.connected(plan.parallel, address) as ray:
+    with cluster.connection(plan.parallel, address) as ray:
         _Run(ray, plan, on_outcome, progress, limits or runner.Limits(), retries, collect).drive()
 
 
 def _collect_batch(
-    todo: Sequence[tuple[Target, int]], limits: runner.Limits, collect: Collect, at_once: int
+    targets: Sequence[tuple[Target, int]], limits: runner.Limits, collect: Collect, concurrency: int
 ) -> Iterator[Any]:
-    """The task: yield the name of the node, then the name of each target with the attempt at it."""
+    """Collect a batch in a worker: yield the node's name, then the name of each target with its attempt.
+
+    :param targets: each with the number of the attempt.
+    """
     yield socket.gethostname()
-    if at_once == 1:
-        for target, attempt in todo:
-            yield target.name, _packed(collect(target, attempt, limits))
+    if concurrency == 1:
+        for target, number in targets:
+            yield target.name, _with_json_tables(collect(target, number, limits))
         return
-    with ThreadPoolExecutor(at_once) as threads:
-        names = {threads.submit(collect, target, attempt, limits): target.name for target, attempt in todo}
-        for done in as_completed(names):
-            yield names[done], _packed(done.result())
+    with ThreadPoolExecutor(concurrency) as threads:
+        names = {threads.submit(collect, target, number, limits): target.name for target, number in targets}
+        for future in as_completed(names):
+            yield names[future], _with_json_tables(future.result())
 
 
-def _packed(attempt: dict[str, Any]) -> dict[str, Any]:
-    """Return an attempt with its tables as JSON text. Workers are many; the one driver only hands them on."""
+def _with_json_tables(attempt: dict[str, Any]) -> dict[str, Any]:
+    """Return an attempt with its tables as JSON text, so that the workers encode them and not the one driver."""
     return {**attempt, "tables": json.dumps(attempt["tables"], separators=(",", ":"))}
 
 
 class _Stream:
-    """A batch under way: the generator, and which of its targets have not come back."""
+    """A running batch: its generator, and the targets that it has not delivered.
 
-    def __init__(self, batch: Batch, at_once: int, generator: Any) -> None:
+    :param concurrency: how many targets the worker collects at a time.
+    """
+
+    def __init__(self, batch: Batch, concurrency: int, generator: Any) -> None:
         self.batch = batch
-        self.waiting = {target.name: target for target in batch.targets}
-        self.at_once = at_once
+        self.targets_left = {target.name: target for target in batch.targets}
+        self.concurrency = concurrency
         self.generator = generator
         self.node: str | None = None
-        self.tick()
+        self.restart_clock()
 
-    def tick(self) -> None:
-        """Note when the target that is now first began: when the one before it came back."""
+    def restart_clock(self) -> None:
+        """Record the start of the next target, which is when the worker delivered the one before it."""
         self.started_at = time.time_ns() // 1000
         self.start = time.monotonic()
 
 
 class _Run:
-    """One run as the driver sees it: what waits, what is under way, what has been tried."""
+    """The driver's state of one run: queued batches, running batches, and the attempts of targets to retry."""
 
     def __init__(
         self,
@@ -130,117 +140,117 @@ class _Run:
         self.progress = progress
         self.retries = retries
         self.unreachable = plan.unreachable
-        # Both by whether it goes over ssh.
-        self.most = {False: plan.parallel, True: plan.ssh_parallel}
-        self.waiting = {over_ssh: deque(b for b in plan.batches if b.over_ssh == over_ssh) for over_ssh in self.most}
+        self.limits = limits
+        self.collect = collect
+        self.slots_by_transport: dict[_Transport, int] = {"node": plan.parallel, "ssh": plan.ssh_parallel}
+        self.queue_by_transport: dict[_Transport, deque[Batch]] = {"node": deque(), "ssh": deque()}
+        for batch in plan.batches:
+            self.queue_by_transport[_transport(batch)].append(batch)
         self.streams: dict[Any, _Stream] = {}
-        self.tried: dict[str, list[dict[str, Any]]] = {}
-        self.done = 0
-        self.failed: Counter[str] = Counter()
-        self.wait_s = _FIRST_SIGN_S
+        self.past_attempts: dict[str, list[dict[str, Any]]] = {}
+        self.done_count = 0
+        self.failure_counts: Counter[str] = Counter()
+        self.wait_s = _FIRST_WORKER_S
         self.head: str = self.ray.get_runtime_context().gcs_address
-        self.head_at = time.monotonic()
-        task = self.ray.remote(num_cpus=1, max_retries=0, num_returns="streaming")(_collect_batch)
-        self.submit: Callable[..., Any] = lambda todo, at_once, **options: task.options(**options).remote(
-            todo, limits, collect, at_once
-        )
+        self.last_head_check = time.monotonic()
+        self.task = self.ray.remote(num_cpus=1, max_retries=0, num_returns="streaming")(_collect_batch)
 
     def drive(self) -> None:
-        """Keep as many targets under way as may be until nothing waits."""
+        """Start batches while slots are free and receive their attempts, until no batch is queued or running."""
         for target, reason in self.unreachable:
-            now = time.time_ns() // 1000
-            self._settle(target, [runner.result(1, None, now, 0, "unreachable", "NoSuchNode", reason)])
+            started_at = time.time_ns() // 1000
+            self._deliver(target, [runner.result(1, None, started_at, 0, "unreachable", "NoSuchNode", reason)])
         try:
-            while any(self.waiting.values()) or self.streams:
-                for over_ssh, waiting in self.waiting.items():
-                    free = self.most[over_ssh] - self._under_way(over_ssh)
-                    while waiting and free > 0:
-                        free -= self._start(self._next(over_ssh), free)
-                ready = self._ready()
+            while any(self.queue_by_transport.values()) or self.streams:
+                for transport, queue in self.queue_by_transport.items():
+                    free_slots = self.slots_by_transport[transport] - self._running_targets(transport)
+                    while queue and free_slots > 0:
+                        free_slots -= self._start(self._next_batch(transport), free_slots)
+                generators = self._wait()
                 cluster.raise_if_interrupted()
-                if time.monotonic() - self.head_at >= _LOOK_S:
-                    self._await_head()
-                if not ready:
-                    self._look()
-                self.wait_s = _LOOK_S
-                for generator in ready:
+                if time.monotonic() - self.last_head_check >= _CHECK_INTERVAL_S:
+                    self._check_head()
+                if not generators:
+                    self._check_workers()
+                self.wait_s = _CHECK_INTERVAL_S
+                for generator in generators:
                     self._receive(self.streams[generator])
         finally:
             for generator in self.streams:
                 self.ray.cancel(generator, force=True)
 
-    def _ready(self) -> list[Any]:
-        """Wait for news and return the batches that have some: all, as to ask costs 4 us for each under way."""
+    def _wait(self) -> list[Any]:
+        """Wait for a delivery; return all generators that have one, as a call of ray.wait costs 4 us per generator."""
         streams = list(self.streams)
         ready, _ = self.ray.wait(streams, num_returns=len(streams), timeout=0)
         if not ready:
             ready, _ = self.ray.wait(streams, num_returns=1, timeout=self.wait_s)
         return ready
 
-    def _await_head(self) -> None:
-        """See that the cluster's head is there, while this process may still say what is kept.
+    def _check_head(self) -> None:
+        """Check that the cluster's head answers, in time for this process to report what it has kept.
 
-        :raises ClusterError: it is gone.
+        :raises ClusterError: the head has not answered for _HEAD_RESTART_S.
         """
-        until = time.monotonic() + _HEAD_S
+        deadline = time.monotonic() + _HEAD_RESTART_S
         while True:
             try:
-                cluster.reach(self.head)
-                self.head_at = time.monotonic()
+                cluster.check_listening(self.head)
+                self.last_head_check = time.monotonic()
                 return
             except OSError as error:
-                if time.monotonic() > until:
+                if time.monotonic() > deadline:
                     raise ClusterError(f"the head of the Ray cluster at {self.head} is gone: {error}") from error
             time.sleep(1)
 
-    def _look(self) -> None:
-        """After a time without news say what may be missing.
+    def _check_workers(self) -> None:
+        """Warn if no worker has started after the first wait.
 
-        :raises ClusterError: what is under way waits for a CPU, and no node that lives has one.
+        :raises ClusterError: a running batch waits for a CPU, and no node that is alive has one.
         """
         if any(stream.node for stream in self.streams.values()):
             return
         waits_for_cpu = any(not stream.batch.over_ssh and stream.batch.node is None for stream in self.streams.values())
         if waits_for_cpu and not self.ray.cluster_resources().get("CPU"):
-            raise ClusterError("no node of the Ray cluster is left that has a CPU")
-        if self.wait_s == _FIRST_SIGN_S:
-            _log.warning("no worker has begun after %g s: has Ray no free CPU?", self.wait_s)
+            raise ClusterError("no node with a CPU is left in the Ray cluster")
+        if self.wait_s == _FIRST_WORKER_S:
+            _log.warning("no worker has started after %g s: does Ray have a free CPU?", self.wait_s)
 
-    def _under_way(self, over_ssh: bool) -> int:
+    def _running_targets(self, transport: _Transport) -> int:
         """Return how many targets are being collected."""
-        streams = [stream for stream in self.streams.values() if stream.batch.over_ssh == over_ssh]
-        return sum(min(stream.at_once, len(stream.waiting)) for stream in streams)
+        streams = [stream for stream in self.streams.values() if _transport(stream.batch) == transport]
+        return sum(min(stream.concurrency, len(stream.targets_left)) for stream in streams)
 
-    def _next(self, over_ssh: bool) -> Batch:
-        """Take a batch; over ssh as many as keep a worker busy, but a target that was tried before is alone."""
-        waiting = self.waiting[over_ssh]
-        batch = waiting.popleft()
-        while over_ssh and waiting and len(batch.targets) + len(waiting[0].targets) <= _SSH_AT_ONCE:
-            if waiting[0].node != batch.node or not self.tried.keys().isdisjoint(
-                target.name for target in (*batch.targets, *waiting[0].targets)
+    def _next_batch(self, transport: _Transport) -> Batch:
+        """Dequeue a batch; over ssh merge batches up to what a worker takes, but never one with a target to retry."""
+        queue = self.queue_by_transport[transport]
+        batch = queue.popleft()
+        while transport == "ssh" and queue and len(batch.targets) + len(queue[0].targets) <= _MAX_SSH_PER_WORKER:
+            if queue[0].node != batch.node or not self.past_attempts.keys().isdisjoint(
+                target.name for target in (*batch.targets, *queue[0].targets)
             ):
                 break
-            batch = replace(batch, targets=batch.targets + waiting.popleft().targets)
+            batch = replace(batch, targets=batch.targets + queue.popleft().targets)
         return batch
 
-    def _start(self, batch: Batch, free: int) -> int:
+    def _start(self, batch: Batch, free_slots: int) -> int:
         """Start a batch and return how many of its targets are collected at a time."""
-        todo = [(target, len(self.tried.get(target.name, ())) + 1) for target in batch.targets]
-        at_once = min(len(todo), _SSH_AT_ONCE, free) if batch.over_ssh else 1
+        targets = [(target, len(self.past_attempts.get(target.name, ())) + 1) for target in batch.targets]
+        concurrency = min(len(targets), _MAX_SSH_PER_WORKER, free_slots) if batch.over_ssh else 1
         options: dict[str, Any] = {}
         if batch.over_ssh:
             options = {"scheduling_strategy": "SPREAD", "num_cpus": 0}
         if batch.node is not None:
-            node = self.ray.get_runtime_context().get_node_id() if batch.node == HERE else batch.node
+            node = self.ray.get_runtime_context().get_node_id() if batch.node == LOCAL_NODE else batch.node
             affinity = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-            # No CPU is asked for: a cluster's head may have none to give, and then a task waits for ever.
+            # Request no CPU: the head of a cluster may have none, and a task that requests one would wait for ever.
             options = {"scheduling_strategy": affinity(node, soft=False), "num_cpus": 0}
-        generator = self.submit(todo, at_once, **options)
-        self.streams[generator] = _Stream(batch, at_once, generator)
-        return at_once
+        generator = self.task.options(**options).remote(targets, self.limits, self.collect, concurrency)
+        self.streams[generator] = _Stream(batch, concurrency, generator)
+        return concurrency
 
     def _receive(self, stream: _Stream) -> None:
-        """Take the next thing a batch delivered: its node, an attempt, or its end, good or bad."""
+        """Take the next item of a batch: the name of its node, an attempt, or its end or loss."""
         try:
             item = self.ray.get(next(stream.generator))
         except StopIteration:
@@ -248,51 +258,59 @@ class _Run:
             return
         except self.ray.exceptions.RayError as error:
             del self.streams[stream.generator]
-            self._lose(stream, error)
+            self._requeue(stream, error)
             return
         if stream.node is None:
             stream.node = item
         else:
             name, attempt = item
-            self._finish(stream.waiting.pop(name), stream.batch, attempt)
-        stream.tick()
+            self._finish(stream.targets_left.pop(name), stream.batch, attempt)
+        stream.restart_clock()
 
-    def _lose(self, stream: _Stream, error: Exception) -> None:
-        """Plan again what a dead batch left: what it died at one by one, the rest as they were, not blamed.
+    def _requeue(self, stream: _Stream, error: Exception) -> None:
+        """Re-queue the targets of a lost batch: those that may have been running one by one, the rest as a batch.
 
-        Of several that it may have died at only one is to blame, and alone they show which.
-
-        An outcome that was on its way when the worker died was lost too: its target is then what it died at.
+        Of the targets that were running at a time, one has killed the worker; each is retried alone to find out which.
+        The rest had not started, and the loss does not count as an attempt at them. If an attempt was in transit when
+        the worker died, it was lost too, and its target counts as running.
         """
-        left = tuple(stream.waiting.values())
-        suspects, rest = left[: stream.at_once], left[stream.at_once :]
+        targets = tuple(stream.targets_left.values())
+        suspects, queued_targets = targets[: stream.concurrency], targets[stream.concurrency :]
         duration_ms = round((time.monotonic() - stream.start) * 1000)
         if isinstance(error, self.ray.exceptions.RayTaskError):
-            error = error.cause  # what was raised in the worker
-        ending = "lost", type(error).__name__, str(error).strip().partition("\n")[0]
-        if rest:
-            self.waiting[stream.batch.over_ssh].appendleft(replace(stream.batch, targets=rest))
+            error = error.cause  # the exception raised in the worker
+        failure = "lost", type(error).__name__, str(error).strip().partition("\n")[0]
+        queue = self.queue_by_transport[_transport(stream.batch)]
+        if queued_targets:
+            queue.appendleft(replace(stream.batch, targets=queued_targets))
         for suspect in suspects:
-            attempt = len(self.tried.get(suspect.name, ())) + 1
-            lost = runner.result(attempt, stream.node, stream.started_at, duration_ms, *ending)
-            self._finish(suspect, stream.batch, lost, shared=len(suspects) > 1)
+            number = len(self.past_attempts.get(suspect.name, ())) + 1
+            attempt = runner.result(number, stream.node, stream.started_at, duration_ms, *failure)
+            self._finish(suspect, stream.batch, attempt, is_shared_loss=len(suspects) > 1)
 
-    def _finish(self, target: Target, batch: Batch, attempt: dict[str, Any], shared: bool = False) -> None:
-        """Settle a target of a batch after an attempt, or try it again; shared: it was lost together with others."""
-        attempts = [*self.tried.pop(target.name, ()), attempt]
+    def _finish(self, target: Target, batch: Batch, attempt: dict[str, Any], is_shared_loss: bool = False) -> None:
+        """Deliver a target's outcome after an attempt, or re-queue the target for a retry.
+
+        :param is_shared_loss: whether the target was lost together with others.
+        """
+        attempts = [*self.past_attempts.pop(target.name, ()), attempt]
         row = attempt["attempt"]
-        may_change = row["status"] in _RETRIED or row["error_type"] == _KILLED
-        if may_change and len(attempts) <= max(self.retries, shared):
-            self.tried[target.name] = attempts
-            self.waiting[batch.over_ssh].appendleft(replace(batch, targets=(target,)))
+        may_change = row["status"] in _RETRY_STATUSES or row["error_type"] == _SIGKILL_ERROR_TYPE
+        if may_change and len(attempts) <= max(self.retries, is_shared_loss):
+            self.past_attempts[target.name] = attempts
+            self.queue_by_transport[_transport(batch)].appendleft(replace(batch, targets=(target,)))
             return
-        self._settle(target, attempts)
+        self._deliver(target, attempts)
 
-    def _settle(self, target: Target, attempts: list[dict[str, Any]]) -> None:
-        """Hand out an outcome."""
+    def _deliver(self, target: Target, attempts: list[dict[str, Any]]) -> None:
+        """Pass a target's outcome to the caller and report the progress."""
         self.on_outcome(runner.outcome(target, attempts))
-        self.done += 1
+        self.done_count += 1
         status = attempts[-1]["attempt"]["status"]
-        self.failed[status] += status not in GOOD
+        self.failure_counts[status] += status not in GOOD
         if self.progress:
-            self.progress.update(self.done, +self.failed)
+            self.progress.update(self.done_count, +self.failure_counts)
+
+
+def _transport(batch: Batch) -> _Transport:
+    return "ssh" if batch.over_ssh else "node"

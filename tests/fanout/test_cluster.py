@@ -1,4 +1,4 @@
-"""The fan-out on a Ray cluster of three nodes that run without a checkout, and what a dying node costs."""
+"""Runs on a Ray cluster of three nodes without a checkout, and the loss of a node."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from typing import Any
 import pytest
 
 from pipeline import cli
-from tests.cli.test_resume import VMCORES, Warehouse, until
+from tests.cli.test_resume import VMCORES, Warehouse, wait_until
 from tests.cluster import HEAD, Cluster, cluster
 
 ROOT = Path(__file__).resolve().parents[2]
-OTHER, DYING = "127.0.0.3", "127.0.0.4"
+WORKER, VICTIM = "127.0.0.3", "127.0.0.4"
 
 
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[Cluster]:
-    with cluster(3) as made:
-        yield made
+    with cluster(3) as running_cluster:
+        yield running_cluster
 
 
 @pytest.fixture
 def collector(tmp_path: Path) -> Path:
-    """In place of a collector: says on which node it runs and where it would import the package from.
+    """A stand-in for the collector that reports its node and the directory that the package is imported from.
 
-    It hangs on the node whose word is in the file `hang`, and says so in `hung`.
+    It hangs on the node whose word is in the file `hang`, and appends its source to the file `hung`.
     """
     script = tmp_path / "collector"
     script.write_text(
@@ -54,7 +54,7 @@ def collector(tmp_path: Path) -> Path:
 
 
 def fan_out(folder: Path, targets: list[dict[str, Any]], env: dict[str, str]) -> subprocess.Popen[str]:
-    """Start a driver of its own that prints each outcome as a line of JSON."""
+    """Start a driver in a process of its own that prints each outcome as a line of JSON."""
     (folder / "targets.json").write_text(json.dumps(targets))
     script = folder / "driver.py"
     script.write_text(
@@ -63,9 +63,9 @@ def fan_out(folder: Path, targets: list[dict[str, Any]], env: dict[str, str]) ->
         "from pipeline.inventory import Target, plan\n"
         "targets = [Target(**target) for target in json.load(open('targets.json'))]\n"
         "try:\n"
-        "    with cluster.connected(3):\n"
-        "        made = plan.make(targets, 3, cluster.nodes())\n"
-        "        driver.run(made, on_outcome=lambda outcome: print(json.dumps(outcome), flush=True))\n"
+        "    with cluster.connection(3):\n"
+        "        fleet_plan = plan.make_plan(targets, 3, cluster.nodes())\n"
+        "        driver.run(fleet_plan, on_outcome=lambda outcome: print(json.dumps(outcome), flush=True))\n"
         "except cluster.ClusterError as error:\n"
         "    print(error, file=sys.stderr)\n"
     )
@@ -87,8 +87,8 @@ def until_hung(process: subprocess.Popen[str], folder: Path, sources: set[str]) 
 
 def outcomes(process: subprocess.Popen[str]) -> dict[str, dict[str, Any]]:
     stdout, stderr = process.communicate(timeout=150)
-    # A line where a loaded machine is slow to start workers.
-    assert stderr in ("", "no worker has begun after 10 s: has Ray no free CPU?\n")
+    # The warning appears when a loaded machine is slow to start workers.
+    assert stderr in ("", "no worker has started after 10 s: does Ray have a free CPU?\n")
     return {outcome["target"]: outcome for outcome in map(json.loads, stdout.splitlines())}
 
 
@@ -101,8 +101,8 @@ def test_nobody_joins_a_cluster_without_its_token(ray_cluster: Cluster, tmp_path
     process = fan_out(tmp_path, [], {"RAY_ADDRESS": ray_cluster.address, **token})
     stdout, stderr = process.communicate(timeout=60)
     assert stdout == ""
-    said = stderr.splitlines()[-1]  # before it a line of Ray's own
-    assert said.startswith(f"cannot join the Ray cluster at {ray_cluster.address}: it wants another token")
+    message = stderr.splitlines()[-1]  # after a line of Ray's own
+    assert message.startswith(f"cannot join the Ray cluster at {ray_cluster.address}: it requires another token")
     assert "Traceback" not in stderr
 
 
@@ -113,23 +113,32 @@ def test_nodes_audit_their_own_kernels_with_the_package_that_the_driver_sent(
     python = {"python": str(collector)}
     targets = [
         {"name": "every", "kind": "ray", "source": "ray:*", **python},
-        {"name": "via", "kind": "vmcore", "source": f"{tmp_path}/core", "via": f"ray:{OTHER}", **python},
+        {"name": "via", "kind": "vmcore", "source": f"{tmp_path}/core", "via": f"ray:{WORKER}", **python},
         {"name": "absent", "kind": "ray", "source": "ray:db-7", **python},
     ]
-    # As `ray job submit` hands a driver the runtime environment of its job.
+    # `ray job submit` passes the runtime environment of a job to its driver in this variable.
     job = {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": {"OF_JOB": "yes"}}})}
-    found = outcomes(fan_out(tmp_path, targets, ray_cluster.env | job))
+    results = outcomes(fan_out(tmp_path, targets, ray_cluster.env | job))
     words = ray_cluster.words
-    hosts = {name: outcome["row"].get("host") for name, outcome in found.items()}
-    assert hosts == {HEAD: words[HEAD], OTHER: words[OTHER], DYING: words[DYING], "via": words[OTHER], "absent": None}
-    assert found[OTHER]["row"]["kernel_release"] == "live:", "what the collector is told to open"
-    assert found[OTHER]["row"]["arch"] == "yes", "the job's own runtime environment stays"
-    assert (found[OTHER]["row"]["kind"], found[OTHER]["row"]["source"]) == ("ray", f"ray:{OTHER}")
-    absent = found["absent"]["row"]
+    hosts = {name: outcome["row"].get("host") for name, outcome in results.items()}
+    assert hosts == {
+        HEAD: words[HEAD],
+        WORKER: words[WORKER],
+        VICTIM: words[VICTIM],
+        "via": words[WORKER],
+        "absent": None,
+    }
+    assert results[WORKER]["row"]["kernel_release"] == "live:", "what the collector is told to open"
+    assert results[WORKER]["row"]["arch"] == "yes", "the job's own runtime environment stays"
+    assert (results[WORKER]["row"]["kind"], results[WORKER]["row"]["source"]) == (
+        "ray",
+        f"ray:{WORKER}",
+    )
+    absent = results["absent"]["row"]
     assert (absent["status"], absent["duration_ms"]) == ("unreachable", 0)
     assert "db-7 is not in the Ray cluster" in absent["error"]
-    for name in (HEAD, OTHER, DYING):
-        package = Path(found[name]["row"]["notes"].split(os.pathsep)[0])
+    for name in (HEAD, WORKER, VICTIM):
+        package = Path(results[name]["row"]["notes"].split(os.pathsep)[0])
         assert package.is_relative_to(ray_cluster.folder / name[-1]), "each node has its own copy"
 
 
@@ -137,36 +146,36 @@ def test_a_node_that_dies_costs_its_own_targets_and_nobody_elses(
     ray_cluster: Cluster, tmp_path: Path, collector: Path
 ) -> None:
     (tmp_path / "core").touch()
-    (tmp_path / "hang").write_text(ray_cluster.words[DYING])
+    (tmp_path / "hang").write_text(ray_cluster.words[VICTIM])
     common = {"python": str(collector)}
-    targets = [{"name": "there", "kind": "ray", "source": f"ray:{DYING}", **common}]
+    targets = [{"name": "there", "kind": "ray", "source": f"ray:{VICTIM}", **common}]
     targets += [{"name": f"core{n}", "kind": "vmcore", "source": f"{tmp_path}/core", **common} for n in range(8)]
     process = fan_out(tmp_path, targets, ray_cluster.env)
     until_hung(process, tmp_path, {"live:", f"{tmp_path}/core"})
-    ray_cluster.kill_raylet(DYING)
-    found = outcomes(process)
-    # Now and then the collector is killed before its worker; then the first attempt has crashed.
-    first, last = statuses(found.pop("there"))
+    ray_cluster.kill_raylet(VICTIM)
+    results = outcomes(process)
+    # The collector may be killed before its worker; then the first attempt has crashed.
+    first, last = statuses(results.pop("there"))
     assert (first in ("lost", "crashed"), last) == (True, "lost")
-    assert len(found) == 8
-    tried = {tuple(statuses(outcome)) for outcome in found.values()}
-    assert ("ok",) in tried
-    assert tried - {("ok",)} in ({("lost", "ok")}, {("crashed", "ok")})
-    assert {outcome["row"]["host"] for outcome in found.values()} == {ray_cluster.words[OTHER]}
+    assert len(results) == 8
+    attempts = {tuple(statuses(outcome)) for outcome in results.values()}
+    assert ("ok",) in attempts
+    assert attempts - {("ok",)} in ({("lost", "ok")}, {("crashed", "ok")})
+    assert {outcome["row"]["host"] for outcome in results.values()} == {ray_cluster.words[WORKER]}
 
 
 def test_when_the_last_node_with_a_cpu_is_dead_a_run_does_not_wait_for_ever(
     ray_cluster: Cluster, tmp_path: Path, collector: Path
 ) -> None:
     (tmp_path / "core").touch()
-    (tmp_path / "hang").write_text(ray_cluster.words[OTHER])
+    (tmp_path / "hang").write_text(ray_cluster.words[WORKER])
     some = {"kind": "vmcore", "source": f"{tmp_path}/core", "python": str(collector)}
     process = fan_out(tmp_path, [{"name": f"core{n}", **some} for n in range(3)], ray_cluster.env)
     until_hung(process, tmp_path, {f"{tmp_path}/core"})
-    ray_cluster.kill_raylet(OTHER)
+    ray_cluster.kill_raylet(WORKER)
     stdout, stderr = process.communicate(timeout=120)
     assert stdout == ""
-    assert stderr.splitlines()[-1] == "no node of the Ray cluster is left that has a CPU"
+    assert stderr.splitlines()[-1] == "no node with a CPU is left in the Ray cluster"
     assert "Traceback" not in stderr
 
 
@@ -178,19 +187,19 @@ def test_when_the_head_is_dead_a_run_ends_and_is_gone_on_with_elsewhere(tmp_path
     core = VMCORES / "deb510-n1/vmcore"
     fleet.write_text(f"- {{target: '{core}', name: ready}}\n- {{target: '{core}', name: hung, python: '{python}'}}\n")
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as temporary, cluster(2) as ray_cluster:
-        joined = Warehouse(tmp_path / "w", Path(temporary), **ray_cluster.env)
-        process = joined.start("run", "-i", fleet)
-        until(process, lambda: (tmp_path / "hung").exists() and len(joined.spool()) == 1)
+        warehouse = Warehouse(tmp_path / "w", Path(temporary), **ray_cluster.env)
+        process = warehouse.start("run", "-i", fleet)
+        wait_until(process, lambda: (tmp_path / "hung").exists() and len(warehouse.spool()) == 1)
         ray_cluster.kill(HEAD)
         stdout, stderr = process.communicate(timeout=120)
         assert (process.returncode, stdout) == (cli.FAILED, "")
-        staged = joined.staged()
-        *_, kept, remedy, said = stderr.splitlines()
-        assert kept == f"1 of 2 targets were collected and are kept in {staged}"
-        assert remedy == f"go on with: lru-audit resume {staged.name}"
-        assert said.startswith(f"lru-audit: the head of the Ray cluster at {ray_cluster.address} is gone: ")
+        staging = warehouse.staging()
+        *_, summary, remedy, message = stderr.splitlines()
+        assert summary == f"1 of 2 targets were collected and are kept in {staging}"
+        assert remedy == f"resume it with: lru-audit resume {staging.name}"
+        assert message.startswith(f"lru-audit: the head of the Ray cluster at {ray_cluster.address} is gone: ")
         assert "Traceback" not in stderr
         python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-        here = Warehouse(joined.path, Path(temporary))
-        assert here.run("resume", "latest")[0] == cli.OK
-        assert here.published() == [staged.name]
+        local_warehouse = Warehouse(warehouse.path, Path(temporary))
+        assert local_warehouse.run("resume", "latest")[0] == cli.OK
+        assert local_warehouse.run_ids() == [staging.name]

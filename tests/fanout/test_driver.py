@@ -1,6 +1,6 @@
-"""Ray started, joined and ended, and a run driven on it: each target once, lost work tried again, nobody else let in.
+"""Start, join and shutdown of Ray, and runs on it: one outcome per target, retries of lost work, and access control.
 
-What a worker does for a target is a nested function here, which Ray sends by value: workers cannot import tests.
+The function that a worker calls for a target is nested, so that Ray sends it by value: workers cannot import tests.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ PARALLEL = 2
 
 
 @pytest.fixture(scope="module", autouse=True)
-def embedded() -> Iterator[None]:
-    with cluster.connected(PARALLEL):
+def embedded_ray() -> Iterator[None]:
+    with cluster.connection(PARALLEL):
         yield
     assert not [name for name in os.environ if name.startswith(("RAY_AUTH", "RAY_LRU", "SPT_"))]
 
@@ -42,14 +42,14 @@ def targets(count: int) -> list[Target]:
 
 
 def run(some: list[Target], collect: driver.Collect, **options: Any) -> dict[str, dict[str, Any]]:
-    """Run to the end and return the outcomes by target; each comes once."""
+    """Run to the end and return the outcomes by target; assert that each arrives once."""
     outcomes: dict[str, dict[str, Any]] = {}
 
-    def once(outcome: dict[str, Any]) -> None:
+    def add(outcome: dict[str, Any]) -> None:
         assert outcome["target"] not in outcomes
         outcomes[outcome["target"]] = outcome
 
-    driver.run(plan.make(some, PARALLEL), on_outcome=once, collect=collect, **options)
+    driver.run(plan.make_plan(some, PARALLEL), on_outcome=add, collect=collect, **options)
     assert outcomes.keys() == {target.name for target in some}
     return outcomes
 
@@ -61,8 +61,8 @@ def statuses(outcome: dict[str, Any]) -> list[str]:
     return [row["status"] for row in outcome["attempts"]]
 
 
-def giving(status: Callable[[Target, int], str]) -> driver.Collect:
-    """What a worker does when the child is left out: say the status that the function gives."""
+def with_status(status: Callable[[Target, int], str]) -> driver.Collect:
+    """Return a `collect` without a child, whose status is that of the function."""
 
     def collect(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
         return runner.result(attempt, "node", 1, 1, status(target, attempt))
@@ -71,11 +71,11 @@ def giving(status: Callable[[Target, int], str]) -> driver.Collect:
 
 
 def dying_at(name: str, attempts: tuple[int, ...]) -> driver.Collect:
-    """A worker that is killed by its pid while it collects a target."""
+    """Return a `collect` that kills its worker while it collects a target."""
 
     def collect(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
         if target.name == name and attempt in attempts:
-            time.sleep(0.2)  # what came before is on its way to the driver
+            time.sleep(0.2)  # earlier attempts are in transit to the driver
             os.kill(os.getpid(), signal.SIGKILL)
         return runner.result(attempt, "node", 1, 1, "ok")
 
@@ -86,15 +86,15 @@ def dying_at(name: str, attempts: tuple[int, ...]) -> driver.Collect:
 
 
 def test_five_hundred_targets_have_an_outcome_each():
-    outcomes = run(targets(500), giving(lambda target, attempt: "ok"))
+    outcomes = run(targets(500), with_status(lambda target, attempt: "ok"))
     assert {tuple(statuses(outcome)) for outcome in outcomes.values()} == {("ok",)}
 
 
 def test_more_batches_under_way_than_there_are_cpus_end_in_an_outcome_each():
     outcomes: list[str] = []
-    collect = giving(lambda target, attempt: "ok")
+    collect = with_status(lambda target, attempt: "ok")
     driver.run(
-        plan.make(targets(200), parallel=100), on_outcome=lambda o: outcomes.append(o["target"]), collect=collect
+        plan.make_plan(targets(200), parallel=100), on_outcome=lambda o: outcomes.append(o["target"]), collect=collect
     )
     assert sorted(outcomes) == sorted(target.name for target in targets(200))
 
@@ -112,10 +112,10 @@ def test_outcomes_arrive_one_by_one_before_the_run_is_over():
         time.sleep(0.3)
         return runner.result(attempt, "node", 1, 1, "ok")
 
-    arrived: list[float] = []
+    arrival_times: list[float] = []
     batch = plan.Batch(tuple(targets(3)))
-    driver.run(plan.Plan((batch,), 1), on_outcome=lambda outcome: arrived.append(time.monotonic()), collect=slow)
-    assert [later - earlier > 0.2 for earlier, later in itertools.pairwise(arrived)] == [True, True]
+    driver.run(plan.Plan((batch,), 1), on_outcome=lambda outcome: arrival_times.append(time.monotonic()), collect=slow)
+    assert [later - earlier > 0.2 for earlier, later in itertools.pairwise(arrival_times)] == [True, True]
 
 
 def test_real_children_are_run_for_cores_anywhere_and_live_here(tmp_path):
@@ -155,7 +155,7 @@ def test_large_outcomes_do_not_pile_up_in_the_driver():
         sizes.append(len(json.loads(outcome["tables"])["memcgs"]["rows"][0]))
         resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
 
-    driver.run(plan.make(targets(60), PARALLEL), on_outcome=measure, collect=large)
+    driver.run(plan.make_plan(targets(60), PARALLEL), on_outcome=measure, collect=large)
     assert sizes == [8 << 20] * 60
     # Shared pages of the object store (128 MB) count as resident; all outcomes together are 503 MB.
     assert resident[-1] - resident[0] < 200 << 20
@@ -164,13 +164,13 @@ def test_large_outcomes_do_not_pile_up_in_the_driver():
 def test_progress_hears_what_is_done_and_what_failed():
     calls: list[tuple[int, dict[str, int]]] = []
 
-    class Heard:
-        def update(self, done: int, failed: Any) -> None:
-            calls.append((done, dict(failed)))
+    class Recorder:
+        def update(self, done_count: int, failure_counts: Any) -> None:
+            calls.append((done_count, dict(failure_counts)))
 
     kinds = {"t0": "ok", "t1": "bad_core", "t2": "unsupported", "t3": "bad_core", "t4": "timeout"}
-    run(targets(5), giving(lambda target, attempt: kinds[target.name]), progress=Heard())
-    assert [done for done, _ in calls] == [1, 2, 3, 4, 5]
+    run(targets(5), with_status(lambda target, attempt: kinds[target.name]), progress=Recorder())
+    assert [count for count, _ in calls] == [1, 2, 3, 4, 5]
     assert calls[-1][1] == {"bad_core": 2, "timeout": 1}
 
 
@@ -196,21 +196,21 @@ def test_retries_can_be_none():
 
 
 @pytest.mark.parametrize(
-    ("first", "tried"),
+    ("first", "attempts"),
     [("inconsistent", ["inconsistent", "ok"]), ("bad_core", ["bad_core"]), ("timeout", ["timeout"])],
 )
-def test_only_what_another_try_may_change_is_tried_again(first, tried):
-    outcomes = run(targets(2), giving(lambda target, attempt: first if attempt == 1 else "ok"))
-    assert [statuses(outcome) for outcome in outcomes.values()] == [tried, tried]
+def test_only_what_another_try_may_change_is_tried_again(first, attempts):
+    outcomes = run(targets(2), with_status(lambda target, attempt: first if attempt == 1 else "ok"))
+    assert [statuses(outcome) for outcome in outcomes.values()] == [attempts, attempts]
 
 
 def test_a_collector_that_was_killed_from_outside_is_tried_again_and_in_the_end_has_crashed():
-    def killed(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
+    def collect(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
         if target.name == "t1" or attempt == 1:
             return runner.result(attempt, "node", 1, 1, "crashed", "signal:SIGKILL", "killed by SIGKILL")
         return runner.result(attempt, "node", 1, 1, "ok")
 
-    outcomes = run(targets(2), killed, retries=2)
+    outcomes = run(targets(2), collect, retries=2)
     assert statuses(outcomes["t0"]) == ["crashed", "ok"]
     assert statuses(outcomes["t1"]) == ["crashed", "crashed", "crashed"]
     assert outcomes["t1"]["row"]["error_type"] == "signal:SIGKILL"
@@ -229,10 +229,10 @@ def test_an_error_of_our_own_in_a_worker_is_a_row_and_not_the_end_of_the_run():
 
 
 def test_targets_that_no_node_can_collect_are_unreachable_at_once():
-    gone = plan.Unreachable(Target("gone", "ray", "ray:gone"), "gone is not in the Ray cluster")
+    unreachable = plan.Unreachable(Target("gone", "ray", "ray:gone"), "gone is not in the Ray cluster")
     outcomes: list[dict[str, Any]] = []
-    made = plan.Plan((plan.Batch(tuple(targets(1))),), 1, unreachable=(gone,))
-    driver.run(made, on_outcome=outcomes.append, collect=giving(lambda target, attempt: "ok"))
+    run_plan = plan.Plan((plan.Batch(tuple(targets(1))),), 1, unreachable=(unreachable,))
+    driver.run(run_plan, on_outcome=outcomes.append, collect=with_status(lambda target, attempt: "ok"))
     first, second = outcomes
     assert (first["target"], second["target"]) == ("gone", "t0")
     assert statuses(first) == ["unreachable"]
@@ -254,7 +254,7 @@ FAULTS = {
 
 
 def test_no_fault_of_a_child_costs_another_target_anything_but_its_turn(tmp_path):
-    """Real children, one of each fault between good ones; the hung one holds the GIL in C and blocks every signal."""
+    """Real children, each fault between good ones; the hung child holds the GIL in C and blocks every signal."""
 
     def child(name: str, code: str) -> str:
         script = tmp_path / name
@@ -274,9 +274,9 @@ def test_no_fault_of_a_child_costs_another_target_anything_but_its_turn(tmp_path
         some += [Target(name, "live", "live:", python=child(name, code))]
     limits = runner.Limits(timeout_s=5, memory_bytes=300 << 20, output_bytes=4 << 20)
     start = time.monotonic()
-    ended = {name: outcome["row"]["status"] for name, outcome in run(some, runner.run, limits=limits).items()}
-    expected = {name: status for name, (_, status) in FAULTS.items()}
-    assert ended == expected | {f"before-{name}": "ok" for name in FAULTS}
+    results = {name: outcome["row"]["status"] for name, outcome in run(some, runner.run, limits=limits).items()}
+    faults = {name: status for name, (_, status) in FAULTS.items()}
+    assert results == faults | {f"before-{name}": "ok" for name in FAULTS}
     assert time.monotonic() - start < 60
 
 
@@ -287,22 +287,22 @@ def ssh_targets(count: int) -> list[Target]:
     return [Target(f"s{number}", "ssh", f"ssh:{number}") for number in range(count)]
 
 
-def noting(folder: Path, begun: int = 0, dies: str = "") -> driver.Collect:
-    """A worker that notes when it began and ended a target.
+def recorder(folder: Path, starts: int = 0, victim: str = "") -> driver.Collect:
+    """Return a `collect` that records the start and end of each target in a file.
 
-    :param begun: so many hosts have to have begun before one ends, however slow workers start.
-    :param dies: a target that kills it once, when others are under way.
+    :param starts: how many hosts must have started before one ends, however slowly workers start.
+    :param victim: a target that kills its worker once, while others are running.
     """
 
     def collect(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
         with (folder / "times").open("a") as times:
             times.write(f"{time.monotonic()} 1 {target.kind} {os.getpid()}\n")
             times.flush()
-            until = time.monotonic() + 60
-            while (folder / "times").read_text().count(" 1 ssh ") < begun and time.monotonic() < until:
+            deadline = time.monotonic() + 60
+            while (folder / "times").read_text().count(" 1 ssh ") < starts and time.monotonic() < deadline:
                 time.sleep(0.05)
             time.sleep(0.3)
-            if target.name == dies and attempt == 1:
+            if target.name == victim and attempt == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
             times.write(f"{time.monotonic()} -1 {target.kind} {os.getpid()}\n")
         return runner.result(attempt, "node", 1, 1, "ok")
@@ -310,30 +310,30 @@ def noting(folder: Path, begun: int = 0, dies: str = "") -> driver.Collect:
     return collect
 
 
-def at_once(folder: Path, kind: str) -> tuple[int, int]:
-    """The most targets of a kind that were under way at the same time, and how many processes there were."""
+def concurrency(folder: Path, kind: str) -> tuple[int, int]:
+    """Return the peak number of targets of a kind that were running at a time, and the number of processes."""
     lines = [line.split() for line in (folder / "times").read_text().splitlines()]
-    changes = sorted((float(at), int(change)) for at, change, of, _ in lines if of == kind)
-    most = max(itertools.accumulate(change for _, change in changes))
-    return most, len({pid for _, _, of, pid in lines if of == kind})
+    changes = sorted((float(time_s), int(change)) for time_s, change, word, _ in lines if word == kind)
+    peak = max(itertools.accumulate(change for _, change in changes))
+    return peak, len({pid for _, _, word, pid in lines if word == kind})
 
 
 def test_hosts_over_ssh_are_waited_for_by_few_workers_and_hold_up_no_core(tmp_path):
     outcomes: list[dict[str, Any]] = []
-    made = plan.make([*targets(4), *ssh_targets(60)], PARALLEL, ssh_parallel=12)
-    driver.run(made, on_outcome=outcomes.append, collect=noting(tmp_path, begun=12))
+    run_plan = plan.make_plan([*targets(4), *ssh_targets(60)], PARALLEL, ssh_parallel=12)
+    driver.run(run_plan, on_outcome=outcomes.append, collect=recorder(tmp_path, starts=12))
     assert sorted(outcome["target"] for outcome in outcomes) == sorted(t.name for t in [*targets(4), *ssh_targets(60)])
-    most, workers = at_once(tmp_path, "ssh")
-    assert most == 12
-    assert workers < most
-    assert at_once(tmp_path, "vmcore")[0] <= PARALLEL
+    peak, workers = concurrency(tmp_path, "ssh")
+    assert peak == 12
+    assert workers < peak
+    assert concurrency(tmp_path, "vmcore")[0] <= PARALLEL
 
 
 def test_a_worker_killed_among_its_hosts_costs_those_an_attempt_and_nobody_a_result(tmp_path):
     outcomes: dict[str, dict[str, Any]] = {}
-    made = plan.make(ssh_targets(24), PARALLEL, ssh_parallel=16)
+    run_plan = plan.make_plan(ssh_targets(24), PARALLEL, ssh_parallel=16)
     keep = lambda outcome: outcomes.__setitem__(outcome["target"], outcome)  # noqa: E731
-    driver.run(made, on_outcome=keep, collect=noting(tmp_path, dies="s3"))
+    driver.run(run_plan, on_outcome=keep, collect=recorder(tmp_path, victim="s3"))
     assert len(outcomes) == 24
     assert statuses(outcomes["s3"]) == ["lost", "ok"]
     lost = [name for name, outcome in outcomes.items() if statuses(outcome) != ["ok"]]
@@ -343,9 +343,9 @@ def test_a_worker_killed_among_its_hosts_costs_those_an_attempt_and_nobody_a_res
 
 @pytest.mark.parametrize("retries", [0, 1])
 def test_a_host_that_kills_every_worker_is_lost_and_the_others_of_its_worker_are_not(retries):
-    """Also where nothing is tried again: with the others it was not yet told from them."""
+    """Even with no retries: the first loss does not tell which of the hosts killed the worker."""
 
-    def deadly(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
+    def collect(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
         time.sleep(0.2)
         if target.name == "s3":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -353,13 +353,13 @@ def test_a_host_that_kills_every_worker_is_lost_and_the_others_of_its_worker_are
 
     outcomes: dict[str, list[str]] = {}
     keep = lambda outcome: outcomes.__setitem__(outcome["target"], statuses(outcome))  # noqa: E731
-    driver.run(plan.make(ssh_targets(8), PARALLEL), on_outcome=keep, collect=deadly, retries=retries)
+    driver.run(plan.make_plan(ssh_targets(8), PARALLEL), on_outcome=keep, collect=collect, retries=retries)
     assert outcomes.pop("s3") == ["lost", "lost"]
     assert {status[-1] for status in outcomes.values()} == {"ok"}
     assert len(outcomes) == 7
 
 
-# Who may enter, and what others see
+# Access control and messages
 
 
 def join(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -373,23 +373,23 @@ def join(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
 def test_nobody_joins_the_embedded_ray_without_its_token():
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
     assert join(dict(os.environ)).stdout == "1\n"
-    without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
-    for env in (without, {**os.environ, "RAY_AUTH_TOKEN": "0" * 64}):
-        refused = join(env)
-        assert refused.returncode != 0
-        assert "InvalidAuthToken" in refused.stderr
+    env_without_token = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    for env in (env_without_token, {**os.environ, "RAY_AUTH_TOKEN": "0" * 64}):
+        process = join(env)
+        assert process.returncode != 0
+        assert "InvalidAuthToken" in process.stderr
 
 
 def test_the_embedded_ray_has_its_token_whatever_the_user_has_set(tmp_path):
     code = """
 import subprocess, sys
-with cluster.connected(1):
+with cluster.connection(1):
     import ray
     address = ray.get_runtime_context().gcs_address
     code = f"from ray._raylet import GcsClient; print(len(GcsClient(address={address!r}).get_all_node_info()))"
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    print(done.returncode != 0, "InvalidAuthToken" in done.stderr)
+    process = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    print(process.returncode != 0, "InvalidAuthToken" in process.stderr)
 """
     for variables in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_ADDRESS": "local"}):
         assert run_script(tmp_path, code, **variables).stdout == "True True\n"
@@ -397,7 +397,7 @@ with cluster.connected(1):
 
 def test_an_address_of_local_is_a_ray_of_its_own(tmp_path, short):
     code = """
-with cluster.connected(1, "local"):
+with cluster.connection(1, "local"):
     import pathlib, ray
     session = ray._private.worker._global_node.get_session_dir_path()
     print(pathlib.Path(session).parent.parent.stat().st_mode & 0o777 == 0o700, len(os.environ["RAY_AUTH_TOKEN"]))
@@ -408,13 +408,13 @@ with cluster.connected(1, "local"):
 def test_a_cluster_with_no_free_cpu_is_said_once(monkeypatch, caplog):
     import ray
 
-    monkeypatch.setattr(driver, "_FIRST_SIGN_S", 0.2)
+    monkeypatch.setattr(driver, "_FIRST_WORKER_S", 0.2)
     busy = [ray.remote(num_cpus=1)(lambda: time.sleep(1.5)).remote() for _ in range(PARALLEL)]
     time.sleep(0.5)
-    run(targets(3), giving(lambda target, attempt: "ok"))
+    run(targets(3), with_status(lambda target, attempt: "ok"))
     ray.get(busy)
     assert [record.getMessage() for record in caplog.records] == [
-        "no worker has begun after 0.2 s: has Ray no free CPU?"
+        "no worker has started after 0.2 s: does Ray have a free CPU?"
     ]
 
 
@@ -430,8 +430,8 @@ def test_only_this_user_may_enter_the_embedded_rays_directory():
 def test_a_cluster_is_joined_by_its_address(tmp_path):
     import ray
 
-    done = run_script(tmp_path, "run(3, ok)", RAY_ADDRESS=ray.get_runtime_context().gcs_address)
-    assert (done.stdout, done.stderr) == ("t0 ok\nt1 ok\nt2 ok\n", "")
+    process = run_script(tmp_path, "run(3, ok)", RAY_ADDRESS=ray.get_runtime_context().gcs_address)
+    assert (process.stdout, process.stderr) == ("t0 ok\nt1 ok\nt2 ok\n", "")
 
 
 def test_a_cluster_that_is_not_there_or_wants_another_token_is_one_line_at_once(tmp_path):
@@ -439,28 +439,28 @@ def test_a_cluster_that_is_not_there_or_wants_another_token_is_one_line_at_once(
 
     code = "try:\n    run(1, ok)\nexcept cluster.ClusterError as error:\n    print(error)"
     start = time.monotonic()
-    gone = run_script(tmp_path, code, RAY_ADDRESS="127.0.0.1:1")
-    assert gone.stdout == "cannot join the Ray cluster at 127.0.0.1:1: [Errno 111] Connection refused\n"
+    process = run_script(tmp_path, code, RAY_ADDRESS="127.0.0.1:1")
+    assert process.stdout == "cannot join the Ray cluster at 127.0.0.1:1: [Errno 111] Connection refused\n"
     address = ray.get_runtime_context().gcs_address
-    refused = run_script(tmp_path, code, RAY_ADDRESS=address, RAY_AUTH_TOKEN="0" * 64)
-    assert refused.stdout.startswith(f"cannot join the Ray cluster at {address}: it wants another token")
-    assert refused.stdout.count("\n") == 1
+    process = run_script(tmp_path, code, RAY_ADDRESS=address, RAY_AUTH_TOKEN="0" * 64)
+    assert process.stdout.startswith(f"cannot join the Ray cluster at {address}: it requires another token")
+    assert process.stdout.count("\n") == 1
     assert time.monotonic() - start < 30
 
 
-# A driver of its own, as a user's command is
+# A driver in a process of its own, like a user's command
 
 
 @pytest.fixture
 def short() -> Iterator[Path]:
-    """A temporary directory with a short path for a driver's Ray; it has to be empty in the end."""
+    """A temporary directory with a short path for a driver's Ray; it must be empty at the end."""
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
         yield Path(folder)
         assert list(Path(folder).iterdir()) == []
 
 
 def run_script(folder: Path, code: str, wait: bool = True, **env: str) -> Any:
-    """Run a program that fans out, from another directory, with an environment without our Ray in it."""
+    """Run a driver from another directory, without this process's Ray in its environment."""
     script = folder / "driver.py"
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
@@ -478,7 +478,7 @@ def run_script(folder: Path, code: str, wait: bool = True, **env: str) -> Any:
         def run(count, collect, **fields):
             targets = [Target(f"t{n}", "live", "live:", **fields) for n in range(count)]
             outcomes = []
-            driver.run(plan.make(targets, 2), on_outcome=outcomes.append, collect=collect)
+            driver.run(plan.make_plan(targets, 2), on_outcome=outcomes.append, collect=collect)
             for outcome in sorted(outcomes, key=lambda outcome: outcome["target"]):
                 print(outcome["target"], outcome["row"]["status"], flush=True)
 
@@ -513,12 +513,12 @@ def test_a_stopped_driver_leaves_nothing_running_and_ray_has_said_nothing(tmp_pa
         "time.sleep(100)\n"
     )
     script.chmod(0o755)
-    code = f"with cluster.connected(2):\n    run(2, dying)\n    run(9, runner.run, python={str(script)!r})"
+    code = f"with cluster.connection(2):\n    run(2, dying)\n    run(9, runner.run, python={str(script)!r})"
     process = run_script(tmp_path, code, wait=False, TMPDIR=str(short))
     while len(children := [path.name[3:] for path in tmp_path.glob("pid*")]) < PARALLEL:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
-    raylets = below(process.pid)
+    raylets = descendants(process.pid)
     assert len(raylets) > PARALLEL
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=30)
@@ -529,18 +529,18 @@ def test_a_stopped_driver_leaves_nothing_running_and_ray_has_said_nothing(tmp_pa
     else:
         assert stderr == ""
     if number == signal.SIGKILL:
-        # Ray's own agents take a minute to notice, and nobody is left to remove the directory: the next one does.
-        gone_within(5, children)
+        # Ray's own agents take a minute to notice. The next driver removes the directory.
+        assert_exit_within(5, children)
         assert list(short.iterdir())
         run_script(tmp_path, "run(1, ok)", TMPDIR=str(short))
-    gone_within(5, children + raylets)
+    assert_exit_within(5, children + raylets)
 
 
 def test_the_directory_of_a_driver_that_lives_and_what_is_not_ours_stays(short):
     code = """
 import sys
 from pipeline.fanout import cluster
-with cluster.connected(1):
+with cluster.connection(1):
     print("up", flush=True)
     sys.stdin.read()
     import ray
@@ -549,8 +549,8 @@ with cluster.connected(1):
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     env |= {"TMPDIR": str(short), "PYTHONPATH": str(ROOT)}
     pipe = subprocess.PIPE
-    living = subprocess.Popen([sys.executable, "-c", code], env=env, stdin=pipe, stdout=pipe, text=True)
-    assert living.stdout.readline() == "up\n"
+    process = subprocess.Popen([sys.executable, "-c", code], env=env, stdin=pipe, stdout=pipe, text=True)
+    assert process.stdout.readline() == "up\n"
     (private,) = short.iterdir()
     (short / "kept").mkdir()
     (short / f"{private.name}.link").symlink_to(short / "kept")
@@ -558,33 +558,33 @@ with cluster.connected(1):
         (short / f"{private.name}.other").mkdir(0o700)
         os.chown(short / f"{private.name}.other", 1, 1)
     (short / f"{private.name}.dead").mkdir()
-    before = set(short.iterdir())
+    initial_paths = set(short.iterdir())
     subprocess.run([sys.executable, "-c", code], env=env, stdin=subprocess.DEVNULL, capture_output=True, check=True)
-    assert before - set(short.iterdir()) == {short / f"{private.name}.dead"}
-    assert living.communicate(timeout=30)[0] == "3\n"
+    assert initial_paths - set(short.iterdir()) == {short / f"{private.name}.dead"}
+    assert process.communicate(timeout=30)[0] == "3\n"
     assert not private.exists()
     for path in short.iterdir():
         path.unlink() if path.is_symlink() else path.rmdir()
 
 
-def gone_within(seconds: float, pids: list[str]) -> None:
+def assert_exit_within(seconds: float, pids: list[str]) -> None:
     deadline = time.monotonic() + seconds
-    while left := list(filter(alive, pids)):
-        assert time.monotonic() < deadline, f"still running: {left}"
+    while running_pids := list(filter(is_running, pids)):
+        assert time.monotonic() < deadline, f"still running: {running_pids}"
         time.sleep(0.05)
 
 
-def below(pid: int | str) -> list[str]:
-    """The pids of all descendants of a process."""
-    found = []
+def descendants(pid: int | str) -> list[str]:
+    """Return the pids of all descendants of a process."""
+    pids = []
     with contextlib.suppress(FileNotFoundError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in (task / "children").read_text().split():
-                found += [child, *below(child)]
-    return found
+                pids += [child, *descendants(child)]
+    return pids
 
 
-def alive(pid: str) -> bool:
+def is_running(pid: str) -> bool:
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -593,7 +593,7 @@ def alive(pid: str) -> bool:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_that_python_drops_still_ends_the_run() -> None:
-    class Dropping:
+    class RaisingDestructor:
         def __del__(self) -> None:
             signal.raise_signal(signal.SIGINT)
 
@@ -605,24 +605,24 @@ def test_an_interrupt_that_python_drops_still_ends_the_run() -> None:
 
     def drop(outcome: dict[str, Any]) -> None:
         outcomes.append(outcome["target"])
-        Dropping()
+        RaisingDestructor()
 
     with pytest.raises(KeyboardInterrupt):
-        driver.run(plan.make(targets(4), PARALLEL), on_outcome=drop, collect=collect)
+        driver.run(plan.make_plan(targets(4), PARALLEL), on_outcome=drop, collect=collect)
     assert outcomes == ["t0"]
 
 
 @pytest.mark.parametrize(
-    ("placed", "ends"), [({}, True), ({"over_ssh": True}, False), ({"node": "0123"}, False)], ids=["any", "ssh", "node"]
+    ("fields", "ends"), [({}, True), ({"over_ssh": True}, False), ({"node": "0123"}, False)], ids=["any", "ssh", "node"]
 )
-def test_only_what_needs_a_cpu_ends_a_run_on_a_cluster_without_one(placed: dict[str, Any], ends: bool) -> None:
-    """A head that only drives has none, and a worker there may take longer to begin than the first look."""
-    without = types.SimpleNamespace(
+def test_only_what_needs_a_cpu_ends_a_run_on_a_cluster_without_one(fields: dict[str, Any], ends: bool) -> None:
+    """The head of a cluster may have no CPU, and a worker there may take longer to start than the first check."""
+    ray = types.SimpleNamespace(
         get_runtime_context=lambda: types.SimpleNamespace(gcs_address="127.0.0.1:1"),
         remote=lambda **options: lambda function: function,
         cluster_resources=lambda: {"memory": 1e9},
     )
-    of = driver._Run(without, plan.make([], 1), print, None, runner.Limits(), 1, runner.run)
-    of.streams["generator"] = driver._Stream(plan.Batch(tuple(targets(1)), **placed), 1, None)
-    with pytest.raises(cluster.ClusterError, match="is left that has a CPU") if ends else contextlib.nullcontext():
-        of._look()
+    state = driver._Run(ray, plan.make_plan([], 1), print, None, runner.Limits(), 1, runner.run)
+    state.streams["generator"] = driver._Stream(plan.Batch(tuple(targets(1)), **fields), 1, None)
+    with pytest.raises(cluster.ClusterError, match="no node with a CPU") if ends else contextlib.nullcontext():
+        state._check_workers()

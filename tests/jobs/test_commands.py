@@ -1,4 +1,4 @@
-"""What schedulers run: each command of jobs/deploy/ is one that the program takes, and the exit codes are theirs."""
+"""The commands of jobs/deploy/: the program accepts each, and schedulers get the right exit codes."""
 
 from __future__ import annotations
 
@@ -26,47 +26,47 @@ def commands_of_the_service() -> list[list[str]]:
 
 
 @pytest.fixture
-def nightly(tmp_path: Path):
-    """Run nightly.sh with a python that writes down its arguments and exits with the code given to the job's name."""
+def run_nightly(tmp_path: Path):
+    """Run nightly.sh with a python that records its arguments and exits with the code in the variable of that job."""
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     python.write_text(
         f"#!{sys.executable}\n"
         "import json, os, sys\n"
-        "with open(os.environ['CALLED'], 'a') as called:\n"
-        "    called.write(json.dumps([os.environ['LRU_AUDIT_WAREHOUSE'], *sys.argv[1:]]) + '\\n')\n"
+        "with open(os.environ['CALLS'], 'a') as file:\n"
+        "    file.write(json.dumps([os.environ['LRU_AUDIT_WAREHOUSE'], *sys.argv[1:]]) + '\\n')\n"
         "sys.exit(int(os.environ.get(sys.argv[2].rpartition('.')[2], 0)))\n"
     )
     python.chmod(0o755)
 
     def run(*arguments: str, **variables: int | str) -> tuple[int, list[list[str]]]:
-        called = tmp_path / "called"
-        called.unlink(missing_ok=True)
-        env = {"PATH": f"{python.parent}:{os.defpath}", "CALLED": str(called), "LRU_AUDIT_DATA": "/data"}
+        call_file = tmp_path / "calls"
+        call_file.unlink(missing_ok=True)
+        env = {"PATH": f"{python.parent}:{os.defpath}", "CALLS": str(call_file), "LRU_AUDIT_DATA": "/data"}
         env |= {name: str(value) for name, value in variables.items()}
-        done = subprocess.run(["sh", DEPLOY / "nightly.sh", *arguments], env=env, check=False)
-        return done.returncode, [json.loads(line) for line in called.read_text().splitlines()]
+        process = subprocess.run(["sh", DEPLOY / "nightly.sh", *arguments], env=env, check=False)
+        return process.returncode, [json.loads(line) for line in call_file.read_text().splitlines()]
 
     return run
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_job_passes_its_arguments_to_the_command_of_its_name(command: str, tmp_path: Path) -> None:
-    named = {"audit": "run"}.get(command, command)
-    said = [
-        subprocess.run([sys.executable, "-m", *start, "--help"], **quietly(tmp_path))
-        for start in ([f"pipeline.jobs.{command}"], ["pipeline", named])
+    cli_command = {"audit": "run"}.get(command, command)
+    processes = [
+        subprocess.run([sys.executable, "-m", *start, "--help"], **capture_options(tmp_path))
+        for start in ([f"pipeline.jobs.{command}"], ["pipeline", cli_command])
     ]
-    assert "usage: lru-audit" in said[1].stdout + said[1].stderr
-    assert (said[0].stdout, said[0].stderr) == (said[1].stdout, said[1].stderr)
+    assert "usage: lru-audit" in processes[1].stdout + processes[1].stderr
+    assert (processes[0].stdout, processes[0].stderr) == (processes[1].stdout, processes[1].stderr)
 
 
-def quietly(cwd: Path) -> dict:
+def capture_options(cwd: Path) -> dict:
     return {"cwd": cwd, "env": {"PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True, "check": False}
 
 
-def assert_taken(command: list[str]) -> None:
-    """Assert that a `python -m pipeline.jobs.X ...` is a job with arguments that the command line takes."""
+def assert_accepted(command: list[str]) -> None:
+    """Assert that the command line accepts the arguments of a `python -m pipeline.jobs.X ...`."""
     _, dash_m, module, *arguments = command
     assert dash_m == "-m"
     package, _, job = module.rpartition(".")
@@ -77,24 +77,24 @@ def assert_taken(command: list[str]) -> None:
 
 @pytest.mark.parametrize("command", commands_of_the_service(), ids=lambda command: command[2])
 def test_the_service_runs_commands_that_there_are(command: list[str]) -> None:
-    assert_taken(command)
+    assert_accepted(command)
 
 
 @pytest.mark.parametrize("number", range(4), ids=["audit", "metrics", "report", "expire"])
-def test_the_script_runs_the_same_commands_as_the_service(nightly, number: int) -> None:
-    code, called = nightly("-i", "/etc/lru-audit/fleet.yaml")
+def test_the_script_runs_the_same_commands_as_the_service(run_nightly, number: int) -> None:
+    code, calls = run_nightly("-i", "/etc/lru-audit/fleet.yaml")
     assert code == 0
-    assert len(called) == 4
-    warehouse, *command = called[number]
+    assert len(calls) == 4
+    warehouse, *command = calls[number]
     assert warehouse == "/data/warehouse"
-    assert_taken(["python", *command])
-    of_service = commands_of_the_service()[number][1:]
+    assert_accepted(["python", *command])
+    service_command = commands_of_the_service()[number][1:]
     paths = re.compile(r"\S*/")
-    assert sorted(paths.sub("", word) for word in command) == sorted(paths.sub("", word) for word in of_service)
+    assert sorted(paths.sub("", word) for word in command) == sorted(paths.sub("", word) for word in service_command)
 
 
 @pytest.mark.parametrize(
-    ("codes", "expected"),
+    ("job_codes", "exit_code"),
     [
         ({}, 0),
         ({"audit": 3}, 0),  # some targets are not good: published, and the metrics say so
@@ -107,24 +107,24 @@ def test_the_script_runs_the_same_commands_as_the_service(nightly, number: int) 
         ({"audit": 4, "report": 1}, 4),
     ],
 )
-def test_the_script_fails_where_somebody_has_to_look(nightly, codes: dict[str, int], expected: int) -> None:
-    code, called = nightly("-i", "fleet.yaml", **codes)
-    assert code == expected
-    assert [command[2] for command in called][:2] == ["pipeline.jobs.audit", "pipeline.jobs.report"]
+def test_the_script_fails_where_somebody_has_to_look(run_nightly, job_codes: dict[str, int], exit_code: int) -> None:
+    code, calls = run_nightly("-i", "fleet.yaml", **job_codes)
+    assert code == exit_code
+    assert [command[2] for command in calls][:2] == ["pipeline.jobs.audit", "pipeline.jobs.report"]
 
 
-def test_the_warehouse_may_be_on_an_object_store(nightly) -> None:
-    _, called = nightly("-i", "fleet.yaml", LRU_AUDIT_WAREHOUSE="s3://bucket/prefix")
-    assert {warehouse for warehouse, *_ in called} == {"s3://bucket/prefix"}
+def test_the_warehouse_may_be_on_an_object_store(run_nightly) -> None:
+    _, calls = run_nightly("-i", "fleet.yaml", LRU_AUDIT_WAREHOUSE="s3://bucket/prefix")
+    assert {warehouse for warehouse, *_ in calls} == {"s3://bucket/prefix"}
 
 
-def test_an_argument_with_a_space_stays_one(nightly) -> None:
-    _, called = nightly("-i", "my fleet.yaml", "ray:*")
-    assert called[0][-3:] == ["-i", "my fleet.yaml", "ray:*"]
+def test_an_argument_with_a_space_stays_one(run_nightly) -> None:
+    _, calls = run_nightly("-i", "my fleet.yaml", "ray:*")
+    assert calls[0][-3:] == ["-i", "my fleet.yaml", "ray:*"]
 
 
-def test_the_line_of_cron_is_one_that_cron_takes(nightly) -> None:
-    """Debian's crond: assignments, then five fields, a user and a command, in which a % would end it."""
+def test_the_line_of_cron_is_one_that_cron_takes(run_nightly) -> None:
+    """Debian's crond: assignments, then five fields, a user and a command, which a % would end."""
     lines = [
         line for line in (DEPLOY / "cron" / "lru-audit").read_text().splitlines() if line and not line.startswith("#")
     ]
@@ -133,10 +133,10 @@ def test_the_line_of_cron_is_one_that_cron_takes(nightly) -> None:
     assert all(re.fullmatch(r"[\d*/,-]+", field) for field in fields[:5])
     assert fields[5] == "root"
     assert "%" not in fields[6]
-    niced, shell, script, *arguments = shlex.split(fields[6])
-    assert (niced, shell, Path(script).name) == ("nice", "sh", "nightly.sh")
-    _, called = nightly(*arguments)
-    assert_taken(["python", *called[0][1:]])
+    nice, shell, script, *arguments = shlex.split(fields[6])
+    assert (nice, shell, Path(script).name) == ("nice", "sh", "nightly.sh")
+    _, calls = run_nightly(*arguments)
+    assert_accepted(["python", *calls[0][1:]])
 
 
 @pytest.mark.parametrize("script", ["nightly.sh", "ray/submit.sh"])

@@ -1,5 +1,7 @@
-"""The manifests against the API's own schemas, in which an unknown field is an error, as a server with strict field
-validation has it; and what the fields have to agree on among themselves."""
+"""The manifests, validated with the API's schemas and checked for consistency.
+
+As in a server with strict field validation, an unknown field is an error.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +29,13 @@ def manifests(name: str) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all((FOLDER / name).read_text()))
 
 
-def of_kind(name: str, kind: str) -> dict[str, Any]:
-    (found,) = (manifest for manifest in manifests(name) if manifest["kind"] == kind)
-    return found
+def manifest_of_kind(name: str, kind: str) -> dict[str, Any]:
+    (manifest,) = (manifest for manifest in manifests(name) if manifest["kind"] == kind)
+    return manifest
 
 
 def rayjob() -> dict[str, Any]:
-    return of_kind("rayjob.yaml", "RayJob")
+    return manifest_of_kind("rayjob.yaml", "RayJob")
 
 
 def templates(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -44,9 +46,12 @@ def templates(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def pods() -> list[dict[str, Any]]:
-    """The pod of each template, as a controller makes it."""
-    made = [*templates(rayjob()), of_kind("cronjob.yaml", "CronJob")["spec"]["jobTemplate"]["spec"]["template"]]
-    return [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **template} for template in made]
+    """The pod of each template, as a controller creates it."""
+    pod_templates = [
+        *templates(rayjob()),
+        manifest_of_kind("cronjob.yaml", "CronJob")["spec"]["jobTemplate"]["spec"]["template"],
+    ]
+    return [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **template} for template in pod_templates]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +72,7 @@ def test_a_pod_is_what_the_api_takes(validate, pod: dict[str, Any], release: str
 
 
 def test_a_misspelt_field_would_be_found(validate) -> None:
-    manifest = of_kind("cronjob.yaml", "CronJob")
+    manifest = manifest_of_kind("cronjob.yaml", "CronJob")
     pod = manifest["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     pod["containers"][0]["securityContext"]["allowPrivilegeEscalations"] = False
     with pytest.raises(Exception, match="allowPrivilegeEscalations"):
@@ -76,59 +81,59 @@ def test_a_misspelt_field_would_be_found(validate) -> None:
 
 @cache
 def crd(kind: str) -> str:
-    """KubeRay's definition of a kind, as the README beside it says where from."""
+    """KubeRay's definition of a kind; README.md beside it names the source."""
     return lzma.decompress((KUBERAY / f"ray.io_{kind}.yaml.xz").read_bytes()).decode()
 
 
 @cache
-def of_the_crd(kind: str) -> jsonschema.Validator:
-    """What an API server with strict field validation takes for v1 of a kind."""
+def crd_validator(kind: str) -> jsonschema.Validator:
+    """A validator for v1 of a kind, as strict as an API server with strict field validation."""
     definition = yaml.load(crd(kind), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     (version,) = (version for version in definition["spec"]["versions"] if version["name"] == "v1")
-    of_maps = {"x-kubernetes-list-map-keys": unique}
-    validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, of_maps)
-    return validator(closed(version["schema"]["openAPIV3Schema"]))
+    map_rule = {"x-kubernetes-list-map-keys": unique}
+    validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, map_rule)
+    return validator(strict_schema(version["schema"]["openAPIV3Schema"]))
 
 
-def closed(schema: dict[str, Any], root: bool = True) -> dict[str, Any]:
+def strict_schema(schema: dict[str, Any], root: bool = True) -> dict[str, Any]:
     """Return a structural schema as JSON Schema that refuses what an API server with strict validation refuses.
 
-    That is every field without a property, but where x-kubernetes-preserve-unknown-fields keeps them; `metadata` of
-    the object itself is the server's to check. x-kubernetes-int-or-string has no type. What has a rule in CEL, which
-    nothing here can evaluate, is refused whatever it is.
+    It refuses every field without a property, except where x-kubernetes-preserve-unknown-fields keeps them. `metadata`
+    of the object itself is left to the server. x-kubernetes-int-or-string has no type. A field with a CEL rule, which
+    cannot be evaluated here, is always refused.
     """
     if "x-kubernetes-validations" in schema:
         return {"not": {}}
-    kept = ("type", "enum", "pattern", "anyOf", "x-kubernetes-list-map-keys")
-    made = {key: value for key, value in schema.items() if key in kept or key.startswith(("min", "max"))}
+    keywords = ("type", "enum", "pattern", "anyOf", "x-kubernetes-list-map-keys")
+    json_schema = {key: value for key, value in schema.items() if key in keywords or key.startswith(("min", "max"))}
     if schema.get("x-kubernetes-int-or-string"):
-        made["type"] = ["integer", "string"]
+        json_schema["type"] = ["integer", "string"]
     if schema.get("nullable"):
-        made["type"] = [made["type"], "null"]
+        json_schema["type"] = [json_schema["type"], "null"]
     if schema.get("format") in ("int32", "int64"):
         bits = int(schema["format"].removeprefix("int")) - 1
-        made = {"minimum": -(1 << bits), "maximum": (1 << bits) - 1} | made
-    made["uniqueItems"] = schema.get("x-kubernetes-list-type") == "set"
+        json_schema = {"minimum": -(1 << bits), "maximum": (1 << bits) - 1} | json_schema
+    json_schema["uniqueItems"] = schema.get("x-kubernetes-list-type") == "set"
     properties = schema.get("properties", {})
-    # A default is there before anything is checked.
-    made["required"] = [name for name in schema.get("required", ()) if "default" not in properties[name]]
+    # The server fills in defaults before it validates.
+    json_schema["required"] = [name for name in schema.get("required", ()) if "default" not in properties[name]]
     if "items" in schema:
-        made["items"] = closed(schema["items"], False)
+        json_schema["items"] = strict_schema(schema["items"], False)
     if properties:
-        made["properties"] = {name: closed(each, False) for name, each in properties.items()}
+        json_schema["properties"] = {name: strict_schema(property, False) for name, property in properties.items()}
         if root:
-            made["properties"]["metadata"] = {"type": "object"}
+            json_schema["properties"]["metadata"] = {"type": "object"}
     if isinstance(schema.get("additionalProperties"), dict):
-        made["additionalProperties"] = closed(schema["additionalProperties"], False)
+        json_schema["additionalProperties"] = strict_schema(schema["additionalProperties"], False)
     elif properties and not schema.get("x-kubernetes-preserve-unknown-fields"):
-        made["additionalProperties"] = False
-    return made
+        json_schema["additionalProperties"] = False
+    return json_schema
 
 
 def unique(_: Any, keys: list[str], items: list[dict[str, Any]], schema: Any) -> Iterator[jsonschema.ValidationError]:
-    """Yield an error where two items of a list that is a map have the same keys."""
-    found = [tuple(item.get(key) for key in keys) for item in items]
-    if len(set(found)) < len(found):
+    """Yield an error if two items of a list of type map have the same keys."""
+    values = [tuple(item.get(key) for key in keys) for item in items]
+    if len(set(values)) < len(values):
         yield jsonschema.ValidationError(f"two items with the same {keys}")
 
 
@@ -138,17 +143,17 @@ def test_the_crds_are_those_that_their_readme_names(kind: str) -> None:
 
 
 def test_the_rayjob_is_what_the_crd_takes() -> None:
-    of_the_crd("rayjobs").validate(rayjob())
+    crd_validator("rayjobs").validate(rayjob())
 
 
 def test_the_rayjob_is_what_a_raycronjob_takes_as_its_template() -> None:
-    """As docs/deploy.md says."""
+    """docs/deploy.md describes this use."""
     spec = {"schedule": "17 2 * * *", "timeZone": "Etc/UTC", "jobTemplate": rayjob()["spec"]}
     manifest = {"apiVersion": "ray.io/v1", "kind": "RayCronJob", "metadata": {"name": "lru-audit"}, "spec": spec}
-    of_the_crd("raycronjobs").validate(manifest)
+    crd_validator("raycronjobs").validate(manifest)
     spec["concurrencyPolicy"] = "Forbid"
     with pytest.raises(jsonschema.ValidationError, match="concurrencyPolicy"):
-        of_the_crd("raycronjobs").validate(manifest)
+        crd_validator("raycronjobs").validate(manifest)
 
 
 WORKER = "spec.rayClusterSpec.workerGroupSpecs.0"
@@ -174,41 +179,41 @@ HEAD_CONTAINER = "spec.rayClusterSpec.headGroupSpec.template.spec.containers.0"
     ],
 )
 def test_the_crd_refuses_what_is_wrong(path: str, value: Any) -> None:
-    wrong = copy.deepcopy(rayjob())
+    manifest = copy.deepcopy(rayjob())
     *parents, last = path.split(".")
-    place: Any = wrong
+    node: Any = manifest
     for name in parents:
-        place = place[int(name)] if isinstance(place, list) else place[name]
-    place[int(last) if isinstance(place, list) else last] = value
-    assert not of_the_crd("rayjobs").is_valid(wrong)
+        node = node[int(name)] if isinstance(node, list) else node[name]
+    node[int(last) if isinstance(node, list) else last] = value
+    assert not crd_validator("rayjobs").is_valid(manifest)
 
 
 @pytest.mark.parametrize("pod", pods(), ids=["head", "worker", "cron"])
 def test_what_is_mounted_is_there(pod: dict[str, Any]) -> None:
     volumes = {volume["name"] for volume in pod["spec"].get("volumes", ())}
     for container in pod["spec"]["containers"]:
-        mounted = {mount["name"] for mount in container.get("volumeMounts", ())}
-        assert mounted == volumes
-        places = [Path(mount["mountPath"]) for mount in container.get("volumeMounts", ())]
-        # Nobody can make a mount point in a volume that is read-only, as that of a ConfigMap is.
-        assert not [(one, other) for one in places for other in places if one in other.parents]
+        mounts = {mount["name"] for mount in container.get("volumeMounts", ())}
+        assert mounts == volumes
+        paths = [Path(mount["mountPath"]) for mount in container.get("volumeMounts", ())]
+        # No mount point can be created in a read-only volume, such as that of a ConfigMap.
+        assert not [(parent, path) for parent in paths for path in paths if parent in path.parents]
 
 
 def test_the_claim_and_the_configuration_are_those_of_the_same_file() -> None:
     cron = pods()[2]["spec"]["volumes"]
     claims = {volume["persistentVolumeClaim"]["claimName"] for volume in cron if "persistentVolumeClaim" in volume}
-    assert claims == {of_kind("cronjob.yaml", "PersistentVolumeClaim")["metadata"]["name"]}
+    assert claims == {manifest_of_kind("cronjob.yaml", "PersistentVolumeClaim")["metadata"]["name"]}
     assert {volume["configMap"]["name"] for volume in cron if "configMap" in volume} == {
-        of_kind("cronjob.yaml", "ConfigMap")["metadata"]["name"]
+        manifest_of_kind("cronjob.yaml", "ConfigMap")["metadata"]["name"]
     }
 
 
 def test_the_script_gets_paths_that_are_mounted() -> None:
     (cron,) = pods()[2]["spec"]["containers"]
-    config = of_kind("cronjob.yaml", "ConfigMap")["data"]
-    named = [Path(word) for word in cron["args"] if word.startswith("/")]
-    assert {str(path.parent) for path in named} == {"/etc/lru-audit"}
-    assert {path.name for path in named} == set(config)
+    config = manifest_of_kind("cronjob.yaml", "ConfigMap")["data"]
+    paths = [Path(word) for word in cron["args"] if word.startswith("/")]
+    assert {str(path.parent) for path in paths} == {"/etc/lru-audit"}
+    assert {path.name for path in paths} == set(config)
     head = shlex.split(rayjob()["spec"]["entrypoint"])
     assert cron["command"] == head[:1] == ["nightly.sh"]
     for container in (cron, next(templates(rayjob()))["spec"]["containers"][0]):
@@ -218,12 +223,12 @@ def test_the_script_gets_paths_that_are_mounted() -> None:
 
 def test_the_inventory_of_the_example_is_one(tmp_path: Path) -> None:
     file = tmp_path / "fleet.yaml"
-    file.write_text(of_kind("cronjob.yaml", "ConfigMap")["data"]["fleet.yaml"])
+    file.write_text(manifest_of_kind("cronjob.yaml", "ConfigMap")["data"]["fleet.yaml"])
     assert [target.name for target in inventory.load([], str(file))] == ["db1.example", "web1.example"]
 
 
 def test_the_nodes_become_an_inventory(tmp_path: Path) -> None:
-    """What the comment in rayjob.yaml says, with what `kubectl get nodes -o name` prints."""
+    """The command in the comment of rayjob.yaml, with the output of `kubectl get nodes -o name`."""
     file = tmp_path / "nodes.csv"
     file.write_text("target\nray:node-1\nray:ip-10-0-0-7.ec2.internal\n")
     assert [target.name for target in inventory.load([], str(file))] == ["node-1", "ip-10-0-0-7.ec2.internal"]

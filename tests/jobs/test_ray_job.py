@@ -1,4 +1,4 @@
-"""`ray job submit` with the script of jobs/deploy/, on a cluster whose nodes have Ray; the wheel comes with the job."""
+"""`ray job submit` with a script of jobs/deploy/, on a cluster whose nodes have only Ray; the job sends the wheel."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ DEPLOY = ROOT / "jobs" / "deploy"
 
 @pytest.fixture(scope="module")
 def bin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of a virtualenv with `ray[default]`, which takes the rest from this one's, but not the project."""
+    """The programs of a virtualenv with `ray[default]` and the packages of this virtualenv, without the project."""
     folder = tmp_path_factory.mktemp("venv")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     (packages,) = folder.glob("lib/python*/site-packages")
     (packages / "rest.pth").write_text(sysconfig.get_path("purelib") + "\n")
     install = [folder / "bin/pip", "install", "--quiet", "--disable-pip-version-check"]
-    installed = subprocess.run([*install, f"ray[default]=={version('ray')}"], capture_output=True, text=True)
-    if installed.returncode:
-        pytest.skip(f"cannot install ray[default]: {installed.stderr.strip()[-200:]}")
+    process = subprocess.run([*install, f"ray[default]=={version('ray')}"], capture_output=True, text=True)
+    if process.returncode:
+        pytest.skip(f"cannot install ray[default]: {process.stderr.strip()[-200:]}")
     ray = folder / "bin/ray"
     ray.write_text(f"#!{folder}/bin/python\nfrom ray.scripts.scripts import main\nmain()\n")
     ray.chmod(0o755)
@@ -42,13 +42,13 @@ def bin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ray_cluster(bin_folder: Path) -> Iterator[Cluster]:
-    with cluster(2, bin_folder / "ray", dashboard=True) as made:
-        yield made
+    with cluster(2, bin_folder / "ray", dashboard=True) as running_cluster:
+        yield running_cluster
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What submit.sh wants to find: the script, a wheel of another version than any that is installed, an inventory."""
+    """The files that submit.sh needs: nightly.sh, a wheel with a version that is not installed, and an inventory."""
     folder = tmp_path_factory.mktemp("job")
     source = tmp_path_factory.mktemp("source")
     for name in ("pipeline", "jobs", "sql", "schemas"):
@@ -77,13 +77,13 @@ def test_a_job_audits_publishes_and_reports(
     ray_cluster: Cluster, bin_folder: Path, folder: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
-    done = submit(ray_cluster, bin_folder, folder, data)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert "2 of 3 targets good" in done.stdout
+    process = submit(ray_cluster, bin_folder, folder, data)
+    assert process.returncode == 0, process.stdout[-4000:] + process.stderr[-4000:]
+    assert "2 of 3 targets good" in process.stdout
     sql = "SELECT target, status, tool_version LIKE '%+job' AS by_the_wheel FROM targets JOIN runs USING (run_id)"
     query = [sys.executable, "-m", "pipeline", "sql", "--format", "jsonl", "-w", data / "warehouse", sql]
-    asked = subprocess.run(query, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    rows = [json.loads(line) for line in asked.splitlines()]
+    output = subprocess.run(query, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    rows = [json.loads(line) for line in output.splitlines()]
     assert sorted(row["status"] for row in rows) == ["ok", "ok", "unreachable"]
     assert all(row["by_the_wheel"] for row in rows)
     assert 'status="ok"} 2.0' in (data / "lru-audit.prom").read_text()

@@ -1,8 +1,9 @@
 #!/bin/sh
-# An audit as a job of a Ray cluster that runs already: submit.sh ARGUMENTS, those of `lru-audit run`.
-# In the current folder: nightly.sh, the wheel of list-lru-audit, and what ARGUMENTS name, such as the inventory. All of
-# it goes to the nodes, where pip installs the wheel and what it needs for this job only. Wants RAY_API_SERVER_ADDRESS,
-# and RAY_AUTH_MODE=token with RAY_AUTH_TOKEN_PATH. The warehouse is a path of the head, below LRU_AUDIT_DATA.
+# Runs an audit as a job of a running Ray cluster: submit.sh ARGUMENTS, with the arguments of `lru-audit run`.
+# The current directory must hold nightly.sh, the list-lru-audit wheel and the files that ARGUMENTS name, such as the
+# inventory. Ray sends the directory to the nodes, where pip installs the wheel and its dependencies for this job only.
+# Requires RAY_API_SERVER_ADDRESS, and RAY_AUTH_MODE=token with RAY_AUTH_TOKEN_PATH. The warehouse is a directory on the
+# head node, below LRU_AUDIT_DATA.
 set -eu
 
 wheel=$(ls list_lru_audit-*.whl)

@@ -1,5 +1,5 @@
-"""One child process for one target: its limits, its frame, and the attempt that comes of it."""
+"""One child process per target: its limits, the frame it prints, and the resulting attempt."""
 
-from pipeline.fanout.runner.child import Limits, bounded, outcome, own_words, python_path, result, run
+from pipeline.fanout.runner.child import Limits, error_line, outcome, python_path, result, run, without_quoted_stderr
 
-__all__ = ["Limits", "bounded", "outcome", "own_words", "python_path", "result", "run"]
+__all__ = ["Limits", "error_line", "outcome", "python_path", "result", "run", "without_quoted_stderr"]

@@ -1,7 +1,8 @@
-"""One child process for one target: whatever the child does, it ends in time and becomes one attempt.
+"""The child process of one target. Whatever the child does, it ends in time and yields one attempt.
 
-A soft cancel does not stop C code, a target can be a hung disk or a hostile machine, and drgn can crash: so each
-collection is a process of its own, with a deadline, a memory limit and bounded output, killed with its group.
+A soft cancel does not stop C code, a target can be a hung disk or a hostile machine, and drgn can crash. Each
+collection is therefore a process of its own with a deadline, a memory limit and bounded output, and is killed together
+with its process group.
 """
 
 from __future__ import annotations
@@ -26,15 +27,18 @@ from pipeline.fanout.runner import frame, launch
 from pipeline.inventory import Target
 
 _GRACE_S = 2.0  # between SIGTERM and SIGKILL
-_REAP_S = 5.0  # after SIGKILL; a child in uninterruptible sleep (a dead NFS server) outlives that
-_DRAIN_S = 1.0  # after the child's end, for what still holds its pipes
+_REAP_S = 5.0  # to wait after SIGKILL; a child in uninterruptible sleep (a dead NFS server) survives it
+_DRAIN_S = 1.0  # to read the pipes after the child's exit, as its descendants may still hold them
 _STDERR_TAIL_BYTES = 4096
 _ERROR_CHARACTERS = 500
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one collection may use. output_bytes: of stdout; a snapshot of 10,000 list_lrus is 3 MB."""
+    """The limits of one collection.
+
+    :param output_bytes: limit of stdout; a snapshot of 10,000 list_lrus is 3 MB.
+    """
 
     timeout_s: float = 600.0
     memory_bytes: int = 4 << 30
@@ -43,15 +47,21 @@ class Limits:
 
 
 class _Exit(NamedTuple):
-    """How a child ended. returncode: None where not even SIGKILL ended it; stopped: by which limit."""
+    """The end of a child process and its output.
+
+    :param returncode: None if the child survived SIGKILL.
+    :param exceeded_limit: "timeout", "output" or None.
+    """
 
     returncode: int | None
     stdout: bytes
     stderr: bytes
-    stopped: str | None
+    exceeded_limit: str | None
 
 
-class _End(NamedTuple):
+class _Result(NamedTuple):
+    """The result of one collection, in the order of the last parameters of `result`."""
+
     status: str
     error_type: str | None = None
     error: str | None = None
@@ -60,19 +70,19 @@ class _End(NamedTuple):
 
 
 def run(target: Target, attempt: int, limits: Limits) -> dict[str, Any]:
-    """Collect one target and return the attempt, JSON-able.
+    """Collect one target and return the attempt, which can be dumped as JSON.
 
-    ``{"attempt": row of attempts, "columns": the collector's columns of targets, "tables": the other tables}``,
-    the last two empty unless the status is good. Never raises for what the target or its child does.
+    ``{"attempt": row of attempts, "columns": the collector's columns of targets, "tables": the other tables}``; the
+    last two are empty unless the status is good. No target and no child can make this function raise.
     """
     started_at = time.time_ns() // 1000
     start = time.monotonic()
     try:
-        end = _collect(target, limits)
-    except OSError as error:  # no process or no file descriptor to be had; another node or moment may have one
-        end = _End("lost", type(error).__name__, f"cannot start a child: {error.strerror}")
+        collection = _collect(target, limits)
+    except OSError as error:  # out of processes or file descriptors; a retry may find some
+        collection = _Result("lost", type(error).__name__, f"cannot start a child process: {error.strerror}")
     duration_ms = round((time.monotonic() - start) * 1000)
-    return result(attempt, socket.gethostname(), started_at, duration_ms, *end)
+    return result(attempt, socket.gethostname(), started_at, duration_ms, *collection)
 
 
 def result(
@@ -86,26 +96,34 @@ def result(
     columns: dict[str, Any] | None = None,
     tables: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return one attempt in the form that `run` returns; started_at in microseconds since the epoch."""
+    """Return one attempt in the form that `run` returns.
+
+    :param started_at: microseconds since the epoch.
+    """
     row = {
         "attempt": attempt,
         "node": node,
         "started_at": started_at,
         "duration_ms": duration_ms,
         "status": status,
-        "error_type": error_type and bounded(error_type),
-        "error": error and bounded(error),
+        "error_type": error_type and error_line(error_type),
+        "error": error and error_line(error),
     }
     return {"attempt": row, "columns": columns or {}, "tables": tables or {}}
 
 
 def outcome(target: Target, attempts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the final result of a target: the last attempt's, and all attempts as rows; without one, `not_run`.
+    """Return the outcome of a target: the result of the last attempt, and all attempts as rows.
 
-    In the row `started_at` is the first attempt's and `duration_ms` the sum of all.
+    In the target's row `started_at` is that of the first attempt and `duration_ms` the sum over all attempts. Without
+    attempts the status is `not_run`.
     """
     rows = [attempt["attempt"] for attempt in attempts]
-    last = attempts[-1] if attempts else result(0, None, 0, 0, "not_run", None, "the run was published before its turn")
+    last = (
+        attempts[-1]
+        if attempts
+        else result(0, None, 0, 0, "not_run", None, "the run was published before this target was collected")
+    )
     row = {
         "kind": target.kind,
         "source": printable(target.source),
@@ -122,52 +140,53 @@ def outcome(target: Target, attempts: Sequence[dict[str, Any]]) -> dict[str, Any
     return {"target": target.name, "row": row, "attempts": rows, "tables": last["tables"]}
 
 
-def _collect(target: Target, limits: Limits) -> _End:
+def _collect(target: Target, limits: Limits) -> _Result:
     try:
         command = transports.command(target)
     except transports.TargetError as error:
-        return _End("unreachable", "TargetError", str(error))
-    end = _run(command, limits, target.timeout_s or limits.timeout_s)
-    if end.error is not None and command.host is not None and command.host not in own_words(end.error):
-        return end._replace(error=f"{command.host}: {end.error}")
-    return end
+        return _Result("unreachable", "TargetError", str(error))
+    collection = _run_command(command, limits, target.timeout_s or limits.timeout_s)
+    text, host = collection.error, command.host
+    if text is not None and host is not None and host not in without_quoted_stderr(text):
+        return collection._replace(error=f"{host}: {text}")
+    return collection
 
 
-def _run(command: transports.Command, limits: Limits, timeout_s: float) -> _End:
+def _run_command(command: transports.Command, limits: Limits, timeout_s: float) -> _Result:
     child = _run_child(command, limits, timeout_s)
     try:
         match frame.parse(child.stdout):
             case frame.Failure(status, error_type, error):
-                return _End(status, error_type, error)
+                return _Result(status, error_type, error)
             case frame.Snapshot(columns, tables, None):
-                return _End("ok", None, None, columns, tables)
+                return _Result("ok", None, None, columns, tables)
             case frame.Snapshot(columns, tables, reason):
-                return _End("unsupported", None, reason, columns, tables)
+                return _Result("unsupported", None, reason, columns, tables)
     except frame.FrameError as error:
-        return _without_frame(child, error, limits, timeout_s)
+        return _failure(child, error, limits, timeout_s)
 
 
-def _without_frame(child: _Exit, error: frame.FrameError, limits: Limits, timeout_s: float) -> _End:
-    """Return what to make of a child that did not say how it ended."""
-    said = _last_line(child.stderr)
-    if child.stopped == "timeout":
-        return _End("timeout", "deadline", f"no result after {timeout_s:g} s{said}")
-    if child.stopped == "output":
-        return _End("bad_output", "output", f"more than {limits.output_bytes >> 20} MiB on stdout, and {error}")
-    if any(sign.encode() in child.stderr for sign in OUT_OF_MEMORY):
-        return _End("over_budget", "MemoryError", f"needs more than {limits.memory_bytes >> 20} MiB of memory")
+def _failure(child: _Exit, error: frame.FrameError, limits: Limits, timeout_s: float) -> _Result:
+    """Return the result of a child that printed no valid frame."""
+    stderr_quote = _stderr_quote(child.stderr)
+    if child.exceeded_limit == "timeout":
+        return _Result("timeout", "deadline", f"no result after {timeout_s:g} s{stderr_quote}")
+    if child.exceeded_limit == "output":
+        return _Result("bad_output", "output", f"more than {limits.output_bytes >> 20} MiB on stdout, and {error}")
+    if any(message.encode() in child.stderr for message in OUT_OF_MEMORY):
+        return _Result("over_budget", "MemoryError", f"needs more than {limits.memory_bytes >> 20} MiB of memory")
     if child.returncode is not None and child.returncode < 0:
         name = _signal_name(-child.returncode)
-        hint = ", probably by the kernel, out of memory: collect fewer at a time" * (name == "SIGKILL")
-        return _End("crashed", f"signal:{name}", f"killed by {name}{hint}{said}")
-    if child.returncode == transports.LOST:
-        return _End("lost", "ConnectionLost", f"the connection ended before the audit did{said}")
-    return _End("bad_output", "FrameError", f"{error}; exit code {child.returncode}{said}")
+        hint = " (the node is probably out of memory: collect fewer targets at a time)" if name == "SIGKILL" else ""
+        return _Result("crashed", f"signal:{name}", f"killed by {name}{hint}{stderr_quote}")
+    if child.returncode == transports.CONNECTION_LOST_EXIT_CODE:
+        return _Result("lost", "ConnectionLost", f"the connection ended before the audit did{stderr_quote}")
+    return _Result("bad_output", "FrameError", f"{error}; exit code {child.returncode}{stderr_quote}")
 
 
 def _run_child(command: transports.Command, limits: Limits, timeout_s: float) -> _Exit:
     launcher = [sys.executable, "-IS", launch.__file__, str(os.getpid()), str(limits.memory_bytes)]
-    argv = [*launcher, str(limits.niceness), command.opens or "", *command.argv]
+    argv = [*launcher, str(limits.niceness), command.required_file or "", *command.argv]
     with contextlib.ExitStack() as stack:
         stdin: Any = subprocess.DEVNULL
         if command.stdin is not None:
@@ -180,36 +199,36 @@ def _run_child(command: transports.Command, limits: Limits, timeout_s: float) ->
             stdin=stdin,
             stdout=pipe,
             stderr=pipe,
-            cwd="/",  # `python -m` puts it into sys.path: it must not be where a core came with a json.py
+            cwd="/",  # `python -m` adds it to sys.path: a directory of cores may also hold a hostile json.py
             env=_environment(),
             start_new_session=True,
         )
         try:
-            stdout, stderr, stopped = _read(child, limits.output_bytes, timeout_s)
+            stdout, stderr, exceeded_limit = _read_pipes(child, limits.output_bytes, timeout_s)
         finally:
             _kill_group(child, signal.SIGKILL)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(_REAP_S)
             for file in (child.stdout, child.stderr):
                 file.close()  # type: ignore[union-attr]  # they are pipes
-        return _Exit(child.returncode, stdout, stderr, stopped)
+        return _Exit(child.returncode, stdout, stderr, exceeded_limit)
 
 
-def _read(child: subprocess.Popen[bytes], output_bytes: int, timeout_s: float) -> tuple[bytes, bytes, str | None]:
-    """Return the child's stdout, the tail of its stderr and the limit that stopped it.
+def _read_pipes(child: subprocess.Popen[bytes], output_bytes: int, timeout_s: float) -> tuple[bytes, bytes, str | None]:
+    """Return the child's stdout, the tail of its stderr and the limit that it exceeded.
 
-    The child is not reaped here, so that its process group cannot be another's when it is killed.
+    This function does not reap the child: until it is reaped, no other process group can have its id.
     """
     stdout, stderr = bytearray(), bytearray()
-    stopped = None
-    exited = False
-    until = time.monotonic() + timeout_s
+    exceeded_limit = None
+    has_exited = False
+    deadline = time.monotonic() + timeout_s
     signals = iter((signal.SIGTERM, signal.SIGKILL))
     with selectors.DefaultSelector() as pipes:
         pipes.register(child.stdout, selectors.EVENT_READ, stdout)  # type: ignore[arg-type]  # a pipe
         pipes.register(child.stderr, selectors.EVENT_READ, stderr)  # type: ignore[arg-type]
-        while pipes.get_map() or not exited:
-            # A child's end shows as the end of its pipes; polling is for when something else holds them.
+        while pipes.get_map() or not has_exited:
+            # EOF on the pipes tells of the child's exit; poll for the case that another process holds them open.
             for key, _ in pipes.select(0.05 if pipes.get_map() else 0.002):
                 data = os.read(key.fd, 1 << 16)
                 key.data.extend(data)
@@ -219,21 +238,21 @@ def _read(child: subprocess.Popen[bytes], output_bytes: int, timeout_s: float) -
             if len(stdout) > output_bytes:
                 return bytes(stdout), bytes(stderr), "output"
             now = time.monotonic()
-            if not exited and _exited(child):
-                exited = True
-                until = now + _DRAIN_S
+            if not has_exited and _has_exited(child):
+                has_exited = True
+                deadline = now + _DRAIN_S
                 _kill_group(child, signal.SIGKILL)
-            elif now >= until:
-                next_signal = None if exited else next(signals, None)
+            elif now >= deadline:
+                next_signal = None if has_exited else next(signals, None)
                 if next_signal is None:
                     break
                 _kill_group(child, next_signal)
-                stopped = "timeout"
-                until = now + (_GRACE_S if next_signal == signal.SIGTERM else _REAP_S)
-    return bytes(stdout), bytes(stderr), stopped
+                exceeded_limit = "timeout"
+                deadline = now + (_GRACE_S if next_signal == signal.SIGTERM else _REAP_S)
+    return bytes(stdout), bytes(stderr), exceeded_limit
 
 
-def _exited(child: subprocess.Popen[bytes]) -> bool:
+def _has_exited(child: subprocess.Popen[bytes]) -> bool:
     return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
@@ -243,22 +262,23 @@ def _kill_group(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """The runner's own, without Ray's (its token is in there), with this very package importable."""
+    """Return the runner's environment with this package importable, without Ray's variables: they hold its token."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     env["PYTHONPATH"] = python_path()
-    env.setdefault("OMP_NUM_THREADS", "1")  # a task has one CPU; drgn would read DWARF with all of them
+    env.setdefault("OMP_NUM_THREADS", "1")  # a task has one CPU; by default drgn reads DWARF with a thread per CPU
     return env
 
 
 def python_path() -> str:
-    """Return a PYTHONPATH with which a child imports this very package, wherever it runs."""
-    here = str(Path(__file__).resolve().parents[3])
-    return os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    """Return a PYTHONPATH with which a child imports this package from any working directory."""
+    parent = str(Path(__file__).resolve().parents[3])
+    return os.pathsep.join(filter(None, [parent, os.environ.get("PYTHONPATH")]))
 
 
-def _last_line(stderr: bytes) -> str:
+def _stderr_quote(stderr: bytes) -> str:
+    """Return the last line of stderr as the suffix of an error, or nothing if stderr is empty."""
     lines = stderr.decode(errors="backslashreplace").split("\n")
-    return next((f"{transports.SAID}{line.strip()}" for line in reversed(lines) if line.strip()), "")
+    return next((f"{transports.STDERR_SEPARATOR}{line.strip()}" for line in reversed(lines) if line.strip()), "")
 
 
 def _signal_name(number: int) -> str:
@@ -268,12 +288,12 @@ def _signal_name(number: int) -> str:
         return str(number)
 
 
-def own_words(error: str) -> str:
-    """Return an error without what it quotes of a stranger."""
-    return error.partition(transports.SAID)[0]
+def without_quoted_stderr(error: str) -> str:
+    """Return an error up to the line of stderr that it quotes."""
+    return error.partition(transports.STDERR_SEPARATOR)[0]
 
 
-def bounded(text: str) -> str:
-    """Return a stranger's text as one printable line of at most 500 characters."""
+def error_line(text: str) -> str:
+    """Return untrusted text as one printable line of at most 500 characters."""
     text = printable(text[: _ERROR_CHARACTERS + 1])
     return text if len(text) <= _ERROR_CHARACTERS else text[: _ERROR_CHARACTERS - 4] + " ..."

@@ -1,7 +1,7 @@
-"""What a child printed: text before the frame, then the frame with a snapshot or the reason for none.
+"""Parser and validator of a child's stdout: arbitrary text, then a frame with a snapshot or a failure.
 
-A frame is HEADER, lines that are JSON objects, and a last line that counts the rows or names the error. The child
-may be a stranger's machine: nothing in it is believed that is not checked here, and nothing may break the run.
+A frame is HEADER, lines that are JSON objects, and a last line with the row counts or the error. The child may run on
+a hostile machine: this module validates every value, and no frame may break the run.
 """
 
 from __future__ import annotations
@@ -10,33 +10,41 @@ import json
 import math
 from typing import Any, NamedTuple
 
-# What a child may say of itself; the others are the runner's and the driver's to say.
+# Statuses that a child may report. The runner and the driver set the others.
 FAILURES = {"unreachable", "denied", "no_drgn", "bad_core", "no_types", "mismatch", "over_budget", "inconsistent"}
 
 HEADER = b"list-lru-audit snapshot 1\n"
 TABLES = ("targets", "superblocks", "list_lrus", "memcgs")
 
-# Columns that say which run and target a row belongs to, and of `targets` how its collection went: never the
-# child's to say.
-_STAMPED = {"run_id", "target"}
-_OURS = _STAMPED | {"kind", "source", "via", "labels", "status", "error_type", "error", "attempts"}
-_OURS |= {"started_at", "duration_ms"}
+# Columns that a child may not send, so that no host can pose as another: those that identify a row's run and target,
+# and in `targets` those that describe the target and its collection.
+_KEYS = {"run_id", "target"}
+_TARGET_COLUMNS = _KEYS | {"kind", "source", "via", "labels", "status", "error_type", "error", "attempts"}
+_TARGET_COLUMNS |= {"started_at", "duration_ms"}
 
 
 class FrameError(ValueError):
-    """There is no frame, or it is not valid; the message says where."""
+    """A missing or invalid frame; the message names the line."""
 
 
 class Snapshot(NamedTuple):
-    """columns: the one row of `targets`; tables: the other tables, each with its columns and rows."""
+    """The rows of one target.
+
+    :param columns: the one row of `targets`.
+    :param tables: the other tables, each with its columns and rows.
+    :param unsupported_reason: why the kernel has no figures, or None if it has them.
+    """
 
     columns: dict[str, Any]
     tables: dict[str, dict[str, list[Any]]]
-    unsupported: str | None
+    unsupported_reason: str | None
 
 
 class Failure(NamedTuple):
-    """Why there is no snapshot; status is one of FAILURES."""
+    """The reason for a missing snapshot.
+
+    :param status: one of FAILURES.
+    """
 
     status: str
     error_type: str
@@ -44,38 +52,38 @@ class Failure(NamedTuple):
 
 
 def parse(output: bytes) -> Snapshot | Failure:
-    """Return what the frame in a child's stdout says; what follows the frame's last line is ignored.
+    """Parse the frame in a child's stdout; ignore output after the frame's last line.
 
-    :raises FrameError:
+    :raises FrameError: the frame is missing or invalid.
     """
     _, header, body = output.partition(HEADER)
     if not header:
         raise FrameError("no frame on stdout")
     tables: dict[str, dict[str, list[Any]]] = {name: {"columns": [], "rows": []} for name in TABLES}
-    unsupported = None
+    unsupported_reason = None
     for number, line in enumerate(body.split(b"\n"), 1):
         record = _record(line, number)
         if "error" in record:
             return _failure(record["error"], number)
         if "end" in record:
-            return _snapshot(tables, record["end"], unsupported)
+            return _snapshot(tables, record["end"], unsupported_reason)
         if "unsupported" in record:
-            unsupported = str(record["unsupported"])
+            unsupported_reason = str(record["unsupported"])
         else:
-            _add(tables, record, number)
+            _add_rows(tables, record, number)
     raise FrameError("the frame has no end")
 
 
 def _record(line: bytes, number: int) -> dict[str, Any]:
     if not line:
-        # Only what follows the last newline is empty: the child died before the next line.
+        # Only the rest after the last newline is empty: the child died before it wrote the next line.
         raise FrameError("the frame has no end")
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
         raise FrameError(f"line {number} of the frame is cut off or not JSON") from None
     if not isinstance(record, dict):
-        raise FrameError(f"line {number} of the frame is no object")
+        raise FrameError(f"line {number} of the frame is not an object")
     return record
 
 
@@ -83,27 +91,27 @@ def _failure(error: Any, number: int) -> Failure:
     match error:
         case {"status": str(status), "error_type": str(error_type), "error": str(text)} if status in FAILURES:
             return Failure(status, error_type, text)
-    raise FrameError(f"line {number} of the frame names no status that a child may give")
+    raise FrameError(f"line {number} of the frame has no status that a child may report")
 
 
-def _add(tables: dict[str, dict[str, list[Any]]], record: dict[str, Any], number: int) -> None:
+def _add_rows(tables: dict[str, dict[str, list[Any]]], record: dict[str, Any], number: int) -> None:
     """Add a chunk of rows to its table."""
     match record:
         case {"table": str(name), "columns": list(columns), "rows": list(rows), **rest} if not rest:
             pass
         case _:
-            raise FrameError(f"line {number} of the frame is no table")
+            raise FrameError(f"line {number} of the frame is not a table")
     if name not in tables:
         raise FrameError(f"line {number} of the frame: unknown table")
     table = tables[name]
     if columns != table["columns"]:
         if table["rows"]:
-            raise FrameError(f"line {number} of the frame: other columns than before in {name}")
+            raise FrameError(f"line {number} of the frame: the columns of {name} differ from those before")
         _check_columns(name, columns)
         table["columns"] = columns
     for row in rows:
         if not isinstance(row, list) or len(row) != len(columns):
-            raise FrameError(f"line {number} of the frame: a row of {name} has not {len(columns)} values")
+            raise FrameError(f"line {number} of the frame: a row of {name} does not have {len(columns)} values")
         if not all(_storable(value) for value in row):
             raise FrameError(f"line {number} of the frame: a value in {name} cannot be stored")
     table["rows"] += rows
@@ -111,14 +119,14 @@ def _add(tables: dict[str, dict[str, list[Any]]], record: dict[str, Any], number
 
 def _check_columns(name: str, columns: list[Any]) -> None:
     if not all(isinstance(column, str) for column in columns) or len(set(columns)) < len(columns):
-        raise FrameError(f"the columns of {name} are not different names")
-    ours = (_OURS if name == "targets" else _STAMPED).intersection(columns)
-    if ours:
-        raise FrameError(f"{name} has columns that are not the collector's: {', '.join(sorted(ours))}")
+        raise FrameError(f"the columns of {name} are not distinct names")
+    reserved_columns = (_TARGET_COLUMNS if name == "targets" else _KEYS).intersection(columns)
+    if reserved_columns:
+        raise FrameError(f"{name} has columns that are not the collector's: {', '.join(sorted(reserved_columns))}")
 
 
 def _storable(value: Any, in_list: bool = False) -> bool:
-    """Whether some Parquet column could hold it: 64 bits, finite, UTF-8; a list of such values."""
+    """Whether a Parquet column can hold a value: 64 bits, finite, UTF-8, or a list of these."""
     match value:
         case None | bool():
             return True
@@ -133,11 +141,11 @@ def _storable(value: Any, in_list: bool = False) -> bool:
     return False
 
 
-def _snapshot(tables: dict[str, dict[str, list[Any]]], counts: Any, unsupported: str | None) -> Snapshot:
-    found = {name: len(table["rows"]) for name, table in tables.items()}
-    if not isinstance(counts, dict) or {name: counts.get(name, 0) for name in found} != found or counts.keys() - found:
-        raise FrameError(f"the frame counts other rows than its {found}")
+def _snapshot(tables: dict[str, dict[str, list[Any]]], counts: Any, unsupported_reason: str | None) -> Snapshot:
+    rows = {name: len(table["rows"]) for name, table in tables.items()}
+    if not isinstance(counts, dict) or {name: counts.get(name, 0) for name in rows} != rows or counts.keys() - rows:
+        raise FrameError(f"the row counts in the frame's last line do not match its rows: {rows}")
     targets = tables.pop("targets")
-    if found["targets"] != 1:
-        raise FrameError(f"the frame has {found['targets']} rows of targets, not one")
-    return Snapshot(dict(zip(targets["columns"], targets["rows"][0], strict=True)), tables, unsupported)
+    if rows["targets"] != 1:
+        raise FrameError(f"the frame has {rows['targets']} rows of targets, not one")
+    return Snapshot(dict(zip(targets["columns"], targets["rows"][0], strict=True)), tables, unsupported_reason)

@@ -1,9 +1,9 @@
-"""The first thing that runs in every child: take the limits on, then become the command.
+"""The launcher of every child: applies the limits, checks the required file, then executes the command.
 
-Run by path with `python -IS`, so it imports nothing of the project. It costs 12 ms; a `preexec_fn` would run
-Python between fork and exec in a Ray worker that has a dozen threads.
+The runner starts it by path with `python -IS`, so it imports nothing of the project. It takes 12 ms. The alternative,
+a `preexec_fn`, would run Python between fork and exec in a Ray worker that has a dozen threads.
 
-usage: launch.py PARENT_PID MEMORY_BYTES NICENESS FILE COMMAND...     FILE has to be readable; "" for none
+usage: launch.py PARENT_PID MEMORY_BYTES NICENESS FILE COMMAND...     FILE must be readable; "" for no file
 """
 
 import ctypes
@@ -12,18 +12,18 @@ import resource
 import sys
 
 _PR_SET_PDEATHSIG = 1
-_SIGKILL = 9  # the modules signal and json would add half to the time that this takes
+_SIGKILL = 9  # importing signal and json would make the launcher take half as long again
 
 
 def main() -> None:
     parent, memory_bytes, niceness, file, *command = sys.argv[1:]
-    # Killed with the runner, also where the runner itself is killed: no child reads a kernel for nobody.
+    # The kernel kills the child when the runner ends, even by SIGKILL, so that no collector runs on without a reader.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SIGKILL)
     if os.getppid() != int(parent):
-        sys.exit("the runner is gone")
-    # Not RLIMIT_AS: drgn maps a vmlinux twice and 128 idle threads have 1 GB of stacks and 8 GB of malloc arenas.
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = int(memory_bytes) if most == resource.RLIM_INFINITY else min(int(memory_bytes), most)
+        sys.exit("the runner has ended")
+    # Not RLIMIT_AS: drgn maps a vmlinux twice, and 128 idle threads have 1 GB of stacks and 8 GB of malloc arenas.
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = int(memory_bytes) if hard_limit == resource.RLIM_INFINITY else min(int(memory_bytes), hard_limit)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.nice(int(niceness))
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def fail(status: str, error: OSError, text: str) -> None:
-    """Say why in a frame, as the collector does."""
+    """Print a failure as a frame, as the collector does, and exit."""
     import json
 
     print("list-lru-audit snapshot 1")

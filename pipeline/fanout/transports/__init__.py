@@ -1,13 +1,13 @@
-"""How the collector of a target is started: a target to a command, nothing else. One module a kind."""
+"""Transports: each builds the command that starts the collector of a target. One module per kind of target."""
 
 from __future__ import annotations
 
 from pipeline.fanout.transports import live, qmp, ssh, vmcore
 from pipeline.fanout.transports.command import Command, TargetError
-from pipeline.fanout.transports.session import LOST, SAID
+from pipeline.fanout.transports.session import CONNECTION_LOST_EXIT_CODE, STDERR_SEPARATOR
 from pipeline.inventory import Target
 
-__all__ = ["LOST", "SAID", "Command", "TargetError", "command"]
+__all__ = ["CONNECTION_LOST_EXIT_CODE", "STDERR_SEPARATOR", "Command", "TargetError", "command"]
 
 _KINDS = {
     "vmcore": vmcore.command,
@@ -19,7 +19,7 @@ _KINDS = {
 
 
 def command(target: Target) -> Command:
-    """Return what to run on the node that the plan chose.
+    """Return the command to run on the node that the plan chose.
 
     :raises TargetError:
     """

@@ -1,4 +1,4 @@
-"""What a transport returns."""
+"""The command that a transport returns, and the collector's arguments."""
 
 from __future__ import annotations
 
@@ -9,26 +9,30 @@ from pipeline.inventory import Target
 
 
 class TargetError(ValueError):
-    """A target that no command can be made of; one line."""
+    """No command can be built for a target; the message is one line."""
 
 
 class Command(NamedTuple):
-    """argv: the child's arguments. stdin: what it reads, None for nothing. opens: a file that has to be there.
-    host: what an error has to name, where that is not this node."""
+    """The command of a child process.
+
+    :param stdin: the bytes that the child reads, or None for /dev/null.
+    :param required_file: a file that must exist and be readable before the child starts.
+    :param host: the remote host, named in front of each error; None for a child that audits from this node.
+    """
 
     argv: list[str]
     stdin: bytes | None = None
-    opens: str | None = None
+    required_file: str | None = None
     host: str | None = None
 
 
 def collector(target: Target) -> list[str]:
-    """Return the argv of a collector on the node itself."""
+    """Return the argv of a collector on this node."""
     return [target.python or sys.executable, "-m", "pipeline.collector", *arguments(target)]
 
 
 def arguments(target: Target) -> list[str]:
-    """Return the collector's arguments; files are those of the machine that it runs on."""
+    """Return the collector's arguments; paths are those of the machine that it runs on."""
     argv: list[str] = []
     if target.vmlinux is not None:
         argv += ["--vmlinux", target.vmlinux]

@@ -1,4 +1,4 @@
-"""The kernel that the node itself runs, where the command was typed or a node of the Ray cluster."""
+"""Transport for the running kernel of the node itself: the machine of the command, or a node of the Ray cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A QEMU guest whose monitor's socket the node sees."""
+"""Transport for a QEMU guest through its QMP socket on the node."""
 
 from __future__ import annotations
 

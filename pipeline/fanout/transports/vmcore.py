@@ -1,4 +1,4 @@
-"""A core file that the node sees."""
+"""Transport for a core file on the node."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from pipeline.inventory import Target
 
 
 def command(target: Target) -> Command:
-    return Command(collector(target), opens=target.source)
+    return Command(collector(target), required_file=target.source)

@@ -1,4 +1,4 @@
-"""Fills the directory of drgn's wheels that are sent to hosts, with pip and what it is configured to download from."""
+"""Download of the drgn wheels that are sent to hosts, with pip and the package index that pip is configured for."""
 
 from __future__ import annotations
 
@@ -8,24 +8,27 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 _OLDEST_DRGN = "0.0.31"
-_GLIBC_MINORS = range(17, 46)  # RHEL 7's to any in use; of two builds of one drgn pip takes the first that fits
+# Minor versions of glibc 2, from RHEL 7's to beyond any in use. If several wheels of a drgn release fit, pip takes the
+# one whose platform comes first.
+_GLIBC_MINORS = range(17, 46)
 
 
-def fetch(folder: Path, pythons: Iterable[str], arches: Sequence[str], say: Callable[[str], None]) -> bool:
-    """Download the newest drgn that is there as a wheel for each Python and architecture.
+def fetch(directory: Path, pythons: Iterable[str], arches: Sequence[str], warn: Callable[[str], None]) -> bool:
+    """Download the newest drgn wheel for each Python and architecture into a directory.
 
-    :return: whether there was one for each.
+    :param warn: receives one line for each combination without a wheel.
+    :return: whether every combination has a wheel.
     """
-    missing = [(python, arch) for python in pythons for arch in arches if not _download(folder, python, arch)]
+    missing = [(python, arch) for python in pythons for arch in arches if not _download(directory, python, arch)]
     for python, arch in missing:
-        say(f"no wheel of drgn {_OLDEST_DRGN} or newer for Python {python} on {arch}")
+        warn(f"no wheel of drgn {_OLDEST_DRGN} or newer for Python {python} on {arch}")
     return not missing
 
 
-def _download(folder: Path, python: str, arch: str) -> bool:
+def _download(directory: Path, python: str, arch: str) -> bool:
     platforms = [f"manylinux2014_{arch}", *(f"manylinux_2_{minor}_{arch}" for minor in _GLIBC_MINORS)]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--only-binary=:all:", "--no-deps", "--implementation=cp", f"--python-version={python}"]
     command += [f"--platform={platform}" for platform in platforms]
-    command += [f"--dest={folder}", f"drgn>={_OLDEST_DRGN}"]
+    command += [f"--dest={directory}", f"drgn>={_OLDEST_DRGN}"]
     return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0

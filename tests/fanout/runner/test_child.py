@@ -1,6 +1,6 @@
-"""What `pipeline.fanout.runner` promises: whatever a child does, one attempt with a status comes back in time.
+"""`pipeline.fanout.runner`: whatever a child does, one attempt with a status comes back in time.
 
-Every child is a real process: `child` makes a target whose interpreter is a script that stands in for the collector.
+Every child is a real process: the fixture `child` makes a target whose interpreter is a script, not the collector.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ def child(tmp_path: Path) -> Child:
 
 @pytest.fixture
 def pids(tmp_path: Path) -> Iterator[Path]:
-    """A file for the pids of processes that must not outlive the test; it waits until all are gone."""
+    """A file for the pids of processes that must not outlive the test; waits until all have exited."""
     file = tmp_path / "pids"
     yield file
     deadline = time.monotonic() + 5
-    while alive := [pid for pid in file.read_text().split() if running(pid)]:
-        assert time.monotonic() < deadline, f"still running: {alive}"
+    while running_pids := [pid for pid in file.read_text().split() if is_running(pid)]:
+        assert time.monotonic() < deadline, f"still running: {running_pids}"
         time.sleep(0.02)
     assert file.read_text()
 
 
-def running(pid: str) -> bool:
+def is_running(pid: str) -> bool:
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -70,8 +70,8 @@ def run(target: Target, **limits: float) -> dict:
     return result
 
 
-def ending(target: Target, **limits: float) -> tuple:
-    """Run a target that gives no snapshot; return its status, error_type and error."""
+def failure(target: Target, **limits: float) -> tuple:
+    """Run a target that yields no snapshot; return its status, error_type and error."""
     result = run(target, **limits)
     assert (result["columns"], result["tables"]) == ({}, {})
     return tuple(result["attempt"][key] for key in ("status", "error_type", "error"))
@@ -114,15 +114,15 @@ def test_a_child_has_no_input_no_token_no_core_dump_low_priority_and_a_safe_dire
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
     code = """
     import json, os, resource, sys
-    seen = [sys.stdin.read(), [k for k in os.environ if k.startswith("RAY")], os.getcwd(), os.nice(0),
+    values = [sys.stdin.read(), [k for k in os.environ if k.startswith("RAY")], os.getcwd(), os.nice(0),
             resource.getrlimit(resource.RLIMIT_CORE)[1], os.getpgid(0) == os.getpid()]
     print("list-lru-audit snapshot 1")
-    print(json.dumps({"table": "targets", "columns": ["seen"], "rows": [[json.dumps(seen)]]}))
+    print(json.dumps({"table": "targets", "columns": ["values"], "rows": [[json.dumps(values)]]}))
     print('{"end": {"targets": 1}}')
     """
     nice = os.nice(0)
-    seen = json.loads(run(child(code))["columns"]["seen"])
-    assert seen == ["", [], "/", min(nice + 10, 19), 0, True]
+    values = json.loads(run(child(code))["columns"]["values"])
+    assert values == ["", [], "/", min(nice + 10, 19), 0, True]
 
 
 def test_the_collector_of_this_very_package_is_what_runs(tmp_path, monkeypatch):
@@ -130,7 +130,7 @@ def test_the_collector_of_this_very_package_is_what_runs(tmp_path, monkeypatch):
     (tmp_path / "pipeline" / "__init__.py").write_text("raise SystemExit('hostile')")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "no.core").write_bytes(b"nothing")
-    status, _, error = ending(Target("t", "vmcore", str(tmp_path / "no.core")))
+    status, _, error = failure(Target("t", "vmcore", str(tmp_path / "no.core")))
     assert status == "bad_core"
     assert "no.core" in error
 
@@ -142,7 +142,7 @@ def test_bytes_for_stdin_reach_the_child(child, monkeypatch):
     assert run(target)["attempt"]["status"] == "ok"
 
 
-# A child that says why
+# A child that reports a failure
 
 
 def test_the_collectors_own_reason_is_the_status(child):
@@ -151,7 +151,7 @@ def test_the_collectors_own_reason_is_the_status(child):
     print('{"error": {"status": "no_types", "error_type": "LookupError", "error": "no BTF"}}')
     raise SystemExit(1)
     """
-    assert ending(child(code)) == ("no_types", "LookupError", "no BTF")
+    assert failure(child(code)) == ("no_types", "LookupError", "no BTF")
 
 
 def test_what_a_child_says_is_one_short_printable_line(child):
@@ -161,15 +161,15 @@ def test_what_a_child_says_is_one_short_printable_line(child):
     error = {"status": "bad_core", "error_type": "E\x1b[2J", "error": "a\x1b[31m\n\u202e" + "\x00" * 10000}
     print(json.dumps({"error": error}))
     """
-    status, error_type, error = ending(child(code))
+    status, error_type, error = failure(child(code))
     assert (status, error_type) == ("bad_core", r"E\x1b[2J")
     assert error.startswith(r"a\x1b[31m\n\u202e\x00")
     assert error.endswith(" ...")
 
 
-@pytest.mark.parametrize(("length", "shown"), [(500, "x" * 500), (501, "x" * 496 + " ..."), (9999, "x" * 496 + " ...")])
-def test_a_text_that_was_cut_says_so(length, shown):
-    assert runner.bounded("x" * length) == shown
+@pytest.mark.parametrize(("length", "line"), [(500, "x" * 500), (501, "x" * 496 + " ..."), (9999, "x" * 496 + " ...")])
+def test_a_text_that_was_cut_says_so(length, line):
+    assert runner.error_line("x" * length) == line
 
 
 def test_a_child_cannot_say_that_it_was_lost_and_be_tried_again(child):
@@ -177,13 +177,13 @@ def test_a_child_cannot_say_that_it_was_lost_and_be_tried_again(child):
     print("list-lru-audit snapshot 1")
     print('{"error": {"status": "lost", "error_type": "E", "error": "again"}}')
     """
-    status, _, error = ending(child(code))
+    status, _, error = failure(child(code))
     assert status == "bad_output"
     assert "no status that a child may give" in error
 
 
 def test_a_file_that_is_not_there_is_unreachable_on_this_node(tmp_path):
-    status, error_type, error = ending(Target("t", "vmcore", f"{tmp_path}/gone"))
+    status, error_type, error = failure(Target("t", "vmcore", f"{tmp_path}/gone"))
     assert (status, error_type) == ("unreachable", "FileNotFoundError")
     assert error == f"no such file on {os.uname().nodename}: {tmp_path}/gone"
 
@@ -197,15 +197,15 @@ def test_a_file_that_may_not_be_read_is_denied(tmp_path):
         "import json, sys; from pipeline import inventory; from pipeline.fanout import runner;"
         "print(json.dumps(runner.run(inventory.Target('t', 'vmcore', sys.argv[1]), 1, runner.Limits())))"
     )
-    done = subprocess.run([*prefix, sys.executable, "-c", code, core], cwd=ROOT, capture_output=True, check=True)
-    attempt = json.loads(done.stdout)["attempt"]
+    process = subprocess.run([*prefix, sys.executable, "-c", code, core], cwd=ROOT, capture_output=True, check=True)
+    attempt = json.loads(process.stdout)["attempt"]
     assert (attempt["status"], attempt["error_type"]) == ("denied", "PermissionError")
     assert str(core) in attempt["error"]
 
 
 def test_an_interpreter_that_is_not_there_is_no_drgn():
     target = Target("t", "live", "live:", python="/opt/python")
-    status, _, error = ending(target)
+    status, _, error = failure(target)
     assert status == "no_drgn"
     assert "/opt/python" in error
 
@@ -223,28 +223,28 @@ def test_an_interpreter_that_is_not_there_is_no_drgn():
 def test_a_hung_child_is_killed_at_its_deadline_with_all_its_processes(child, pids, hang):
     code = f"""
 import ctypes, os, signal, subprocess, sys, time
-other = subprocess.Popen(["sleep", "60"])
-open({str(pids)!r}, "w").write(f"{{os.getpid()}} {{other.pid}}")
+sibling = subprocess.Popen(["sleep", "60"])
+open({str(pids)!r}, "w").write(f"{{os.getpid()}} {{sibling.pid}}")
 print("list-lru-audit snapshot 1", flush=True)
 print("still at it", file=sys.stderr, flush=True)
 {hang}
 """
     start = time.monotonic()
-    status, _, error = ending(child(code, timeout_s=0.5))
+    status, _, error = failure(child(code, timeout_s=0.5))
     assert status == "timeout"
     assert error == "no result after 0.5 s; stderr: still at it"
     assert time.monotonic() - start < 5
 
 
 def test_a_target_without_its_own_deadline_has_the_runs(child):
-    assert ending(child("import time; time.sleep(60)"), timeout_s=0.3)[0] == "timeout"
+    assert failure(child("import time; time.sleep(60)"), timeout_s=0.3)[0] == "timeout"
 
 
 def test_what_a_child_leaves_behind_neither_holds_up_the_result_nor_stays(child, pids):
     code = f"""
 import subprocess
-other = subprocess.Popen(["sleep", "60"])
-open({str(pids)!r}, "w").write(str(other.pid))
+sibling = subprocess.Popen(["sleep", "60"])
+open({str(pids)!r}, "w").write(str(sibling.pid))
 """
     start = time.monotonic()
     assert run(child(code + FRAME))["attempt"]["status"] == "ok"
@@ -267,21 +267,21 @@ def test_no_child_outlives_its_runner(child, pids):
 # A child that breaks
 
 
-@pytest.mark.parametrize("before", ["", 'print("list-lru-audit snapshot 1", flush=True)'])
-def test_a_segmentation_fault_is_crashed(child, before):
-    status, error_type, error = ending(child(f"import ctypes\n{before}\nctypes.string_at(0)"))
+@pytest.mark.parametrize("statement", ["", 'print("list-lru-audit snapshot 1", flush=True)'])
+def test_a_segmentation_fault_is_crashed(child, statement):
+    status, error_type, error = failure(child(f"import ctypes\n{statement}\nctypes.string_at(0)"))
     assert (status, error_type) == ("crashed", "signal:SIGSEGV")
     assert "SIGSEGV" in error
 
 
 def test_a_killed_child_is_crashed_and_the_cause_is_guessed(child):
-    status, error_type, error = ending(child("import os; os.kill(os.getpid(), 9)"))
+    status, error_type, error = failure(child("import os; os.kill(os.getpid(), 9)"))
     assert (status, error_type) == ("crashed", "signal:SIGKILL")
     assert "out of memory" in error
 
 
 def test_a_child_that_wants_too_much_memory_is_over_budget_and_says_the_limit(child):
-    status, error_type, error = ending(child("x = bytearray(1 << 30)"), memory_bytes=200 << 20)
+    status, error_type, error = failure(child("x = bytearray(1 << 30)"), memory_bytes=200 << 20)
     assert (status, error_type) == ("over_budget", "MemoryError")
     assert "200 MiB" in error
 
@@ -294,7 +294,7 @@ for _ in range(1024):
     sys.stdout.write("x" * (1 << 20))
 """
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    status, _, error = ending(child(code), output_bytes=8 << 20)
+    status, _, error = failure(child(code), output_bytes=8 << 20)
     assert status == "bad_output"
     assert "more than 8 MiB on stdout" in error
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 64 << 10
@@ -312,7 +312,7 @@ for _ in range(1024):
     ],
 )
 def test_no_valid_frame_is_bad_output_that_says_what_is_wrong(child, code, part):
-    status, _, error = ending(child(code))
+    status, _, error = failure(child(code))
     assert status == "bad_output"
     assert part in error
 
@@ -345,24 +345,24 @@ def test_an_outcome_is_the_last_attempt_with_all_attempts_as_rows():
 
 
 def test_the_peak_memory_is_the_childs_own() -> None:
-    """A child's ru_maxrss starts with what its parent had at fork: 300 MB here, far more than an audit takes."""
+    """A child's ru_maxrss starts with its parent's memory at fork: 300 MB here, far more than an audit takes."""
     core = Path(__file__).parents[2] / "vmcores" / "deb510-n1" / "vmcore"
     ballast = bytearray(os.urandom(1 << 20)) * 300
-    made = runner.run(Target("core", "vmcore", str(core)), 1, runner.Limits())
-    assert len(ballast) > 2 * made["columns"]["peak_rss_bytes"] > 0
+    attempt = runner.run(Target("core", "vmcore", str(core)), 1, runner.Limits())
+    assert len(ballast) > 2 * attempt["columns"]["peak_rss_bytes"] > 0
 
 
 def test_a_core_that_its_dump_left_incomplete_is_audited_and_says_so(tmp_path):
-    """struct disk_dump_header has at 424 its status, of which 8 is DUMP_DH_COMPRESSED_INCOMPLETE (makedumpfile)."""
-    whole = Path(__file__).parents[2] / "vmcores" / "deb510-n1" / "vmcore"
-    core = bytearray(whole.read_bytes())
+    """At offset 424 of struct disk_dump_header is its status; 8 is DUMP_DH_COMPRESSED_INCOMPLETE (makedumpfile)."""
+    complete_core = Path(__file__).parents[2] / "vmcores" / "deb510-n1" / "vmcore"
+    core = bytearray(complete_core.read_bytes())
     core[424] |= 8
     (tmp_path / "vmcore-incomplete").write_bytes(core)
     command = [sys.executable, "-m", "pipeline", "inspect", "--json"]
-    said = [
+    reports = [
         json.loads(subprocess.run([*command, path], check=True, capture_output=True).stdout)
-        for path in (tmp_path, whole)
+        for path in (tmp_path, complete_core)
     ]
-    assert [one["notes"] for one in said] == ["the dump was cut short by its disk", None]
-    assert [one["status"] for one in said] == ["ok", "ok"]
-    assert said[0]["list_lru_bytes"] == said[1]["list_lru_bytes"] > 500_000
+    assert [report["notes"] for report in reports] == ["the dump is incomplete: its disk was full", None]
+    assert [report["status"] for report in reports] == ["ok", "ok"]
+    assert reports[0]["list_lru_bytes"] == reports[1]["list_lru_bytes"] > 500_000

@@ -1,4 +1,4 @@
-"""What `runner.frame` promises: a whole and honest frame is understood, anything else is refused by line."""
+"""`runner.frame`: a complete and valid frame is parsed, anything else is refused with its line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.collector import __main__ as collector
 from pipeline.collector.status import GOOD, STATUSES
 from pipeline.fanout.runner import frame
 
-# How a child ended, and whether it was begun, it cannot say itself.
+# Statuses that only the runner and the driver set.
 NOT_THE_CHILDS = ["bad_output", "timeout", "crashed", "lost", "not_run"]
 
 HEADER = frame.HEADER.decode()
@@ -21,14 +21,14 @@ END = {"end": {"targets": 1, "superblocks": 3, "list_lrus": 0, "memcgs": 0}}
 GOOD_LINES = [TARGETS, MOUNTS, MORE_MOUNTS, END]
 
 
-def framed(*lines: object) -> bytes:
+def frame_bytes(*lines: object) -> bytes:
     texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
     return (HEADER + "".join(text + "\n" for text in texts)).encode()
 
 
-def refused(*lines: object) -> str:
+def parse_error(*lines: object) -> str:
     with pytest.raises(frame.FrameError) as caught:
-        frame.parse(framed(*lines))
+        frame.parse(frame_bytes(*lines))
     return str(caught.value)
 
 
@@ -37,36 +37,36 @@ def test_a_frame_begins_as_the_collector_begins_it():
 
 
 def test_chunks_of_rows_are_joined():
-    snapshot = frame.parse(framed(*GOOD_LINES))
+    snapshot = frame.parse(frame_bytes(*GOOD_LINES))
     assert snapshot.columns == {"host": "db1", "reads": 7}
     assert snapshot.tables["superblocks"]["rows"] == [[2**64 - 1, "ext4"], [1, "tmpfs"], [3, None]]
     assert snapshot.tables["memcgs"] == {"columns": [], "rows": []}
-    assert snapshot.unsupported is None
+    assert snapshot.unsupported_reason is None
 
 
-@pytest.mark.parametrize("before", [b"Welcome to db1!\nLast login: today\n", b"$ ", b"\xff\x00\n", b"{\n"])
-def test_text_before_and_after_the_frame_is_ignored(before):
-    whole = framed(*GOOD_LINES)
-    assert frame.parse(before + whole + b"logout\n") == frame.parse(whole)
+@pytest.mark.parametrize("text", [b"Welcome to db1!\nLast login: today\n", b"$ ", b"\xff\x00\n", b"{\n"])
+def test_text_before_and_after_the_frame_is_ignored(text):
+    output = frame_bytes(*GOOD_LINES)
+    assert frame.parse(text + output + b"logout\n") == frame.parse(output)
 
 
 def test_a_frame_cut_off_anywhere_is_refused():
-    whole = framed(*GOOD_LINES).rstrip(b"\n")
-    for length in range(len(whole)):
+    output = frame_bytes(*GOOD_LINES).rstrip(b"\n")
+    for length in range(len(output)):
         with pytest.raises(frame.FrameError):
-            frame.parse(whole[:length])
-    assert frame.parse(whole)
+            frame.parse(output[:length])
+    assert frame.parse(output)
 
 
 def test_unsupported_is_a_snapshot_with_a_reason():
-    snapshot = frame.parse(framed(*GOOD_LINES[:-1], {"unsupported": "no memcg"}, END))
-    assert snapshot.unsupported == "no memcg"
+    snapshot = frame.parse(frame_bytes(*GOOD_LINES[:-1], {"unsupported": "no memcg"}, END))
+    assert snapshot.unsupported_reason == "no memcg"
 
 
 @pytest.mark.parametrize("status", sorted(frame.FAILURES))
 def test_a_failure_carries_its_status(status):
     error = {"status": status, "error_type": "FaultError", "error": "core: why"}
-    assert frame.parse(framed({"error": error})) == frame.Failure(status, "FaultError", "core: why")
+    assert frame.parse(frame_bytes({"error": error})) == frame.Failure(status, "FaultError", "core: why")
 
 
 def test_every_status_is_good_or_the_childs_or_ours():
@@ -88,32 +88,32 @@ def test_every_status_is_good_or_the_childs_or_ours():
     ],
 )
 def test_a_failure_without_a_status_that_a_child_may_give_is_refused(error):
-    assert "names no status" in refused({"error": error})
+    assert "has no status" in parse_error({"error": error})
 
 
 def test_counts_have_to_match():
     for table, count in (("superblocks", 2), ("superblocks", "3"), ("memcgs", 1), ("files", 0)):
         counts = {**END["end"], table: count}
-        assert "counts" in refused(*GOOD_LINES[:-1], {"end": counts})
-    assert "counts" in refused(*GOOD_LINES[:-1], {"end": 4})
+        assert "counts" in parse_error(*GOOD_LINES[:-1], {"end": counts})
+    assert "counts" in parse_error(*GOOD_LINES[:-1], {"end": 4})
 
 
 def test_there_is_exactly_one_row_of_targets():
-    assert "0 rows of targets" in refused({"end": {}})
+    assert "0 rows of targets" in parse_error({"end": {}})
     two = {**TARGETS, "rows": [["db1", 7], ["db2", 8]]}
-    assert "2 rows of targets" in refused(two, {"end": {"targets": 2}})
+    assert "2 rows of targets" in parse_error(two, {"end": {"targets": 2}})
 
 
 @pytest.mark.parametrize(
     "column", ["run_id", "target", "kind", "source", "labels", "status", "error", "attempts", "started_at"]
 )
 def test_a_host_cannot_say_who_it_is_or_how_it_went(column):
-    assert column in refused({"table": "targets", "columns": ["host", column], "rows": [["db1", "x"]]}, END)
+    assert column in parse_error({"table": "targets", "columns": ["host", column], "rows": [["db1", "x"]]}, END)
 
 
 @pytest.mark.parametrize("column", ["run_id", "target"])
 def test_a_host_cannot_write_into_anothers_rows(column):
-    assert column in refused(TARGETS, {"table": "memcgs", "columns": [column], "rows": [["db2"]]}, END)
+    assert column in parse_error(TARGETS, {"table": "memcgs", "columns": [column], "rows": [["db2"]]}, END)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_host_cannot_write_into_anothers_rows(column):
     ],
 )
 def test_what_is_no_record_is_refused(line):
-    refused(TARGETS, MOUNTS, line, MORE_MOUNTS, END)
+    parse_error(TARGETS, MOUNTS, line, MORE_MOUNTS, END)
 
 
 @pytest.mark.parametrize(
@@ -143,11 +143,11 @@ def test_what_is_no_record_is_refused(line):
 )
 def test_a_value_that_no_column_can_hold_is_refused(value):
     line = f'{{"table": "memcgs", "columns": ["a"], "rows": [[{value}]]}}'
-    assert "cannot be stored" in refused(TARGETS, line, {"end": {"targets": 1, "memcgs": 1}})
+    assert "cannot be stored" in parse_error(TARGETS, line, {"end": {"targets": 1, "memcgs": 1}})
 
 
 @pytest.mark.parametrize("value", [None, True, 0, -(2**63), 2**64 - 1, 1.5, "x", "\U0001f600", [], [0, "a"]])
 def test_a_value_that_some_column_can_hold_is_taken(value):
     line = {"table": "memcgs", "columns": ["a"], "rows": [[value]]}
-    snapshot = frame.parse(framed(TARGETS, line, {"end": {"targets": 1, "memcgs": 1}}))
+    snapshot = frame.parse(frame_bytes(TARGETS, line, {"end": {"targets": 1, "memcgs": 1}}))
     assert snapshot.tables["memcgs"]["rows"] == [[value]]

@@ -1,4 +1,4 @@
-"""Real OpenSSH servers on loopback, each with its own host key, and a configuration with which ssh reaches them."""
+"""Real OpenSSH servers on loopback, each with its own host key, and client configurations to reach them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def make_key(path: Path) -> Path:
 
 
 class Server:
-    """An sshd until the end of the `with`.
+    """An sshd that runs until the end of the `with` block.
 
-    :param options: lines of sshd_config; the first of a keyword counts, so they come before the others.
+    :param options: lines of sshd_config. They precede the others, since the first line of a keyword counts.
     """
 
     def __init__(self, folder: Path, *options: str) -> None:
@@ -56,7 +56,7 @@ class Server:
 
     def __enter__(self) -> Server:
         if os.geteuid() == 0:
-            Path("/run/sshd").mkdir(exist_ok=True)  # privilege separation wants it
+            Path("/run/sshd").mkdir(exist_ok=True)  # required by privilege separation
         with self.log.open("w") as log:
             self.process = subprocess.Popen([str(SSHD), "-D", "-e", "-f", str(self.config)], stderr=log)
         deadline = time.monotonic() + 10
@@ -72,7 +72,7 @@ class Server:
 
 
 class Client:
-    """An ssh_config with a key and a known_hosts of its own."""
+    """An ssh_config with its own key and known_hosts."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -86,7 +86,7 @@ class Client:
         )
 
     def trust(self, server: Server) -> None:
-        """Be let in by a server, and know it."""
+        """Make the server accept this client's key, and the client the server's host key."""
         self.know(server.port, server.host_key)
         shutil.copy(self.key.with_suffix(".pub"), server.authorized_keys)
 

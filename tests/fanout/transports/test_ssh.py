@@ -1,4 +1,4 @@
-"""What ssh targets promise, against real OpenSSH servers on loopback."""
+"""Audits over ssh, with real OpenSSH servers on loopback."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def target(client: Client, server: Server) -> Target:
 
 def core_via(server: Server, client: Client, **fields: object) -> Target:
     via = f"ssh:{USER}@127.0.0.1:{server.port}"
-    made = {"name": "t", "kind": "vmcore", "source": str(CORE), "via": via, "python": sys.executable}
-    return Target(**{**made, "ssh_config": str(client.config), **fields})
+    defaults = {"name": "t", "kind": "vmcore", "source": str(CORE), "via": via, "python": sys.executable}
+    return Target(**{**defaults, "ssh_config": str(client.config), **fields})
 
 
 def run(target: Target, **limits: float) -> dict:
     return runner.run(target, 1, runner.Limits(**{"timeout_s": 60, **limits}))
 
 
-def ending(target: Target, **limits: float) -> tuple:
+def failure(target: Target, **limits: float) -> tuple:
     result = run(target, **limits)
     assert (result["columns"], result["tables"]) == ({}, {})
     assert "127.0.0.1" in result["attempt"]["error"] or "nowhere" in result["attempt"]["error"]
@@ -68,7 +68,7 @@ def ending(target: Target, **limits: float) -> tuple:
 
 @pytest.fixture
 def script(tmp_path: Path) -> Callable[[str], str]:
-    """Make an executable that stands in for the interpreter on the host."""
+    """Make an executable that replaces the interpreter on the host."""
 
     def make(text: str) -> str:
         path = tmp_path / "interpreter"
@@ -79,60 +79,60 @@ def script(tmp_path: Path) -> Callable[[str], str]:
     return make
 
 
-def instead_of_nice(does: str, python: str = sys.executable) -> str:
-    """Return the script of an interpreter in which the collector, which begins with that, does something else."""
-    patched = f"import ctypes, os, sys, time\nos.nice = lambda n: {does}\nexec(sys.argv[1])"
-    return f'exec {python} -c {shlex.quote(patched)} "$2"'
+def instead_of_nice(expression: str, python: str = sys.executable) -> str:
+    """Return the script of an interpreter that evaluates an expression where the collector calls os.nice first."""
+    patch = f"import ctypes, os, sys, time\nos.nice = lambda n: {expression}\nexec(sys.argv[1])"
+    return f'exec {python} -c {shlex.quote(patch)} "$2"'
 
 
 HANGS = instead_of_nice("time.sleep(600)")
 
 
-def until(true: Callable[[], object], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
-    while not true():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-# What works
+# Good targets
 
 
 def test_a_core_on_the_host_is_audited_there_with_the_same_rows(target):
-    here = run(Target("t", "vmcore", str(CORE)))
-    there = run(target)
-    assert there["attempt"]["error"] is None
-    assert there["attempt"]["status"] == "ok"
-    assert there["tables"] == here["tables"]
+    local_result = run(Target("t", "vmcore", str(CORE)))
+    result = run(target)
+    assert result["attempt"]["error"] is None
+    assert result["attempt"]["status"] == "ok"
+    assert result["tables"] == local_result["tables"]
 
 
 def test_a_guest_on_the_host_is_reached_through_its_monitor_there(target, tmp_path):
-    """tests/lab/test_qmp.py audits real guests so."""
+    """tests/lab/test_qmp.py audits real guests this way."""
     guest = dataclasses.replace(target, kind="qmp", source=str(tmp_path / "monitor"))
-    status, _, error = ending(guest)
+    status, _, error = failure(guest)
     assert status == "unreachable"
     assert f"qmp:{tmp_path}/monitor: no such socket; start QEMU with -qmp" in error
     with socket.socket(socket.AF_UNIX) as monitor:
         monitor.bind(guest.source)
         monitor.listen()
-        hangs_up = threading.Thread(target=lambda: monitor.accept()[0].close())
-        hangs_up.start()
-        status, _, error = ending(guest)
-        hangs_up.join()
+        thread = threading.Thread(target=lambda: monitor.accept()[0].close())
+        thread.start()
+        status, _, error = failure(guest)
+        thread.join()
     assert status == "unreachable"
-    assert "closed without a greeting; is QEMU ending?" in error
+    assert "closed without a greeting; is QEMU exiting?" in error
 
 
 def test_through_a_jump_host(tmp_path, client, server):
     with Server(tmp_path / "jump") as jump:
         client.trust(jump)
         config = tmp_path / "ssh_config"
-        own = client.config.read_text()
+        client_config = client.config.read_text()
         config.write_text(
             f"Host behind\nHostName 127.0.0.1\nPort {server.port}\nProxyJump {USER}@127.0.0.1:{jump.port}\n"
-            f"Match all\n{own}"
+            f"Match all\n{client_config}"
         )
-        # The jump is an ssh of its own, which takes the same file.
+        # ssh starts another ssh for the jump, with the same file.
         result = run(core_via(server, client, via="ssh:behind", ssh_config=str(config)))
         assert result["attempt"]["status"] == "ok", result["attempt"]
         assert jump.log.read_text().count("Accepted publickey") == 1
@@ -147,16 +147,16 @@ def test_through_a_jump_host(tmp_path, client, server):
     ],
 )
 def test_a_login_that_prints_does_not_matter(tmp_path, client, noise):
-    # A forced command is what a wrapper or a noisy profile is to ssh.
-    forced = tmp_path / "forced"
-    forced.write_text(f'#!/bin/sh\n{noise}\nexec sh -c "$SSH_ORIGINAL_COMMAND"\n')
-    forced.chmod(0o755)
-    with Server(tmp_path / "sshd", f"ForceCommand {forced}", f"Banner {CORE}") as server:
+    # To ssh, a forced command looks like a wrapper or a noisy profile.
+    forced_command = tmp_path / "forced_command"
+    forced_command.write_text(f'#!/bin/sh\n{noise}\nexec sh -c "$SSH_ORIGINAL_COMMAND"\n')
+    forced_command.chmod(0o755)
+    with Server(tmp_path / "sshd", f"ForceCommand {forced_command}", f"Banner {CORE}") as server:
         client.trust(server)
-        assert ending_status(run(core_via(server, client))) == ("ok", None)
+        assert status_and_error(run(core_via(server, client))) == ("ok", None)
 
 
-def ending_status(result: dict) -> tuple:
+def status_and_error(result: dict) -> tuple:
     return result["attempt"]["status"], result["attempt"]["error"]
 
 
@@ -164,36 +164,36 @@ def ending_status(result: dict) -> tuple:
 def test_whatever_the_login_shell_is(tmp_path, client, shell):
     if shutil.which(shell.split()[0]) is None:
         pytest.skip(f"no {shell}")
-    forced = tmp_path / "forced"
-    forced.write_text(f'#!/bin/sh\nexec {shell} -c "$SSH_ORIGINAL_COMMAND"\n')
-    forced.chmod(0o755)
-    with Server(tmp_path / "sshd", f"ForceCommand {forced}") as server:
+    forced_command = tmp_path / "forced_command"
+    forced_command.write_text(f'#!/bin/sh\nexec {shell} -c "$SSH_ORIGINAL_COMMAND"\n')
+    forced_command.chmod(0o755)
+    with Server(tmp_path / "sshd", f"ForceCommand {forced_command}") as server:
         client.trust(server)
-        assert ending_status(run(core_via(server, client))) == ("ok", None)
+        assert status_and_error(run(core_via(server, client))) == ("ok", None)
 
 
 def test_the_collector_is_niced_and_limited_and_has_no_input(target, script, tmp_path):
-    seen = tmp_path / "seen"
+    limits_file = tmp_path / "limits"
     python = script(
         f"""exec {sys.executable} -c '
 import os, sys, resource
 def exit(code):
-    with open("{seen}", "w") as file:
+    with open("{limits_file}", "w") as file:
         print(os.nice(0), resource.getrlimit(resource.RLIMIT_DATA)[1], os.readlink("/proc/self/fd/0"), file=file)
     real(code)
 real, os._exit = os._exit, exit
 exec(sys.argv[1])' "$2" """
     )
-    made = run(dataclasses.replace(target, python=python), memory_bytes=1 << 30)
-    assert ending_status(made) == ("ok", None)
-    assert seen.read_text().split() == [str(min(19, os.nice(0) + 10)), str(1 << 30), "/dev/null"]
+    result = run(dataclasses.replace(target, python=python), memory_bytes=1 << 30)
+    assert status_and_error(result) == ("ok", None)
+    assert limits_file.read_text().split() == [str(min(19, os.nice(0) + 10)), str(1 << 30), "/dev/null"]
 
 
-# drgn is sent along
+# Sending drgn
 
 
 def interpreters() -> dict[str, str]:
-    """Pythons of this machine beside the one that runs the tests, by version: the floors, and the system's."""
+    """Return the other Pythons of this machine by version: the oldest supported versions, and the system's."""
     paths = [*Path("/usr/bin").glob("python3.*"), *(Path.home() / ".pyenv/versions").glob("3.[678].*/bin/python3.*")]
     return {path.name[6:]: str(path) for path in paths if re.fullmatch(r"python3\.\d+", path.name)}
 
@@ -208,12 +208,12 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# drgn 0.0.31 reads page tables that the bundled cores of x86 lack.
+# The bundled x86 cores lack the page tables that drgn 0.0.31 reads.
 ARM64 = CORE.parents[1] / "deb510-arm64/vmcore"
 
 
 @pytest.fixture
-def borrowing(client: Client, tmp_path: Path) -> Iterator[Server]:
+def tmp_server(client: Client, tmp_path: Path) -> Iterator[Server]:
     """A host whose directory for temporary files is tmp_path/host."""
     (tmp_path / "host").mkdir()
     with Server(tmp_path / "sshd", f"SetEnv TMPDIR={tmp_path / 'host'}") as server:
@@ -222,23 +222,23 @@ def borrowing(client: Client, tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("version", ["3.6", "3.7", "3.8", "3.11"])
-def test_drgn_is_sent_to_a_python_without_it_and_is_gone_afterwards(borrowing, client, wheels, tmp_path, version):
+def test_drgn_is_sent_to_a_python_without_it_and_is_gone_afterwards(tmp_server, client, wheels, tmp_path, version):
     if version not in interpreters():
         pytest.skip(f"no Python {version}")
     python = interpreters()[version]
     folder = tmp_path / "cöre\udcff"
     folder.symlink_to(ARM64.parent)
-    there = run(core_via(borrowing, client, source=str(folder / "vmcore"), python=python, drgn_wheels=str(wheels)))
-    assert ending_status(there) == ("ok", None)
-    assert there["tables"] == run(Target("t", "vmcore", str(ARM64)))["tables"]
+    result = run(core_via(tmp_server, client, source=str(folder / "vmcore"), python=python, drgn_wheels=str(wheels)))
+    assert status_and_error(result) == ("ok", None)
+    assert result["tables"] == run(Target("t", "vmcore", str(ARM64)))["tables"]
     assert os.listdir(tmp_path / "host") == []
 
 
 def test_a_host_with_drgn_gets_none(target, tmp_path):
-    assert ending_status(run(dataclasses.replace(target, drgn_wheels=str(tmp_path)))) == ("ok", None)
+    assert status_and_error(run(dataclasses.replace(target, drgn_wheels=str(tmp_path)))) == ("ok", None)
 
 
-def test_no_wheel_that_fits_names_what_to_fetch(borrowing, client, tmp_path):
+def test_no_wheel_that_fits_names_what_to_fetch(tmp_server, client, tmp_path):
     empty = tmp_path / "wheels"
     empty.mkdir()
     for name in (
@@ -246,34 +246,34 @@ def test_no_wheel_that_fits_names_what_to_fetch(borrowing, client, tmp_path):
         "drgn-0.0.30-cp311-cp311-manylinux2014_x86_64.whl",
     ):
         (empty / name).touch()
-    status, kind, error = ending(core_via(borrowing, client, python="/usr/bin/python3", drgn_wheels=str(empty)))
+    status, kind, error = failure(core_via(tmp_server, client, python="/usr/bin/python3", drgn_wheels=str(empty)))
     assert (status, kind) == ("no_drgn", "NoWheel")
     assert re.search(r"fetch-drgn --python 3\.\d+ --arch \w+", error)
-    until(lambda: os.listdir(tmp_path / "host") == [])
+    wait_until(lambda: os.listdir(tmp_path / "host") == [])
 
 
-def test_what_was_sent_is_gone_where_the_connection_is_cut(borrowing, client, wheels, script, tmp_path):
+def test_what_was_sent_is_gone_where_the_connection_is_cut(tmp_server, client, wheels, script, tmp_path):
     python = script(instead_of_nice("time.sleep(600)", "/usr/bin/python3"))
     host = tmp_path / "host"
-    target = core_via(borrowing, client, python=python, drgn_wheels=str(wheels))
+    target = core_via(tmp_server, client, python=python, drgn_wheels=str(wheels))
     thread = threading.Thread(target=run, args=(dataclasses.replace(target, timeout_s=8),))
     thread.start()
-    until(lambda: list(host.rglob("_drgn*.so")))
+    wait_until(lambda: list(host.rglob("_drgn*.so")))
     thread.join()
-    until(lambda: os.listdir(host) == [])
+    wait_until(lambda: os.listdir(host) == [])
 
 
 # sudo
 
 
 def as_nobody(tmp_path: Path, sudoers: Path | None = None) -> str:
-    """Return the option of an sshd whose every user is nobody, to whom the files in a directory are /etc/sudoers.d."""
-    forced = tmp_path / "forced"
+    """Return the option of an sshd that runs every login as nobody, with a directory mounted at /etc/sudoers.d."""
+    forced_command = tmp_path / "forced_command"
     mount = f"mount --bind {sudoers} /etc/sudoers.d && " if sudoers else ""
     drop = 'exec setpriv --reuid=nobody --regid=nogroup --clear-groups sh -c "$SSH_ORIGINAL_COMMAND"'
-    forced.write_text(f"#!/bin/sh\ncd /\nexec unshare -m sh -c {shlex.quote(mount + drop)}\n")
-    forced.chmod(0o755)
-    return f"ForceCommand {forced}"
+    forced_command.write_text(f"#!/bin/sh\ncd /\nexec unshare -m sh -c {shlex.quote(mount + drop)}\n")
+    forced_command.chmod(0o755)
+    return f"ForceCommand {forced_command}"
 
 
 @as_root
@@ -287,10 +287,10 @@ def test_sudo_that_wants_a_password_is_denied_with_the_rule_that_helps(tmp_path,
     fields = {"source": str(core), "python": None, "drgn_wheels": str(wheels)}
     with Server(tmp_path / "first", as_nobody(tmp_path)) as server:
         client.trust(server)
-        denied = ending(core_via(server, client, **fields))
-        assert denied[0] == "denied"
-        assert "run as root" in denied[2]
-        status, kind, error = ending(core_via(server, client, **fields, become=True))
+        status, _, error = failure(core_via(server, client, **fields))
+        assert status == "denied"
+        assert "run as root" in error
+        status, kind, error = failure(core_via(server, client, **fields, become=True))
     assert (status, kind) == ("denied", "Sudo")
     assert "a password is required" in error
     rule = re.search(rf"{USER} ALL=\(root\) NOPASSWD: \S+", error)[0]
@@ -299,20 +299,20 @@ def test_sudo_that_wants_a_password_is_denied_with_the_rule_that_helps(tmp_path,
     (sudoers / "rule").write_text(rule.replace(USER, "nobody", 1) + "\n")
     with Server(tmp_path / "second", as_nobody(tmp_path, sudoers)) as server:
         client.trust(server)
-        assert ending_status(run(core_via(server, client, **fields, become=True))) == ("ok", None)
+        assert status_and_error(run(core_via(server, client, **fields, become=True))) == ("ok", None)
 
 
-# What ssh says
+# Errors of ssh
 
 
 def test_refused(client, server):
-    status, kind, error = ending(core_via(server, client, via=f"ssh:127.0.0.1:{free_port()}"))
+    status, kind, error = failure(core_via(server, client, via=f"ssh:127.0.0.1:{free_port()}"))
     assert (status, kind) == ("unreachable", "ConnectionRefused")
     assert "Connection refused" in error
 
 
 def test_a_name_that_is_nobodys(client, server):
-    status, kind, error = ending(core_via(server, client, via="ssh:nowhere.invalid"))
+    status, kind, error = failure(core_via(server, client, via="ssh:nowhere.invalid"))
     assert (status, kind) == ("unreachable", "NameNotResolved")
     assert "nowhere.invalid" in error
 
@@ -320,23 +320,23 @@ def test_a_name_that_is_nobodys(client, server):
 def test_no_key_that_is_accepted(tmp_path, client, server):
     stranger = Client(tmp_path / "stranger")
     stranger.know(server.port, server.host_key)
-    status, kind, error = ending(core_via(server, stranger))
+    status, kind, error = failure(core_via(server, stranger))
     assert (status, kind) == ("denied", "AuthenticationFailed")
     assert "Permission denied (publickey)" in error
 
 
 def test_a_host_key_that_nobody_knows(tmp_path, client, server):
-    forgetful = Client(tmp_path / "forgetful")
-    status, kind, error = ending(core_via(server, forgetful))
+    stranger = Client(tmp_path / "stranger")
+    status, kind, error = failure(core_via(server, stranger))
     assert (status, kind) == ("denied", "HostKeyUnknown")
     assert "ssh-keyscan" in error
     assert "known_hosts" in error
 
 
 def test_a_host_key_that_has_changed(tmp_path, client, server):
-    mistaken = Client(tmp_path / "mistaken")
-    mistaken.know(server.port, make_key(tmp_path / "other"))
-    status, kind, error = ending(core_via(server, mistaken))
+    stranger = Client(tmp_path / "stranger")
+    stranger.know(server.port, make_key(tmp_path / "key"))
+    status, kind, error = failure(core_via(server, stranger))
     assert (status, kind) == ("denied", "HostKeyChanged")
     assert "known_hosts" in error
 
@@ -344,20 +344,20 @@ def test_a_host_key_that_has_changed(tmp_path, client, server):
 def test_a_configuration_that_ssh_does_not_take(tmp_path, client, server):
     config = tmp_path / "ssh_config"
     config.write_text("Nonsense yes\n")
-    status, kind, error = ending(core_via(server, client, ssh_config=str(config)))
+    status, kind, error = failure(core_via(server, client, ssh_config=str(config)))
     assert (status, kind) == ("unreachable", "ConfigError")
     assert "nonsense" in error
 
 
 def test_no_ssh_on_this_node(client, server, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    status, _, error = ending(core_via(server, client))
+    status, _, error = failure(core_via(server, client))
     assert status == "unreachable"
     assert "cannot run ssh on" in error
 
 
 class Listener:
-    """Something on a port that is no sshd: `answer` has each connection."""
+    """A server that is not sshd; calls `answer` with each connection and its number."""
 
     def __init__(self, answer: Callable[[socket.socket, int], None]) -> None:
         self.socket = socket.create_server(("127.0.0.1", 0))
@@ -383,7 +383,7 @@ class Listener:
         self.socket.close()
 
 
-def relay(to: int) -> Callable[[socket.socket], None]:
+def relay(port: int) -> Callable[[socket.socket], None]:
     def copy(source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
@@ -392,62 +392,62 @@ def relay(to: int) -> Callable[[socket.socket], None]:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
-    def both(connection: socket.socket) -> None:
-        other = socket.create_connection(("127.0.0.1", to))
-        threading.Thread(target=copy, args=(other, connection), daemon=True).start()
-        copy(connection, other)
+    def answer(connection: socket.socket) -> None:
+        upstream = socket.create_connection(("127.0.0.1", port))
+        threading.Thread(target=copy, args=(upstream, connection), daemon=True).start()
+        copy(connection, upstream)
 
-    return both
+    return answer
 
 
 def test_a_server_that_accepts_and_says_nothing(client, server):
-    with Listener(lambda connection, _: time.sleep(60)) as silent:
-        status, kind, error = ending(core_via(server, client, via=f"ssh:127.0.0.1:{silent.port}"))
+    with Listener(lambda connection, _: time.sleep(60)) as listener:
+        status, kind, error = failure(core_via(server, client, via=f"ssh:127.0.0.1:{listener.port}"))
         assert (status, kind) == ("unreachable", "ConnectTimeout")
         assert "timed out" in error
-        status, _, _ = ending(core_via(server, client, via=f"ssh:127.0.0.1:{silent.port}"), timeout_s=1)
+        status, _, _ = failure(core_via(server, client, via=f"ssh:127.0.0.1:{listener.port}"), timeout_s=1)
         assert status == "timeout"
 
 
-@pytest.mark.parametrize("said", [b"", b"SSH-2.0-OpenSSH_9.2\r\n"])
-def test_a_connection_closed_before_the_login_is_tried_again(client, server, said):
-    """As MaxStartups does: before the banner, or while keys are exchanged."""
+@pytest.mark.parametrize("banner", [b"", b"SSH-2.0-OpenSSH_9.2\r\n"])
+def test_a_connection_closed_before_the_login_is_tried_again(client, server, banner):
+    """MaxStartups closes connections this way: before the banner, or during the key exchange."""
 
     def answer(connection: socket.socket, number: int) -> None:
         if number <= 2:
-            connection.sendall(said)
+            connection.sendall(banner)
             connection.close()
         else:
             relay(server.port)(connection)
 
-    with Listener(answer) as busy:
-        client.know(busy.port, server.host_key)
-        result = run(core_via(server, client, via=f"ssh:{USER}@127.0.0.1:{busy.port}"))
-        assert ending_status(result) == ("ok", None)
-        assert busy.connections == 3
+    with Listener(answer) as listener:
+        client.know(listener.port, server.host_key)
+        result = run(core_via(server, client, via=f"ssh:{USER}@127.0.0.1:{listener.port}"))
+        assert status_and_error(result) == ("ok", None)
+        assert listener.connections == 3
 
 
 def test_a_server_with_as_many_logins_as_it_takes_is_tried_again(tmp_path, client):
     with Server(tmp_path / "sshd", "MaxStartups 2") as server:
         client.trust(server)
-        waiting = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(2)]
-        done: list = []
-        thread = threading.Thread(target=lambda: done.append(run(core_via(server, client))))
+        connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(2)]
+        results: list = []
+        thread = threading.Thread(target=lambda: results.append(run(core_via(server, client))))
         thread.start()
-        until(lambda: "MaxStartups" in server.log.read_text())
-        for connection in waiting:
+        wait_until(lambda: "MaxStartups" in server.log.read_text())
+        for connection in connections:
             connection.close()
         thread.join()
-    assert ending_status(done[0]) == ("ok", None)
+    assert status_and_error(results[0]) == ("ok", None)
 
 
 def test_one_that_is_always_closed_is_unreachable_and_says_why(client, server):
-    with Listener(lambda connection, _: connection.close()) as busy:
-        status, kind, error = ending(core_via(server, client, via=f"ssh:127.0.0.1:{busy.port}"))
+    with Listener(lambda connection, _: connection.close()) as listener:
+        status, kind, error = failure(core_via(server, client, via=f"ssh:127.0.0.1:{listener.port}"))
         assert (status, kind) == ("unreachable", "ConnectionClosed")
         assert "in each of 4 tries" in error
         assert "MaxStartups" in error
-        assert busy.connections == 4
+        assert listener.connections == 4
 
 
 @pytest.mark.parametrize("absent", ["jump", "behind"])
@@ -462,25 +462,25 @@ def test_a_jump_host_that_is_down_or_cannot_get_further(tmp_path, client, server
     assert (attempt["status"], attempt["error_type"]) == ("unreachable", "ConnectionRefused")
 
 
-# What the host says
+# Errors on the host
 
 
 def test_an_account_that_may_not_run_commands(tmp_path, client):
     with Server(tmp_path / "sshd", "ForceCommand /usr/sbin/nologin") as server:
         client.trust(server)
-        status, kind, error = ending(core_via(server, client))
+        status, kind, error = failure(core_via(server, client))
     assert (status, kind) == ("denied", "NoShell")
     assert "exit code 1" in error
 
 
 def test_no_python(target):
-    status, kind, error = ending(dataclasses.replace(target, python="/opt/python"))
+    status, kind, error = failure(dataclasses.replace(target, python="/opt/python"))
     assert (status, kind) == ("no_drgn", "NoInterpreter")
     assert "/opt/python" in error
 
 
 def test_a_python_without_drgn(target):
-    status, _, error = ending(dataclasses.replace(target, python="/usr/bin/python3"))
+    status, _, error = failure(dataclasses.replace(target, python="/usr/bin/python3"))
     assert status == "no_drgn"
     assert "/usr/bin/python3" in error
     assert "install drgn" in error
@@ -488,84 +488,84 @@ def test_a_python_without_drgn(target):
 
 def test_a_python_in_part_as_python3_minimal_is(target, script):
     python = script(instead_of_nice("sys.modules.update(json=None)"))
-    status, _, error = ending(dataclasses.replace(target, python=python))
+    status, _, error = failure(dataclasses.replace(target, python=python))
     assert status == "no_drgn"
     assert "json" in error
 
 
 def test_a_python_that_is_too_old(target, script):
     python = script(f"exec {sys.executable} -c 'import sys; sys.version_info = (3, 5)\nexec(sys.argv[1])' \"$2\"")
-    status, _, error = ending(dataclasses.replace(target, python=python))
+    status, _, error = failure(dataclasses.replace(target, python=python))
     assert status == "no_drgn"
     assert "3.5" in error
 
 
 def test_garbage_instead_of_a_frame(target, script):
-    status, _, error = ending(dataclasses.replace(target, python=script("head -c 200000 /dev/urandom")))
+    status, _, error = failure(dataclasses.replace(target, python=script("head -c 200000 /dev/urandom")))
     assert status == "bad_output"
     assert "no frame" in error
 
 
 def test_a_crash_on_the_host_is_a_crash(target, script):
-    crashing = script(instead_of_nice("ctypes.string_at(0)"))
-    status, kind, _ = ending(dataclasses.replace(target, python=crashing))
+    python = script(instead_of_nice("ctypes.string_at(0)"))
+    status, kind, _ = failure(dataclasses.replace(target, python=python))
     assert (status, kind) == ("crashed", "signal:SIGSEGV")
 
 
 def test_an_exit_code_is_taken_for_a_lost_connection_only_where_it_is_that_of_ssh(target, script):
-    for code in (transports.LOST, 255):
-        status, _, _ = ending(dataclasses.replace(target, python=script(f"exit {code}")))
-        assert status == ("lost" if code == 255 else "bad_output")  # 255 is what ssh says of a lost connection
+    for code in (transports.CONNECTION_LOST_EXIT_CODE, 255):
+        status, _, _ = failure(dataclasses.replace(target, python=script(f"exit {code}")))
+        assert status == ("lost" if code == 255 else "bad_output")  # ssh exits with 255 when the connection is lost
 
 
 def test_a_host_that_hangs_is_a_timeout_and_its_collector_ends(target, script, tmp_path):
     mark = f"LRU_TEST={tmp_path}"
     python = script(f"export {mark}\n{HANGS}")
-    done: list = []
+    results: list = []
     thread = threading.Thread(
-        target=lambda: done.append(ending(dataclasses.replace(target, python=python, timeout_s=8)))
+        target=lambda: results.append(failure(dataclasses.replace(target, python=python, timeout_s=8)))
     )
     thread.start()
-    until(lambda: len(processes.having(mark)) == 2)  # the supervisor and the collector
+    wait_until(lambda: len(processes.find(mark)) == 2)  # the supervisor and the collector
     thread.join()
-    assert done[0][0] == "timeout"
-    processes.until_gone(mark, 30)
+    assert results[0][0] == "timeout"
+    processes.wait_for_exit(mark, 30)
 
 
 @pytest.mark.parametrize("become", [False, pytest.param(True, marks=[as_root, with_sudo])])
 def test_a_connection_that_is_cut_midway_is_lost_and_the_collector_ends(client, server, script, tmp_path, become):
     mark = f"LRU_TEST={tmp_path}"
     python = script(f"export {mark}\n{HANGS}")
-    cut: list[socket.socket] = []
+    connections: list[socket.socket] = []
 
     def answer(connection: socket.socket, number: int) -> None:
-        cut.append(connection)
+        connections.append(connection)
         relay(server.port)(connection)
 
     with Listener(answer) as wire:
         client.know(wire.port, server.host_key)
-        done: list = []
+        results: list = []
         via = f"ssh:{USER}@127.0.0.1:{wire.port}"
         target = core_via(server, client, via=via, python=python, become=become)
-        thread = threading.Thread(target=lambda: done.append(ending(target)))
+        thread = threading.Thread(target=lambda: results.append(failure(target)))
         thread.start()
-        until(lambda: len(processes.having(mark)) == 2)
-        for connection in cut:
+        wait_until(lambda: len(processes.find(mark)) == 2)
+        for connection in connections:
             connection.shutdown(socket.SHUT_RDWR)
         thread.join()
-    assert done[0][:2] == ("lost", "ConnectionLost")
-    processes.until_gone(mark, 30)
+    assert results[0][:2] == ("lost", "ConnectionLost")
+    processes.wait_for_exit(mark, 30)
 
 
 def test_a_collector_to_which_nobody_speaks_ends(target, script, tmp_path):
-    """As where the network is gone and neither end is told; 90 s of silence are half a second here."""
+    """The network is down and neither end is notified; 90 s of silence are half a second here."""
     mark = f"LRU_TEST={tmp_path}"
-    hasty = "setattr(select, 'select', lambda r, w, x, s, real=select.select: real(r, w, x, s / 180))"
-    patched = f"import os, select, sys, time\n{hasty}\nos.nice = lambda n: time.sleep(600)\nexec(sys.argv[1])"
-    python = script(f'export {mark}\nexec {sys.executable} -c {shlex.quote(patched)} "$2"')
-    _, _, error = ending(dataclasses.replace(target, python=python))
+    fast_select = "setattr(select, 'select', lambda r, w, x, s, real=select.select: real(r, w, x, s / 180))"
+    patch = f"import os, select, sys, time\n{fast_select}\nos.nice = lambda n: time.sleep(600)\nexec(sys.argv[1])"
+    python = script(f'export {mark}\nexec {sys.executable} -c {shlex.quote(patch)} "$2"')
+    _, _, error = failure(dataclasses.replace(target, python=python))
     assert "the connection was lost" in error
-    processes.until_gone(mark, 30)
+    processes.wait_for_exit(mark, 30)
 
 
 # The command line

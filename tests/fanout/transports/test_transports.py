@@ -1,4 +1,4 @@
-"""What a transport promises: the collector's command line, nothing else."""
+"""Transports: the collector's command line for each kind of target."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ def test_a_core_is_read_by_this_python_and_has_to_be_there():
     command = transports.command(Target("a", "vmcore", "/cores/a"))
     assert command.argv == [sys.executable, "-m", "pipeline.collector", "/cores/a"]
     assert command.stdin is None
-    assert command.opens == "/cores/a"
+    assert command.required_file == "/cores/a"
 
 
 def test_live_is_the_nodes_own_kernel_and_needs_no_file():
     command = transports.command(Target("a", "live", "live:"))
     assert command.argv == [sys.executable, "-m", "pipeline.collector", "live:"]
-    assert command.opens is None
+    assert command.required_file is None
 
 
 def test_a_guest_is_a_monitors_socket_and_takes_vmcoreinfo():
     command = transports.command(Target("a", "qmp", "/run/a.sock", vmcoreinfo="/note"))
     argv = [sys.executable, "-m", "pipeline.collector", "--vmcoreinfo", "/note", "qmp:/run/a.sock"]
     assert command.argv == argv
-    assert command.opens is None
+    assert command.required_file is None
 
 
 def test_the_targets_own_python_and_debug_info_are_passed_on():

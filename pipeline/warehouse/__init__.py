@@ -1,24 +1,24 @@
-"""Runs as Parquet: outcomes are spooled as they arrive, then published whole or not at all.
+"""Runs as Parquet: outcomes are spooled as they arrive, then published together or not at all.
 
-A warehouse is named by a path or a URI, as `store.at` takes it.
+A warehouse is named by a path or a URI; `store.open_store` lists the accepted forms.
 """
 
 from pipeline.warehouse.errors import WarehouseError
-from pipeline.warehouse.expiry import Removal, Rules, removals
-from pipeline.warehouse.overlap import alone
+from pipeline.warehouse.expiry import Removal, RetentionRules, removals
+from pipeline.warehouse.overlap import exclusive_audit
 from pipeline.warehouse.overview import overview
 from pipeline.warehouse.runs import (
     Manifest,
     new_run_id,
-    read,
-    reading,
-    resolve,
-    resumable,
-    runs,
-    staged,
+    open_tables,
+    published_run_ids,
+    published_runs,
+    read_manifest,
+    resolve_resumable_run,
+    resolve_run,
+    resolve_staged_run,
+    staged_runs,
     tables,
-    unpublished,
-    verifiable,
 )
 from pipeline.warehouse.staging import Staging
 from pipeline.warehouse.verify import problems
@@ -26,21 +26,21 @@ from pipeline.warehouse.verify import problems
 __all__ = [
     "Manifest",
     "Removal",
-    "Rules",
+    "RetentionRules",
     "Staging",
     "WarehouseError",
-    "alone",
+    "exclusive_audit",
     "new_run_id",
+    "open_tables",
     "overview",
     "problems",
-    "read",
-    "reading",
+    "published_run_ids",
+    "published_runs",
+    "read_manifest",
     "removals",
-    "resolve",
-    "resumable",
-    "runs",
-    "staged",
+    "resolve_resumable_run",
+    "resolve_run",
+    "resolve_staged_run",
+    "staged_runs",
     "tables",
-    "unpublished",
-    "verifiable",
 ]

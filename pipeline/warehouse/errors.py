@@ -1,4 +1,4 @@
-"""The errors of the warehouse, and the way an operating system error becomes one."""
+"""The errors of the warehouse, and the conversion of operating system errors to them."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ class WarehouseError(AuditError):
 
 
 class TornError(WarehouseError):
-    """A file without which a run cannot be gone on with is not there, or not whole; reading it again will not help."""
+    """A file that a run needs to be resumed is missing or incomplete; reading it again does not help."""
 
 
 class LocationError(WarehouseError):
-    """A warehouse cannot be where it was said to be."""
+    """The given path or URI cannot hold a warehouse."""
 
     exit_code = 2
 
 
 @contextmanager
-def storage(path: Path | str, remedy: str | None = None) -> Iterator[None]:
-    """Turn what a file system raises (disk full, permission, no such bucket) into a WarehouseError.
+def storage_errors(path: Path | str, remedy: str | None = None) -> Iterator[None]:
+    """Convert errors of the file system or object store (disk full, permission, no bucket) to a WarehouseError.
 
-    :param path: named when the error itself names no file.
-    :param remedy: what remains of the work and what to do, said after the cause.
+    :param path: named in the message if the error itself names no file.
+    :param remedy: follows the cause in the message: what is kept of the work, and what to do.
     """
     try:
         yield
@@ -41,9 +41,9 @@ def storage(path: Path | str, remedy: str | None = None) -> Iterator[None]:
 
 
 def cause(error: Exception) -> str:
-    """Return what went wrong in one line: the system's own words, or what the object store said."""
-    number = getattr(error, "errno", None)
-    if number:
-        return os.strerror(number)
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    return first.partition(" (Request ID")[0]
+    """Return the cause of an error in one line: the system's text for its errno, or the object store's message."""
+    errno = getattr(error, "errno", None)
+    if errno:
+        return os.strerror(errno)
+    first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    return first_line.partition(" (Request ID")[0]

@@ -1,4 +1,4 @@
-"""What may go: published runs that no rule keeps, and what killed processes left."""
+"""Removal of published runs that no rule keeps, and of leftovers of killed processes."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.warehouse import locks
-from pipeline.warehouse.errors import TornError, storage
-from pipeline.warehouse.runs import STAGED, Manifest, inputs, read_staged, runs
-from pipeline.warehouse.staging import CARRIED, SPOOL
-from pipeline.warehouse.store import EXPIRED, RUN_ID, Store, at, discard, here, reachable
+from pipeline.warehouse.errors import TornError, storage_errors
+from pipeline.warehouse.runs import RUN_FILE, Manifest, published_runs, read_inputs, read_run_file
+from pipeline.warehouse.staging import CARRIED_FILE, SPOOL_FILE
+from pipeline.warehouse.store import EXPIRED_SUFFIX, RUN_ID, Store, discard, local_folder, open_store
 
 _DAY_S = 86_400.0
-# An upload has no lock, and of a large file nothing is seen before all of it is there.
-_UPLOAD_S = _DAY_S
+# Minimum age of an upload to remove: it has no lock, and a large object is only visible once it is complete.
+_MIN_UPLOAD_AGE_S = _DAY_S
 
 
 @dataclass(frozen=True)
-class Rules:
-    """How many runs of an audit to keep: the newest ones, and the newest one of each of so many days, ISO weeks and
-    months (UTC, by started_at) that have runs. A run that one rule keeps stays; rules do not add up. No rule keeps all.
+class RetentionRules:
+    """Numbers of runs of each audit to keep.
+
+    They keep the newest `last` runs, and the newest run of each of the newest `daily` days, `weekly` ISO weeks and
+    `monthly` months that have runs (UTC, by started_at). A run stays if at least one rule keeps it; the numbers do not
+    add up. Without a rule, all runs stay.
     """
 
     last: int = 0
@@ -34,173 +37,172 @@ class Rules:
 
     @property
     def periods(self) -> tuple[tuple[int, str], ...]:
-        """Each rule as a number of periods, and strftime's format that tells one from another."""
+        """The number of periods for each rule, with the strftime format that identifies a period."""
         return (self.daily, "%Y-%m-%d"), (self.weekly, "%G-W%V"), (self.monthly, "%Y-%m")
 
 
 @dataclass(frozen=True)
 class Removal:
-    """Something to remove, and why; size_bytes is None where nobody added it up."""
+    """A run or leftover to remove, with the reason; size_bytes is None if it was not computed."""
 
     path: str
-    why: str
+    reason: str
     size_bytes: int | None
     action: Callable[[], None]
 
     def carry_out(self) -> None:
-        with storage(self.path):
+        with storage_errors(self.path):
             self.action()
 
 
-def removals(root: str | Path, rules: Rules, interrupted_days: float | None = None) -> Iterator[Removal]:
-    """Yield what is to be removed, in the order in which that is safe; a kill in between leaves whole runs only.
+def removals(root: str | Path, rules: RetentionRules, interrupted_days: float | None = None) -> Iterator[Removal]:
+    """Yield the removals in a safe order: a kill between two of them leaves complete runs only.
 
-    :param interrupted_days: also runs that were interrupted, and uploads that were, and nobody went on with for so
-        long, an upload for a day at least: it has no lock. A run that a living process has open is never among them.
-
-    Raises WarehouseError, before anything is removed, where it cannot be read what is there.
+    :param interrupted_days: also remove interrupted runs and uploads that have not changed for this many days; for an
+        upload at least one, since it has no lock. A run that a running process has open is never removed.
+    :raises WarehouseError: the warehouse cannot be read; raised before anything is removed.
     """
-    store = at(root)
-    with reachable(store):
-        published = runs(root)
-        before = time.time() - interrupted_days * _DAY_S if interrupted_days is not None else None
-        # First what is staged: a run that a killed driver had published would look unpublished without its twin.
-        left = [*_left_in_staging(store, before), *_left_in_runs(store, before)]
-        revising = set(_revising(store))
-        kept = keep(published, rules, revising)
-    yield from left
-    revised = {one.revision_of for one in published}
-    for manifest in _revised_first([one for one in published if one.run_id not in kept]):
-        why = "revised" if manifest.run_id in revised else "no rule keeps it"
-        withdraw = partial(store.withdraw, manifest.run_id)
-        yield Removal(str(manifest.directory), f"{why}, audit {manifest.audit}", manifest.size_bytes, withdraw)
+    store = open_store(root)
+    with storage_errors(str(store)):
+        runs = published_runs(root)
+        cutoff = time.time() - interrupted_days * _DAY_S if interrupted_days is not None else None
+        # Staging comes first: if a driver was killed between publishing a run and removing it from staging, the run
+        # would look unpublished once the published one is withdrawn.
+        leftovers = [*_staging_leftovers(store, cutoff), *_upload_leftovers(store, cutoff)]
+        kept_ids = run_ids_to_keep(runs, rules, set(_carry_over_sources(store)))
+    yield from leftovers
+    revised_ids = {run.revision_of for run in runs}
+    for run in _in_revision_order([run for run in runs if run.run_id not in kept_ids]):
+        reason = "revised" if run.run_id in revised_ids else "no rule keeps it"
+        withdraw = partial(store.withdraw, run.run_id)
+        yield Removal(str(run.directory), f"{reason}, audit {run.audit}", run.size_bytes, withdraw)
 
 
-def keep(published: Sequence[Manifest], rules: Rules, revising: set[str]) -> set[str]:
-    """Return the run_ids that stay.
+def run_ids_to_keep(runs: Sequence[Manifest], rules: RetentionRules, carry_over_sources: set[str]) -> set[str]:
+    """Return the run_ids of the runs that stay.
 
-    Rules look at runs that no other one revises. The newest good run of an audit (complete, and with a target that is
-    `ok`) stays in any case, so does a run whose rows a staged one still needs, and every revision of a run that stays:
-    a run never comes back from behind its revision.
+    The rules apply to runs without a revision. These also stay: the newest good run of an audit (complete, and with a
+    target that is `ok`), a run whose rows a staged run still needs, and every revision of a run that stays, so that a
+    revised run never replaces its revision.
 
-    :param revising: run_ids that runs in staging revise, and whose good rows they have not all carried over.
+    :param carry_over_sources: run_ids that runs in staging revise, and whose good rows are not all carried over yet.
     """
-    if rules == Rules():
-        return {manifest.run_id for manifest in published}
-    revisions = {one.revision_of: one.run_id for one in published if one.revision_of}
-    newest_first = sorted(published, key=lambda one: (one.started_at, one.run_id), reverse=True)
-    kept = {one.run_id for one in published if one.run_id in revising}
-    for audit in {one.audit for one in published}:
-        of_audit = [one for one in newest_first if one.audit == audit]
-        kept |= {one.run_id for one in [one for one in of_audit if _is_good(one)][:1]}
-        unrevised = [one for one in of_audit if one.run_id not in revisions]
-        kept |= {one.run_id for one in unrevised[: rules.last]}
-        for number, period in rules.periods:
-            newest: dict[str, str] = {}
-            for one in unrevised:
-                newest.setdefault(f"{one.started_at:{period}}", one.run_id)
-            kept |= set(list(newest.values())[:number])
-    for run_id in list(kept):
+    if rules == RetentionRules():
+        return {run.run_id for run in runs}
+    revisions = {run.revision_of: run.run_id for run in runs if run.revision_of}
+    newest_first = sorted(runs, key=lambda run: (run.started_at, run.run_id), reverse=True)
+    kept_ids = {run.run_id for run in runs if run.run_id in carry_over_sources}
+    for audit in {run.audit for run in runs}:
+        audit_runs = [run for run in newest_first if run.audit == audit]
+        kept_ids |= {run.run_id for run in [run for run in audit_runs if _is_good(run)][:1]}
+        candidates = [run for run in audit_runs if run.run_id not in revisions]
+        kept_ids |= {run.run_id for run in candidates[: rules.last]}
+        for number, period_format in rules.periods:
+            newest_ids: dict[str, str] = {}
+            for run in candidates:
+                newest_ids.setdefault(f"{run.started_at:{period_format}}", run.run_id)
+            kept_ids |= set(list(newest_ids.values())[:number])
+    for run_id in list(kept_ids):
         while run_id := revisions.get(run_id, ""):
-            kept.add(run_id)
-    return kept
+            kept_ids.add(run_id)
+    return kept_ids
 
 
-def _is_good(manifest: Manifest) -> bool:
-    return manifest.complete and manifest.outcomes.get("ok", 0) > 0
+def _is_good(run: Manifest) -> bool:
+    return run.complete and run.outcomes.get("ok", 0) > 0
 
 
-def _revised_first(manifests: Sequence[Manifest]) -> list[Manifest]:
-    """Return runs so that each comes after the one that it revises, otherwise the oldest first."""
-    by_id = {one.run_id: one for one in manifests}
-    ordered: dict[str, Manifest] = {}
-    for one in manifests:
-        chain = [one]
-        while revised := by_id.get(chain[-1].revision_of or ""):
-            chain.append(revised)
+def _in_revision_order(runs: Sequence[Manifest]) -> list[Manifest]:
+    """Return the runs sorted so that each comes after the run that it revises, otherwise the oldest first."""
+    runs_by_id = {run.run_id: run for run in runs}
+    ordered_runs: dict[str, Manifest] = {}
+    for run in runs:
+        chain = [run]
+        while revised_run := runs_by_id.get(chain[-1].revision_of or ""):
+            chain.append(revised_run)
         for member in reversed(chain):
-            ordered.setdefault(member.run_id, member)
-    return list(ordered.values())
+            ordered_runs.setdefault(member.run_id, member)
+    return list(ordered_runs.values())
 
 
-def _revising(store: Store) -> Iterator[str]:
-    for path in store.staging.glob(f"*/{STAGED}"):
+def _carry_over_sources(store: Store) -> Iterator[str]:
+    for path in store.staging.glob(f"*/{RUN_FILE}"):
         with suppress(TornError):
-            if not (path.parent / CARRIED).exists():
-                yield read_staged(path.parent)["revision_of"]
+            if not (path.parent / CARRIED_FILE).exists():
+                yield read_run_file(path.parent)["revision_of"]
 
 
-def _left_in_staging(store: Store, before: float | None) -> Iterator[Removal]:
+def _staging_leftovers(store: Store, cutoff: float | None) -> Iterator[Removal]:
     if not store.staging.is_dir():
         return
-    with locks.tidying(store.staging) as alone:
-        found = [(path, _why(store, path, before, alone)) for path in sorted(store.staging.iterdir())]
-    for path, why in found:
-        if why:
-            yield Removal(str(path), why, _size(path), partial(_tidy, store, path, before))
+    with locks.exclusive_lock(store.staging) as is_locked:
+        reasons = {path: _removal_reason(store, path, cutoff, is_locked) for path in sorted(store.staging.iterdir())}
+    for path, reason in reasons.items():
+        if reason:
+            yield Removal(str(path), reason, _size_bytes(path), partial(_remove_from_staging, store, path, cutoff))
 
 
-def _why(store: Store, path: Path, before: float | None, alone: bool) -> str | None:
-    """Say why a directory in staging may go, or return None.
+def _removal_reason(store: Store, path: Path, cutoff: float | None, is_locked: bool) -> str | None:
+    """Return the reason to remove a directory from staging, or None if it must stay.
 
-    :param before: seconds since the epoch; what was interrupted and not touched since may go.
-    :param alone: nobody is making a directory in staging now.
+    :param cutoff: seconds since the epoch; a run that was interrupted and has not changed since then is removed.
+    :param is_locked: whether staging is locked, so that no other process is creating a directory in it.
     """
-    if path.name.endswith(EXPIRED) and RUN_ID.fullmatch(path.name.removesuffix(EXPIRED)):
-        return "left by an expire that was killed"
-    if not RUN_ID.fullmatch(path.name) or not locks.is_free(path / SPOOL):
+    if path.name.endswith(EXPIRED_SUFFIX) and RUN_ID.fullmatch(path.name.removesuffix(EXPIRED_SUFFIX)):
+        return "left by a killed expire"
+    if not RUN_ID.fullmatch(path.name) or not locks.is_free(path / SPOOL_FILE):
         return None
-    if store.has(path.name):
+    if store.is_published(path.name):
         return "published"
     try:
-        read_staged(path)
-        inputs(here(path))
+        read_run_file(path)
+        read_inputs(local_folder(path))
     except TornError:
-        if not alone:
+        if not is_locked:
             return None
         if not _has_outcomes(path):
-            return "half made, cannot be resumed"
-    changed = max(entry.stat().st_mtime for entry in (path, *path.iterdir()))
-    return "interrupted, and nobody went on with it" if before is not None and changed <= before else None
+            return "incomplete, cannot be resumed"
+    changed_at = max(entry.stat().st_mtime for entry in (path, *path.iterdir()))
+    return "interrupted, and not resumed" if cutoff is not None and changed_at <= cutoff else None
 
 
 def _has_outcomes(path: Path) -> bool:
     try:
-        return (path / SPOOL).stat().st_size > 0
+        return (path / SPOOL_FILE).stat().st_size > 0
     except FileNotFoundError:
         return False
 
 
-def _tidy(store: Store, path: Path, before: float | None) -> None:
-    """Remove a directory from staging if it still may go."""
-    with locks.tidying(store.staging) as alone, suppress(FileNotFoundError):
-        if not _why(store, path, before, alone):
+def _remove_from_staging(store: Store, path: Path, cutoff: float | None) -> None:
+    """Remove a directory from staging unless the reason no longer holds."""
+    with locks.exclusive_lock(store.staging) as is_locked, suppress(FileNotFoundError):
+        if not _removal_reason(store, path, cutoff, is_locked):
             return
-        if path.name.endswith(EXPIRED):
+        if path.name.endswith(EXPIRED_SUFFIX):
             shutil.rmtree(path)
         else:
             discard(path, store.staging)
 
 
-def _left_in_runs(store: Store, before: float | None) -> Iterator[Removal]:
-    for name, why in _remains(store, store.names(), before):
-        yield Removal(str(store.run(name)), why, None, partial(_clear, store, name, before))
+def _upload_leftovers(store: Store, cutoff: float | None) -> Iterator[Removal]:
+    for name, reason in _upload_removal_reasons(store, store.run_names(), cutoff):
+        yield Removal(str(store.run_folder(name)), reason, None, partial(_remove_upload, store, name, cutoff))
 
 
-def _remains(store: Store, names: Iterable[str], before: float | None) -> Iterator[tuple[str, str]]:
-    """Yield those of the names in `runs/` that are of no run and may go, and why."""
-    for name, changed in store.remains(names):
-        if changed is None:
-            yield name, "left by an expire that was killed"
-        elif before is not None and changed <= min(before, time.time() - _UPLOAD_S):
-            yield name, "an upload that was interrupted"
+def _upload_removal_reasons(store: Store, names: Iterable[str], cutoff: float | None) -> Iterator[tuple[str, str]]:
+    """Yield each of the names in `runs/` that is a leftover to remove, with the reason."""
+    for name, changed_at in store.leftovers(names):
+        if changed_at is None:
+            yield name, "left by a killed expire"
+        elif cutoff is not None and changed_at <= min(cutoff, time.time() - _MIN_UPLOAD_AGE_S):
+            yield name, "interrupted upload"
 
 
-def _clear(store: Store, name: str, before: float | None) -> None:
-    """Remove what is no run if it still may go: its upload may have been gone on with since, or have ended."""
-    for again, _ in _remains(store, [name], before):
-        store.withdraw(again)
+def _remove_upload(store: Store, name: str, cutoff: float | None) -> None:
+    """Remove a leftover unless its upload has since continued or been completed."""
+    for leftover, _ in _upload_removal_reasons(store, [name], cutoff):
+        store.withdraw(leftover)
 
 
-def _size(directory: Path) -> int:
+def _size_bytes(directory: Path) -> int:
     return sum(path.lstat().st_size for path in directory.rglob("*") if path.is_file())

@@ -1,6 +1,6 @@
-"""flock(2) on what a process is at work on; it goes with the process, however that ends.
+"""Locks on files and directories with flock(2); the kernel releases them when the process ends, for any reason.
 
-Some network file systems have no locks. There a run is opened without, and nothing is known to be left alone.
+Some network file systems have no locks. There a run is opened without a lock, and no file counts as free.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO
 
 
-def take(file: IO[bytes]) -> bool:
-    """Lock a file until it is closed; False when another process has it."""
+def try_lock(file: IO[bytes]) -> bool:
+    """Lock a file until it is closed; return False if another process holds the lock."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -25,7 +25,7 @@ def take(file: IO[bytes]) -> bool:
 
 
 def is_free(path: Path) -> bool:
-    """Say whether surely no process has a file locked: there is none, or the lock was had for a moment."""
+    """Whether no process can have a file locked: the file is missing, or this process could lock it for a moment."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -35,28 +35,28 @@ def is_free(path: Path) -> bool:
 
 
 @contextmanager
-def making(directory: Path) -> Iterator[None]:
-    """Hold off whoever tidies a directory; others may be making something there as well."""
-    with _held(directory, fcntl.LOCK_SH):
+def shared_lock(directory: Path) -> Iterator[None]:
+    """Keep out an `exclusive_lock` on a directory; any number of processes may hold a shared lock."""
+    with _directory_lock(directory, fcntl.LOCK_SH):
         yield
 
 
 @contextmanager
-def tidying(directory: Path) -> Iterator[bool]:
-    """Wait until nobody is making something in a directory, and hold it; yields False where there are no locks."""
-    with _held(directory, fcntl.LOCK_EX) as held:
-        yield held
+def exclusive_lock(directory: Path) -> Iterator[bool]:
+    """Wait until no other process has a directory locked, and lock it; yields False on a file system without locks."""
+    with _directory_lock(directory, fcntl.LOCK_EX) as is_locked:
+        yield is_locked
 
 
 @contextmanager
-def _held(directory: Path, how: int) -> Iterator[bool]:
+def _directory_lock(directory: Path, operation: int) -> Iterator[bool]:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, how)
-            held = True
+            fcntl.flock(descriptor, operation)
+            is_locked = True
         except OSError:
-            held = False
-        yield held
+            is_locked = False
+        yield is_locked
     finally:
         os.close(descriptor)

@@ -1,7 +1,7 @@
-"""One target's outcome to a record of columns, checked against the schema.
+"""The outcome of one target as a record of columns, checked against the schema.
 
-A collector on a hostile host sends the numbers, so nothing of it is believed: an outcome that does not fit becomes
-the status `bad_output` with the reason, keeps what the driver knows, and loses every row of the host.
+A collector on a hostile host may send any data. An outcome that does not fit the schema becomes `bad_output` with the
+reason: it keeps the columns that the driver wrote, and loses every row of the host.
 """
 
 from __future__ import annotations
@@ -16,59 +16,63 @@ from pipeline.warehouse.schema import Misfit
 
 GOOD = ("ok", "unsupported")
 HOST_TABLES = ("superblocks", "list_lrus", "memcgs")
-# A host with 30,000 containers has about 400,000 list_lrus.
+# Bounds the rows of one table from one host: a host with 30,000 containers has about 400,000 list_lrus.
 MAX_ROWS = 1_048_576
 
-# table -> column -> JSON values; run_id and target are not among them: the driver stamps those when it writes.
+# table -> column -> JSON values, without STAMPED_COLUMNS, which the driver adds when it writes the tables.
 Record = dict[str, dict[str, list[Any]]]
-STAMPED = frozenset({"run_id", "target"})
+STAMPED_COLUMNS = frozenset({"run_id", "target"})
 
 
-def kept(outcome: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an outcome as runner and fanout make it for the spool: the driver's part as a record, what the host sent
-    as `host`, unread. To check it takes longer than to gather it, and nobody waits for it before the run is written.
+def spool_entry(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an outcome in the form of the spool: the driver's part as a record, the host's part unchecked as `host`.
 
-    Raises WarehouseError when what the driver itself wrote does not fit, which is a defect and not the host's doing.
+    Checking the host's part takes longer than collecting it, and can wait until the run is written.
+
+    :raises WarehouseError: the driver's own part does not fit the schema, which is a defect of this program.
     """
-    made: dict[str, Any] = _driver_part(outcome)
+    entry: dict[str, Any] = _driver_part(outcome)
     if outcome["row"].get("status") in GOOD:
-        made["host"] = {"row": outcome["row"], "tables": outcome["tables"]}
-    return made
+        entry["host"] = {"row": outcome["row"], "tables": outcome["tables"]}
+    return entry
 
 
-def record(spooled: Mapping[str, Any]) -> Record:
-    """Return the record of what `kept` returned, the host's rows if they fit, else `bad_output`; a record as it is."""
-    made = {name: columns for name, columns in spooled.items() if name != "host"}
-    if "host" not in spooled:
-        return made
+def checked_record(entry: Mapping[str, Any]) -> Record:
+    """Return the record of a spool entry, as `bad_output` if the host's part does not fit the schema.
+
+    An entry without a host's part is a record already.
+    """
+    record = {name: columns for name, columns in entry.items() if name != "host"}
+    if "host" not in entry:
+        return record
     try:
-        host = _host_part(spooled["host"])
-        full = {**host, "targets": {**made["targets"], **host["targets"]}, "attempts": made["attempts"]}
+        host = _host_part(entry["host"])
+        full = {**host, "targets": {**record["targets"], **host["targets"]}, "attempts": record["attempts"]}
         for name in ("targets", *HOST_TABLES):
-            schema.tables()[name].check(full[name], STAMPED)
-    except Misfit as why:
-        return refuse(made, "schema", str(why))
+            schema.tables()[name].check(full[name], STAMPED_COLUMNS)
+    except Misfit as misfit:
+        return bad_output_record(record, "schema", str(misfit))
     return full
 
 
-def refuse(made: Record, error_type: str, error: str) -> Record:
-    """Return the record of the same target with status `bad_output`, its last attempt too, and no row of the host."""
-    ending = {"status": "bad_output", "error_type": error_type, "error": error}
-    targets = {name: cells for name, cells in made["targets"].items() if name in _driver_columns()}
-    attempts = {name: list(cells) for name, cells in made["attempts"].items()}
-    for name, value in ending.items():
+def bad_output_record(record: Record, error_type: str, error: str) -> Record:
+    """Return the record of the same target without the host's part, and `bad_output` for it and its last attempt."""
+    result = {"status": "bad_output", "error_type": error_type, "error": error}
+    targets = {name: cells for name, cells in record["targets"].items() if name in _driver_columns()}
+    attempts = {name: list(cells) for name, cells in record["attempts"].items()}
+    for name, value in result.items():
         targets[name] = [value]
         if attempts["attempt"]:
             attempts[name][-1] = value
     return {"targets": targets, "attempts": attempts}
 
 
-def escaped(value: Any) -> Any:
-    """Backslash-escape what is not UTF-8 (a path that Python decoded with surrogates) in text, or in a map of text."""
+def escape_surrogates(value: Any) -> Any:
+    """Backslash-escape surrogates, Python's form of paths that are not UTF-8, in text or in a map of text to text."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, dict):
-        return {escaped(key): escaped(text) for key, text in value.items()}
+        return {escape_surrogates(key): escape_surrogates(text) for key, text in value.items()}
     return value
 
 
@@ -77,30 +81,31 @@ def _driver_columns() -> set[str]:
 
 
 def _driver_part(outcome: Mapping[str, Any]) -> Record:
-    declared = schema.tables()
-    driver = _driver_columns()
-    names = [column.name for column in declared["attempts"].columns if column.name not in STAMPED]
-    made: Record = {
-        "targets": {name: [escaped(value)] for name, value in outcome["row"].items() if name in driver},
-        "attempts": {name: [escaped(attempt.get(name)) for attempt in outcome["attempts"]] for name in names},
+    tables = schema.tables()
+    driver_columns = _driver_columns()
+    attempt_columns = [column.name for column in tables["attempts"].columns if column.name not in STAMPED_COLUMNS]
+    row, attempts = outcome["row"], outcome["attempts"]
+    record: Record = {
+        "targets": {name: [escape_surrogates(value)] for name, value in row.items() if name in driver_columns},
+        "attempts": {name: [escape_surrogates(attempt.get(name)) for attempt in attempts] for name in attempt_columns},
     }
     try:
-        for name, cells in made.items():
-            declared[name].check(cells, STAMPED)
-    except Misfit as why:
-        raise WarehouseError(f"{outcome['target']!a}: {why}: this is a defect of list-lru-audit") from why
-    return made
+        for name, cells in record.items():
+            tables[name].check(cells, STAMPED_COLUMNS)
+    except Misfit as misfit:
+        raise WarehouseError(f"{outcome['target']!a}: {misfit}: this is a defect of list-lru-audit") from misfit
+    return record
 
 
 def _host_part(host: Mapping[str, Any]) -> Record:
-    driver = _driver_columns()
+    driver_columns = _driver_columns()
     tables = host["tables"]
-    if isinstance(tables, str):  # as pipeline.fanout hands them on
+    if isinstance(tables, str):  # the form that pipeline.fanout passes on
         tables = json.loads(tables)
     if unknown := set(tables) - set(HOST_TABLES):
-        raise Misfit(f"a collector writes no table {min(unknown)!a:.60}")
+        raise Misfit(f"unknown table {min(unknown)!a:.60} from the collector")
     return {
-        "targets": {name: [value] for name, value in host["row"].items() if name not in driver},
+        "targets": {name: [value] for name, value in host["row"].items() if name not in driver_columns},
         **{name: _columns(name, tables.get(name)) for name in HOST_TABLES},
     }
 
@@ -108,14 +113,14 @@ def _host_part(host: Mapping[str, Any]) -> Record:
 def _columns(name: str, table: Any) -> dict[str, list[Any]]:
     match table:
         case None:
-            required = (column.name for column in schema.tables()[name].columns if not column.nullable)
-            return {column: [] for column in required if column not in STAMPED}
+            column_names = (column.name for column in schema.tables()[name].columns if not column.nullable)
+            return {column: [] for column in column_names if column not in STAMPED_COLUMNS}
         case {"columns": list(columns), "rows": list(rows)} if _are_names(columns) and _are_rows(rows, len(columns)):
             if len(rows) > MAX_ROWS:
                 raise Misfit(f"{name} has more than {MAX_ROWS} rows")
             cells: Iterable[Sequence[Any]] = zip(*rows, strict=True) if rows else [()] * len(columns)
             return {column: list(values) for column, values in zip(columns, cells, strict=True)}
-    raise Misfit(f"{name} is not columns and rows of that many values")
+    raise Misfit(f"{name} must have distinct columns, and rows with one value for each column")
 
 
 def _are_names(columns: list[Any]) -> bool:

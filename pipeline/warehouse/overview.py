@@ -1,4 +1,4 @@
-"""Every run of a warehouse as one row: the published ones by their manifests, and those that wait in staging."""
+"""One row for each run of a warehouse: the published runs from their manifests, and the runs in staging."""
 
 from __future__ import annotations
 
@@ -7,44 +7,45 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.warehouse import locks
-from pipeline.warehouse.runs import runs, staged
-from pipeline.warehouse.staging import SPOOL, collected
-from pipeline.warehouse.store import at
+from pipeline.warehouse.runs import published_runs, staged_runs
+from pipeline.warehouse.staging import SPOOL_FILE, finished_targets
+from pipeline.warehouse.store import open_store
 
 
 def overview(root: str | Path) -> list[dict[str, Any]]:
-    """Return the runs, the newest last, then those in staging.
+    """Return the published runs, the newest last, then the runs in staging.
 
-    state is `published`, `unfinished` (resume goes on with it) or `running` (a process has it open). collected are the
-    targets with an outcome. good, complete, duration_ms and size_bytes (of the tables) are None unless published.
+    `state` is `published`, `unfinished` (can be resumed) or `running` (a process has it open). `collected` is the
+    number of targets with an outcome. `good`, `complete`, `duration_ms` and `size_bytes` (of the tables) are None
+    unless published.
     """
     rows = [
         {
-            "run_id": one.run_id,
-            "audit": one.audit,
+            "run_id": manifest.run_id,
+            "audit": manifest.audit,
             "state": "published",
-            "started_at": one.started_at,
-            "duration_ms": int((one.finished_at - one.started_at).total_seconds() * 1000),
-            "targets": one.targets,
-            "collected": one.targets - one.outcomes.get("not_run", 0),
-            "good": one.good,
-            "complete": one.complete,
-            "revision_of": one.revision_of,
-            "size_bytes": one.size_bytes,
+            "started_at": manifest.started_at,
+            "duration_ms": int((manifest.finished_at - manifest.started_at).total_seconds() * 1000),
+            "targets": manifest.targets,
+            "collected": manifest.targets - manifest.outcomes.get("not_run", 0),
+            "good": manifest.good,
+            "complete": manifest.complete,
+            "revision_of": manifest.revision_of,
+            "size_bytes": manifest.size_bytes,
         }
-        for one in runs(root)
+        for manifest in published_runs(root)
     ]
-    for run_id, run in sorted(staged(root).items()):
-        directory = at(root).staging / run_id
+    for run_id, run in sorted(staged_runs(root).items()):
+        directory = open_store(root).staging / run_id
         rows.append(
             {
                 "run_id": run_id,
                 "audit": run["audit"],
-                "state": "unfinished" if locks.is_free(directory / SPOOL) else "running",
+                "state": "unfinished" if locks.is_free(directory / SPOOL_FILE) else "running",
                 "started_at": datetime.fromtimestamp(run["started_at"] / 1_000_000, UTC),
                 "duration_ms": None,
                 "targets": run["targets"],
-                "collected": len(collected(directory)),
+                "collected": len(finished_targets(directory)),
                 "good": None,
                 "complete": None,
                 "revision_of": run["revision_of"],

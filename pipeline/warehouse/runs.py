@@ -1,6 +1,6 @@
 """Published runs: their names, their manifests, and their tables as pyarrow datasets.
 
-Only files that a manifest lists exist for a reader; whatever else lies in the warehouse is never seen.
+A reader only opens files that a manifest lists, and ignores all other files in the warehouse.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,18 @@ from pyarrow import fs
 from pipeline.collector.status import GOOD
 from pipeline.common.errors import AuditError
 from pipeline.warehouse import schema
-from pipeline.warehouse.errors import TornError, WarehouseError, cause
-from pipeline.warehouse.store import INPUTS, MANIFEST, Folder, Store, at, reachable
+from pipeline.warehouse.errors import TornError, WarehouseError, cause, storage_errors
+from pipeline.warehouse.store import INPUTS, MANIFEST, Folder, Store, open_store
 
-STAGED = "run.json"
+RUN_FILE = "run.json"
 MANIFEST_VERSION = 1
-# Manifests of an object store that are asked for at a time.
-_PARALLEL = 16
+# Manifests read at a time; in an object store, each of them costs a round trip.
+_PARALLEL_READS = 16
 
 
 @dataclass(frozen=True)
 class File:
-    """One Parquet file of a run, its path relative to the run."""
+    """A Parquet file of a run; `path` is relative to the run."""
 
     table: str
     path: str
@@ -47,12 +48,12 @@ class File:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(rf"{re.escape(self.table)}-\d{{5}}\.parquet", self.path):
-            raise ValueError(f"{self.path!a} is no file of table {self.table!a}")
+            raise ValueError(f"invalid file {self.path!a} of table {self.table!a}")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a run directory holds, as its manifest.json says; it is the commit of the run."""
+    """The content of a run directory according to its manifest.json, whose presence makes the run published."""
 
     directory: Folder
     run_id: str
@@ -65,7 +66,7 @@ class Manifest:
     outcomes: dict[str, int]  # status -> targets
     versions: dict[str, Any]  # tool, schema, model, pyarrow
     files: tuple[File, ...]
-    inputs_sha256: str | None = None  # of INPUTS; older runs have none
+    inputs_sha256: str | None = None  # of the file INPUTS; None in older runs
 
     @property
     def good(self) -> int:
@@ -73,11 +74,11 @@ class Manifest:
 
     @property
     def size_bytes(self) -> int:
-        """Of the tables; the manifest and the inputs are small."""
+        """Size of the tables; the manifest and the inputs are small."""
         return sum(file.bytes for file in self.files)
 
     def text(self) -> str:
-        """Return the manifest as the JSON that `read` takes."""
+        """Return the manifest as JSON, in the form that `find_manifest` reads."""
         content = {**vars(self), "files": [asdict(file) for file in self.files]}
         del content["directory"]
         for name in ("started_at", "finished_at"):
@@ -86,177 +87,184 @@ class Manifest:
 
 
 def new_run_id() -> str:
-    """Return a name for a run that starts now: ``YYYYMMDDTHHMMSSZ-<8 hex>``, UTC."""
+    """Return the id of a run that starts now: ``YYYYMMDDTHHMMSSZ-<8 hex>``, UTC."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
 
 
-def runs(root: str | Path) -> list[Manifest]:
-    """Return the published runs of a warehouse, the newest last; none when there is no warehouse yet.
+def published_runs(root: str | Path) -> list[Manifest]:
+    """Return the published runs of a warehouse, the newest last; an empty list if the warehouse does not exist yet.
 
-    Raises WarehouseError naming the manifest that cannot be read.
+    :raises WarehouseError: a manifest cannot be read; the message names it.
     """
-    store = at(root)
-    with reachable(store), ThreadPoolExecutor(_PARALLEL) as readers:
-        found = readers.map(lambda name: find(store, name), store.names())
-        present = [manifest for manifest in found if manifest]
-    return sorted(present, key=lambda manifest: (manifest.started_at, manifest.run_id))
+    store = open_store(root)
+    with storage_errors(str(store)), ThreadPoolExecutor(_PARALLEL_READS) as readers:
+        manifests = [manifest for manifest in readers.map(partial(find_manifest, store), store.run_names()) if manifest]
+    return sorted(manifests, key=lambda manifest: (manifest.started_at, manifest.run_id))
 
 
-def verifiable(root: str | Path, run: str | None) -> list[str]:
-    """Return the run_ids of all published runs, or the one that a unique prefix or `latest` means.
+def published_run_ids(root: str | Path, run: str | None) -> list[str]:
+    """Return the run_ids of all published runs, or only the one given by a unique prefix or `latest`.
 
-    No manifest is read: there are runs that cannot be.
+    Manifests are not read, so that runs with a damaged manifest are included.
     """
-    store = at(root)
-    with reachable(store):
-        names = [name for name in store.names() if store.has(name) or not store.withdrawn(name)]
+    store = open_store(root)
+    with storage_errors(str(store)):
+        names = [name for name in store.run_names() if store.is_published(name) or not store.is_withdrawn(name)]
     return names if run is None else [_match(store, run, names, "published run")]
 
 
-def resolve(root: str | Path, run: str, audit: str | None = None) -> str:
-    """Return the run_id that a unique prefix or `latest` means among the published runs, or among those of an audit.
+def resolve_run(root: str | Path, run: str, audit: str | None = None) -> str:
+    """Return the run_id of the published run, optionally of one audit, given by a unique prefix or `latest`.
 
-    The latest is what the view `newest_run` says: no run that another one revises, and of `adhoc` only where no audit
-    has a name.
+    The latest run is the one in the view `_newest_run`: never a run that has a revision, and a run of `adhoc` only if
+    no other audit has runs.
     """
-    known = [manifest for manifest in runs(root) if audit in (None, manifest.audit)]
-    revised = {manifest.revision_of for manifest in known}
-    known.sort(key=lambda manifest: (manifest.run_id not in revised, manifest.audit != "adhoc"))
-    names = [manifest.run_id for manifest in known]
-    return _match(at(root), run, names, "published run" + (f" of audit {audit}" if audit else ""))
+    manifests = [manifest for manifest in published_runs(root) if audit in (None, manifest.audit)]
+    revised_ids = {manifest.revision_of for manifest in manifests}
+    manifests.sort(key=lambda manifest: (manifest.run_id not in revised_ids, manifest.audit != "adhoc"))
+    run_ids = [manifest.run_id for manifest in manifests]
+    return _match(open_store(root), run, run_ids, "published run" + (f" of audit {audit}" if audit else ""))
 
 
-def resumable(root: str | Path, run: str) -> str:
-    """Return the run_id that a unique prefix or `latest` means among the published runs and those in staging.
+def resolve_resumable_run(root: str | Path, run: str) -> str:
+    """Return the run_id of the published or staged run given by a unique prefix or `latest`.
 
-    Raises WarehouseError when there is none and for a run that another one revises, published or not.
+    :raises WarehouseError: no run matches, or the run has a revision, published or staged.
     """
-    published = {manifest.run_id: manifest.revision_of for manifest in runs(root)}
-    revising = published | {run_id: run["revision_of"] for run_id, run in staged(root).items()}
-    revisions = {revised: run_id for run_id, revised in revising.items()}
-    known = sorted(revising)
-    run_id = _match(at(root), run, [one for one in known if run != "latest" or one not in revisions], "run")
+    revised_ids = {manifest.run_id: manifest.revision_of for manifest in published_runs(root)}
+    revised_ids |= {run_id: run["revision_of"] for run_id, run in staged_runs(root).items()}
+    revisions = {revised_id: run_id for run_id, revised_id in revised_ids.items()}
+    candidates = [run_id for run_id in sorted(revised_ids) if run != "latest" or run_id not in revisions]
+    run_id = _match(open_store(root), run, candidates, "run")
     if run_id in revisions:
-        raise WarehouseError(f"{at(root)}: run {run_id} is revised by {revisions[run_id]}: resume that one")
+        raise WarehouseError(f"{open_store(root)}: run {run_id} is revised by {revisions[run_id]}: resume that one")
     return run_id
 
 
-def unpublished(root: str | Path, run: str) -> str:
-    """Return the run_id that a unique prefix or `latest` means among the runs in staging."""
-    return _match(at(root), run, sorted(staged(root)), "run in staging")
+def resolve_staged_run(root: str | Path, run: str) -> str:
+    """Return the run_id of the staged run given by a unique prefix or `latest`."""
+    return _match(open_store(root), run, sorted(staged_runs(root)), "run in staging")
 
 
-def staged(root: str | Path) -> dict[str, dict[str, Any]]:
-    """Return what is known of each run that waits in staging; one that is published only awaits its removal."""
-    store = at(root)
-    directories = [path.parent for path in store.staging.glob(f"*/{STAGED}")]
-    with reachable(store):
-        return {path.name: read_staged(path) for path in directories if not store.has(path.name)}
+def staged_runs(root: str | Path) -> dict[str, dict[str, Any]]:
+    """Return the content of run.json of each run in staging by run_id, except runs that are published already."""
+    store = open_store(root)
+    directories = [path.parent for path in store.staging.glob(f"*/{RUN_FILE}")]
+    with storage_errors(str(store)):
+        return {path.name: read_run_file(path) for path in directories if not store.is_published(path.name)}
 
 
-def read_staged(directory: Path) -> dict[str, Any]:
-    """Return what is known of a run in staging.
+def read_run_file(directory: Path) -> dict[str, Any]:
+    """Return the content of run.json of a run in staging.
 
-    Raises TornError where that is not there or not whole, WarehouseError where it cannot be read.
+    :raises TornError: the file is missing or incomplete.
+    :raises WarehouseError: the file cannot be read.
     """
-    path = directory / STAGED
+    path = directory / RUN_FILE
     try:
         run: dict[str, Any] = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError) as error:
-        remedy = "lru-audit expire removes it; if outcomes are spooled there, only with --interrupted-days"
+        remedy = "remove it with: lru-audit expire, and --interrupted-days if it has outcomes"
         raise TornError(f"{path}: not a staged run: {cause(error)}; {remedy}") from error
     except OSError as error:
         raise WarehouseError(f"{path}: {cause(error)}") from error
     return run
 
 
-def inputs(directory: Folder) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the options and the targets of a run, staged or published.
+def read_inputs(directory: Folder) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the options and the targets of a staged or published run.
 
-    Raises TornError where they are not there or not whole, WarehouseError where they cannot be read.
+    :raises TornError: the file is missing or incomplete.
+    :raises WarehouseError: the file cannot be read.
     """
-    with _inputs(directory) as lines:
+    with _open_inputs(directory) as lines:
         options, *targets = lines
     return options, targets
 
 
-def options(directory: Folder) -> dict[str, Any]:
-    """Return the options alone."""
-    with _inputs(directory) as lines:
-        (first,) = islice(lines, 1)
-    return first
+def read_options(directory: Folder) -> dict[str, Any]:
+    """Return the options of a staged or published run, without reading its targets."""
+    with _open_inputs(directory) as lines:
+        (options,) = islice(lines, 1)
+    return options
 
 
 @contextmanager
-def _inputs(directory: Folder) -> Iterator[Iterator[dict[str, Any]]]:
+def _open_inputs(directory: Folder) -> Iterator[Iterator[dict[str, Any]]]:
     try:
-        with directory.open(INPUTS) as stored, gzip.open(stored, "rt", encoding="ascii") as file:
+        with directory.open(INPUTS) as stream, gzip.open(stream, "rt", encoding="ascii") as file:
             yield map(json.loads, file)
     except (FileNotFoundError, gzip.BadGzipFile, zlib.error, EOFError, ValueError) as error:
-        path = directory.shown_file(INPUTS)
-        raise TornError(f"{path}: cannot be read: {cause(error)}; audit it anew with: lru-audit run") from error
+        path = directory.display_path_of(INPUTS)
+        raise TornError(f"{path}: cannot be read: {cause(error)}; start a new audit with: lru-audit run") from error
     except OSError as error:
-        raise WarehouseError(f"{directory.shown_file(INPUTS)}: {cause(error)}") from error
+        raise WarehouseError(f"{directory.display_path_of(INPUTS)}: {cause(error)}") from error
 
 
-def _match(store: Store, run: str, known: Sequence[str], what: str) -> str:
-    """Return the one of `known`, the latest last, that a unique prefix or `latest` means."""
-    if not known:
-        raise WarehouseError(f"{store}: no {what}")
-    matching = known[-1:] if run == "latest" else [run_id for run_id in known if run and run_id.startswith(run)]
-    if len(matching) == 1:
-        return matching[0]
-    if matching:
-        raise WarehouseError(f"{store}: run {run!a} is not unique: {', '.join(matching[:5])}")
-    raise WarehouseError(f"{store}: no {what} {run!a}; the newest is {known[-1]}")
+def _match(store: Store, run: str, run_ids: Sequence[str], kind: str) -> str:
+    """Return the one of `run_ids`, the latest last, given by a unique prefix or `latest`."""
+    if not run_ids:
+        raise WarehouseError(f"{store}: no {kind}")
+    matches = run_ids[-1:] if run == "latest" else [run_id for run_id in run_ids if run and run_id.startswith(run)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise WarehouseError(f"{store}: run {run!a} is not unique: {', '.join(matches[:5])}")
+    raise WarehouseError(f"{store}: no {kind} {run!a}; the newest is {run_ids[-1]}")
 
 
 def tables(root: str | Path) -> dict[str, ds.UnionDataset]:
-    """Return every table over all published runs, a table without files too (0 rows, all columns)."""
-    return datasets(runs(root))
+    """Return every table over all published runs; a table without files has all columns and no rows."""
+    return datasets(published_runs(root))
 
 
 @contextmanager
-def reading(root: str | Path, chosen: Sequence[Manifest] | None = None) -> Iterator[dict[str, ds.UnionDataset]]:
-    """Yield every table over published runs; what fails because one of those was expired says so instead.
+def open_tables(root: str | Path, manifests: Sequence[Manifest] | None = None) -> Iterator[dict[str, ds.UnionDataset]]:
+    """Yield every table over published runs; an error says so if one of them has expired meanwhile.
 
-    :param chosen: these of the runs, default all.
+    :param manifests: the runs to read, by default all.
     """
-    found = runs(root) if chosen is None else chosen
+    manifests = published_runs(root) if manifests is None else manifests
     try:
-        yield datasets(found)
+        yield datasets(manifests)
     except AuditError as error:
-        if gone := [one.run_id for one in found if not at(root).has(one.run_id)]:
-            raise WarehouseError(f"{at(root)}: run {gone[0]} was expired meanwhile: run the command again") from error
+        store = open_store(root)
+        if expired_ids := [run.run_id for run in manifests if not store.is_published(run.run_id)]:
+            raise WarehouseError(
+                f"{store}: run {expired_ids[0]} was expired meanwhile: run the command again"
+            ) from error
         raise
 
 
 def datasets(manifests: Sequence[Manifest]) -> dict[str, ds.UnionDataset]:
-    """Return every table over these runs, which are of one warehouse: a child for each schema version.
+    """Return every table over runs of one warehouse, with a child dataset for each schema version.
 
-    All files of a child have the same columns, so that one stands for all. Each is known to be of its run: Arrow opens
-    none where another run is asked for.
+    All files of a child have the same columns, so that the schema of one applies to all. Each file is a partition of
+    its run_id, so that Arrow opens no file of another run than a query selects.
     """
     filesystem = manifests[0].directory.filesystem if manifests else fs.LocalFileSystem()
-    versions: dict[int, list[Manifest]] = {}
+    runs_by_version: dict[int, list[Manifest]] = {}
     for manifest in manifests:
-        versions.setdefault(manifest.versions["schema"], []).append(manifest)
-    found = {}
+        runs_by_version.setdefault(manifest.versions["schema"], []).append(manifest)
+    unions = {}
     for name, table in schema.tables().items():
-        children = [_files(name, table.arrow, filesystem, of_version) for of_version in versions.values() or [[]]]
-        found[name] = ds.UnionDataset(table.arrow, children)
-    return found
+        children = [_dataset(name, table.arrow, filesystem, runs) for runs in runs_by_version.values() or [[]]]
+        unions[name] = ds.UnionDataset(table.arrow, children)
+    return unions
 
 
-def _files(
+def _dataset(
     name: str, arrow: pa.Schema, filesystem: fs.FileSystem, manifests: Sequence[Manifest]
 ) -> ds.FileSystemDataset:
-    """Return the files of one table. A later schema version may have tables that this one does not know."""
+    """Return one table over the runs of one schema version; a later version may have more tables, which are ignored."""
     files = [
-        (one.directory.file(file.path), one.run_id) for one in manifests for file in one.files if file.table == name
+        (manifest.directory.file_path(file.path), manifest.run_id)
+        for manifest in manifests
+        for file in manifest.files
+        if file.table == name
     ]
     return ds.FileSystemDataset.from_paths(
-        [file for file, _ in files],
+        [path for path, _ in files],
         schema=arrow,
         format=ds.ParquetFileFormat(),
         filesystem=filesystem,
@@ -264,36 +272,36 @@ def _files(
     )
 
 
-def read(root: str | Path, run_id: str) -> Manifest:
-    """Return the manifest of one published run."""
-    found = find(at(root), run_id)
-    if found is None:
-        raise WarehouseError(f"{at(root)}: no published run {run_id}")
-    return found
+def read_manifest(root: str | Path, run_id: str) -> Manifest:
+    """Return the manifest of a published run."""
+    manifest = find_manifest(open_store(root), run_id)
+    if manifest is None:
+        raise WarehouseError(f"{open_store(root)}: no published run {run_id}")
+    return manifest
 
 
-def find(store: Store, run_id: str) -> Manifest | None:
-    """Return the manifest of a run, or None where that has been withdrawn or is not published yet."""
-    directory = store.run(run_id)
-    path = directory.shown_file(MANIFEST)
+def find_manifest(store: Store, run_id: str) -> Manifest | None:
+    """Return the manifest of a run, or None if the run was withdrawn or is not published yet."""
+    directory = store.run_folder(run_id)
+    path = directory.display_path_of(MANIFEST)
     try:
         with directory.open(MANIFEST) as file:
             content = json.loads(file.read())
         if content.pop("manifest_version") != MANIFEST_VERSION:
             raise ValueError("written by another version of list-lru-audit")
         if not isinstance(content["versions"]["schema"], int):
-            raise TypeError("the schema's version is no number")
+            raise TypeError("the schema version is not a number")
         content["files"] = tuple(File(**file) for file in content["files"])
         for name in ("started_at", "finished_at"):
             content[name] = datetime.fromisoformat(content[name])
         manifest = Manifest(directory=directory, **content)
         if manifest.run_id != directory.name:
-            raise ValueError(f"it is of run {manifest.run_id!a}")
+            raise ValueError(f"it belongs to run {manifest.run_id!a}")
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and store.withdrawn(run_id):
+        if isinstance(error, FileNotFoundError) and store.is_withdrawn(run_id):
             return None
         raise WarehouseError(f"{path}: {cause(error)}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        why = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise WarehouseError(f"{path}: not a manifest that can be read: {why}") from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise WarehouseError(f"{path}: invalid manifest: {reason}") from error
     return manifest

@@ -1,4 +1,4 @@
-"""The tables as `schemas/` declares them: Arrow schemas, and whether values that a host sent fit a column."""
+"""The tables declared in `schemas/`: their Arrow schemas, and checks whether the values of a host fit them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import pyarrow as pa
 
 from pipeline.common import data
 
-# Grows by one when a table gains a nullable column; any other change is a new table.
+# Incremented when a table gains a nullable column; any other change requires a new table.
 VERSION = 3
 
 
 @dataclass(frozen=True)
 class Type:
-    """A column type of `schemas/`: how it is stored, and what JSON may hold for it.
+    """A column type of `schemas/`: its Arrow type, and the Python type of its JSON values.
 
-    `limits` bound integers. A counter ends at 2^52, x86_64's largest physical address space in bytes: nothing in a
-    kernel counts higher, and a BIGINT sum over thousands of hosts that claim it does not overflow. A timestamp ends
-    with the year 9999, the last that every reader can show.
+    `limits` bounds integers. The limit of a counter is 2^52, the largest physical address space of x86_64 in bytes: no
+    counter of a kernel is larger, and a BIGINT sum over thousands of hosts that claim it does not overflow. The limit
+    of a timestamp is the end of the year 9999, the last that every reader can show.
     """
 
     arrow: pa.DataType
@@ -43,19 +43,19 @@ TYPES = {
     "map<string,string>": Type(pa.map_(pa.string(), pa.string()), dict),
 }
 
-# A path has at most 4,096 bytes, an error is a line; without a bound one host could fill a row group.
+# A path has at most 4,096 bytes, and an error is one line; without this limit one host could fill a row group.
 MAX_TEXT_CHARS = 65_536
-# NUMA nodes: MAX_NUMNODES is at most 1 << 10.
+# Lists hold NUMA nodes: MAX_NUMNODES is at most 1 << 10.
 MAX_LIST_ELEMENTS = 1_024
 
 
 class Misfit(Exception):
-    """Values do not fit their table; the message names table and column."""
+    """Values do not fit their table; the message names the table and column."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column as declared; `driver` columns are written by the driver, never by a host."""
+    """The declaration of a column; the driver writes `driver` columns, a host never does."""
 
     name: str
     type: str
@@ -70,21 +70,21 @@ class Column:
     @property
     def field(self) -> pa.Field:
         """The Arrow field, with meaning, unit and kernel source as metadata."""
-        said = {"meaning": self.meaning, "unit": self.unit, "source": self.source}
-        metadata = {key: text for key, text in said.items() if text}
+        texts = {"meaning": self.meaning, "unit": self.unit, "source": self.source}
+        metadata = {key: text for key, text in texts.items() if text}
         return pa.field(self.name, TYPES[self.type].arrow, nullable=self.nullable, metadata=metadata)
 
     def misfit(self, cells: Sequence[Any]) -> str | None:
-        """Say why JSON values do not fit this column, or None when all do."""
+        """Return why JSON values do not fit this column, or None if all fit."""
         kind = TYPES[self.type]
-        others = set(map(type, cells)) - {kind.json}
-        if type(None) in others:
+        wrong_types = set(map(type, cells)) - {kind.json}
+        if type(None) in wrong_types:
             if not self.nullable:
                 return "is null"
-            others.discard(type(None))
+            wrong_types.discard(type(None))
             cells = [cell for cell in cells if cell is not None]
-        if others:
-            return f"holds {min(other.__name__ for other in others)}, not {self.type}"
+        if wrong_types:
+            return f"holds {min(wrong.__name__ for wrong in wrong_types)}, not {self.type}"
         if kind.json is list:
             if max(map(len, cells), default=0) > MAX_LIST_ELEMENTS:
                 return f"holds a list of more than {MAX_LIST_ELEMENTS} elements"
@@ -117,13 +117,13 @@ class Column:
         return None
 
     def array(self, cells: Sequence[Any]) -> pa.Array:
-        """Convert JSON values that fit."""
+        """Convert JSON values that `misfit` accepts."""
         if self.type == "binary":
             cells = [None if cell is None else bytes.fromhex(cell) for cell in cells]
         return pa.array(cells, type=TYPES[self.type].arrow)
 
     def cells(self, array: pa.Array) -> list[Any]:
-        """Return the JSON values of an array, those that `array` makes it of."""
+        """Return the JSON values of an Arrow array; the inverse of `array`."""
         if self.type == "timestamp":
             array = array.cast(pa.int64())
         cells: list[Any] = array.to_pylist()
@@ -142,7 +142,7 @@ def _outside(cells: Sequence[int], low: int, high: int) -> str | None:
 
 @dataclass(frozen=True)
 class Table:
-    """One table as declared."""
+    """The declaration of a table."""
 
     name: str
     meaning: str
@@ -150,39 +150,40 @@ class Table:
 
     @cached_property
     def by_name(self) -> dict[str, Column]:
-        """The columns by name, in their order."""
+        """The columns by name, in the order of their declaration."""
         return {column.name: column for column in self.columns}
 
     @cached_property
     def arrow(self) -> pa.Schema:
-        """The Arrow schema, with units and meaning as field metadata."""
+        """The Arrow schema, with the meaning of the table and of its fields as metadata."""
         return pa.schema([column.field for column in self.columns], metadata={"meaning": self.meaning})
 
-    def check(self, cells: Mapping[str, Sequence[Any]], stamped: frozenset[str]) -> None:
-        """Raise Misfit unless the columns fit: none unknown, none missing that may not be null, every value typed.
+    def check(self, cells: Mapping[str, Sequence[Any]], stamped_columns: frozenset[str]) -> None:
+        """Check that every value fits its column, no column is unknown, and only nullable columns are missing.
 
         :param cells: JSON values by column, all of one length.
-        :param stamped: columns that the driver adds, so that they must not be among them.
+        :param stamped_columns: columns that the driver adds later, not allowed in `cells`.
+        :raises Misfit: a column is unknown or missing, or a value does not fit.
         """
-        if unknown := [name for name in cells if name not in self.by_name or name in stamped]:
+        if unknown := [name for name in cells if name not in self.by_name or name in stamped_columns]:
             raise Misfit(f"{self.name} has no column {unknown[0]!a:.60} for a collector to write")
         for column in self.columns:
             if column.name in cells:
-                if why := column.misfit(cells[column.name]):
-                    raise Misfit(f"{self.name}.{column.name} {why}")
-            elif not column.nullable and column.name not in stamped:
+                if reason := column.misfit(cells[column.name]):
+                    raise Misfit(f"{self.name}.{column.name} {reason}")
+            elif not column.nullable and column.name not in stamped_columns:
                 raise Misfit(f"{self.name}.{column.name} is missing")
 
 
 @cache
 def tables() -> dict[str, Table]:
     """Return every table of `schemas/` by name."""
-    declared = {}
+    tables_by_name = {}
     for file in sorted(data.path("schemas").glob("*.toml")):
         content = tomllib.loads(file.read_text(encoding="utf-8"))
         columns = tuple(
             Column(name=name, **{**entry, "values": tuple(entry["values"]) if "values" in entry else None})
             for name, entry in content["columns"].items()
         )
-        declared[file.stem] = Table(file.stem, content["meaning"], columns)
-    return declared
+        tables_by_name[file.stem] = Table(file.stem, content["meaning"], columns)
+    return tables_by_name

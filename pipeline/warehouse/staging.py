@@ -1,13 +1,13 @@
-"""One run in the making: a directory `<run_id>` of the store's staging until the store takes what is to be published.
+"""A run before it is published: the directory `<run_id>` in the staging directory of the store.
 
-    run.json         what is known before the first outcome; with it the run counts as staged
-    inputs.jsonl.gz  what to collect, whatever becomes of the inventory: the options, then one target a line
-    key              the secret behind pseudonyms, of a run that has some; gone before the run is published
-    outcomes.jsonl   the spool: a line for each outcome as it arrives, [target, what came]; the last of a target counts
-    carried          there once the spool has all good rows of the run that it revises, which may expire from then on
-    run/             the tables, the inputs and manifest.json; this directory is what is published
+    run.json         the columns of `runs` known before the first outcome; a directory with it is a staged run
+    inputs.jsonl.gz  the options, then one target a line: what to collect, even if the inventory has changed
+    key              the secret for pseudonyms, if the run has them; removed before the run is published
+    outcomes.jsonl   the spool: a line [target, entry] for each outcome as it arrives; the last of a target counts
+    carried          created once the spool has all good rows of the revised run, which may expire from then on
+    run/             the tables, the inputs and manifest.json: the directory that is published
 
-A process killed at any moment leaves the spool, from which `Staging(root, run_id)` goes on, and no half run.
+A process that is killed at any moment leaves no partial run, but the spool, from which `Staging(root, run_id)` resumes.
 """
 
 from __future__ import annotations
@@ -31,55 +31,56 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from pipeline.warehouse import locks, schema
-from pipeline.warehouse.errors import WarehouseError, storage
-from pipeline.warehouse.outcome import GOOD, Record, escaped, kept, record, refuse
+from pipeline.warehouse.errors import WarehouseError, storage_errors
+from pipeline.warehouse.outcome import GOOD, Record, bad_output_record, checked_record, escape_surrogates, spool_entry
 from pipeline.warehouse.parquet import TableWriter, sha256, sync
 from pipeline.warehouse.records import records, run_row
 from pipeline.warehouse.runs import (
-    STAGED,
+    RUN_FILE,
     File,
     Manifest,
     datasets,
-    inputs,
-    options,
-    read,
-    read_staged,
+    read_inputs,
+    read_manifest,
+    read_options,
+    read_run_file,
 )
-from pipeline.warehouse.store import INPUTS, MANIFEST, RUN_ID, at, here
+from pipeline.warehouse.store import INPUTS, MANIFEST, RUN_ID, local_folder, open_store
 from pipeline.warehouse.totals import totals
 
-SPOOL = "outcomes.jsonl"
-CARRIED = "carried"
-KEY = "key"
+SPOOL_FILE = "outcomes.jsonl"
+CARRIED_FILE = "carried"
+KEY_FILE = "key"
 KEY_BYTES = 32
 
 RUN_KEYS = ("run_id", "audit", "started_at", "targets", "tool_version")
 OPTIONAL_RUN_KEYS = ("revision_of", "model_version", "inventory_sha256")
 
-# The target at the start of a spool line, without parsing the thousands of rows behind it.
+# Matches the target at the start of a spool line, to avoid parsing the thousands of rows that follow.
 _LINE_START = re.compile(rb'\[("(?:[^"\\]|\\.)*")')
 
-# (target, check, reason) of rows that contradict one another, as `query.check` finds them.
+# The type of `query.check`, which yields (target, check, reason) for rows that contradict one another.
 Check = Callable[[Mapping[str, ds.Dataset]], Iterable[tuple[str, str, str]]]
 
 
 class Staging:
-    """The staged run: append outcomes, then publish.
+    """A staged run: append outcomes, then publish.
 
-    Memory holds no outcome, and while writing an offset for each target. One process at a time has a run open.
+    Outcomes are not held in memory, only an offset for each target while tables are written. One process at a time can
+    have a run open.
     """
 
     def __init__(self, root: str | Path, run_id: str) -> None:
-        """Open a staged run to go on with it; a line that a killed process left torn is dropped."""
+        """Open a staged run to resume it; an incomplete last line, left by a killed process, is dropped."""
         self.root = root
-        self.directory = at(root).staging / run_id
-        # What waits in staging is not removed between its being opened and its being locked.
-        with self._storage(), locks.making(self.directory.parent):
+        self.directory = open_store(root).staging / run_id
+        # The shared lock keeps expire from removing the run between the opening of its spool and its lock.
+        with self._storage_errors(), locks.shared_lock(self.directory.parent):
             self._spool = self._spool_path.open("a+b", buffering=0)
             self._lock()
-            self.run = read_staged(self.directory)
+            self.run = read_run_file(self.directory)
             self._spool.truncate(_end_of_last_line(self._spool))
-        if self.run["revision_of"] is not None and not (self.directory / CARRIED).exists():
+        if self.run["revision_of"] is not None and not (self.directory / CARRIED_FILE).exists():
             self._carry_over(self.run["revision_of"])
 
     @classmethod
@@ -92,198 +93,199 @@ class Staging:
     ) -> Staging:
         """Stage a new run.
 
-        :param root: the warehouse; made when absent.
+        :param root: the warehouse, created if missing.
         :param run: run_id, audit, started_at (microseconds since the epoch, UTC), targets (count planned) and
             tool_version; optionally model_version, inventory_sha256 and revision_of, a published run whose good
             targets are carried over.
-        :param options: with the targets all that it takes to go on with the run; JSON-able.
+        :param options: what resuming the run needs besides the targets, as JSON values.
         """
         if not RUN_ID.fullmatch(run["run_id"]):
-            raise WarehouseError(f"{run['run_id']!a} is no run id (YYYYMMDDTHHMMSSZ-<8 hex>)")
-        kept = {key: escaped(run[key]) for key in RUN_KEYS}
-        kept |= {key: escaped(run.get(key)) for key in OPTIONAL_RUN_KEYS}
-        store = at(root)
+            raise WarehouseError(f"invalid run id {run['run_id']!a}; expected YYYYMMDDTHHMMSSZ-<8 hex>")
+        content = {key: escape_surrogates(run[key]) for key in RUN_KEYS}
+        content |= {key: escape_surrogates(run.get(key)) for key in OPTIONAL_RUN_KEYS}
+        store = open_store(root)
         directory = store.staging / run["run_id"]
-        with storage(directory, "nothing was audited"):
+        with storage_errors(directory, "nothing was audited"):
             directory.parent.mkdir(parents=True, exist_ok=True)
-            published = set(store.names())
-            for other in directory.parent.iterdir():
-                if other.name in published and store.has(other.name):  # its driver was killed once it was published
-                    shutil.rmtree(other, ignore_errors=True)
-        # Until it has a lock of its own nobody takes it for what a killed driver left.
-        with storage(directory, "nothing was audited"), locks.making(directory.parent):
+            run_names = set(store.run_names())
+            for path in directory.parent.iterdir():
+                if path.name in run_names and store.is_published(path.name):  # its driver was killed after publishing
+                    shutil.rmtree(path, ignore_errors=True)
+        # The shared lock keeps expire from removing the directory as a leftover before the run has its own lock.
+        with storage_errors(directory, "nothing was audited"), locks.shared_lock(directory.parent):
             directory.mkdir()
             with gzip.open(directory / INPUTS, "wt", encoding="ascii") as file:
                 for line in (options or {}, *targets):
                     file.write(json.dumps(line) + "\n")
             sync(directory / INPUTS)
-            unfinished = directory / f"{STAGED}.new"
-            unfinished.write_text(json.dumps(kept) + "\n", encoding="utf-8")
-            sync(unfinished)
-            unfinished.rename(directory / STAGED)
+            new_file = directory / f"{RUN_FILE}.new"
+            new_file.write_text(json.dumps(content) + "\n", encoding="utf-8")
+            sync(new_file)
+            new_file.rename(directory / RUN_FILE)
             sync(directory)
             return cls(root, run["run_id"])
 
     @classmethod
-    def revise(cls, root: str | Path, revised: str, **now: Any) -> Staging:
-        """Stage a new run of the same targets that replaces a published one.
+    def revise(cls, root: str | Path, revised_run_id: str, **new_run: Any) -> Staging:
+        """Stage a new run of the same targets that replaces a published run.
 
-        :param now: run_id, tool_version and model_version of the new run; it started when the revised one did.
+        :param new_run: run_id, tool_version and model_version of the new run; its start is that of the revised run.
         """
-        manifest = read(root, revised)
-        return cls.create(root, {**run_row(manifest), **now, "revision_of": revised}, *inputs(manifest.directory))
+        manifest = read_manifest(root, revised_run_id)
+        run = {**run_row(manifest), **new_run, "revision_of": revised_run_id}
+        return cls.create(root, run, *read_inputs(manifest.directory))
 
     def inputs(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Return the options and the targets that `create` was given."""
-        return inputs(here(self.directory))
+        """Return the options and the targets that were passed to `create`."""
+        return read_inputs(local_folder(self.directory))
 
     def options(self) -> dict[str, Any]:
-        """Return the options that `create` was given, without the targets, which may be many."""
-        return options(here(self.directory))
+        """Return the options that were passed to `create`, without reading the targets, which may be many."""
+        return read_options(local_folder(self.directory))
 
     def key(self) -> bytes:
-        """Return this run's secret, the same however often it is gone on with; only this user may read it."""
-        path = self.directory / KEY
-        with self._storage():
+        """Return the run's secret, created on the first call; only this user can read its file."""
+        path = self.directory / KEY_FILE
+        with self._storage_errors():
             if not path.exists():
-                unfinished = path.with_suffix(".new")
-                unfinished.unlink(missing_ok=True)
-                with open(unfinished, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+                new_file = path.with_suffix(".new")
+                new_file.unlink(missing_ok=True)
+                with open(new_file, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
                     file.write(secrets.token_bytes(KEY_BYTES))
-                sync(unfinished)
-                unfinished.rename(path)
+                sync(new_file)
+                new_file.rename(path)
                 sync(self.directory)
             return path.read_bytes()
 
-    def collected(self) -> set[str]:
+    def finished_targets(self) -> set[str]:
         """Return the targets that have an outcome."""
         return set(_offsets(self._spool_path))
 
     def append(self, outcome: Mapping[str, Any]) -> None:
-        """Spool one target's outcome; a later one of the same target replaces it.
+        """Spool the outcome of a target; a later outcome of the same target replaces it.
 
-        What its host sent is checked when the run is written.
+        What the host sent is checked when the tables are written.
         """
-        self._append(escaped(outcome["target"]), kept(outcome))
+        self._append(escape_surrogates(outcome["target"]), spool_entry(outcome))
 
     def write(self) -> None:
-        """Make the tables and the manifest from the spool, sorted by target, and sync them."""
-        with self._storage():
+        """Write the tables, sorted by target, and the manifest from the spool, and sync them."""
+        with self._storage_errors():
             os.fsync(self._spool.fileno())
-            shutil.rmtree(self._made, ignore_errors=True)
-            self._made.mkdir()
-            shutil.copy(self.directory / INPUTS, self._made)
-            sync(self._made / INPUTS)
+            shutil.rmtree(self._run_directory, ignore_errors=True)
+            self._run_directory.mkdir()
+            shutil.copy(self.directory / INPUTS, self._run_directory)
+            sync(self._run_directory / INPUTS)
             self._write_tables()
-            sync(self._made)
+            sync(self._run_directory)
 
     def tables(self) -> dict[str, ds.UnionDataset]:
-        """Return the tables that `write` made, for checks."""
+        """Return the tables that `write` has written, for checks."""
         return datasets([self._manifest])
 
     def publish(self, check: Check) -> Manifest:
-        """Write the tables, check them, and have the store take the run: from here on it is immutable.
+        """Write the tables, check them, and publish the run in the store; from then on it is immutable.
 
-        A target whose rows contradict one another becomes `bad_output`, so that one host never stops the others.
+        A target whose rows contradict one another becomes `bad_output`, so that one host cannot block the others.
 
-        :param check: `query.check`; it raises for what is no target's fault.
+        :param check: `query.check`; it raises for an error that no single target has caused.
         """
         self.write()
-        if offences := list(check(self.tables())):
-            self._reject(offences)
+        if violations := list(check(self.tables())):
+            self._reject(violations)
             self.write()
             for target, name, reason in check(self.tables()):
                 raise WarehouseError(f"{self.directory}: check {name}: {target!a}: {reason}; nothing was published")
-        store = at(self.root)
-        published = store.run(self.run["run_id"])
-        with self._storage(str(published)):
-            (self.directory / KEY).unlink(missing_ok=True)
-            store.commit(self._made, published.name)
+        store = open_store(self.root)
+        run_folder = store.run_folder(self.run["run_id"])
+        with self._storage_errors(str(run_folder)):
+            (self.directory / KEY_FILE).unlink(missing_ok=True)
+            store.commit(self._run_directory, run_folder.name)
         shutil.rmtree(self.directory, ignore_errors=True)
-        return replace(self._manifest, directory=published)
+        return replace(self._manifest, directory=run_folder)
 
     @property
-    def _made(self) -> Path:
+    def _run_directory(self) -> Path:
         return self.directory / "run"
 
     @property
     def _spool_path(self) -> Path:
-        return self.directory / SPOOL
+        return self.directory / SPOOL_FILE
 
-    def _storage(self, path: Path | str | None = None) -> AbstractContextManager[None]:
-        kept = f"nothing was published, what was collected is kept in {self.directory}"
-        return storage(path or self.directory, f"{kept}; go on with: lru-audit resume {self.directory.name}")
+    def _storage_errors(self, path: Path | str | None = None) -> AbstractContextManager[None]:
+        status = f"nothing was published, collected targets are kept in {self.directory}"
+        remedy = f"resume it with: lru-audit resume {self.directory.name}"
+        return storage_errors(path or self.directory, f"{status}; {remedy}")
 
     def _lock(self) -> None:
-        if not locks.take(self._spool):
-            why = "another lru-audit is at work on this run; wait until it has ended"
-            raise WarehouseError(f"{self.directory}: {why}")
+        if not locks.try_lock(self._spool):
+            raise WarehouseError(f"{self.directory}: another lru-audit has this run open; wait until it ends")
 
     def _carry_over(self, run_id: str) -> None:
-        """Spool the good targets of a published run as they are, but those that are here already.
+        """Spool the good targets of a published run unchanged, except those that are in the spool already.
 
-        Nothing is collected before, so that all there is to lose with the published run are rows of it.
+        This precedes any collection, so that only rows of the published run are lost if it expires meanwhile.
         """
-        here = self.collected()
+        finished_targets = self.finished_targets()
         try:
-            for target, made in records(read(self.root, run_id)):
-                if made["targets"]["status"][0] in GOOD and target not in here:
-                    self._append(target, made)
+            for target, record in records(read_manifest(self.root, run_id)):
+                if record["targets"]["status"][0] in GOOD and target not in finished_targets:
+                    self._append(target, record)
         except WarehouseError as error:
-            with self._storage():
-                if at(self.root).has(run_id):
+            with self._storage_errors():
+                if open_store(self.root).is_published(run_id):
                     raise
-            why = f"run {run_id}, which it revises, was expired before its good rows were carried over"
-            raise WarehouseError(f"{self.directory}: {why}; audit anew with: lru-audit run") from error
-        with self._storage():
+            cause = f"run {run_id}, which it revises, was expired before its good rows were carried over"
+            raise WarehouseError(f"{self.directory}: {cause}; start a new audit with: lru-audit run") from error
+        with self._storage_errors():
             os.fsync(self._spool.fileno())
-            (self.directory / CARRIED).touch()
+            (self.directory / CARRIED_FILE).touch()
             sync(self.directory)
 
-    def _append(self, target: str, made: Mapping[str, Any]) -> None:
-        rest = memoryview(json.dumps([target, made], separators=(",", ":")).encode() + b"\n")
-        with self._storage():
+    def _append(self, target: str, entry: Mapping[str, Any]) -> None:
+        data = memoryview(json.dumps([target, entry], separators=(",", ":")).encode() + b"\n")
+        with self._storage_errors():
             end = self._spool.seek(0, os.SEEK_END)
             try:
-                while rest:
-                    rest = rest[self._spool.write(rest) :]
-            except OSError:  # disk full: no torn line for the next outcome to be joined to
+                while data:
+                    data = data[self._spool.write(data) :]
+            except OSError:  # disk full: the next outcome must not continue an incomplete line
                 self._spool.truncate(end)
                 raise
 
-    def _reject(self, offences: Iterable[tuple[str, str, str]]) -> None:
+    def _reject(self, violations: Iterable[tuple[str, str, str]]) -> None:
         offsets = _offsets(self._spool_path)
-        first = {target: (check, reason) for target, check, reason in reversed(list(offences))}
-        for target, (check, reason) in first.items():
+        first_violations = {target: (check, reason) for target, check, reason in reversed(list(violations))}
+        for target, (check, reason) in first_violations.items():
             with self._spool_path.open("rb") as spool:
-                made = _read(spool, offsets[target])
-            self._append(target, refuse(made, f"check:{check}", reason))
+                record = _read_record(spool, offsets[target])
+            self._append(target, bad_output_record(record, f"check:{check}", reason))
 
     def _write_tables(self) -> None:
         outcomes: Counter[str] = Counter()
-        declared = schema.tables()
-        stamp = self.run["run_id"]
+        tables = schema.tables()
+        run_id = self.run["run_id"]
         with ExitStack() as stack:
             writers = {
-                name: stack.enter_context(TableWriter(self._made / f"{name}-00000.parquet", table))
-                for name, table in declared.items()
+                name: stack.enter_context(TableWriter(self._run_directory / f"{name}-00000.parquet", table))
+                for name, table in tables.items()
             }
             spool = stack.enter_context(self._spool_path.open("rb"))
             for target, offset in _offsets(self._spool_path).items():
-                made = _read(spool, offset)
-                made["targets"] |= totals(made)
-                outcomes[made["targets"]["status"][0]] += 1
-                for name, columns in made.items():
+                record = _read_record(spool, offset)
+                record["targets"] |= totals(record)
+                outcomes[record["targets"]["status"][0]] += 1
+                for name, columns in record.items():
                     rows = max(map(len, columns.values()))
-                    writers[name].add({**columns, "run_id": [stamp] * rows, "target": [target] * rows})
+                    writers[name].add({**columns, "run_id": [run_id] * rows, "target": [target] * rows})
             finished_at = datetime.now(UTC)
             row = self._runs_row(outcomes, finished_at)
-            declared["runs"].check(row, frozenset())
+            tables["runs"].check(row, frozenset())
             writers["runs"].add(row)
         rows_written = {name: writer.rows for name, writer in writers.items()}
         self._manifest = self._make_manifest(outcomes, finished_at, rows_written)
-        (self._made / MANIFEST).write_text(self._manifest.text(), encoding="utf-8")
-        sync(self._made / MANIFEST)
+        (self._run_directory / MANIFEST).write_text(self._manifest.text(), encoding="utf-8")
+        sync(self._run_directory / MANIFEST)
 
     def _runs_row(self, outcomes: Counter[str], finished_at: datetime) -> dict[str, list[Any]]:
         statuses = schema.tables()["targets"].by_name["status"].values or ()
@@ -298,9 +300,9 @@ class Staging:
         return {name: [value] for name, value in row.items()}
 
     def _make_manifest(self, outcomes: Counter[str], finished_at: datetime, rows: dict[str, int]) -> Manifest:
-        paths = {name: self._made / f"{name}-00000.parquet" for name in rows}
+        paths = {name: self._run_directory / f"{name}-00000.parquet" for name in rows}
         return Manifest(
-            directory=here(self._made),
+            directory=local_folder(self._run_directory),
             run_id=self.run["run_id"],
             audit=self.run["audit"],
             started_at=datetime.fromtimestamp(self.run["started_at"] / 1_000_000, UTC),
@@ -316,23 +318,23 @@ class Staging:
                 "python": platform.python_version(),
                 "pyarrow": pa.__version__,
             },
-            inputs_sha256=sha256(self._made / INPUTS),
+            inputs_sha256=sha256(self._run_directory / INPUTS),
             files=tuple(
                 File(name, path.name, rows[name], path.stat().st_size, sha256(path)) for name, path in paths.items()
             ),
         )
 
 
-def collected(directory: Path) -> set[str]:
-    """Return the targets of a staged run that have an outcome, without opening it."""
+def finished_targets(directory: Path) -> set[str]:
+    """Return the targets of a staged run that have an outcome, without opening the run."""
     try:
-        return set(_offsets(directory / SPOOL))
+        return set(_offsets(directory / SPOOL_FILE))
     except FileNotFoundError:
         return set()
 
 
 def _offsets(spool_path: Path) -> dict[str, int]:
-    """Return where the last record of each target starts in the spool, sorted by target."""
+    """Return the offset of the last spool line of each target, sorted by target."""
     offsets = {}
     offset = 0
     with spool_path.open("rb") as spool:
@@ -343,13 +345,13 @@ def _offsets(spool_path: Path) -> dict[str, int]:
     return dict(sorted(offsets.items()))
 
 
-def _read(spool: IO[bytes], offset: int) -> Record:
+def _read_record(spool: IO[bytes], offset: int) -> Record:
     spool.seek(offset)
-    return record(json.loads(spool.readline())[1])
+    return checked_record(json.loads(spool.readline())[1])
 
 
 def _end_of_last_line(spool: IO[bytes]) -> int:
-    """Return the offset after the last newline."""
+    """Return the offset after the last newline of the spool."""
     end = spool.seek(0, os.SEEK_END)
     while end:
         start = max(0, end - 65_536)

@@ -1,8 +1,8 @@
-"""Where the runs of a warehouse are: a directory of this machine, or a prefix of an object store.
+"""Storage of a warehouse's published runs: a local directory, or a prefix of an object store.
 
-A run appears at once, whole: a directory's by rename(2), once everything in it is synced; an object store's with its
-manifest.json, which is put last. It vanishes the same way. No more is asked of an object store than that an object is
-whole or absent; what is staged stays on this machine.
+A run is published atomically: in a directory by rename(2), after all its files are synced; in an object store by its
+manifest.json, which is uploaded last. It is withdrawn in the same way. An object store only needs to make each object
+appear complete or not at all. Runs are always staged on this machine.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,72 +20,75 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from pipeline.warehouse.errors import LocationError, WarehouseError, storage
+from pipeline.warehouse.errors import LocationError, WarehouseError
 from pipeline.warehouse.parquet import sync
 
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
 MANIFEST = "manifest.json"
 INPUTS = "inputs.jsonl.gz"
-# What is on its way out has this behind its name, in staging.
-EXPIRED = ".expired"
+# Suffix of a run that is being removed, in staging.
+EXPIRED_SUFFIX = ".expired"
 
-# A name server, a handshake and S3 itself answer within seconds; an endpoint that does not is given up after three.
+# DNS, a handshake and S3 itself respond within seconds; an endpoint that does not is abandoned after three attempts.
 _CONNECT_TIMEOUT_S = 5
-_ATTEMPTS = 3
+_MAX_ATTEMPTS = 3
 _S3_OPTIONS = ("endpoint_override", "region", "scheme")
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A directory in a pyarrow filesystem; as text, what a person calls it."""
+    """A directory in a pyarrow filesystem.
+
+    `display_path` is the path or URI for messages, also returned by `str`.
+    """
 
     filesystem: fs.FileSystem
     path: str
-    shown: str
+    display_path: str
 
     def __str__(self) -> str:
-        return self.shown
+        return self.display_path
 
     @property
     def name(self) -> str:
         return self.path.rpartition("/")[2]
 
-    def folder(self, name: str) -> Folder:
-        return Folder(self.filesystem, self.file(name), self.shown_file(name))
+    def subfolder(self, name: str) -> Folder:
+        return Folder(self.filesystem, self.file_path(name), self.display_path_of(name))
 
-    def file(self, name: str) -> str:
+    def file_path(self, name: str) -> str:
         """Return the path of a file in the filesystem."""
         return f"{self.path}/{name}"
 
-    def shown_file(self, name: str) -> str:
-        """Return what a person calls a file."""
-        return f"{self.shown}/{name}"
+    def display_path_of(self, name: str) -> str:
+        """Return the path or URI of a file for messages."""
+        return f"{self.display_path}/{name}"
 
     def open(self, name: str) -> pa.NativeFile:
-        """Open a file to read it from its start to its end."""
-        return self.filesystem.open_input_stream(self.file(name), compression=None)
+        """Open a file for sequential reading."""
+        return self.filesystem.open_input_stream(self.file_path(name), compression=None)
 
     def entries(self) -> list[fs.FileInfo]:
-        """Return what is in it, sorted by name; nothing where it does not exist."""
+        """Return the entries of the directory, sorted by name; an empty list if it does not exist."""
         try:
-            found = self.filesystem.get_file_info(fs.FileSelector(self.path))
+            entries = self.filesystem.get_file_info(fs.FileSelector(self.path))
         except FileNotFoundError:
             return []
-        return sorted(found, key=lambda info: str(info.base_name))
+        return sorted(entries, key=lambda info: str(info.base_name))
 
-    def has(self, name: str) -> bool:
-        return bool(self.filesystem.get_file_info(self.file(name)).type == fs.FileType.File)
+    def has_file(self, name: str) -> bool:
+        return bool(self.filesystem.get_file_info(self.file_path(name)).type == fs.FileType.File)
 
 
-def here(directory: Path) -> Folder:
-    """Return a directory of this machine."""
+def local_folder(directory: Path) -> Folder:
+    """Return a directory of this machine as a `Folder`."""
     return Folder(fs.LocalFileSystem(), str(directory.absolute()), str(directory))
 
 
 class Store:
-    """The published runs of one warehouse, where its runs are staged, and where their locks are.
+    """The published runs of a warehouse, and the local directories for staging and locks.
 
-    OSErrors pass: whoever calls knows what was to be done.
+    Methods raise OSError; callers convert it with `errors.storage_errors`, which adds the remedy.
     """
 
     def __init__(self, root: Folder, staging: Path) -> None:
@@ -96,48 +99,48 @@ class Store:
     def __str__(self) -> str:
         return str(self.root)
 
-    def run(self, run_id: str) -> Folder:
-        return self.root.folder("runs").folder(run_id)
+    def run_folder(self, run_id: str) -> Folder:
+        return self.root.subfolder("runs").subfolder(run_id)
 
-    def names(self) -> list[str]:
-        """Return the names in `runs/` that are run ids, sorted; one may be of what is no run yet, or no longer."""
-        names = (str(info.base_name) for info in self.root.folder("runs").entries())
+    def run_names(self) -> list[str]:
+        """Return the names in `runs/` that are run ids, sorted, also of runs being published or withdrawn."""
+        names = (str(info.base_name) for info in self.root.subfolder("runs").entries())
         return [name for name in names if RUN_ID.fullmatch(name)]
 
-    def has(self, run_id: str) -> bool:
-        """Say whether a run is published."""
-        return self.run(run_id).has(MANIFEST)
+    def is_published(self, run_id: str) -> bool:
+        """Whether a run is published, that is, has a manifest."""
+        return self.run_folder(run_id).has_file(MANIFEST)
 
-    def withdrawn(self, run_id: str) -> bool:
-        """Say whether a run without a manifest is none, for a reader that still saw its name."""
+    def is_withdrawn(self, run_id: str) -> bool:
+        """Whether a run without a manifest was withdrawn or is not yet published, rather than damaged."""
         raise NotImplementedError
 
-    def commit(self, made: Path, run_id: str) -> None:
+    def commit(self, directory: Path, run_id: str) -> None:
         """Publish a directory whose files are all synced."""
         raise NotImplementedError
 
     def withdraw(self, run_id: str) -> None:
-        """Take a run out of every reader's sight, then remove its files; nothing happens to one that is gone."""
+        """Hide a run from all readers, then remove its files; do nothing if it does not exist."""
         raise NotImplementedError
 
-    def remains(self, names: Iterable[str]) -> Iterator[tuple[str, float | None]]:
-        """Yield those of the names in `runs/` that are of no run, with the time of the last change (seconds since the
-        epoch) where somebody may be at work on it."""
+    def leftovers(self, names: Iterable[str]) -> Iterator[tuple[str, float | None]]:
+        """Yield each of the names in `runs/` that has no manifest, with the time of its last change (seconds since the
+        epoch) if a process may be uploading it, else None."""
         raise NotImplementedError
 
 
-class _Directory(Store):
+class _DirectoryStore(Store):
     def __init__(self, root: Path) -> None:
-        super().__init__(here(root), root / "staging")
+        super().__init__(local_folder(root), root / "staging")
         self._runs = root / "runs"
 
-    def withdrawn(self, run_id: str) -> bool:
+    def is_withdrawn(self, run_id: str) -> bool:
         return not (self._runs / run_id).exists()
 
-    def commit(self, made: Path, run_id: str) -> None:
+    def commit(self, directory: Path, run_id: str) -> None:
         self._runs.mkdir(exist_ok=True)
         sync(self._runs.parent)
-        made.rename(self._runs / run_id)
+        directory.rename(self._runs / run_id)
         sync(self._runs)
 
     def withdraw(self, run_id: str) -> None:
@@ -145,76 +148,77 @@ class _Directory(Store):
         with suppress(FileNotFoundError):
             discard(self._runs / run_id, self.staging)
 
-    def remains(self, names: Iterable[str]) -> Iterator[tuple[str, float | None]]:
-        return iter(())  # they are in staging
+    def leftovers(self, names: Iterable[str]) -> Iterator[tuple[str, float | None]]:
+        return iter(())  # in a directory, leftovers are in staging
 
 
-class _Objects(Store):
-    """Runs as objects below a prefix. INPUTS is the first to come and, after the manifest, the first to go."""
+class _ObjectStore(Store):
+    """Runs as objects below a prefix. INPUTS is uploaded first, and is removed right after the manifest."""
 
-    def withdrawn(self, run_id: str) -> bool:
+    def is_withdrawn(self, run_id: str) -> bool:
         return True
 
-    def commit(self, made: Path, run_id: str) -> None:
-        run = self.run(run_id)
-        if run.has(MANIFEST):
-            raise WarehouseError(f"{run}: published already, and not empty; it is left as it is")
-        tables = sorted({path.name for path in made.iterdir()} - {INPUTS, MANIFEST})
+    def commit(self, directory: Path, run_id: str) -> None:
+        run = self.run_folder(run_id)
+        if run.has_file(MANIFEST):
+            raise WarehouseError(f"{run}: published already, and not empty; it was not changed")
+        tables = sorted({path.name for path in directory.iterdir()} - {INPUTS, MANIFEST})
         for name in (INPUTS, *tables, MANIFEST):
-            if name == MANIFEST and (gone := [one for one in (INPUTS, *tables) if not run.has(one)]):
-                raise OSError(f"taken for interrupted, and removed, while it was uploaded: {gone[0]}")
-            fs.copy_files(str(made / name), run.file(name), fs.LocalFileSystem(), run.filesystem)
+            if name == MANIFEST and (missing := [file for file in (INPUTS, *tables) if not run.has_file(file)]):
+                raise OSError(f"removed by an expire during the upload, which seemed interrupted: {missing[0]}")
+            fs.copy_files(str(directory / name), run.file_path(name), fs.LocalFileSystem(), run.filesystem)
 
     def withdraw(self, run_id: str) -> None:
-        run = self.run(run_id)
+        run = self.run_folder(run_id)
         for name in (MANIFEST, INPUTS):
             with suppress(FileNotFoundError):
-                run.filesystem.delete_file(run.file(name))
+                run.filesystem.delete_file(run.file_path(name))
         with suppress(FileNotFoundError):
             run.filesystem.delete_dir(run.path)
 
-    def remains(self, names: Iterable[str]) -> Iterator[tuple[str, float | None]]:
+    def leftovers(self, names: Iterable[str]) -> Iterator[tuple[str, float | None]]:
         for name in names:
-            files = {info.base_name: info.mtime_ns or 0 for info in self.run(name).entries()}
+            files = {info.base_name: info.mtime_ns or 0 for info in self.run_folder(name).entries()}
             if MANIFEST not in files:
                 yield name, max(files.values()) / 1e9 if INPUTS in files else None
 
 
-def at(location: str | Path) -> Store:
+def open_store(location: str | Path) -> Store:
     """Return the store of a warehouse.
 
-    :param location: a path, or a URI file:///PATH or s3://BUCKET/PREFIX; S3 takes ?endpoint_override=, region= and
-        scheme= as pyarrow does, AWS_ENDPOINT_URL, and credentials from where AWS's tools have them.
-
-    Raises LocationError for any other URI.
+    :param location: a path, or a URI file:///PATH or s3://BUCKET/PREFIX. S3 takes ?endpoint_override=, region= and
+        scheme= as pyarrow does, AWS_ENDPOINT_URL, and credentials from the same places as AWS's tools.
+    :raises LocationError: any other URI.
     """
     text = os.fspath(location)
     if "://" not in text:
-        return _Directory(Path(text))
+        return _DirectoryStore(Path(text))
     uri = urlsplit(text)
     if uri.scheme == "file" and not uri.netloc:
-        return _Directory(Path(unquote(uri.path)))
+        return _DirectoryStore(Path(unquote(uri.path)))
     if uri.scheme != "s3" or not uri.netloc:
         raise LocationError(f"{text!a}: a warehouse is a directory, file:///PATH or s3://BUCKET/PREFIX")
     if "@" in uri.netloc:
-        raise LocationError("no credentials in a URI, everybody sees it: AWS_ACCESS_KEY_ID or a profile has them")
+        raise LocationError(
+            "the URI contains credentials, which other users could see; set AWS_ACCESS_KEY_ID or use a profile"
+        )
     options = dict(parse_qsl(uri.query, keep_blank_values=True))
     if unknown := [name for name in options if name not in _S3_OPTIONS]:
-        raise LocationError(f"{text!a}: no option {unknown[0]!a}; there are {', '.join(_S3_OPTIONS)}")
+        raise LocationError(f"{text!a}: unknown option {unknown[0]!a}; expected {', '.join(_S3_OPTIONS)}")
     path = f"{uri.netloc}/{unquote(uri.path).strip('/')}".rstrip("/")
     endpoint = options.get("endpoint_override") or os.environ.get("AWS_ENDPOINT_URL_S3")
     endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL") or ""
     scheme, _, host = endpoint.rpartition("://")
     filesystem = _s3(host.rstrip("/") or None, options.get("scheme") or scheme or None, options.get("region"))
-    staging = _state() / "lru-audit" / quote(f"s3://{path}" + (f"@{host}" if host else ""), safe="")
-    return _Objects(Folder(filesystem, path, f"s3://{path}"), staging)
+    staging = _state_home() / "lru-audit" / quote(f"s3://{path}" + (f"@{host}" if host else ""), safe="")
+    return _ObjectStore(Folder(filesystem, path, f"s3://{path}"), staging)
 
 
-def _state() -> Path:
+def _state_home() -> Path:
     try:
         return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     except RuntimeError as error:
-        raise LocationError("this account has no home to stage runs in: set XDG_STATE_HOME") from error
+        raise LocationError("no home directory to stage runs in; set XDG_STATE_HOME") from error
 
 
 @cache
@@ -224,20 +228,13 @@ def _s3(endpoint: str | None, scheme: str | None, region: str | None) -> fs.File
         scheme=scheme,
         region=region,
         connect_timeout=_CONNECT_TIMEOUT_S,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_MAX_ATTEMPTS),
     )
 
 
 def discard(directory: Path, staging: Path) -> None:
-    """Remove a directory so that it is gone at once; what a kill leaves of it has EXPIRED behind its name."""
-    going = staging / f"{directory.name}{EXPIRED}"
-    directory.rename(going)
+    """Remove a directory, atomically for readers: rename it to NAME.expired in staging, then delete that."""
+    path = staging / f"{directory.name}{EXPIRED_SUFFIX}"
+    directory.rename(path)
     sync(directory.parent)
-    shutil.rmtree(going, ignore_errors=True)
-
-
-@contextmanager
-def reachable(store: Store) -> Iterator[None]:
-    """Turn an OSError of the store into one line that names the warehouse."""
-    with storage(str(store)):
-        yield
+    shutil.rmtree(path, ignore_errors=True)

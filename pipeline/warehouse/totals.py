@@ -1,7 +1,7 @@
-"""What a target's list_lrus sum to, kept with the target: a ranking reads a row a machine, not one a list_lru.
+"""Sums over a target's list_lrus, stored with the target so that a ranking reads one row per machine, not per list_lru.
 
-The sums are made where the rows are written and checked against them, to the byte, before a run is published
-(`sql/checks/totals_kept.sql`). Runs of schema version 2 and older have none; there the views sum the rows.
+They are computed when the rows are written, and compared with the rows, to the byte, before a run is published
+(`sql/checks/totals_kept.sql`). Runs of schema version 2 and older have no sums; their views sum the rows.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ TOTALS = (
 )
 
 
-def totals(made: Record) -> dict[str, list[int | None]]:
-    """Return the columns of `targets` that hold the sums; null for a target that is not `ok`."""
-    if made["targets"]["status"] != ["ok"]:
+def totals(record: Record) -> dict[str, list[int | None]]:
+    """Return the cells of the columns TOTALS of the table `targets`; null for a target that is not `ok`."""
+    if record["targets"]["status"] != ["ok"]:
         return {name: [None] for name in TOTALS}
-    return {name: [value] for name, value in zip(TOTALS, _sums(made.get("list_lrus", {})), strict=True)}
+    return {name: [value] for name, value in zip(TOTALS, _sums(record.get("list_lrus", {})), strict=True)}
 
 
 def _sums(lists: Mapping[str, Sequence[Any]]) -> tuple[int, ...]:
-    """Return TOTALS; the savings are split as `sql/views/sized_list_lrus.sql` does."""
+    """Return the values of TOTALS; `sql/views/_sized_list_lrus.sql` divides the savings in the same way."""
 
     def total(name: str) -> int:
         return sum(lists.get(name, ()))

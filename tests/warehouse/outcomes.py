@@ -1,4 +1,4 @@
-"""Outcomes as runner and fanout make them, of eager hosts whose numbers agree with one another."""
+"""Outcomes as the runner and the fanout produce them, from eager hosts with consistent numbers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pipeline import query, warehouse
 STARTED_AT = 1_763_900_000_000_000  # 2025-11-23T12:13:20Z
 
 
-def run(run_id: str | None = None, **known: Any) -> dict[str, Any]:
-    """A run dict as the command line makes it."""
+def run(run_id: str | None = None, **values: Any) -> dict[str, Any]:
+    """Return the run dict that the command line passes to `Staging.create`."""
     run_id = run_id or warehouse.new_run_id()
     return {
         "run_id": run_id,
@@ -21,12 +21,12 @@ def run(run_id: str | None = None, **known: Any) -> dict[str, Any]:
         "started_at": STARTED_AT,
         "tool_version": "0.1.0",
         "targets": 1,
-        **known,
+        **values,
     }
 
 
 def ok(target: str = "web-1", *, mounts: int = 2, nodes: int = 1, cache_ids: int = 4) -> dict[str, Any]:
-    """An eager host: `mounts` superblocks with two list_lrus each, and shadow_nodes."""
+    """Return the outcome of an eager host: `mounts` superblocks with two list_lrus each, and shadow_nodes."""
     superblocks = [
         {"address": 0xFFFF_8880_0000_0000 + 4096 * n, "fstype": "tmpfs" if n % 2 else "overlay", "s_id": f"sb{n}"}
         for n in range(mounts)
@@ -71,13 +71,13 @@ def ok(target: str = "web-1", *, mounts: int = 2, nodes: int = 1, cache_ids: int
     return outcome(target, "ok", host, tables)
 
 
-def failed(target: str, status: str = "unreachable", error: str = "no route to host") -> dict[str, Any]:
-    """A target without numbers."""
+def failure(target: str, status: str = "unreachable", error: str = "no route to host") -> dict[str, Any]:
+    """Return the outcome of a failed target, without numbers."""
     return outcome(target, status, {"error_type": "OSError", "error": error}, {})
 
 
-def outcome(target: str, status: str, more: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]:
-    ending = {"status": status, "error_type": more.get("error_type"), "error": more.get("error")}
+def outcome(target: str, status: str, host: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]:
+    result = {"status": status, "error_type": host.get("error_type"), "error": host.get("error")}
     row = {
         "kind": "vmcore",
         "source": f"/cores/{target}",
@@ -86,18 +86,18 @@ def outcome(target: str, status: str, more: dict[str, Any], tables: dict[str, An
         "attempts": 1,
         "started_at": STARTED_AT,
         "duration_ms": 12,
-        **more,
-        **ending,
+        **host,
+        **result,
     }
-    attempt = {"attempt": 1, "node": "ray-1", "started_at": STARTED_AT, "duration_ms": 12, **ending}
+    attempt = {"attempt": 1, "node": "ray-1", "started_at": STARTED_AT, "duration_ms": 12, **result}
     return {"target": target, "row": row, "attempts": [attempt], "tables": tables}
 
 
-def list_lru(address: int, nodes: int, cache_ids: int, **named: Any) -> dict[str, Any]:
+def list_lru(address: int, nodes: int, cache_ids: int, **columns: Any) -> dict[str, Any]:
     objects = nodes * cache_ids
     return {
         "address": address,
-        **named,
+        **columns,
         "memcg_aware": True,
         "nodes": nodes,
         "cache_ids": cache_ids,
@@ -116,42 +116,36 @@ def list_lru(address: int, nodes: int, cache_ids: int, **named: Any) -> dict[str
 
 
 def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Rows as a snapshot carries them."""
+    """Return rows as a table of a snapshot: its columns and its rows."""
     return {"columns": list(rows[0]), "rows": [list(row.values()) for row in rows]}
 
 
-def columns_of(outcome: dict[str, Any], name: str, column: str) -> list[Any]:
-    """One column of a table in an outcome."""
-    sent = outcome["tables"][name]
-    return [row[sent["columns"].index(column)] for row in sent["rows"]]
-
-
 def set_cell(outcome: dict[str, Any], name: str, column: str, value: Any) -> dict[str, Any]:
-    """The outcome with another value in the first row of a table."""
-    sent = outcome["tables"][name]
-    sent["rows"][0][sent["columns"].index(column)] = value
+    """Set a value in the first row of a table and return the outcome."""
+    content = outcome["tables"][name]
+    content["rows"][0][content["columns"].index(column)] = value
     return outcome
 
 
-def unchecked(tables: Any) -> list[Any]:
-    """In place of `query.check` where a test is not about checks; it takes most of the time of a small run."""
+def skip_checks(tables: Any) -> list[Any]:
+    """Replace `query.check`, which takes most of the time of a small run, in tests that do not test checks."""
     return []
 
 
-def publish(root: Any, *outcomes: dict[str, Any], check: Any = unchecked, **known: Any) -> Any:
+def publish(root: Any, *outcomes: dict[str, Any], check: Any = skip_checks, **values: Any) -> Any:
     """Publish a run of these outcomes and return its directory."""
-    staging = warehouse.Staging.create(root, run(**{"targets": len(outcomes), **known}))
-    for each in outcomes:
-        staging.append(each)
+    staging = warehouse.Staging.create(root, run(**{"targets": len(outcomes), **values}))
+    for outcome in outcomes:
+        staging.append(outcome)
     return directory_of(staging.publish(check))
 
 
-def directory_of(published: warehouse.Manifest) -> Path:
-    """Where a run is on this machine."""
-    return Path(published.directory.path)
+def directory_of(manifest: warehouse.Manifest) -> Path:
+    """Return the local directory of a run."""
+    return Path(manifest.directory.path)
 
 
 def session(root: Any, **options: Any) -> query.Session:
-    """A session over a warehouse."""
+    """Return a session over a warehouse."""
     tables: dict[str, ds.UnionDataset] = warehouse.tables(root)
     return query.Session(tables, **options)

@@ -1,4 +1,4 @@
-"""moto's S3 server in a process of its own on loopback, and what the client needs to reach it."""
+"""moto's S3 server in a separate process on loopback, and the environment of its clients."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ sys.stdin.read()
 
 @contextmanager
 def server() -> Iterator[str]:
-    """Run a server; yields its endpoint."""
+    """Run a server and yield its endpoint."""
     process = subprocess.Popen(
         [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
@@ -34,17 +34,17 @@ def server() -> Iterator[str]:
         process.wait(60)
 
 
-def reach(monkeypatch: pytest.MonkeyPatch, endpoint: str, state: Any) -> None:
-    """Have this process and its children use an endpoint, and stage in a directory."""
-    known = {
+def use_endpoint(monkeypatch: pytest.MonkeyPatch, endpoint: str, state_home: Any) -> None:
+    """Make this process and its children use an endpoint, and stage runs below `state_home`."""
+    environment = {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
-        "XDG_STATE_HOME": str(state),
+        "XDG_STATE_HOME": str(state_home),
     }
-    for name, value in known.items():
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
 
 

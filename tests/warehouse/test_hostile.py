@@ -1,4 +1,4 @@
-"""What a collector on a hostile host sends never becomes a crash, a half row, or another host's problem."""
+"""Data from a collector on a hostile host never causes a crash or a partial row, and never affects another host."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ import pytest
 
 from pipeline import query, warehouse
 from tests.warehouse import outcomes
-from tests.warehouse.outcomes import failed, ok, run, session, set_cell
+from tests.warehouse.outcomes import failure, ok, run, session, set_cell
 
 
-def publish(root: Any, *given: dict[str, Any]) -> Any:
-    return outcomes.publish(root, *given, check=query.check)
+def publish(root: Any, *target_outcomes: dict[str, Any]) -> Any:
+    return outcomes.publish(root, *target_outcomes, check=query.check)
 
 
-def rows_of(root: Any, target: str) -> dict[str, Any]:
+def target_row(root: Any, target: str) -> dict[str, Any]:
     (row,) = session(root).rows("FROM targets WHERE target = $target", {"target": target})
     return row
 
 
-def with_row(name: str, value: Any) -> dict[str, Any]:
+def set_field(name: str, value: Any) -> dict[str, Any]:
     outcome = ok("evil")
     outcome["row"][name] = value
     return outcome
 
 
-def with_table(name: str, value: Any) -> dict[str, Any]:
+def set_table(name: str, value: Any) -> dict[str, Any]:
     outcome = ok("evil")
     outcome["tables"][name] = value
     return outcome
 
 
-def without_column(name: str, column: str) -> dict[str, Any]:
+def drop_column(name: str, column: str) -> dict[str, Any]:
     outcome = ok("evil")
-    sent = outcome["tables"][name]
-    index = sent["columns"].index(column)
-    for row in (sent["columns"], *sent["rows"]):
+    table = outcome["tables"][name]
+    index = table["columns"].index(column)
+    for row in (table["columns"], *table["rows"]):
         del row[index]
     return outcome
 
 
-def doubled(name: str) -> dict[str, Any]:
+def duplicate_last_row(name: str) -> dict[str, Any]:
     outcome = ok("evil")
     outcome["tables"][name]["rows"].append(copy.copy(outcome["tables"][name]["rows"][-1]))
     return outcome
@@ -73,26 +73,35 @@ MISFITS = {
     "a lone surrogate": (set_cell(ok("evil"), "superblocks", "s_id", "\ud800"), "s_id holds a lone surrogate"),
     "megabytes of name": (set_cell(ok("evil"), "superblocks", "s_id", "x" * 70_000), "more than 65536 characters"),
     "an unknown word": (set_cell(ok("evil"), "memcgs", "state", "undead"), "holds 'undead', not one of online, dying"),
-    "an unknown column": (with_row("run_id", "other"), "no column 'run_id' for a collector"),
+    "an unknown column": (set_field("run_id", "other"), "no column 'run_id' for a collector"),
     "another target's name": (
-        with_table("memcgs", {"columns": ["target", "css_id", "state"], "rows": [["victim", 1, "online"]]}),
+        set_table("memcgs", {"columns": ["target", "css_id", "state"], "rows": [["victim", 1, "online"]]}),
         "memcgs has no column 'target' for a collector to write",
     ),
-    "a missing column": (without_column("list_lrus", "lazy_bytes"), "list_lrus.lazy_bytes is missing"),
-    "an unknown table": (with_table("runs", {"columns": [], "rows": []}), "a collector writes no table 'runs'"),
-    "a table that is a list": (with_table("memcgs", []), "memcgs is not columns and rows"),
-    "a short row": (with_table("memcgs", {"columns": ["css_id", "state"], "rows": [[1]]}), "memcgs is not columns and"),
-    "a row that is a map": (with_table("memcgs", {"columns": ["css_id"], "rows": [{"css_id": 1}]}), "memcgs is not"),
-    "a column twice": (
-        with_table("memcgs", {"columns": ["css_id", "css_id"], "rows": [[1, 1]]}),
-        "memcgs is not columns",
+    "a missing column": (drop_column("list_lrus", "lazy_bytes"), "list_lrus.lazy_bytes is missing"),
+    "an unknown table": (set_table("runs", {"columns": [], "rows": []}), "unknown table 'runs' from the collector"),
+    "a table that is a list": (set_table("memcgs", []), "memcgs must have distinct columns"),
+    "a short row": (
+        set_table("memcgs", {"columns": ["css_id", "state"], "rows": [[1]]}),
+        "memcgs must have distinct columns",
     ),
-    "a column name that is a number": (with_table("memcgs", {"columns": [1], "rows": [[1]]}), "memcgs is not columns"),
-    "a number for a list": (with_row("possible_nodes", 3), "targets.possible_nodes holds int, not list<int64>"),
-    "text in a list of numbers": (with_row("possible_nodes", [0, "1"]), "possible_nodes holds other elements"),
-    "a list without end": (with_row("possible_nodes", [0] * 2000), "a list of more than 1024 elements"),
-    "a date that no calendar has": (with_row("captured_at", 2**62), "targets.captured_at holds a number outside"),
-    "a map for text": (with_row("notes", {"a": 1}), "targets.notes holds dict, not string"),
+    "a row that is a map": (
+        set_table("memcgs", {"columns": ["css_id"], "rows": [{"css_id": 1}]}),
+        "memcgs must have distinct columns",
+    ),
+    "a column twice": (
+        set_table("memcgs", {"columns": ["css_id", "css_id"], "rows": [[1, 1]]}),
+        "memcgs must have distinct columns",
+    ),
+    "a column name that is a number": (
+        set_table("memcgs", {"columns": [1], "rows": [[1]]}),
+        "memcgs must have distinct columns",
+    ),
+    "a number for a list": (set_field("possible_nodes", 3), "targets.possible_nodes holds int, not list<int64>"),
+    "text in a list of numbers": (set_field("possible_nodes", [0, "1"]), "possible_nodes holds other elements"),
+    "a list without end": (set_field("possible_nodes", [0] * 2000), "a list of more than 1024 elements"),
+    "a date that no calendar has": (set_field("captured_at", 2**62), "targets.captured_at holds a number outside"),
+    "a map for text": (set_field("notes", {"a": 1}), "targets.notes holds dict, not string"),
 }
 
 
@@ -125,16 +134,16 @@ def test_the_attempt_ends_as_its_target_does(misfits):
 
 
 CONTRADICTIONS = {
-    "keys_unique": doubled("memcgs"),
-    "rows_counted": with_row("superblocks", 3),
-    "memcgs_counted": with_row("online_memcgs", 7),
-    "ok_has_numbers": with_row("memory_bytes", None),
-    "nodes_possible": with_row("possible_nodes", [0, 1]),
+    "keys_unique": duplicate_last_row("memcgs"),
+    "rows_counted": set_field("superblocks", 3),
+    "memcgs_counted": set_field("online_memcgs", 7),
+    "ok_has_numbers": set_field("memory_bytes", None),
+    "nodes_possible": set_field("possible_nodes", [0, 1]),
     "object_bytes": set_cell(ok("evil"), "list_lrus", "list_lru_one_bytes", 31),
     "lazy_adds_up": set_cell(ok("evil"), "list_lrus", "lazy_object_bytes", 63),
     "lazy_within_bounds": set_cell(ok("evil"), "list_lrus", "lazy_low_bytes", 10_000),
     "superblock_known": set_cell(ok("evil"), "list_lrus", "superblock", 1),
-    "totals_fit": with_row("memory_bytes", 1_000),
+    "totals_fit": set_field("memory_bytes", 1_000),
 }
 
 
@@ -158,30 +167,32 @@ def test_a_host_that_contradicts_itself_stops_nobody_else(contradictions):
 
 
 def test_the_largest_numbers_that_fit_break_no_view(tmp_path):
-    greedy = ok("evil", mounts=2_000)
-    for row in greedy["tables"]["list_lrus"]["rows"]:
-        row[greedy["tables"]["list_lrus"]["columns"].index("pointer_array_bytes")] = 2**40
-    publish(tmp_path, greedy, ok("honest"))
-    assert rows_of(tmp_path, "evil")["error_type"] == "check:totals_fit"
+    large_outcome = ok("evil", mounts=2_000)
+    for row in large_outcome["tables"]["list_lrus"]["rows"]:
+        row[large_outcome["tables"]["list_lrus"]["columns"].index("pointer_array_bytes")] = 2**40
+    publish(tmp_path, large_outcome, ok("honest"))
+    assert target_row(tmp_path, "evil")["error_type"] == "check:totals_fit"
 
 
 def test_the_largest_counts_that_fit_break_no_view(tmp_path):
-    greedy = ok("evil", mounts=2_000)
-    most = {"nodes": 1_024, "memcgs_charged": 2**52, "lazy_memcgs": 65_535, "lazy_object_bytes": 2**40}
-    fill(greedy, "list_lrus", {**most, "pointer_array_bytes": 2**40, "list_lru_one_bytes": 2**40})
-    memcgs = greedy["tables"]["memcgs"]
+    large_outcome = ok("evil", mounts=2_000)
+    largest_values = {"nodes": 1_024, "memcgs_charged": 2**52, "lazy_memcgs": 65_535, "lazy_object_bytes": 2**40}
+    set_columns(
+        large_outcome, "list_lrus", {**largest_values, "pointer_array_bytes": 2**40, "list_lru_one_bytes": 2**40}
+    )
+    memcgs = large_outcome["tables"]["memcgs"]
     memcgs["rows"] = [[css_id, 0, css_id, "/", 1, "online"] for css_id in range(2, 10_000)]
-    fill(greedy, "memcgs", {"serial_nr": 2**52, "dir_rev": 2**52, "lazy_lists": 2**20, "cache_id": 2**52})
-    publish(tmp_path, greedy, ok("honest"))
-    assert rows_of(tmp_path, "evil")["error_type"].startswith("check:")
+    set_columns(large_outcome, "memcgs", {"serial_nr": 2**52, "dir_rev": 2**52, "lazy_lists": 2**20, "cache_id": 2**52})
+    publish(tmp_path, large_outcome, ok("honest"))
+    assert target_row(tmp_path, "evil")["error_type"].startswith("check:")
 
 
-def fill(outcome: dict[str, Any], name: str, cells: dict[str, Any]) -> None:
-    """Give every row of a table these cells."""
-    sent = outcome["tables"][name]
-    kept = [index for index, column in enumerate(sent["columns"]) if column not in cells]
-    sent["columns"] = [sent["columns"][index] for index in kept] + list(cells)
-    sent["rows"] = [[row[index] for index in kept] + list(cells.values()) for row in sent["rows"]]
+def set_columns(outcome: dict[str, Any], name: str, cells: dict[str, Any]) -> None:
+    """Set these cells in every row of a table."""
+    table = outcome["tables"][name]
+    indexes = [index for index, column in enumerate(table["columns"]) if column not in cells]
+    table["columns"] = [table["columns"][index] for index in indexes] + list(cells)
+    table["rows"] = [[row[index] for index in indexes] + list(cells.values()) for row in table["rows"]]
 
 
 def test_names_arrive_whatever_they_hold(tmp_path):
@@ -191,7 +202,7 @@ def test_names_arrive_whatever_they_hold(tmp_path):
 
 
 def test_a_path_that_is_not_utf8_is_backslash_escaped(tmp_path):
-    outcome = failed(b"core-\xff".decode(errors="surrogateescape"))
+    outcome = failure(b"core-\xff".decode(errors="surrogateescape"))
     publish(tmp_path, outcome)
     assert session(tmp_path).sql("SELECT target, source FROM targets").to_pylist() == [
         {"target": "core-\\udcff", "source": "/cores/core-\\udcff"}
@@ -202,7 +213,7 @@ def test_numbers_of_a_target_that_failed_are_dropped(tmp_path):
     outcome = ok("a")
     outcome["row"]["status"] = "inconsistent"
     publish(tmp_path, outcome)
-    row = rows_of(tmp_path, "a")
+    row = target_row(tmp_path, "a")
     assert (row["status"], row["memory_bytes"]) == ("inconsistent", None)
     assert session(tmp_path).sql("FROM list_lrus").num_rows == 0
 
@@ -210,15 +221,15 @@ def test_numbers_of_a_target_that_failed_are_dropped(tmp_path):
 def test_what_the_driver_itself_got_wrong_is_an_error_and_no_row(tmp_path):
     staging = warehouse.Staging.create(tmp_path, run())
     with pytest.raises(warehouse.WarehouseError, match=r"'a': targets\.status holds 'fine', not one of .* defect"):
-        staging.append(failed("a", "fine"))
+        staging.append(failure("a", "fine"))
     with pytest.raises(query.CheckError, match="has 0"):
         staging.publish(query.check)
 
 
 def test_a_table_of_more_rows_than_sums_can_hold_is_refused(tmp_path):
     rows = [[index, "dying"] for index in range(1_048_577)]
-    publish(tmp_path, with_table("memcgs", {"columns": ["css_id", "state"], "rows": rows}))
-    assert rows_of(tmp_path, "evil")["error"] == "memcgs has more than 1048576 rows"
+    publish(tmp_path, set_table("memcgs", {"columns": ["css_id", "state"], "rows": rows}))
+    assert target_row(tmp_path, "evil")["error"] == "memcgs has more than 1048576 rows"
 
 
 def test_binary_columns_take_hexadecimal_only(tmp_path):
@@ -226,6 +237,6 @@ def test_binary_columns_take_hexadecimal_only(tmp_path):
     outcome["tables"]["superblocks"]["columns"].append("s_id_raw")
     for row in outcome["tables"]["superblocks"]["rows"]:
         row.append("xyz")
-    published = publish(tmp_path, outcome)
-    (row,) = pq.ParquetFile(published / "targets-00000.parquet").read().to_pylist()
+    directory = publish(tmp_path, outcome)
+    (row,) = pq.ParquetFile(directory / "targets-00000.parquet").read().to_pylist()
     assert row["error"] == "superblocks.s_id_raw is not hexadecimal"

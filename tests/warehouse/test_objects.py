@@ -1,4 +1,4 @@
-"""The same warehouse in an object store: moto's S3 server on loopback, and endpoints that do not serve."""
+"""A warehouse in an object store: moto's S3 server on loopback, and endpoints that do not respond."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pyarrow import fs
 from pipeline import cli, query, warehouse
 from pipeline.warehouse import expiry
 from tests.warehouse import s3
-from tests.warehouse.outcomes import STARTED_AT, failed, ok, run, session
+from tests.warehouse.outcomes import STARTED_AT, failure, ok, run, session
 
 ROOT = Path(__file__).parents[2]
 OLD, NEW, NEWER = "20251101T000000Z-aaaaaaaa", "20251102T000000Z-bbbbbbbb", "20251103T000000Z-cccccccc"
@@ -37,41 +37,41 @@ def endpoint():
 
 @pytest.fixture
 def bucket(endpoint, monkeypatch, tmp_path):
-    s3.reach(monkeypatch, endpoint, tmp_path / "state")
+    s3.use_endpoint(monkeypatch, endpoint, tmp_path / "state")
     name = f"fleet-{next(_buckets)}"
     s3.client(endpoint).create_bucket(Bucket=name)
     return name
 
 
 @pytest.fixture
-def keys(endpoint, bucket):
-    """What is in the bucket, as another client sees it; directory markers are none."""
+def list_keys(endpoint, bucket):
+    """A function that lists the bucket's keys with another client, without directory markers."""
 
-    def listed() -> list[str]:
-        found = s3.client(endpoint).list_objects_v2(Bucket=bucket).get("Contents", [])
-        return sorted(one["Key"] for one in found if not one["Key"].endswith("/"))
+    def bucket_keys() -> list[str]:
+        objects = s3.client(endpoint).list_objects_v2(Bucket=bucket).get("Contents", [])
+        return sorted(item["Key"] for item in objects if not item["Key"].endswith("/"))
 
-    return listed
+    return bucket_keys
 
 
-def publish(root: str, *outcomes: dict, **known: object) -> warehouse.Manifest:
-    targets = [{"name": one["target"]} for one in outcomes]
-    staging = warehouse.Staging.create(root, run(**{"targets": len(outcomes), **known}), {"retries": 2}, targets)
-    for each in outcomes:
-        staging.append(each)
+def publish(root: str, *outcomes: dict, **values: object) -> warehouse.Manifest:
+    targets = [{"name": outcome["target"]} for outcome in outcomes]
+    staging = warehouse.Staging.create(root, run(**{"targets": len(outcomes), **values}), {"retries": 2}, targets)
+    for outcome in outcomes:
+        staging.append(outcome)
     return staging.publish(query.check)
 
 
-def test_a_run_is_published_and_read_as_in_a_directory(bucket, keys, tmp_path, capsys):
+def test_a_run_is_published_and_read_as_in_a_directory(bucket, list_keys, tmp_path, capsys):
     root = f"s3://{bucket}/some/prefix"
-    for where in (root, tmp_path / "w"):
-        publish(where, ok("a", mounts=3), failed("b"), run_id=OLD)
+    for location in (root, tmp_path / "w"):
+        publish(location, ok("a", mounts=3), failure("b"), run_id=OLD)
     tables = ("attempts", "list_lrus", "memcgs", "runs", "superblocks", "targets")
     names = ["inputs.jsonl.gz", "manifest.json", *(f"{table}-00000.parquet" for table in tables)]
-    assert keys() == [f"some/prefix/runs/{OLD}/{name}" for name in sorted(names)]
+    assert list_keys() == [f"some/prefix/runs/{OLD}/{name}" for name in sorted(names)]
     assert not list((tmp_path / "state").rglob("*.parquet")), "nothing of it is left here"
-    for confined in (False, True):
-        remote, local = (session(where, confined=confined) for where in (root, tmp_path / "w"))
+    for is_confined in (False, True):
+        remote, local = (session(location, is_confined=is_confined) for location in (root, tmp_path / "w"))
         for view in ("host_waste", "fstype_waste", "list_lrus ORDER BY address", "coverage"):
             assert remote.rows(f"FROM {view}") == local.rows(f"FROM {view}"), view
         assert remote.rows("SELECT count(*) AS n FROM superblocks WHERE target = 'a'") == [{"n": 3}]
@@ -84,17 +84,17 @@ def test_a_run_is_published_and_read_as_in_a_directory(bucket, keys, tmp_path, c
     assert capsys.readouterr().out.splitlines()[1].startswith(OLD)
 
 
-def expire(root: str, days: float | None = None) -> None:
-    for removal in warehouse.removals(root, warehouse.Rules(last=1), days):
+def expire(root: str, interrupted_days: float | None = None) -> None:
+    for removal in warehouse.removals(root, warehouse.RetentionRules(last=1), interrupted_days):
         removal.carry_out()
 
 
-def test_a_published_run_is_revised_and_may_then_expire_anywhere(bucket, keys, monkeypatch, tmp_path):
+def test_a_published_run_is_revised_and_may_then_expire_anywhere(bucket, list_keys, monkeypatch, tmp_path):
     root = f"s3://{bucket}"
-    publish(root, ok("a"), failed("b"), run_id=OLD)
-    assert warehouse.resumable(root, "latest") == OLD
+    publish(root, ok("a"), failure("b"), run_id=OLD)
+    assert warehouse.resolve_resumable_run(root, "latest") == OLD
     staging = warehouse.Staging.revise(root, OLD, run_id=NEW, tool_version="0.2.0", model_version=1)
-    assert staging.collected() == {"a"}
+    assert staging.finished_targets() == {"a"}
     assert staging.inputs() == ({"retries": 2}, [{"name": "a"}, {"name": "b"}])
     staging.append(ok("b"))
     del staging
@@ -102,149 +102,151 @@ def test_a_published_run_is_revised_and_may_then_expire_anywhere(bucket, keys, m
         another_machine.setenv("XDG_STATE_HOME", str(tmp_path / "another"))
         publish(root, ok("a"), run_id=NEWER, started_at=STARTED_AT + 1)
         expire(root)
-    assert [manifest.run_id for manifest in warehouse.runs(root)] == [NEWER]
+    assert [manifest.run_id for manifest in warehouse.published_runs(root)] == [NEWER]
     warehouse.Staging(root, NEW).publish(query.check)
-    assert [(one.run_id, one.good) for one in warehouse.runs(root)] == [(NEW, 2), (NEWER, 1)]
+    assert [(manifest.run_id, manifest.good) for manifest in warehouse.published_runs(root)] == [(NEW, 2), (NEWER, 1)]
     expire(root)
-    assert all(key.startswith(f"runs/{NEWER}/") for key in keys())
+    assert all(key.startswith(f"runs/{NEWER}/") for key in list_keys())
 
 
-@pytest.mark.parametrize("confined", [False, True])
-def test_a_query_that_loses_a_run_says_to_run_it_again(bucket, confined):
+@pytest.mark.parametrize("is_confined", [False, True])
+def test_a_query_that_loses_a_run_says_to_run_it_again(bucket, is_confined):
     root = f"s3://{bucket}/w"
     for number, run_id in enumerate((OLD, NEW)):
         publish(root, ok("a"), run_id=run_id, started_at=STARTED_AT + number)
 
     def ask() -> None:
-        with warehouse.reading(root) as tables:
-            for removal in warehouse.removals(root, warehouse.Rules(last=1)):
+        with warehouse.open_tables(root) as tables:
+            for removal in warehouse.removals(root, warehouse.RetentionRules(last=1)):
                 removal.carry_out()
-            query.Session(tables, confined=confined).sql("SELECT sum(list_lru_one_bytes) FROM list_lrus")
+            query.Session(tables, is_confined=is_confined).sql("SELECT sum(list_lru_one_bytes) FROM list_lrus")
 
     with pytest.raises(warehouse.WarehouseError, match=f"s3://{bucket}/w: run {OLD} was expired meanwhile: run the"):
         ask()
-    assert session(root, confined=confined).rows("SELECT run_id FROM runs") == [{"run_id": NEW}]
+    assert session(root, is_confined=is_confined).rows("SELECT run_id FROM runs") == [{"run_id": NEW}]
 
 
 def test_a_published_run_is_never_replaced(bucket):
     root = f"s3://{bucket}/w"
     publish(root, ok("a"), run_id=OLD)
     with pytest.raises(warehouse.WarehouseError, match=f"s3://{bucket}/w/runs/{OLD}: published already"):
-        publish(root, failed("a"), run_id=OLD)
+        publish(root, failure("a"), run_id=OLD)
     assert session(root).rows("SELECT status FROM targets") == [{"status": "ok"}]
 
 
-def test_a_run_whose_upload_is_killed_at_any_file_is_absent_and_can_be_finished(bucket, keys):
+def test_a_run_whose_upload_is_killed_at_any_file_is_absent_and_can_be_finished(bucket, list_keys):
     root = f"s3://{bucket}/w"
     script = """
         import os, signal, sys
         from pyarrow import fs
         from tests.warehouse.outcomes import *
 
-        def copy_until(left, copy=fs.copy_files):
-            def copied(*args):
-                nonlocal left
-                left -= 1
-                if left < 0:
+        def kill_after(remaining, copy=fs.copy_files):
+            def copy_or_kill(*args):
+                nonlocal remaining
+                remaining -= 1
+                if remaining < 0:
                     os.kill(os.getpid(), signal.SIGKILL)
                 copy(*args)
-            return copied
+            return copy_or_kill
 
         for uploads in range(9):
             pid = os.fork()
             if pid == 0:
-                fs.copy_files = copy_until(uploads)
+                fs.copy_files = kill_after(uploads)
                 staging = warehouse.Staging.create(sys.argv[1], run(f"20251123T121320Z-0000000{uploads}"))
                 staging.append(ok("a"))
-                staging.publish(unchecked)
+                staging.publish(skip_checks)
                 os._exit(0)
             print(os.waitpid(pid, 0)[1])
         """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), root], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.stdout.split() == ["9"] * 8 + ["0"], done.stderr
-    killed = [f"20251123T121320Z-0000000{uploads}" for uploads in range(8)]
-    assert len(keys()) == sum(range(8)) + 8
-    assert [manifest.run_id for manifest in warehouse.runs(root)] == ["20251123T121320Z-00000008"]
-    assert sorted(warehouse.staged(root)) == killed
-    assert list(warehouse.removals(root, warehouse.Rules())) == [], "a driver may be uploading them now"
-    for run_id in killed:
+    assert process.stdout.split() == ["9"] * 8 + ["0"], process.stderr
+    killed_ids = [f"20251123T121320Z-0000000{uploads}" for uploads in range(8)]
+    assert len(list_keys()) == sum(range(8)) + 8
+    assert [manifest.run_id for manifest in warehouse.published_runs(root)] == ["20251123T121320Z-00000008"]
+    assert sorted(warehouse.staged_runs(root)) == killed_ids
+    assert list(warehouse.removals(root, warehouse.RetentionRules())) == [], "a driver may be uploading them now"
+    for run_id in killed_ids:
         warehouse.Staging(root, run_id).publish(lambda tables: [])
         assert list(warehouse.problems(root, run_id, query.check)) == []
-    assert len(warehouse.runs(root)) == 9
+    assert len(warehouse.published_runs(root)) == 9
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    """Sets what time it is for expire, seconds since the epoch."""
-    return lambda now: monkeypatch.setattr(expiry, "time", SimpleNamespace(time=lambda: now))
+def set_time(monkeypatch):
+    """A function that sets the time that expire sees, in seconds since the epoch."""
+    return lambda time_s: monkeypatch.setattr(expiry, "time", SimpleNamespace(time=lambda: time_s))
 
 
-def test_what_a_killed_upload_or_expire_left_is_removed(endpoint, bucket, keys, clock):
+def test_what_a_killed_upload_or_expire_left_is_removed(endpoint, bucket, list_keys, set_time):
     root = f"s3://{bucket}/w"
-    for run_id, gone in ((OLD, ("manifest.json", "inputs.jsonl.gz")), (NEW, ("manifest.json",))):
+    for run_id, missing in ((OLD, ("manifest.json", "inputs.jsonl.gz")), (NEW, ("manifest.json",))):
         publish(root, ok("a"), run_id=run_id)
-        for name in gone:
+        for name in missing:
             s3.client(endpoint).delete_object(Bucket=bucket, Key=f"w/runs/{run_id}/{name}")
-    assert warehouse.runs(root) == []
-    for later, days, left in ((0, None, {NEW}), (0, 0, {NEW}), (2, 3, {NEW}), (2, None, {NEW}), (2, 1, set())):
-        clock(time.time() + later * DAY_S)
+    assert warehouse.published_runs(root) == []
+    for age_days, days, run_ids in ((0, None, {NEW}), (0, 0, {NEW}), (2, 3, {NEW}), (2, None, {NEW}), (2, 1, set())):
+        set_time(time.time() + age_days * DAY_S)
         expire(root, days)
-        assert {key.split("/")[2] for key in keys()} == left
+        assert {key.split("/")[2] for key in list_keys()} == run_ids
 
 
-def test_an_upload_is_as_old_as_its_newest_object(endpoint, bucket, clock):
+def test_an_upload_is_as_old_as_its_newest_object(endpoint, bucket, set_time):
     root = f"s3://{bucket}/w"
     publish(root, ok("a"), run_id=NEW)
-    client, names = s3.client(endpoint), {"Bucket": bucket, "Key": f"w/runs/{NEW}/targets-00000.parquet"}
+    client, parquet_key = s3.client(endpoint), {"Bucket": bucket, "Key": f"w/runs/{NEW}/targets-00000.parquet"}
     client.delete_object(Bucket=bucket, Key=f"w/runs/{NEW}/manifest.json")
-    first = client.head_object(Bucket=bucket, Key=f"w/runs/{NEW}/inputs.jsonl.gz")["LastModified"]
-    content = client.get_object(**names)["Body"].read()
-    while (newest := client.head_object(**names)["LastModified"]) <= first:
+    inputs_time = client.head_object(Bucket=bucket, Key=f"w/runs/{NEW}/inputs.jsonl.gz")["LastModified"]
+    content = client.get_object(**parquet_key)["Body"].read()
+    while (newest_time := client.head_object(**parquet_key)["LastModified"]) <= inputs_time:
         time.sleep(0.1)
-        client.put_object(**names, Body=content)
-    clock(newest.timestamp() + DAY_S - 0.5)
-    assert list(warehouse.removals(root, warehouse.Rules(), 0)) == []
-    clock(newest.timestamp() + DAY_S + 1)
-    assert [removal.path for removal in warehouse.removals(root, warehouse.Rules(), 0)] == [f"{root}/runs/{NEW}"]
+        client.put_object(**parquet_key, Body=content)
+    set_time(newest_time.timestamp() + DAY_S - 0.5)
+    assert list(warehouse.removals(root, warehouse.RetentionRules(), 0)) == []
+    set_time(newest_time.timestamp() + DAY_S + 1)
+    assert [removal.path for removal in warehouse.removals(root, warehouse.RetentionRules(), 0)] == [
+        f"{root}/runs/{NEW}"
+    ]
 
 
-def test_an_upload_that_ends_after_it_was_found_is_a_run(endpoint, bucket, clock):
+def test_an_upload_that_ends_after_it_was_found_is_a_run(endpoint, bucket, set_time):
     root = f"s3://{bucket}/w"
     publish(root, ok("a"), run_id=NEW)
-    client, names = s3.client(endpoint), {"Bucket": bucket, "Key": f"w/runs/{NEW}/manifest.json"}
-    manifest = client.get_object(**names)["Body"].read()
-    client.delete_object(**names)
-    clock(time.time() + 2 * DAY_S)
-    (removal,) = warehouse.removals(root, warehouse.Rules(), 1)
-    client.put_object(**names, Body=manifest)
+    client, manifest_key = s3.client(endpoint), {"Bucket": bucket, "Key": f"w/runs/{NEW}/manifest.json"}
+    manifest = client.get_object(**manifest_key)["Body"].read()
+    client.delete_object(**manifest_key)
+    set_time(time.time() + 2 * DAY_S)
+    (removal,) = warehouse.removals(root, warehouse.RetentionRules(), 1)
+    client.put_object(**manifest_key, Body=manifest)
     removal.carry_out()
-    assert [one.run_id for one in warehouse.runs(root)] == [NEW]
+    assert [manifest.run_id for manifest in warehouse.published_runs(root)] == [NEW]
     assert list(warehouse.problems(root, NEW, query.check)) == []
 
 
-def test_an_upload_that_lay_still_until_it_was_removed_is_no_run_and_can_be_finished(bucket, monkeypatch, clock):
-    """Its machine sleeps for two days with one table uploaded, and goes on."""
+def test_an_upload_that_lay_still_until_it_was_removed_is_no_run_and_can_be_finished(bucket, monkeypatch, set_time):
+    """The uploading machine sleeps for two days after one table, and then continues."""
     root = f"s3://{bucket}/w"
     staging = warehouse.Staging.create(root, run(NEW))
     staging.append(ok("a"))
-    with monkeypatch.context() as sleeping:
+    with monkeypatch.context() as patch:
         uploads = itertools.count()
 
-        def copy(*args, copy=fs.copy_files):
+        def expire_during_upload(*args, copy=fs.copy_files):
             if next(uploads) == 2:
-                clock(time.time() + 2 * DAY_S)
+                set_time(time.time() + 2 * DAY_S)
                 expire(root, 1)
             copy(*args)
 
-        sleeping.setattr(fs, "copy_files", copy)
-        gone = "taken for interrupted, and removed, while it was uploaded: inputs.jsonl.gz; .* lru-audit resume"
-        with pytest.raises(warehouse.WarehouseError, match=rf"^{root}/runs/{NEW}: {gone} {NEW}$"):
+        patch.setattr(fs, "copy_files", expire_during_upload)
+        cause = "removed by an expire during the upload, which seemed interrupted: inputs.jsonl.gz; .* lru-audit resume"
+        with pytest.raises(warehouse.WarehouseError, match=rf"^{root}/runs/{NEW}: {cause} {NEW}$"):
             staging.publish(query.check)
-    assert warehouse.runs(root) == []
+    assert warehouse.published_runs(root) == []
     staging.publish(query.check)
-    assert [one.run_id for one in warehouse.runs(root)] == [NEW]
+    assert [manifest.run_id for manifest in warehouse.published_runs(root)] == [NEW]
     assert list(warehouse.problems(root, NEW, query.check)) == []
 
 
@@ -265,23 +267,23 @@ def test_a_checksum_that_differs_and_a_file_that_is_gone_are_found(endpoint, buc
 
 def test_runs_of_one_endpoint_are_not_resumed_at_another(bucket, endpoint, monkeypatch):
     warehouse.Staging.create(f"s3://{bucket}/w", run(OLD))
-    assert list(warehouse.staged(f"s3://{bucket}/w/")) == [OLD]
-    assert list(warehouse.staged(f"s3://{bucket}/w?scheme=http&endpoint_override={endpoint[7:]}")) == [OLD]
-    assert list(warehouse.staged(f"s3://{bucket}/v")) == []
-    with s3.server() as other:
-        s3.client(other).create_bucket(Bucket=bucket)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", other)
-        assert list(warehouse.staged(f"s3://{bucket}/w")) == []
+    assert list(warehouse.staged_runs(f"s3://{bucket}/w/")) == [OLD]
+    assert list(warehouse.staged_runs(f"s3://{bucket}/w?scheme=http&endpoint_override={endpoint[7:]}")) == [OLD]
+    assert list(warehouse.staged_runs(f"s3://{bucket}/v")) == []
+    with s3.server() as other_endpoint:
+        s3.client(other_endpoint).create_bucket(Bucket=bucket)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", other_endpoint)
+        assert list(warehouse.staged_runs(f"s3://{bucket}/w")) == []
 
 
 def test_a_file_uri_is_the_directory(tmp_path):
     publish(f"file://{tmp_path}/w%20x", ok("a"), run_id=OLD, started_at=STARTED_AT)
-    assert [manifest.run_id for manifest in warehouse.runs(tmp_path / "w x")] == [OLD]
+    assert [manifest.run_id for manifest in warehouse.published_runs(tmp_path / "w x")] == [OLD]
     assert list((tmp_path / "w x" / "staging").iterdir()) == []
 
 
-class Refuses(BaseHTTPRequestHandler):
-    """S3 that allows nothing."""
+class DenyingHandler(BaseHTTPRequestHandler):
+    """The handler of an S3 server that denies every request."""
 
     def do_GET(self) -> None:
         body = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
@@ -298,72 +300,72 @@ class Refuses(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(params=["no bucket", "denied", "refused", "silent"])
-def failing(request, endpoint):
-    """An endpoint that is of no use, and what is said of it."""
+def bad_endpoint(request, endpoint):
+    """An endpoint that does not work, and the expected text of the error."""
     if request.param == "no bucket":
         yield endpoint, "NO_SUCH_BUCKET"
     elif request.param == "denied":
-        with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as server:
+        with ThreadingHTTPServer(("127.0.0.1", 0), DenyingHandler) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             yield f"http://127.0.0.1:{server.server_port}", "ACCESS_DENIED"
             server.shutdown()
     elif request.param == "refused":
         yield "http://127.0.0.1:1", "NETWORK_CONNECTION"
     else:
-        with socket.create_server(("127.0.0.1", 0)) as silent:
-            yield f"http://127.0.0.1:{silent.getsockname()[1]}", "AWS Error"
+        with socket.create_server(("127.0.0.1", 0)) as silent_server:
+            yield f"http://127.0.0.1:{silent_server.getsockname()[1]}", "AWS Error"
 
 
-def test_an_endpoint_that_does_not_serve_is_one_line_within_bounds(failing, monkeypatch, tmp_path, capsys):
-    endpoint, said = failing
-    s3.reach(monkeypatch, endpoint, tmp_path)
+def test_an_endpoint_that_does_not_serve_is_one_line_within_bounds(bad_endpoint, monkeypatch, tmp_path, capsys):
+    endpoint, error_text = bad_endpoint
+    s3.use_endpoint(monkeypatch, endpoint, tmp_path)
     commands = (["runs"], ["verify"], ["sql", "FROM targets"], ["report"], ["expire", "--keep-last", "1"])
-    for command in commands[:1] if said == "AWS Error" else commands:  # three timeouts each
-        began = time.monotonic()
+    for command in commands[:1] if error_text == "AWS Error" else commands:  # each command waits for three timeouts
+        start = time.monotonic()
         assert cli.main([*command, "-w", "s3://nowhere/w"]) == cli.FAILED, command
-        assert time.monotonic() - began < 100
+        assert time.monotonic() - start < 100
         out, err = capsys.readouterr()
         assert out == ""
         assert err.count("\n") == 1, err
         assert err.startswith("lru-audit: s3://nowhere/w")
-        assert said in err
+        assert error_text in err
     with pytest.raises(warehouse.WarehouseError, match=r"nothing was audited$"):
         warehouse.Staging.create("s3://nowhere/w", run(OLD))
     assert not list(tmp_path.rglob(OLD))
 
 
 @pytest.mark.parametrize(
-    ("location", "why"),
+    ("location", "error_text"),
     [
         ("gs://bucket/w", "a warehouse is a directory, file:///PATH or s3://BUCKET/PREFIX"),
         ("s3:///w", "a warehouse is a directory"),
-        ("s3://bucket/w?regoin=x", "no option 'regoin'"),
-        ("s3://key:secret@bucket/w", "no credentials in a URI"),
+        ("s3://bucket/w?regoin=x", "unknown option 'regoin'"),
+        ("s3://key:secret@bucket/w", "the URI contains credentials"),
     ],
 )
-def test_a_uri_that_names_no_warehouse_is_a_usage_error(location, why, capsys):
+def test_a_uri_that_names_no_warehouse_is_a_usage_error(location, error_text, capsys):
     assert cli.main(["runs", "-w", location]) == cli.USAGE
     err = capsys.readouterr().err
-    assert why in err
+    assert error_text in err
     assert "secret" not in err
 
 
 def test_a_run_is_collected_into_a_bucket_and_what_failed_is_collected_again(bucket, tmp_path):
-    """The whole program, from a core to a revision; the second target is no core at first."""
+    """The whole program, from a core to a revision; the second target is not a core at first."""
     core = ROOT / "tests" / "vmcores" / "deb510-n1" / "vmcore"
     second = tmp_path / "second"
     second.write_text("no core")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "LRU_AUDIT_"))}
 
     def lru_audit(*args: str) -> tuple[int, str]:
-        with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as short:  # for Ray's sockets
-            known = {"PYTHONPATH": str(ROOT), "LRU_AUDIT_WAREHOUSE": f"s3://{bucket}/w", "TMPDIR": short}
+        with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as short_path:  # for the paths of Ray's sockets
+            variables = {"PYTHONPATH": str(ROOT), "LRU_AUDIT_WAREHOUSE": f"s3://{bucket}/w", "TMPDIR": short_path}
             command = [sys.executable, "-m", "pipeline", *args]
-            done = subprocess.run(
-                command, cwd=tmp_path, env=environment | known, capture_output=True, text=True, check=False
+            process = subprocess.run(
+                command, cwd=tmp_path, env=environment | variables, capture_output=True, text=True, check=False
             )
-        assert "Traceback" not in done.stderr, done.stderr
-        return done.returncode, done.stdout
+        assert "Traceback" not in process.stderr, process.stderr
+        return process.returncode, process.stdout
 
     code, ranking = lru_audit("run", str(core), str(second))
     assert code == cli.SOME_NOT_GOOD
@@ -372,7 +374,7 @@ def test_a_run_is_collected_into_a_bucket_and_what_failed_is_collected_again(buc
     code, ranking = lru_audit("resume", "latest")
     assert code == cli.OK
     assert "2 of 2 targets good" in ranking
-    old, new = warehouse.runs(f"s3://{bucket}/w")
+    old, new = warehouse.published_runs(f"s3://{bucket}/w")
     assert (new.revision_of, new.good) == (old.run_id, 2)
     assert list((tmp_path / "state").rglob("*Z-*")) == [], "nothing waits in staging"
     (row,) = session(f"s3://{bucket}/w").rows("SELECT count(DISTINCT list_lru_bytes) AS sizes FROM host_waste")

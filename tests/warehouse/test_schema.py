@@ -1,4 +1,4 @@
-"""`schemas/` is the one place where tables are declared: DESIGN's columns, in Arrow's types, each explained."""
+"""`schemas/` declares every table: the columns of DESIGN with Arrow types and explanations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from pipeline.collector import status
 from pipeline.warehouse import outcome, schema
 
-# The tables of the design document, section 5, with the columns that the snapshot adds; extended freely, never renamed.
+# The tables of the design document, section 5, and the columns that snapshots add. Columns are added, never renamed.
 DESIGN = {
     "runs": """run_id audit started_at finished_at revision_of complete targets good tool_version schema_version
         model_version inventory_sha256""",
@@ -43,9 +43,14 @@ def test_a_table_has_the_columns_of_the_design(table):
 
 
 def test_other_columns_are_another_version():
-    """Files of one version are read by the columns of the first: see CONTRIBUTING.md, "Add a column to a table"."""
-    named = [f"{name} {field.name} {field.type}" for name, table in schema.tables().items() for field in table.arrow]
-    assert (schema.VERSION, hashlib.sha256("\n".join(named).encode()).hexdigest()[:16]) == (3, "1dcc37fa12b3d8db")
+    """Files of one version are read with the first one's columns: see CONTRIBUTING.md, "Add a column to a table"."""
+    declarations = [
+        f"{name} {field.name} {field.type}" for name, table in schema.tables().items() for field in table.arrow
+    ]
+    assert (schema.VERSION, hashlib.sha256("\n".join(declarations).encode()).hexdigest()[:16]) == (
+        3,
+        "1dcc37fa12b3d8db",
+    )
 
 
 def test_there_are_no_other_tables():
@@ -64,11 +69,11 @@ def test_every_column_says_what_it_means_and_units_agree_with_names():
 
 def test_counters_are_int64_and_addresses_uint64():
     for table, column in columns():
-        kind = column.field.type
-        assert not pa.types.is_floating(kind), f"{table}.{column.name}"
-        if pa.types.is_integer(kind):
+        arrow_type = column.field.type
+        assert not pa.types.is_floating(arrow_type), f"{table}.{column.name}"
+        if pa.types.is_integer(arrow_type):
             is_address = column.name in ("address", "superblock")
-            assert kind == (pa.uint64() if is_address else pa.int64()), f"{table}.{column.name}"
+            assert arrow_type == (pa.uint64() if is_address else pa.int64()), f"{table}.{column.name}"
 
 
 def test_timestamps_are_microseconds_in_utc_and_labels_a_map_that_is_never_null():
@@ -84,8 +89,8 @@ def test_statuses_are_those_that_a_collection_can_end_with():
     statuses = schema.tables()["targets"].by_name["status"].values
     assert statuses == status.STATUSES
     assert outcome.GOOD == status.GOOD
-    counted = [name for name in schema.tables()["runs"].by_name if name.startswith("status_")]
-    assert counted == [f"status_{name}" for name in statuses]
+    status_columns = [name for name in schema.tables()["runs"].by_name if name.startswith("status_")]
+    assert status_columns == [f"status_{name}" for name in statuses]
 
 
 def test_what_a_failed_target_has_no_number_for_may_be_null():

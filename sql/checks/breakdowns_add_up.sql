@@ -1,5 +1,5 @@
--- Does the waste by cgroup and kind of id sum to that of the machine, to the byte?
--- That by superblock and by filesystem type does where keys_unique finds no superblock twice: all they do is to join.
+-- Do the rows of cgroup_waste and id_bloat sum to the waste of the machine, to the byte?
+-- superblock_waste and fstype_waste only join, so they add up if keys_unique finds no superblock twice.
 WITH parts AS (
     SELECT 'cgroup_waste' AS name, target, list_lru_bytes, lazy_bytes, wasted_bytes
     FROM cgroup_waste
@@ -13,7 +13,7 @@ WITH parts AS (
     FROM id_bloat
 ),
 
-summed AS (
+sums AS (
     SELECT
         name,
         target,
@@ -24,9 +24,11 @@ summed AS (
     GROUP BY name, target
 )
 
-SELECT h.target, format('{} sums to {}, the machine wastes {}', s.name, s.wasted_bytes, h.wasted_bytes) AS reason
+SELECT
+    h.target,
+    format('{} sums to {} wasted bytes, but host_waste has {}', s.name, s.wasted_bytes, h.wasted_bytes) AS reason
 FROM host_waste AS h
-JOIN summed AS s USING (target)
+JOIN sums AS s USING (target)
 WHERE
     s.wasted_bytes <> h.wasted_bytes
     OR s.lazy_bytes <> h.lazy_bytes

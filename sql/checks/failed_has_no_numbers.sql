@@ -1,5 +1,5 @@
--- Is a failed target without numbers?
-SELECT target, format('status {} with numbers', status) AS reason
+-- Are the counts of every failed target null?
+SELECT target, format('status is {}, but its counts are not null', status) AS reason
 FROM targets
 WHERE
     status NOT IN ('ok', 'unsupported')

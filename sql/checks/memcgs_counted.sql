@@ -1,5 +1,5 @@
--- Do the memcg rows, the root left out, count the online and the dying ones?
-WITH counted AS (
+-- Are there as many memcg rows, without the root, as the target counts online and dying memcgs?
+WITH counts AS (
     SELECT
         t.target,
         t.online_memcgs,
@@ -15,11 +15,11 @@ WITH counted AS (
 SELECT
     target,
     format(
-        'says {} online and {} dying memcgs, sent rows of {} and {}',
+        'counts {} online and {} dying memcgs, but memcgs has {} and {} rows',
         online_memcgs,
         dying_memcgs,
         online_rows,
         dying_rows
     ) AS reason
-FROM counted
+FROM counts
 WHERE online_memcgs <> online_rows OR dying_memcgs <> dying_rows;

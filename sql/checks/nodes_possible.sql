@@ -1,5 +1,5 @@
--- Are the possible nodes some of the nodes there are?
-SELECT target, format('{} possible of {} nodes', len(possible_nodes), nr_node_ids) AS reason
+-- Are there at most nr_node_ids possible nodes, and at least one?
+SELECT target, format('{} possible nodes, but nr_node_ids is {}', len(possible_nodes), nr_node_ids) AS reason
 FROM targets
 WHERE
     status = 'ok'

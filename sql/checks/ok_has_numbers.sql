@@ -1,5 +1,7 @@
--- Does every ok target have the facts that its bytes rest on?
-SELECT target, 'status ok without memory, nodes, memcgs, superblocks, list_lrus, layout or model version' AS reason
+-- Does every ok target have the facts from which its bytes are computed?
+SELECT
+    target,
+    'status is ok, but memory, nodes, memcgs, superblocks, list_lrus, layout or model_version is null' AS reason
 FROM targets
 WHERE
     status = 'ok'

@@ -1,8 +1,8 @@
--- Do the three savings of each machine sum to its wasted bytes?
+-- Do the three savings of each machine sum to its wasted_bytes?
 SELECT
     target,
     format(
-        'saves {} + {} + {} = {} and wastes {}',
+        'the savings {} + {} + {} = {} are not the wasted_bytes {}',
         s.saves_objects_bytes,
         s.saves_transpose_bytes,
         s.saves_xarray_bytes,

@@ -1,4 +1,4 @@
--- Is what the list_lrus of a machine hold the sum of what is in slab caches and what is in pages, to the byte?
+-- Do the bytes in slab caches and in pages sum to the list_lru_bytes of the machine?
 WITH parts AS (
     SELECT
         target,
@@ -10,7 +10,9 @@ WITH parts AS (
     FROM slab_reconciliation
 )
 
-SELECT p.target, format('in slabs and pages are {}, the machine holds {}', p.list_lru_bytes, h.list_lru_bytes) AS reason
+SELECT
+    p.target,
+    format('slab caches and pages sum to {} bytes, list_lru_bytes is {}', p.list_lru_bytes, h.list_lru_bytes) AS reason
 FROM host_waste AS h
 JOIN parts AS p USING (target)
 WHERE p.list_lru_bytes <> h.list_lru_bytes;

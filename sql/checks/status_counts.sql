@@ -1,5 +1,5 @@
--- Do the counts of the run say what its targets say?
-WITH found AS (
+-- Do the counts of each run match the statuses of its targets?
+WITH status_counts AS (
     SELECT
         run_id,
         count(*) FILTER (status IN ('ok', 'unsupported')) AS good,
@@ -11,13 +11,13 @@ WITH found AS (
 SELECT
     NULL AS target,
     format(
-        'run {} counts {} good and {} ok targets, has {} and {}',
+        'run {} counts {} good and {} ok targets, but targets has {} and {}',
         run_id,
         r.good,
         r.status_ok,
-        f.good,
-        f.ok
+        s.good,
+        s.ok
     ) AS reason
 FROM runs AS r
-JOIN found AS f USING (run_id)
-WHERE r.good <> f.good OR r.status_ok <> f.ok;
+JOIN status_counts AS s USING (run_id)
+WHERE r.good <> s.good OR r.status_ok <> s.ok;

@@ -1,4 +1,4 @@
--- Is every status one of the published list, of attempts too?
+-- Is every status of a target or an attempt one of the published list?
 SELECT NULL AS target, format('{} has the unknown status {}', target, status) AS reason
 FROM (SELECT target, status FROM targets UNION ALL SELECT target, status FROM attempts)
 WHERE status NOT IN (

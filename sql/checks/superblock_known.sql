@@ -1,21 +1,21 @@
--- Does every list_lru of a superblock name one that is there, and no other list_lru any?
-WITH known AS (
+-- Does every list_lru of a superblock refer to the row of a superblock, and every other list_lru to none?
+WITH superblock_keys AS (
     SELECT run_id, target, address AS superblock
-    FROM stored_superblocks
+    FROM _stored_superblocks
 )
 
-SELECT target, format('list_lru 0x{:x} names superblock 0x{:x}, which is not there', address, superblock) AS reason
-FROM sized_list_lrus
-ANTI JOIN known USING (run_id, target, superblock)
+SELECT target, format('list_lru 0x{:x} names superblock 0x{:x}, which has no row', address, superblock) AS reason
+FROM _sized_list_lrus
+ANTI JOIN superblock_keys USING (run_id, target, superblock)
 WHERE superblock IS NOT NULL
 UNION ALL
 SELECT
     target,
     format(
-        'list_lru 0x{:x} is owned by a {} and names superblock {}',
+        'list_lru 0x{:x} has owner {} and superblock {}',
         address,
         owner,
         coalesce(printf('0x%x', superblock), 'none')
     ) AS reason
-FROM sized_list_lrus
+FROM _sized_list_lrus
 WHERE (owner = 'superblock') <> (superblock IS NOT NULL);

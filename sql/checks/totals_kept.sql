@@ -1,5 +1,5 @@
--- Are the sums that are kept with each target those of its list_lrus, to the byte?
-WITH summed AS (
+-- Are the sums stored with each target those of its list_lrus, to the byte?
+WITH list_lru_sums AS (
     SELECT
         run_id,
         target,
@@ -12,11 +12,11 @@ WITH summed AS (
             CAST(sum(saves_transpose_bytes) AS BIGINT),
             CAST(sum(saves_xarray_bytes) AS BIGINT)
         ] AS sums
-    FROM sized_list_lrus
+    FROM _sized_list_lrus
     GROUP BY run_id, target
 ),
 
-kept AS (
+target_sums AS (
     SELECT
         run_id,
         target,
@@ -36,10 +36,10 @@ kept AS (
 SELECT
     target,
     format(
-        'keeps the sums {}, its list_lrus have {}',
-        CAST(kept.sums AS VARCHAR),
-        CAST(coalesce(summed.sums, [0, 0, 0, 0, 0, 0, 0]) AS VARCHAR)
+        'stores the sums {}, but its list_lrus sum to {}',
+        CAST(target_sums.sums AS VARCHAR),
+        CAST(coalesce(list_lru_sums.sums, [0, 0, 0, 0, 0, 0, 0]) AS VARCHAR)
     ) AS reason
-FROM kept
-LEFT JOIN summed USING (run_id, target)
-WHERE kept.sums <> coalesce(summed.sums, [0, 0, 0, 0, 0, 0, 0]);
+FROM target_sums
+LEFT JOIN list_lru_sums USING (run_id, target)
+WHERE target_sums.sums <> coalesce(list_lru_sums.sums, [0, 0, 0, 0, 0, 0, 0]);

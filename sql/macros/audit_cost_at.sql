@@ -1,4 +1,5 @@
--- What did a given run cost each machine that it audited, or the collector that read its core?
+-- What did it cost to collect each target of a given run?
+-- The collector runs on the audited machine or, for a core or a QEMU guest, on the machine that reads it.
 CREATE MACRO audit_cost_at(run) AS TABLE
 SELECT
     target,

@@ -1,6 +1,6 @@
--- Which machines in a given run keep memory cgroups that were removed (zombies), and under which cgroup were most made?
--- memcg_ids are in use of the 65,535 that a kernel has; without a free one no memory cgroup can be made. Pages, swap
--- entries and sockets of the removed hold them.
+-- How many removed memory cgroups does each machine of a given run keep, and below which cgroup are most of them?
+-- They are also called zombies. Charged pages, swap entries and sockets keep them. A kernel has 65,535 memcg ids; when
+-- memcg_ids reaches that, no memory cgroup can be created.
 CREATE MACRO dying_cgroups_at(run) AS TABLE
 WITH children AS (
     SELECT
@@ -13,7 +13,7 @@ WITH children AS (
     GROUP BY target, parent
 ),
 
-summed AS (
+child_sums AS (
     SELECT
         target,
         CAST(sum(memcg_ids) AS BIGINT) AS memcg_ids,
@@ -29,12 +29,12 @@ SELECT
     t.online_memcgs,
     t.dying_memcgs,
     round(100.0 * t.dying_memcgs / nullif(t.online_memcgs + t.dying_memcgs, 0), 2) AS pct_dying,
-    coalesce(summed.memcg_ids, 0) AS memcg_ids,
-    summed.parent,
-    known.path,
-    coalesce(summed.dying_children, 0) AS dying_children
+    coalesce(child_sums.memcg_ids, 0) AS memcg_ids,
+    child_sums.parent,
+    parent.path,
+    coalesce(child_sums.dying_children, 0) AS dying_children
 FROM targets AS t
-LEFT JOIN summed USING (target)
-LEFT JOIN memcgs AS known ON known.run_id = run AND t.target = known.target AND summed.parent = known.css_id
+LEFT JOIN child_sums USING (target)
+LEFT JOIN memcgs AS parent ON parent.run_id = run AND t.target = parent.target AND child_sums.parent = parent.css_id
 WHERE t.run_id = run AND t.status = 'ok'
 ORDER BY t.dying_memcgs DESC, t.target;

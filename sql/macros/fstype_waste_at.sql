@@ -1,28 +1,28 @@
--- Which filesystem types make up the waste of each machine in a given run?
--- The row without a type is of the list_lrus that belong to no superblock. The rows of a target sum to its
+-- How much does each filesystem type waste on each machine of a given run?
+-- The row without a type has the list_lrus that belong to no superblock. The rows of a target sum to its row in
 -- host_waste.
 CREATE MACRO fstype_waste_at(run) AS TABLE
-WITH held AS (
+WITH list_lru_sums AS (
     SELECT
         lru.target,
-        known.fstype,
+        sb.fstype,
         CAST(count(*) AS BIGINT) AS list_lrus,
         CAST(sum(lru.list_lru_bytes) AS BIGINT) AS list_lru_bytes,
         CAST(sum(lru.lazy_bytes) AS BIGINT) AS lazy_bytes,
         CAST(sum(lru.wasted_bytes) AS BIGINT) AS wasted_bytes
-    FROM sized_list_lrus AS lru
-    LEFT JOIN stored_superblocks AS known
-        ON known.run_id = run AND lru.target = known.target AND lru.superblock = known.address
+    FROM _sized_list_lrus AS lru
+    LEFT JOIN _stored_superblocks AS sb
+        ON sb.run_id = run AND lru.target = sb.target AND lru.superblock = sb.address
     WHERE lru.run_id = run
-    GROUP BY lru.target, known.fstype
+    GROUP BY lru.target, sb.fstype
 ),
 
-counted AS (
+superblock_counts AS (
     SELECT
         target,
         fstype,
         CAST(count(*) AS BIGINT) AS superblocks
-    FROM stored_superblocks
+    FROM _stored_superblocks
     WHERE run_id = run
     GROUP BY target, fstype
 )
@@ -30,11 +30,11 @@ counted AS (
 SELECT
     target,
     fstype,
-    coalesce(counted.superblocks, 0) AS superblocks,
-    held.list_lrus,
-    held.list_lru_bytes,
-    held.lazy_bytes,
-    held.wasted_bytes
-FROM held
-LEFT JOIN counted USING (target, fstype)
-ORDER BY held.wasted_bytes DESC, target, fstype;
+    coalesce(superblock_counts.superblocks, 0) AS superblocks,
+    list_lru_sums.list_lrus,
+    list_lru_sums.list_lru_bytes,
+    list_lru_sums.lazy_bytes,
+    list_lru_sums.wasted_bytes
+FROM list_lru_sums
+LEFT JOIN superblock_counts USING (target, fstype)
+ORDER BY list_lru_sums.wasted_bytes DESC, target, fstype;

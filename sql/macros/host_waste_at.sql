@@ -1,10 +1,10 @@
--- Which machines waste most in a given run?
+-- Which machines of a given run waste most?
 CREATE MACRO host_waste_at(run) AS TABLE
 WITH hosts AS (
     SELECT
         *,
         list_lru_bytes - lazy_bytes AS wasted_bytes
-    FROM summed_targets_at(run)
+    FROM _summed_targets_at(run)
 )
 
 SELECT
@@ -20,7 +20,7 @@ SELECT
     list_lrus,
     online_memcgs,
     list_lru_bytes,
-    -- The commit message's own: two list_lrus a superblock, 32 bytes for every node and id, no arrays.
+    -- The commit message's formula: 2 list_lrus for each superblock, 32 bytes for each node and id, no arrays.
     CAST(2 * superblocks * len(possible_nodes) * memcg_nr_cache_ids * 32 AS BIGINT) AS formula_bytes,
     lazy_low_bytes,
     lazy_bytes,

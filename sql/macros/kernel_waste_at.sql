@@ -1,5 +1,5 @@
--- Which kernels waste most in a given run, over all the machines that run them?
--- A kernel is lazy where it has nothing to save: there is no basis for an estimate.
+-- Which kernels of a given run waste most?
+-- lazy is true if no machine with that kernel has an estimate, because there is nothing to save.
 CREATE MACRO kernel_waste_at(run) AS TABLE
 SELECT
     kernel_release,

@@ -1,5 +1,5 @@
--- In which racks, roles or other labels is the waste of a given run?
--- The row without a value is of the targets that lack the label: the rows of a label sum to the fleet. A label whose
+-- How much do the targets with each label, such as a rack or a role, waste in a given run?
+-- The row without a value has the targets that lack the label, so the rows of a label sum to the fleet. A value whose
 -- targets all failed has targets and no hosts.
 CREATE MACRO label_waste_at(run) AS TABLE
 WITH hosts AS (
@@ -25,7 +25,7 @@ fleet AS (
     FROM hosts
 ),
 
-labelled AS (
+label_values AS (
     SELECT
         entry.key AS label,
         entry.value AS value,
@@ -38,7 +38,7 @@ labelled AS (
     GROUP BY label, value
 ),
 
-summed AS (
+label_sums AS (
     SELECT
         label,
         sum(targets) AS targets,
@@ -46,12 +46,12 @@ summed AS (
         sum(list_lru_bytes) AS list_lru_bytes,
         sum(lazy_bytes) AS lazy_bytes,
         sum(wasted_bytes) AS wasted_bytes
-    FROM labelled
+    FROM label_values
     GROUP BY label
 ),
 
 parts AS (
-    SELECT * FROM labelled
+    SELECT * FROM label_values
     UNION ALL
     SELECT
         s.label,
@@ -61,7 +61,7 @@ parts AS (
         f.list_lru_bytes - s.list_lru_bytes AS list_lru_bytes,
         f.lazy_bytes - s.lazy_bytes AS lazy_bytes,
         f.wasted_bytes - s.wasted_bytes AS wasted_bytes
-    FROM summed AS s
+    FROM label_sums AS s
     CROSS JOIN fleet AS f
 )
 

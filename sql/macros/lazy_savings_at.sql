@@ -1,4 +1,4 @@
--- What would the lazy kernel give back on each machine in a given run, and by which of its three steps?
+-- What would each commit of the lazy series save on each machine of a given run?
 CREATE MACRO lazy_savings_at(run) AS TABLE
 SELECT
     target,
@@ -6,5 +6,5 @@ SELECT
     saves_transpose_bytes,
     saves_xarray_bytes,
     list_lru_bytes - lazy_bytes AS saves_bytes
-FROM summed_targets_at(run)
+FROM _summed_targets_at(run)
 ORDER BY saves_bytes DESC, target;

@@ -1,4 +1,5 @@
--- Which run is meant when none is named? That of newest_run, as a value.
--- A session puts the run_id itself in its place: where a run is given so, no file of another one is opened.
+-- Which run do the views of the newest run show?
+-- It is the run_id of _newest_run. A session replaces this macro with the constant, so that DuckDB opens no file of
+-- another run.
 CREATE MACRO newest_run_id() AS
-(SELECT run_id FROM newest_run);
+(SELECT run_id FROM _newest_run);

@@ -1,7 +1,7 @@
--- How near is each eager machine in a given run to the next growth of its ids, and what will that cost?
--- memcg_alloc_cache_id() gives the lowest free id; without one memcg_nr_cache_ids becomes 2 * (ids + 1), at most 65535,
--- and every list_lru gets longer arrays and an object for each new id on each node, for good. next_bytes is null at the
--- last size, and where a machine has no ids yet, whose object could not be measured.
+-- How many ids are left before the arrays of each eager machine of a given run grow, and at what cost?
+-- memcg_alloc_cache_id() takes the lowest free id. Without one, memcg_nr_cache_ids becomes 2 * (ids + 1), at most
+-- 65535. Every list_lru then gets longer arrays and, for each new id, an object on each node, and never gives them
+-- back. next_bytes is null at the last size, and on a machine without ids, which has no object to measure.
 CREATE MACRO next_doubling_at(run) AS TABLE
 SELECT
     target,
@@ -15,8 +15,8 @@ SELECT
     id_bytes * (next_cache_ids - memcg_nr_cache_ids) AS next_object_bytes,
     CASE
         WHEN next_cache_ids IS NOT NULL
-            THEN arrays * pointer_array_alloc_bytes(next_cache_ids, layout, arch) - pointer_array_bytes
+            THEN arrays * _pointer_array_alloc_bytes(next_cache_ids, layout, arch) - pointer_array_bytes
     END AS next_array_bytes,
     next_object_bytes + next_array_bytes AS next_bytes
-FROM eager_ids_at(run)
+FROM _eager_ids_at(run)
 ORDER BY ids_left, target;

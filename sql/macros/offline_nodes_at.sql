@@ -1,6 +1,6 @@
--- What does each machine in a given run pay for NUMA nodes that are possible, but not there?
--- An eager kernel allocates objects and arrays on every possible node; the firmware says how many those are, and often
--- says too many. Where one array serves all nodes (`mlrus`) only the objects are counted.
+-- What do NUMA nodes that are possible but offline cost each machine of a given run?
+-- An eager kernel allocates objects and arrays on every possible node. The firmware reports the possible nodes, often
+-- too many. Where one array serves all nodes (`mlrus`), only the objects are counted.
 CREATE MACRO offline_nodes_at(run) AS TABLE
 WITH hosts AS (
     SELECT
@@ -15,7 +15,7 @@ WITH hosts AS (
     WHERE run_id = run AND status = 'ok' AND lazy_basis IS NOT NULL
 ),
 
-held AS (
+list_lru_sums AS (
     SELECT
         h.target,
         CAST(
@@ -27,7 +27,7 @@ held AS (
         ) AS offline_node_bytes,
         CAST(sum(l.list_lru_bytes) AS BIGINT) AS list_lru_bytes
     FROM hosts AS h
-    JOIN sized_list_lrus AS l ON l.run_id = run AND h.target = l.target
+    JOIN _sized_list_lrus AS l ON l.run_id = run AND h.target = l.target
     GROUP BY h.target
 )
 
@@ -38,8 +38,8 @@ SELECT
     h.possible_nodes,
     h.online_nodes,
     h.offline_nodes,
-    coalesce(held.list_lru_bytes, 0) AS list_lru_bytes,
-    coalesce(held.offline_node_bytes, 0) AS offline_node_bytes
+    coalesce(s.list_lru_bytes, 0) AS list_lru_bytes,
+    coalesce(s.offline_node_bytes, 0) AS offline_node_bytes
 FROM hosts AS h
-LEFT JOIN held USING (target)
+LEFT JOIN list_lru_sums AS s USING (target)
 ORDER BY offline_node_bytes DESC, h.target;

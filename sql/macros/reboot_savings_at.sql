@@ -1,7 +1,7 @@
--- What would a reboot alone give back on each eager machine in a given run, until its ids are used up again?
--- memcg_nr_cache_ids starts anew and grows to booted_cache_ids, the first of its sizes that has an id for every memcg
--- that is online now; the same superblocks are counted. wasted_bytes is what the lazy kernel would give back, and
--- for good.
+-- How much would a reboot free on each eager machine of a given run?
+-- After a reboot memcg_nr_cache_ids grows again to booted_cache_ids, the first of its sizes with an id for every memcg
+-- that is online now. The superblocks are taken to be the same. The saving lasts until the ids are used up again;
+-- wasted_bytes, which the lazy kernel would free, is saved for good.
 CREATE MACRO reboot_savings_at(run) AS TABLE
 SELECT
     target,
@@ -23,10 +23,10 @@ SELECT
                 THEN
                     id_bytes * (memcg_nr_cache_ids - booted_cache_ids)
                     + pointer_array_bytes
-                    - arrays * pointer_array_alloc_bytes(booted_cache_ids, layout, arch)
+                    - arrays * _pointer_array_alloc_bytes(booted_cache_ids, layout, arch)
         END,
         0
     ) AS reboot_saves_bytes,
     wasted_bytes
-FROM eager_ids_at(run)
+FROM _eager_ids_at(run)
 ORDER BY reboot_saves_bytes DESC, target;

@@ -1,9 +1,10 @@
--- Which slab cache of each machine in a given run is full of list_lru_one, and where is the rest of their bytes?
--- Active objects as drgn counts them: those on per-CPU free lists, which /proc/slabinfo also counts, are not active.
--- pct_explained is rounded down. An array of more than two pages comes from the page allocator and is in no slab cache.
--- The five byte columns from list_lru_one_bytes on sum to list_lru_bytes.
+-- How much of its slab cache is list_lru_one on each machine of a given run, and where are the other bytes?
+-- Active objects are counted as drgn does, without the objects on per-CPU free lists that /proc/slabinfo includes.
+-- pct_explained is rounded down. An array of more than two pages comes from the page allocator, not from a slab cache.
+-- The columns list_lru_one_bytes, pointer_array_slab_bytes, pointer_array_page_bytes, node_array_bytes and
+-- xa_node_bytes sum to list_lru_bytes.
 CREATE MACRO slab_reconciliation_at(run) AS TABLE
-WITH held AS (
+WITH list_lru_sums AS (
     SELECT
         l.target,
         CAST(sum(l.list_lru_one_bytes) AS BIGINT) AS list_lru_one_bytes,
@@ -19,7 +20,7 @@ WITH held AS (
         CAST(sum(l.node_array_bytes) AS BIGINT) AS node_array_bytes,
         CAST(sum(l.xa_node_bytes) AS BIGINT) AS xa_node_bytes,
         CAST(sum(l.list_lru_bytes) AS BIGINT) AS list_lru_bytes
-    FROM sized_list_lrus AS l
+    FROM _sized_list_lrus AS l
     JOIN targets AS t ON t.run_id = run AND l.target = t.target
     WHERE l.run_id = run
     GROUP BY l.target
@@ -35,13 +36,13 @@ SELECT
     t.slab_cache_active_objects - t.list_lru_one_in_cache AS other_objects,
     floor(10000.0 * t.list_lru_one_in_cache / nullif(t.slab_cache_active_objects, 0)) / 100 AS pct_explained,
     t.slab_cache_bytes,
-    coalesce(held.list_lru_one_bytes, 0) AS list_lru_one_bytes,
-    coalesce(held.pointer_array_slab_bytes, 0) AS pointer_array_slab_bytes,
-    coalesce(held.pointer_array_bytes - held.pointer_array_slab_bytes, 0) AS pointer_array_page_bytes,
-    coalesce(held.node_array_bytes, 0) AS node_array_bytes,
-    coalesce(held.xa_node_bytes, 0) AS xa_node_bytes,
-    coalesce(held.list_lru_bytes, 0) AS list_lru_bytes
+    coalesce(s.list_lru_one_bytes, 0) AS list_lru_one_bytes,
+    coalesce(s.pointer_array_slab_bytes, 0) AS pointer_array_slab_bytes,
+    coalesce(s.pointer_array_bytes - s.pointer_array_slab_bytes, 0) AS pointer_array_page_bytes,
+    coalesce(s.node_array_bytes, 0) AS node_array_bytes,
+    coalesce(s.xa_node_bytes, 0) AS xa_node_bytes,
+    coalesce(s.list_lru_bytes, 0) AS list_lru_bytes
 FROM targets AS t
-LEFT JOIN held USING (target)
+LEFT JOIN list_lru_sums AS s USING (target)
 WHERE t.run_id = run AND t.status = 'ok'
 ORDER BY list_lru_one_bytes DESC, t.target;

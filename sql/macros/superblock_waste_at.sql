@@ -1,8 +1,8 @@
--- Which mounts make up the waste of each machine in a given run?
--- The row without a superblock is of the list_lrus that belong to none. The rows of a target sum to its
+-- How much does each superblock waste on each machine of a given run?
+-- The row without a superblock has the list_lrus that belong to no superblock. The rows of a target sum to its row in
 -- host_waste.
 CREATE MACRO superblock_waste_at(run) AS TABLE
-WITH per_superblock AS (
+WITH list_lru_sums AS (
     SELECT
         target,
         superblock AS address,
@@ -10,25 +10,25 @@ WITH per_superblock AS (
         CAST(sum(list_lru_bytes) AS BIGINT) AS list_lru_bytes,
         CAST(sum(lazy_bytes) AS BIGINT) AS lazy_bytes,
         CAST(sum(wasted_bytes) AS BIGINT) AS wasted_bytes
-    FROM sized_list_lrus
+    FROM _sized_list_lrus
     WHERE run_id = run
     GROUP BY target, superblock
 )
 
 SELECT
-    per_superblock.target,
-    printf('0x%x', per_superblock.address) AS superblock,
-    known.fstype,
-    known.s_id,
-    known.mounts,
-    known.mountpoint,
-    known.kernel_internal,
-    known.owner,
-    per_superblock.list_lrus,
-    per_superblock.list_lru_bytes,
-    per_superblock.lazy_bytes,
-    per_superblock.wasted_bytes
-FROM per_superblock
-LEFT JOIN stored_superblocks AS known
-    ON known.run_id = run AND per_superblock.target = known.target AND per_superblock.address = known.address
-ORDER BY per_superblock.wasted_bytes DESC, per_superblock.target, per_superblock.address;
+    s.target,
+    printf('0x%x', s.address) AS superblock,
+    sb.fstype,
+    sb.s_id,
+    sb.mounts,
+    sb.mountpoint,
+    sb.kernel_internal,
+    sb.owner,
+    s.list_lrus,
+    s.list_lru_bytes,
+    s.lazy_bytes,
+    s.wasted_bytes
+FROM list_lru_sums AS s
+LEFT JOIN _stored_superblocks AS sb
+    ON sb.run_id = run AND s.target = sb.target AND s.address = sb.address
+ORDER BY s.wasted_bytes DESC, s.target, s.address;

@@ -1,4 +1,4 @@
--- Which n superblocks of one machine waste most in a given run?
+-- Which n superblocks of one machine of a given run waste most?
 CREATE MACRO top_superblocks_at(run, of_target, n) AS TABLE
 SELECT s.*
 FROM superblock_waste_at(run) AS s

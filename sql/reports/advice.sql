@@ -1,7 +1,7 @@
--- What can be done about the waste of a run, and what does each step free? (One row, for advice.)
--- A host counts once: as it was audited, else by the newest of its cores.
+-- How many bytes does each step against the waste of a run free?
+-- The answer is one row. A host counts once: the audit of the host itself, else its newest core.
 WITH machines AS (
-    FROM machines_at($run)
+    FROM _machines_at($run)
 ),
 
 hosts AS (
@@ -16,7 +16,7 @@ hosts AS (
     WHERE w.lazy_basis IS NOT NULL AND w.wasted_bytes > 0
 ),
 
-ids AS (
+id_sums AS (
     SELECT
         sum(dead_ids) AS dead_ids,
         sum(dead_ids_bytes) AS dead_ids_bytes,
@@ -25,22 +25,22 @@ ids AS (
     SEMI JOIN machines USING (target)
 ),
 
--- What a boot with cgroup.memory=nokmem does not allocate: all but the node arrays.
-kmem AS (
+-- A boot with cgroup.memory=nokmem allocates the node arrays only.
+nokmem AS (
     SELECT sum(list_lru_one_bytes + pointer_array_bytes) AS nokmem_bytes
-    FROM sized_list_lrus
+    FROM _sized_list_lrus
     JOIN hosts USING (target)
     WHERE run_id = $run
 ),
 
--- Until the ids are used up again.
-booted AS (
+-- A reboot saves this until the ids are used up again.
+reboots AS (
     SELECT sum(reboot_saves_bytes) AS reboot_bytes
     FROM reboot_savings_at($run)
     SEMI JOIN machines USING (target)
 ),
 
-next AS (
+doublings AS (
     SELECT
         count(*) AS next_hosts,
         sum(next_bytes) AS next_bytes
@@ -60,15 +60,15 @@ SELECT
             0
         ) AS BIGINT
     ) AS few_bytes,
-    CAST(coalesce(any_value(kmem.nokmem_bytes), 0) AS BIGINT) AS nokmem_bytes,
-    CAST(coalesce(any_value(ids.dead_ids), 0) AS BIGINT) AS dead_ids,
-    CAST(coalesce(any_value(ids.dead_ids_bytes), 0) AS BIGINT) AS dead_ids_bytes,
-    CAST(coalesce(any_value(ids.dead_ids_hosts), 0) AS BIGINT) AS dead_ids_hosts,
-    CAST(coalesce(any_value(booted.reboot_bytes), 0) AS BIGINT) AS reboot_bytes,
-    CAST(any_value(next.next_hosts) AS BIGINT) AS next_hosts,
-    CAST(coalesce(any_value(next.next_bytes), 0) AS BIGINT) AS next_bytes
+    CAST(coalesce(any_value(nokmem.nokmem_bytes), 0) AS BIGINT) AS nokmem_bytes,
+    CAST(coalesce(any_value(id_sums.dead_ids), 0) AS BIGINT) AS dead_ids,
+    CAST(coalesce(any_value(id_sums.dead_ids_bytes), 0) AS BIGINT) AS dead_ids_bytes,
+    CAST(coalesce(any_value(id_sums.dead_ids_hosts), 0) AS BIGINT) AS dead_ids_hosts,
+    CAST(coalesce(any_value(reboots.reboot_bytes), 0) AS BIGINT) AS reboot_bytes,
+    CAST(any_value(doublings.next_hosts) AS BIGINT) AS next_hosts,
+    CAST(coalesce(any_value(doublings.next_bytes), 0) AS BIGINT) AS next_bytes
 FROM hosts
-CROSS JOIN ids
-CROSS JOIN kmem
-CROSS JOIN booted
-CROSS JOIN next;
+CROSS JOIN id_sums
+CROSS JOIN nokmem
+CROSS JOIN reboots
+CROSS JOIN doublings;

@@ -1,34 +1,34 @@
--- Which kind of mount costs a run most, and what does one of them cost where they cost most?
--- The kernel's own mounts cannot be unmounted.
-WITH mounted AS (
+-- Which filesystem type costs the machines of a run most by its mounts, and on which machine?
+-- The kernel's own mounts are left out: they cannot be unmounted.
+WITH mounts AS (
     SELECT
         s.target,
         s.address,
         s.fstype
-    FROM stored_superblocks AS s
-    JOIN machines_at($run) AS m USING (target)
+    FROM _stored_superblocks AS s
+    JOIN _machines_at($run) AS m USING (target)
     WHERE s.run_id = $run AND m.lazy_basis IS NOT NULL AND NOT coalesce(s.kernel_internal, false)
 ),
 
-held AS (
+fstype_sums AS (
     SELECT
-        mounted.target,
-        mounted.fstype,
+        mounts.target,
+        mounts.fstype,
         sum(lru.list_lru_bytes) AS list_lru_bytes
-    FROM sized_list_lrus AS lru
-    JOIN mounted ON lru.target = mounted.target AND lru.superblock = mounted.address
+    FROM _sized_list_lrus AS lru
+    JOIN mounts ON lru.target = mounts.target AND lru.superblock = mounts.address
     WHERE lru.run_id = $run
-    GROUP BY mounted.target, mounted.fstype
+    GROUP BY mounts.target, mounts.fstype
 ),
 
-kinds AS (
+fstypes AS (
     SELECT
         target,
         fstype,
         count(*) AS superblocks,
-        any_value(held.list_lru_bytes) AS list_lru_bytes
-    FROM mounted
-    JOIN held USING (target, fstype)
+        any_value(fstype_sums.list_lru_bytes) AS list_lru_bytes
+    FROM mounts
+    JOIN fstype_sums USING (target, fstype)
     GROUP BY target, fstype
 )
 
@@ -40,7 +40,7 @@ SELECT
     first(target ORDER BY list_lru_bytes DESC, target) AS worst_target,
     CAST(first(superblocks ORDER BY list_lru_bytes DESC, target) AS BIGINT) AS worst_superblocks,
     CAST(max(list_lru_bytes) AS BIGINT) AS worst_bytes
-FROM kinds
+FROM fstypes
 GROUP BY fstype
 ORDER BY list_lru_bytes DESC, fstype
 LIMIT 1;

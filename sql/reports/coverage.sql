@@ -1,4 +1,4 @@
--- How did the targets of a run end, and why?
+-- How many targets of a run ended with each status and error type?
 FROM coverage
 WHERE run_id = $run
 ORDER BY targets DESC, status, error_type NULLS FIRST;

@@ -1,5 +1,5 @@
--- How is the waste of a run spread over its machines?
--- Steps of four times: less than 1 MiB, less than 4 MiB and so on; below_bytes is where a step ends.
+-- How is the waste of a run distributed over its machines?
+-- Each step is four times the one before: less than 1 MiB, less than 4 MiB and so on. below_bytes is the end of a step.
 WITH steps AS (
     SELECT
         wasted_bytes,
@@ -10,7 +10,7 @@ WITH steps AS (
     FROM host_waste_at($run)
 ),
 
-counted AS (
+step_counts AS (
     SELECT
         step,
         count(*) AS hosts,
@@ -20,9 +20,9 @@ counted AS (
 )
 
 SELECT
-    CAST(1048576 * power(4, every.step) AS BIGINT) AS below_bytes,
-    CAST(coalesce(counted.hosts, 0) AS BIGINT) AS hosts,
-    CAST(coalesce(counted.wasted_bytes, 0) AS BIGINT) AS wasted_bytes
-FROM (SELECT unnest(range((SELECT max(step) FROM counted) + 1)) AS step) AS every
-LEFT JOIN counted USING (step)
-ORDER BY every.step;
+    CAST(1048576 * power(4, all_steps.step) AS BIGINT) AS below_bytes,
+    CAST(coalesce(step_counts.hosts, 0) AS BIGINT) AS hosts,
+    CAST(coalesce(step_counts.wasted_bytes, 0) AS BIGINT) AS wasted_bytes
+FROM (SELECT unnest(range((SELECT max(step) FROM step_counts) + 1)) AS step) AS all_steps
+LEFT JOIN step_counts USING (step)
+ORDER BY all_steps.step;

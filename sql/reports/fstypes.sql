@@ -1,5 +1,5 @@
--- Which filesystem types make up the waste of a run?
--- The row without a type is of the list_lrus that belong to no superblock.
+-- How much does each filesystem type waste in a run?
+-- The row without a type has the list_lrus that belong to no superblock.
 SELECT
     fstype,
     CAST(count(DISTINCT target) AS BIGINT) AS hosts,

@@ -1,3 +1,3 @@
--- What would each kernel of a run give back, and which of them are lazy already?
+-- How much does each kernel waste in a run, and which are lazy?
 FROM kernel_waste_at($run)
 ORDER BY wasted_bytes DESC, kernel_release, layout;

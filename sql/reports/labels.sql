@@ -1,3 +1,3 @@
--- In which racks, roles or other labels is the waste of a run?
+-- How much do the targets with each label, such as a rack or a role, waste in a run?
 FROM label_waste_at($run)
 ORDER BY label, wasted_bytes DESC, value;

@@ -1,4 +1,4 @@
--- Which labels has each ranked machine of a run?
+-- Which labels does each ranked machine of a run have?
 SELECT
     target,
     entry.key AS label,

@@ -1,4 +1,4 @@
--- How much memory does each machine have that a run has numbers of?
+-- How much memory does each ok target of a run have?
 SELECT target, memory_bytes
 FROM targets
 WHERE run_id = $run AND status = 'ok';

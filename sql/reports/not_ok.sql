@@ -1,4 +1,4 @@
--- Which targets of a run have no numbers, and why?
+-- Which targets of a run are not ok, and why?
 SELECT
     target,
     status,

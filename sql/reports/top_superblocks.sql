@@ -1,5 +1,5 @@
--- Which ten filesystem types of mounts cost each of the worst machines of a run most?
--- The kernel's own mounts, too; the row without a type is of the list_lrus that belong to no superblock.
+-- Which ten filesystem types waste most on each given machine of a run?
+-- The kernel's own mounts are included. The row without a type has the list_lrus that belong to no superblock.
 SELECT
     target,
     fstype,

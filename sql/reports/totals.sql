@@ -1,7 +1,7 @@
 -- What do the targets of a run hold and waste together, and how many machines are they?
 SELECT
     CAST(count(*) AS BIGINT) AS hosts,
-    (SELECT CAST(count(*) AS BIGINT) FROM machines_at($run)) AS machines,
+    (SELECT CAST(count(*) AS BIGINT) FROM _machines_at($run)) AS machines,
     CAST(coalesce(sum(memory_bytes), 0) AS BIGINT) AS memory_bytes,
     CAST(coalesce(sum(list_lru_bytes), 0) AS BIGINT) AS list_lru_bytes,
     CAST(coalesce(sum(lazy_bytes), 0) AS BIGINT) AS lazy_bytes,

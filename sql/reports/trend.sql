@@ -1,4 +1,4 @@
--- How did the waste of an audit develop over its last runs, up to a given one?
+-- How did the waste of an audit change from run to run, up to a given run?
 SELECT
     h.run_id,
     h.started_at,
@@ -7,6 +7,6 @@ SELECT
     h.list_lru_bytes,
     h.wasted_bytes
 FROM fleet_history AS h
-JOIN runs AS this ON this.run_id = $run AND h.audit = this.audit AND h.started_at <= this.started_at
+JOIN runs AS r ON r.run_id = $run AND h.audit = r.audit AND h.started_at <= r.started_at
 ORDER BY h.started_at DESC, h.run_id DESC
 LIMIT 90;

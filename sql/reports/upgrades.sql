@@ -1,7 +1,7 @@
--- Which machines of an audit got another kernel in its last runs, up to a given one, and what did that free?
+-- Which machines of an audit changed their kernel up to a given run, and what did that free?
 SELECT u.*
 FROM upgrades AS u
-JOIN runs AS this ON this.run_id = $run AND u.audit = this.audit
-JOIN runs AS later ON u.to_run_id = later.run_id AND later.started_at <= this.started_at
+JOIN runs AS r ON r.run_id = $run AND u.audit = r.audit
+JOIN runs AS to_run ON u.to_run_id = to_run.run_id AND to_run.started_at <= r.started_at
 ORDER BY u.to_captured_at DESC, abs(u.freed_bytes) DESC, u.target
 LIMIT 50;

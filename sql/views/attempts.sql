@@ -1,3 +1,3 @@
--- What did every attempt to collect a target come to?
+-- How did each attempt to collect a target end?
 CREATE VIEW attempts AS
-SELECT * FROM stored_attempts;
+SELECT * FROM _stored_attempts;

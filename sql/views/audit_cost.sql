@@ -1,3 +1,3 @@
--- What did the newest run cost each machine that it audited, or the collector that read its core?
+-- What did it cost to collect each target of the newest run?
 CREATE VIEW audit_cost AS
 SELECT * FROM audit_cost_at(newest_run_id());

@@ -1,4 +1,4 @@
--- How many targets of each run ended how, and why?
+-- How many targets of each run ended with each status and error type?
 CREATE VIEW coverage AS
 SELECT
     run_id,

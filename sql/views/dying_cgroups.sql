@@ -1,3 +1,3 @@
--- Which machines of the newest run keep memory cgroups that were removed, and under which cgroup were most made?
+-- How many removed memory cgroups does each machine of the newest run keep, and below which cgroup are most of them?
 CREATE VIEW dying_cgroups AS
 SELECT * FROM dying_cgroups_at(newest_run_id());

@@ -1,8 +1,8 @@
--- Does the waste of a fleet rise or fall from run to run of its audit?
--- More hosts read is more waste found, and so are fewer whose waste is a lower bound: hosts, eager_hosts and
--- lower_bound_hosts say of how many the bytes are.
+-- How did the bytes of an audit change from run to run?
+-- A run that reads more hosts finds more waste, and hosts with a lower bound report less of it: compare hosts,
+-- eager_hosts and lower_bound_hosts before the bytes.
 CREATE VIEW fleet_history AS
-WITH summed AS (
+WITH run_sums AS (
     SELECT
         run_id,
         CAST(count(*) AS BIGINT) AS hosts,
@@ -12,7 +12,7 @@ WITH summed AS (
         CAST(sum(list_lru_bytes) AS BIGINT) AS list_lru_bytes,
         CAST(sum(lazy_bytes) AS BIGINT) AS lazy_bytes,
         CAST(sum(wasted_bytes) AS BIGINT) AS wasted_bytes
-    FROM snapshots
+    FROM _snapshots
     GROUP BY run_id
 )
 
@@ -21,14 +21,14 @@ SELECT
     r.run_id,
     r.started_at,
     r.targets,
-    coalesce(summed.hosts, 0) AS hosts,
-    coalesce(summed.eager_hosts, 0) AS eager_hosts,
-    coalesce(summed.lower_bound_hosts, 0) AS lower_bound_hosts,
-    coalesce(summed.memory_bytes, 0) AS memory_bytes,
-    coalesce(summed.list_lru_bytes, 0) AS list_lru_bytes,
-    coalesce(summed.lazy_bytes, 0) AS lazy_bytes,
-    coalesce(summed.wasted_bytes, 0) AS wasted_bytes,
-    round(100.0 * summed.wasted_bytes / nullif(summed.memory_bytes, 0), 2) AS wasted_pct_of_memory
-FROM unrevised_runs AS r
-LEFT JOIN summed USING (run_id)
+    coalesce(run_sums.hosts, 0) AS hosts,
+    coalesce(run_sums.eager_hosts, 0) AS eager_hosts,
+    coalesce(run_sums.lower_bound_hosts, 0) AS lower_bound_hosts,
+    coalesce(run_sums.memory_bytes, 0) AS memory_bytes,
+    coalesce(run_sums.list_lru_bytes, 0) AS list_lru_bytes,
+    coalesce(run_sums.lazy_bytes, 0) AS lazy_bytes,
+    coalesce(run_sums.wasted_bytes, 0) AS wasted_bytes,
+    round(100.0 * run_sums.wasted_bytes / nullif(run_sums.memory_bytes, 0), 2) AS wasted_pct_of_memory
+FROM _unrevised_runs AS r
+LEFT JOIN run_sums USING (run_id)
 ORDER BY r.audit, r.started_at, r.run_id;

@@ -1,3 +1,3 @@
--- Which filesystem types make up the waste of each machine of the newest run?
+-- How much does each filesystem type waste on each machine of the newest run?
 CREATE VIEW fstype_waste AS
 SELECT * FROM fstype_waste_at(newest_run_id());

@@ -1,3 +1,3 @@
--- What does each machine of the newest run pay for ids: dead ones, empty lists of online memcgs, lists in use?
+-- How much do dead ids, empty lists and lists in use waste on each machine of the newest run?
 CREATE VIEW id_bloat AS
 SELECT * FROM id_bloat_at(newest_run_id());

@@ -1,4 +1,4 @@
--- What did the attempts of the newest run of each audit come to?
+-- How did each attempt to collect a target end, in the newest run of each audit?
 CREATE VIEW latest_attempts AS
 SELECT attempts.*
 FROM attempts

@@ -1,4 +1,4 @@
--- Which memory cgroups did the newest run of each audit find?
+-- Which memory cgroups does each target have in the newest run of each audit?
 CREATE VIEW latest_memcgs AS
 SELECT memcgs.*
 FROM memcgs

@@ -1,5 +1,6 @@
--- Which is the newest run of each audit? A run that another one revises is not.
+-- Which run of each audit is the newest?
+-- A run that another run revises is not.
 CREATE VIEW latest_runs AS
 SELECT *
-FROM unrevised_runs
+FROM _unrevised_runs
 QUALIFY row_number() OVER (PARTITION BY audit ORDER BY started_at DESC, run_id DESC) = 1;

@@ -1,4 +1,4 @@
--- Which filesystem instances did the newest run of each audit find?
+-- Which superblocks does each target have in the newest run of each audit?
 CREATE VIEW latest_superblocks AS
 SELECT superblocks.*
 FROM superblocks

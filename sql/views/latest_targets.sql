@@ -1,4 +1,4 @@
--- Which kernels did the newest run of each audit find, and how did each end?
+-- Which kernel does each target have, and how did its collection end, in the newest run of each audit?
 CREATE VIEW latest_targets AS
 SELECT targets.*
 FROM targets

@@ -1,3 +1,3 @@
--- Which kernels of the newest run are lazy already, backports included, and what do they save?
+-- Which kernels of the newest run are lazy, and what do they save?
 CREATE VIEW lazy_kernels AS
 SELECT * FROM lazy_kernels_at(newest_run_id());

@@ -1,3 +1,3 @@
--- Which memory cgroups did each target have?
+-- Which memory cgroups does each target have?
 CREATE VIEW memcgs AS
-SELECT * FROM stored_memcgs;
+SELECT * FROM _stored_memcgs;

@@ -1,3 +1,3 @@
--- How near is each eager machine of the newest run to the next growth of its ids, and what will that cost?
+-- How many ids are left before the arrays of each eager machine of the newest run grow, and at what cost?
 CREATE VIEW next_doubling AS
 SELECT * FROM next_doubling_at(newest_run_id());

@@ -1,3 +1,3 @@
--- What would a reboot alone give back on each eager machine of the newest run, until its ids are used up again?
+-- How much would a reboot free on each eager machine of the newest run?
 CREATE VIEW reboot_savings AS
 SELECT * FROM reboot_savings_at(newest_run_id());

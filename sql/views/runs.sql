@@ -1,3 +1,3 @@
--- Which runs were published, of which audit, and how did their targets end?
+-- Which runs are published, and how did their targets end?
 CREATE VIEW runs AS
-SELECT * FROM stored_runs;
+SELECT * FROM _stored_runs;

@@ -1,3 +1,3 @@
--- Which slab cache of each machine of the newest run is full of list_lru_one, and where is the rest?
+-- How much of its slab cache is list_lru_one on each machine of the newest run, and where are the other bytes?
 CREATE VIEW slab_reconciliation AS
 SELECT * FROM slab_reconciliation_at(newest_run_id());

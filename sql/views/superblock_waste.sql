@@ -1,3 +1,3 @@
--- Which mounts make up the waste of each machine of the newest run?
+-- How much does each superblock waste on each machine of the newest run?
 CREATE VIEW superblock_waste AS
 SELECT * FROM superblock_waste_at(newest_run_id());

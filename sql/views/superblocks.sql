@@ -1,5 +1,5 @@
--- Which filesystem instances did each target have?
--- Addresses are shown as the kernel prints them.
+-- Which superblocks does each target have?
+-- Addresses are in hexadecimal, as the kernel prints them.
 CREATE VIEW superblocks AS
 SELECT * REPLACE (printf('0x%x', address) AS address)
-FROM stored_superblocks;
+FROM _stored_superblocks;

@@ -1,3 +1,3 @@
--- Which kernels were audited in each run, what are they, and how did each end?
+-- Which kernel does each target of each run have, and how did its collection end?
 CREATE VIEW targets AS
-SELECT * FROM stored_targets;
+SELECT * FROM _stored_targets;

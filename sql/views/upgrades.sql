@@ -1,9 +1,9 @@
--- Did an upgrade free what was predicted?
--- Predicted is the waste of the last snapshot before a lazy kernel came, and nothing of a kernel that is as eager.
--- Freed is measured: what the list_lrus held before, less what they hold now. The two uptimes and the deltas say how
--- alike the work was: soon after a boot an eager kernel has few ids too.
+-- Did a kernel upgrade free as many bytes as predicted?
+-- predicted_saves_bytes is the waste of the last snapshot before a lazy kernel, and 0 if the new kernel is eager too.
+-- freed_bytes is measured: list_lru_bytes before, less list_lru_bytes after. Compare the two uptimes and the deltas
+-- before the bytes: soon after a boot an eager kernel has few ids too.
 CREATE VIEW upgrades AS
-WITH changed AS (
+WITH kernel_changes AS (
     SELECT
         *,
         CASE WHEN to_lazy_basis IS NULL THEN from_wasted_bytes ELSE 0 END AS predicted_saves_bytes,
@@ -35,5 +35,5 @@ SELECT
     wasted_bytes_delta,
     from_layout,
     to_layout
-FROM changed
+FROM kernel_changes
 ORDER BY audit, target, to_captured_at, to_run_id;

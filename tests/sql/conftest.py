@@ -1,4 +1,4 @@
-"""Collects the SQL tests: a YAML file a case, given rows and the rows expected of a query, no Python per test.
+"""Collect the SQL tests: each YAML file is a case with given rows and the rows expected of a query.
 
     views/<view>/<case>.yaml     given: {table: [rows]}, query, expect: [rows in the query's order]
     checks/<check>/<case>.yaml   given, expect: the offending rows in order of target and reason
@@ -35,23 +35,23 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
 class CaseFile(pytest.File):
     def collect(self) -> Iterator[pytest.Item]:
         for binding in ("parquet", "arrow"):
-            yield Case.from_parent(self, name=binding, confined=binding == "arrow")
+            yield Case.from_parent(self, name=binding, is_confined=binding == "arrow")
 
 
 class Case(pytest.Item):
-    def __init__(self, *, confined: bool, **options: Any) -> None:
+    def __init__(self, *, is_confined: bool, **options: Any) -> None:
         super().__init__(**options)
-        self.confined = confined
+        self.is_confined = is_confined
 
     def runtest(self) -> None:
         case = yaml.safe_load(self.path.read_text(encoding="utf-8"))
         assert set(case) <= {"given", "query", "params", "expect"}
         directory = self.config._tmp_path_factory.mktemp("given")
-        session = query.Session(given(directory, case["given"]), confined=self.confined)
-        reports = self.path.parent.parent.name == "reports"
-        params = {"run": "r1", **case.get("params", {})} if reports else None
-        found = session.rows(self.query(case), params)
-        assert found == case["expect"]
+        session = query.Session(write_datasets(directory, case["given"]), is_confined=self.is_confined)
+        is_report = self.path.parent.parent.name == "reports"
+        params = {"run": "r1", **case.get("params", {})} if is_report else None
+        rows = session.rows(self.query(case), params)
+        assert rows == case["expect"]
 
     def query(self, case: dict[str, Any]) -> str:
         if "query" in case:
@@ -69,7 +69,7 @@ class Case(pytest.Item):
         return self.path, 0, f"{self.path.parent.name}/{self.path.stem} [{self.name}]"
 
 
-def given(directory: Path, rows: dict[str, list[dict[str, Any]]]) -> dict[str, ds.UnionDataset]:
+def write_datasets(directory: Path, rows: dict[str, list[dict[str, Any]]]) -> dict[str, ds.UnionDataset]:
     datasets = {}
     for name, table in schema.tables().items():
         for row in rows.get(name, ()):

@@ -1,5 +1,0 @@
--- Which runs count? Those that no other run revises.
-CREATE VIEW unrevised_runs AS
-SELECT *
-FROM runs
-WHERE run_id NOT IN (SELECT revision_of FROM runs WHERE revision_of IS NOT NULL);

@@ -1,8 +1,8 @@
-"""DuckDB, and only here: the views of `sql/` over a warehouse's tables, the checks, and confined SQL of users."""
+"""The only package that uses DuckDB: the views of `sql/` over a warehouse's tables, the checks, and users' SQL."""
 
-from pipeline.query.checks import CheckError, Offence, check
-from pipeline.query.confined import Limits, ask
-from pipeline.query.initial import script
+from pipeline.query.checks import CheckError, Violation, check
+from pipeline.query.confined import Limits, run_confined
+from pipeline.query.initial import init_script
 from pipeline.query.session import QueryError, Session
 
-__all__ = ["CheckError", "Limits", "Offence", "QueryError", "Session", "ask", "check", "script"]
+__all__ = ["CheckError", "Limits", "QueryError", "Session", "Violation", "check", "init_script", "run_confined"]

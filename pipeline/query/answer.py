@@ -1,6 +1,6 @@
-"""The child's side of a user's SQL: one query over a confined session, its result as an Arrow stream.
+"""The child process that answers a user's SQL: one query in a confined session, its result as an Arrow stream.
 
-The parent is `pipeline.query.confined`; `pipeline.query.landlock` has confined this process before.
+`pipeline.query.confined` is the parent. `pipeline.query.landlock` confines this process before it imports this module.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ import pyarrow.dataset as ds
 from pipeline.common.text import human_bytes
 from pipeline.query.session import QueryError, Session
 
-EXPLAINED = 3
-"""The child's exit code where the result's file holds the reason, as text, instead of a result."""
+EXIT_QUERY_ERROR = 3
+"""Exit code of the child when the result file holds the message of a QueryError instead of a result."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to answer. landlocked: the kernel lets this process read the tables' files and no other."""
+    """A query and its limits. is_landlocked: the kernel restricts this process to the tables' files."""
 
     tables: dict[str, ds.UnionDataset]
     query: str
     params: Mapping[str, str]
     memory_bytes: int
     result_bytes: int
-    landlocked: bool
+    is_landlocked: bool
 
 
 def main(result_fd: int) -> None:
-    """Answer the request on stdin into a file."""
+    """Answer the request on stdin and write the result to a file."""
     request: Request = pickle.load(sys.stdin.buffer)
     with os.fdopen(result_fd, "wb") as result:
         try:
@@ -46,12 +46,14 @@ def main(result_fd: int) -> None:
         except QueryError as error:
             os.ftruncate(result_fd, 0)
             os.pwrite(result_fd, str(error).encode(errors="backslashreplace"), 0)
-            os._exit(EXPLAINED)  # with the rest of the result still in its buffer
+            os._exit(EXIT_QUERY_ERROR)  # a normal exit would flush the rest of the result over the message
 
 
 def _answer(request: Request, result: BinaryIO) -> None:
-    session = Session(request.tables, confined=True, landlocked=request.landlocked, memory_bytes=request.memory_bytes)
-    with session.stream(request.query, request.params) as reader, _kept(request.result_bytes):
+    session = Session(
+        request.tables, is_confined=True, is_landlocked=request.is_landlocked, memory_bytes=request.memory_bytes
+    )
+    with session.stream(request.query, request.params) as reader, _write_errors(request.result_bytes):
         with pa.ipc.new_stream(result, reader.schema) as stream:
             for batch in reader:
                 stream.write_batch(batch)
@@ -59,8 +61,8 @@ def _answer(request: Request, result: BinaryIO) -> None:
 
 
 @contextlib.contextmanager
-def _kept(result_bytes: int) -> Iterator[None]:
-    """Say in one line why a result cannot be written."""
+def _write_errors(result_bytes: int) -> Iterator[None]:
+    """Raise the errors of a result that is too large, for its limit or the disk, as a QueryError."""
     try:
         yield
     except OSError as error:

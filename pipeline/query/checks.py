@@ -1,4 +1,4 @@
-"""The checks of `sql/checks/` over the tables of a run: each returns the rows that contradict one another."""
+"""The checks of `sql/checks/` over the tables of one run. Each returns the rows that contradict one another."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pipeline.common import data
 from pipeline.common.errors import AuditError
 from pipeline.query.session import QueryError, Session
 
-# A run of 100,000 targets takes 4 GB otherwise, for a tenth less of CPU time; the rest is spilled.
+# Without a limit the checks of a run of 100,000 targets use 4 GB and a tenth less CPU time; with it DuckDB spills.
 _MEMORY_BYTES = 1 << 30
 
 
-class Offence(NamedTuple):
-    """A target whose rows fail a check."""
+class Violation(NamedTuple):
+    """A target whose rows fail a check, with the reason."""
 
     target: str
     check: str
@@ -24,35 +24,34 @@ class Offence(NamedTuple):
 
 
 class CheckError(AuditError):
-    """Rows fail a check and no target is to blame: a defect of the run itself."""
+    """Rows that belong to no target fail a check: a defect of the run itself."""
 
 
-def check(tables: Mapping[str, ds.UnionDataset]) -> list[Offence]:
-    """Run every check over one run and return the offending targets, one reason for each target and check.
+def check(tables: Mapping[str, ds.UnionDataset]) -> list[Violation]:
+    """Run every check over one run and return the violations, at most one for each target and check.
 
-    :param tables: the datasets of that run alone.
-
-    Raises CheckError for rows that name no target.
+    :param tables: the datasets of that run only.
+    :raises CheckError: rows fail a check and name no target.
     """
     try:
-        return _offences(Session(tables, memory_bytes=_MEMORY_BYTES))
+        return _violations(Session(tables, memory_bytes=_MEMORY_BYTES))
     except QueryError as error:
         if "Out of Memory" not in str(error):
             raise
-    return _offences(Session(tables))  # not all that DuckDB holds can be spilled
+    return _violations(Session(tables))  # DuckDB cannot spill everything
 
 
-def _offences(session: Session) -> list[Offence]:
-    offences = []
+def _violations(session: Session) -> list[Violation]:
+    violations = []
     for file in sorted((data.path("sql") / "checks").glob("*.sql")):
-        offending = session.rows(
-            f"""SELECT target, min(reason) AS reason, CAST(count(*) AS BIGINT) AS offending
+        rows = session.rows(
+            f"""SELECT target, min(reason) AS reason, CAST(count(*) AS BIGINT) AS row_count
             FROM ({file.read_text(encoding="utf-8").rstrip().removesuffix(";")}\n)
             GROUP BY target ORDER BY target NULLS FIRST"""
         )
-        for row in offending:
-            more = f" (and {row['offending'] - 1} more)" if row["offending"] > 1 else ""
+        for row in rows:
+            others = f" (and {row['row_count'] - 1} more)" if row["row_count"] > 1 else ""
             if row["target"] is None:
-                raise CheckError(f"check {file.stem}: {row['reason']}{more}; nothing was published")
-            offences.append(Offence(row["target"], file.stem, row["reason"] + more))
-    return offences
+                raise CheckError(f"check {file.stem}: {row['reason']}{others}; nothing was published")
+            violations.append(Violation(row["target"], file.stem, row["reason"] + others))
+    return violations

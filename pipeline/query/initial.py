@@ -1,4 +1,4 @@
-"""The project's macros and views as one script for any DuckDB: its command line, Jupyter, harlequin."""
+"""The project's macros and views as one script for any DuckDB client: its command line, Jupyter, harlequin."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from collections.abc import Mapping
 
 import pyarrow.dataset as ds
 
-from pipeline.query.session import WRONG_OPTIMIZER, QueryError, Session, is_local
+from pipeline.query.session import BROKEN_OPTIMIZER, QueryError, Session, is_local
 
-# SET takes no subquery, and a version without the optimizer refuses its name.
+# Versions without the optimizer refuse its name, and SET takes no subquery, hence the variable.
 _SETTINGS = f"""\
 SET TimeZone = 'UTC';
-SET VARIABLE wrong_optimizer = (
-    SELECT coalesce(any_value(name), '') FROM duckdb_optimizers() WHERE name = '{WRONG_OPTIMIZER}'
+SET VARIABLE broken_optimizer = (
+    SELECT coalesce(any_value(name), '') FROM duckdb_optimizers() WHERE name = '{BROKEN_OPTIMIZER}'
 );
-SET disabled_optimizers = getvariable('wrong_optimizer');
-RESET VARIABLE wrong_optimizer;
+SET disabled_optimizers = getvariable('broken_optimizer');
+RESET VARIABLE broken_optimizer;
 """
 
 
-def script(tables: Mapping[str, ds.UnionDataset]) -> str:
-    """Return SQL that makes the macros and views over these tables' files, again where they are there already.
+def init_script(tables: Mapping[str, ds.UnionDataset]) -> str:
+    """Return SQL that creates the macros and views over these tables' files, and can be run again to replace them.
 
-    Raises QueryError for tables on an object store.
+    :raises QueryError: the tables are in an object store.
     """
     if not is_local(tables):
         raise QueryError("--print-init is for a warehouse in a directory: DuckDB itself has no access to this one")
-    return "\n".join((_SETTINGS, *map(_replacing, Session(tables).definitions())))
+    return "\n".join((_SETTINGS, *map(_replace_existing, Session(tables).definitions())))
 
 
-def _replacing(statement: str) -> str:
-    # harlequin splits at every semicolon, also at one in a comment.
+def _replace_existing(statement: str) -> str:
+    # harlequin splits a script at every semicolon, even in a comment.
     without_comments = re.sub(r"(?m)^ *--.*\n", "", statement)
     return re.sub(r"(?m)^CREATE (?!OR REPLACE )", "CREATE OR REPLACE ", without_comments, count=1).rstrip() + "\n"

@@ -1,8 +1,14 @@
-"""One DuckDB session: its settings and their order, the tables bound, the macros and views of `sql/` made.
+"""A DuckDB session: its settings, the bound tables, and the macros and views of `sql/`.
 
-Two bindings: DuckDB reads Parquet itself, or has no file access at all and reads registered Arrow datasets, as it does
-from an object store. The project's own SQL takes the first. SQL that a user typed is confined, by locked settings and a
-transaction that cannot write, and takes the first only where the kernel keeps it from other files as well.
+The tables are bound in one of two ways. DuckDB reads the Parquet files itself, or it has no file access and reads
+registered Arrow datasets, as it does for an object store. The project's own SQL uses the files. SQL that a user typed
+is confined by locked settings and read-only transactions, and uses the files only where Landlock keeps the process from
+all others.
+
+To create a view DuckDB binds its columns, and binding a view over Parquet files opens them. With dozens of views that
+would open every file dozens of times. The file binding therefore first creates each `_stored_<table>` over an empty
+in-memory table with the right schema, creates the views of `sql/` over those, and then replaces `_stored_<table>` by a
+view over the files.
 """
 
 from __future__ import annotations
@@ -20,12 +26,14 @@ import pyarrow.dataset as ds
 from pipeline.common import scratch
 from pipeline.common.errors import AuditError
 from pipeline.query import views
+from pipeline.query.views import sql_literal
 
-# Drops a filter on a hive column and returns wrong sums in 2.0.0; 1.5 has no such optimizer.
-WRONG_OPTIMIZER = "partitioned_execution"
-# Hands a scan the keys of a join; 1.5 fails to hand an Arrow scan those above 2^63 - 1, and so are kernel addresses.
-_FAILING_OPTIMIZER = "join_filter_pushdown"
+# Drops a filter on a hive column in DuckDB 2.0.0, which makes sums wrong; 1.5 does not have this optimizer.
+BROKEN_OPTIMIZER = "partitioned_execution"
+# Passes the keys of a join to a scan. DuckDB 1.5 cannot pass keys above 2^63 - 1, such as kernel addresses, to Arrow.
+_BROKEN_ARROW_OPTIMIZER = "join_filter_pushdown"
 
+# In this order: without external access allowed_paths can no longer be set, and once locked no setting can.
 _CONFINEMENT = (
     "SET python_enable_replacements = false",
     "SET autoload_known_extensions = false",
@@ -34,58 +42,42 @@ _CONFINEMENT = (
     "SET lock_configuration = true",
 )
 _BATCH_ROWS = 65_536
-_READING = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
+_READ_STATEMENTS = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
 
 
 class QueryError(AuditError):
-    """A query cannot be answered; the message is one line."""
+    """A query cannot be answered. The message is one line."""
 
 
 class Session:
-    """A session over the tables of a warehouse.
+    """A DuckDB connection with the tables of a warehouse and the macros and views of `sql/`.
 
-    :param tables: the dataset of each table, as `warehouse.tables` gives them; one without files is an empty table.
-    :param confined: for SQL that a user typed: one reading statement at a time and nothing but these tables.
-    :param landlocked: the kernel keeps this process from all other files: let DuckDB read those of the tables.
-    :param memory_bytes: most that DuckDB may use; default half of this machine's.
+    :param tables: the dataset of each table, from `warehouse.tables`. A dataset without files is an empty table.
+    :param is_confined: run one read-only statement at a time and allow access to these tables only; for users' SQL.
+    :param is_landlocked: the kernel restricts this process to the tables' files, so a confined DuckDB may read them.
+    :param memory_bytes: memory limit of DuckDB; default half of this machine's memory.
     """
 
     def __init__(
         self,
         tables: Mapping[str, ds.UnionDataset],
         *,
-        confined: bool = False,
-        landlocked: bool = False,
+        is_confined: bool = False,
+        is_landlocked: bool = False,
         memory_bytes: int | None = None,
     ) -> None:
-        self._confined = confined
-        self._reads_files = is_local(tables) and (landlocked or not confined)
-        self._made: list[str] = []
+        self._is_confined = is_confined
+        self._definitions: list[str] = []
         self._connection = duckdb.connect(":memory:")
         with _one_line_errors():
             self._configure(memory_bytes or half_of_memory_bytes())
-            for name, dataset in tables.items():
-                if self._reads_files:
-                    self._declare(name, dataset)
-                else:
-                    self._connection.register(f"stored_{name}", dataset.to_table() if name == "runs" else dataset)
-            if self._reads_files:
-                self._keep_runs(tables["runs"])
-            for statement in views.statements().values():
-                self._make(statement)
-            newest = self._name_the_newest_run()
-            if confined:
-                self._comment({name: dataset.schema for name, dataset in tables.items()})
-            if self._reads_files:
-                # Not sooner: each view made above would open every file to bind its columns.
-                for name, dataset in tables.items():
-                    if name != "runs":
-                        self._bind(name, dataset, newest)
-            if landlocked:
-                files = ", ".join(_quoted(file) for dataset in tables.values() for file in files_of(dataset))
-                self._connection.execute(f"SET allowed_paths = [{files}]")
-            for setting in _CONFINEMENT if confined else ():
-                self._connection.execute(setting)
+            if is_local(tables) and (is_landlocked or not is_confined):
+                self._bind_files(tables)
+            else:
+                self._bind_arrow(tables)
+            if is_confined:
+                for setting in _CONFINEMENT:
+                    self._connection.execute(setting)
 
     def sql(self, query: str, params: Mapping[str, Any] | None = None) -> pa.Table:
         """Run one query and return its result; HUGEINT comes as decimal128(38, 0).
@@ -97,15 +89,18 @@ class Session:
 
     @contextmanager
     def stream(self, query: str, params: Mapping[str, Any] | None = None) -> Iterator[pa.RecordBatchReader]:
-        """Run one query and yield a reader of its rows as they come; what that raises becomes a QueryError."""
+        """Run one query and yield a reader of its rows as DuckDB produces them.
+
+        :raises QueryError: also for an error while the reader is in use.
+        """
         with _one_line_errors():
-            if not self._confined:
+            if not self._is_confined:
                 with self._reader(query, params) as reader:
                     yield reader
                 return
             statements = self._connection.extract_statements(query)
-            _refuse_all_but_reading(statements)
-            _refuse_unused(params or {}, statements[0])
+            _require_read_statement(statements)
+            _reject_unused_params(params or {}, statements[0])
             self._connection.execute("BEGIN TRANSACTION READ ONLY")
             try:
                 with self._reader(query, params) as reader:
@@ -119,12 +114,12 @@ class Session:
         return rows
 
     def definitions(self) -> list[str]:
-        """Return the statements that make its tables, macros and views, each after those that it names."""
+        """Return the statements that create the session's tables, macros and views, each after its dependencies."""
         tables = self.rows("SELECT sql FROM duckdb_tables() WHERE schema_name = 'main' ORDER BY table_name")
-        return [*(row["sql"] for row in tables), *self._made]
+        return [*(row["sql"] for row in tables), *self._definitions]
 
     def _reader(self, query: str, params: Mapping[str, Any] | None) -> pa.RecordBatchReader:
-        # With parameters sql() of 1.5 gathers all rows in Python first, and execute() of 2.0 copies them.
+        # With parameters, sql() of DuckDB 1.5 first collects all rows in Python, and execute() of 2.0 copies them.
         if params and duckdb.__version__.startswith("1."):
             return self._connection.execute(query, params).to_arrow_reader(_BATCH_ROWS)
         return self._connection.sql(query, params=params).to_arrow_reader(_BATCH_ROWS)
@@ -134,82 +129,120 @@ class Session:
         execute("SET TimeZone = 'UTC'")
         execute("SET enable_progress_bar = false")
         execute(f"SET memory_limit = '{memory_bytes >> 20}MiB'")
-        execute(f"SET temp_directory = {_quoted('' if self._confined else self._spill_directory())}")
-        off = [WRONG_OPTIMIZER]
-        if not self._reads_files and duckdb.__version__.startswith("1."):
-            off.append(_FAILING_OPTIMIZER)
-        known = {name for (name,) in execute("SELECT name FROM duckdb_optimizers()").fetchall()}
-        execute(f"SET disabled_optimizers = {_quoted(','.join(name for name in off if name in known))}")
+        execute(f"SET temp_directory = {sql_literal('' if self._is_confined else self._spill_directory())}")
 
     def _spill_directory(self) -> str:
-        """Make a directory for what does not fit into memory, not `.tmp` where the user stands."""
+        """Create a directory for data beyond the memory limit; DuckDB's default is `.tmp` in the working directory."""
         stack = ExitStack()
         weakref.finalize(self, stack.close)
         return stack.enter_context(scratch.directory("lru-spill."))
 
-    def _declare(self, name: str, dataset: ds.UnionDataset) -> None:
-        """Make `stored_<name>` of what is in memory."""
-        self._connection.register("no_rows", dataset.schema.empty_table())
-        self._connection.execute(f"CREATE TABLE memory_{name} AS FROM no_rows")
+    def _bind_files(self, tables: Mapping[str, ds.UnionDataset]) -> None:
+        """Create the views over empty tables, then put the Parquet files below them."""
+        self._disable_optimizers(BROKEN_OPTIMIZER)
+        for name, dataset in tables.items():
+            self._create_empty(name, dataset.schema)
+        self._load_runs(tables["runs"])
+        newest_run_id = self._create_views(tables)
+        for name, dataset in tables.items():
+            if name != "runs":
+                self._replace_by_files(name, dataset, newest_run_id)
+        if self._is_confined:
+            paths = ", ".join(sql_literal(path) for dataset in tables.values() for path in dataset_files(dataset))
+            self._connection.execute(f"SET allowed_paths = [{paths}]")
+
+    def _bind_arrow(self, tables: Mapping[str, ds.UnionDataset]) -> None:
+        """Register the datasets, then create the views over them."""
+        is_broken = duckdb.__version__.startswith("1.")
+        self._disable_optimizers(BROKEN_OPTIMIZER, *([_BROKEN_ARROW_OPTIMIZER] if is_broken else []))
+        for name, dataset in tables.items():
+            self._connection.register(f"_stored_{name}", dataset.to_table() if name == "runs" else dataset)
+        self._create_views(tables)
+
+    def _disable_optimizers(self, *names: str) -> None:
+        """Disable optimizers; DuckDB refuses the name of one that it does not have."""
+        rows = self._connection.execute("SELECT name FROM duckdb_optimizers()").fetchall()
+        available = {name for (name,) in rows}
+        disabled = ",".join(name for name in names if name in available)
+        self._connection.execute(f"SET disabled_optimizers = {sql_literal(disabled)}")
+
+    def _create_empty(self, name: str, schema: pa.Schema) -> None:
+        """Create `_stored_<name>` over an empty in-memory table."""
+        self._connection.register("no_rows", schema.empty_table())
+        self._connection.execute(f"CREATE TABLE _memory_{name} AS FROM no_rows")
         self._connection.unregister("no_rows")
-        self._make(f"CREATE VIEW stored_{name} AS FROM memory_{name};")
+        self._define(f"CREATE VIEW _stored_{name} AS FROM _memory_{name};")
 
-    def _keep_runs(self, runs: ds.UnionDataset) -> None:
-        """Read the runs into memory: a row each, in a file of its own, which nearly every view asks for."""
-        columns = ", ".join(map(_quoted, runs.schema.names))  # a later version's files have more
-        for rows in _stored(runs):
-            self._make(f"INSERT INTO memory_runs BY NAME SELECT COLUMNS(lambda name: name IN ({columns})) {rows};")
+    def _load_runs(self, runs: ds.UnionDataset) -> None:
+        """Copy the runs into memory: nearly every view reads them, and each is one row in a file of its own."""
+        columns = ", ".join(map(sql_literal, runs.schema.names))  # files of a later version have more columns
+        for scan in _scans(runs):
+            self._define(f"INSERT INTO _memory_runs BY NAME SELECT COLUMNS(lambda name: name IN ({columns})) {scan};")
 
-    def _bind(self, name: str, dataset: ds.UnionDataset, newest: str | None) -> None:
-        """Give `stored_<name>` the rows of files, with every column of the schema also where older ones lack it."""
-        rows = " UNION ALL BY NAME ".join((f"FROM memory_{name}", *_stored(dataset, newest)))
-        self._make(f"CREATE OR REPLACE VIEW stored_{name} AS {rows};")
+    def _create_views(self, tables: Mapping[str, ds.UnionDataset]) -> str | None:
+        """Create the macros and views of `sql/` and return the newest run's id.
 
-    def _name_the_newest_run(self) -> str | None:
-        row = self._connection.execute("SELECT run_id FROM newest_run").fetchone()
-        newest = row[0] if row else None
-        self._make(f"CREATE OR REPLACE MACRO newest_run_id() AS {_quoted(newest) if newest else 'NULL'};")
-        return newest
-
-    def _make(self, statement: str) -> None:
-        self._connection.execute(statement)
-        self._made.append(statement)
+        newest_run_id() becomes a constant: DuckDB then knows which run a view asks for before it opens any file.
+        """
+        for statement in views.statements().values():
+            self._define(statement)
+        row = self._connection.execute("SELECT run_id FROM _newest_run").fetchone()
+        newest_run_id = row[0] if row else None
+        constant = sql_literal(newest_run_id) if newest_run_id else "NULL"
+        self._define(f"CREATE OR REPLACE MACRO newest_run_id() AS {constant};")
+        if self._is_confined:
+            self._comment({name: dataset.schema for name, dataset in tables.items()})
+        return newest_run_id
 
     def _comment(self, schemas: Mapping[str, pa.Schema]) -> None:
-        """Say in DuckDB what every view and column means, for `duckdb_views()` and `duckdb_columns()`."""
+        """Add the comments of views, macros and columns, which `duckdb_views()` and `duckdb_columns()` show."""
         columns = self._connection.execute("SELECT table_name, column_name FROM duckdb_columns() WHERE NOT internal")
         self._connection.execute(views.comments(columns.fetchall(), schemas))
 
+    def _replace_by_files(self, name: str, dataset: ds.UnionDataset, newest_run_id: str | None) -> None:
+        """Replace `_stored_<name>` by a view over the files.
+
+        The empty table stays part of it for the columns that older files lack.
+        """
+        rows = " UNION ALL BY NAME ".join((f"FROM _memory_{name}", *_scans(dataset, newest_run_id)))
+        self._define(f"CREATE OR REPLACE VIEW _stored_{name} AS {rows};")
+
+    def _define(self, statement: str) -> None:
+        self._connection.execute(statement)
+        self._definitions.append(statement)
+
 
 def is_local(tables: Mapping[str, ds.UnionDataset]) -> bool:
-    """Return whether the files of these tables are in a directory of this machine."""
+    """Whether the files of these tables are in a directory of this machine."""
     return all(part.filesystem.type_name == "local" for dataset in tables.values() for part in dataset.children)
 
 
-def files_of(dataset: ds.UnionDataset) -> list[str]:
-    """Return the files of a table."""
-    return [file for part in dataset.children for file in part.files]
+def dataset_files(dataset: ds.UnionDataset) -> list[str]:
+    """Return the paths of a table's files."""
+    return [path for part in dataset.children for path in part.files]
 
 
-def _stored(dataset: ds.UnionDataset, newest: str | None = None) -> Iterator[str]:
-    """Yield what reads a table's files: for each schema version, whose files have the same columns.
+def _scans(dataset: ds.UnionDataset, newest_run_id: str | None = None) -> Iterator[str]:
+    """Yield FROM clauses that read a table's files, at least one for each schema version, since columns differ.
 
-    :param newest: the run whose files are read apart. By the filters, true as they are, DuckDB sees that no other
-        file need be opened where that run is asked for.
+    :param newest_run_id: read this run's files in a clause of their own. Each clause then has a filter on run_id that
+        is true for all of its rows, so that DuckDB opens no other file for a query of the newest run.
     """
     for part in dataset.children:
-        files_where: dict[str, list[str]] = {}
+        paths_by_filter: dict[str, list[str]] = {}
         for fragment in part.get_fragments():
             run_id = ds.get_partition_keys(fragment.partition_expression).get("run_id")
-            where = f" WHERE run_id {'=' if run_id == newest else '!='} {_quoted(newest)}" if newest and run_id else ""
-            files_where.setdefault(where, []).append(_quoted(fragment.path))
-        for where, files in files_where.items():
-            yield f"FROM read_parquet([{', '.join(files)}], hive_partitioning = false){where}"
+            run_filter = ""
+            if newest_run_id and run_id:
+                run_filter = f" WHERE run_id {'=' if run_id == newest_run_id else '!='} {sql_literal(newest_run_id)}"
+            paths_by_filter.setdefault(run_filter, []).append(sql_literal(fragment.path))
+        for run_filter, paths in paths_by_filter.items():
+            yield f"FROM read_parquet([{', '.join(paths)}], hive_partitioning = false){run_filter}"
 
 
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """Turn what DuckDB and Arrow raise into a QueryError: its first paragraph, without the query's text."""
+    """Raise an error of DuckDB or Arrow as a QueryError: its first paragraph on one line, without the query's text."""
     try:
         yield
     except (duckdb.Error, pa.ArrowException, OSError) as error:
@@ -222,21 +255,18 @@ def half_of_memory_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _refuse_all_but_reading(statements: list[duckdb.Statement]) -> None:
-    # DuckDB 2.0 has statements whose type its Python does not know: asking for the type raises ValueError.
+def _require_read_statement(statements: list[duckdb.Statement]) -> None:
+    # DuckDB 2.0 has statements whose type its Python package does not know: reading the type raises ValueError.
     with suppress(ValueError):
-        if len(statements) == 1 and statements[0].type in _READING:
+        if len(statements) == 1 and statements[0].type in _READ_STATEMENTS:
             return
     raise QueryError("only one reading statement is run: SELECT, EXPLAIN, DESCRIBE, SHOW or SUMMARIZE")
 
 
-def _refuse_unused(params: Mapping[str, Any], statement: duckdb.Statement) -> None:
-    used = statement.named_parameters
-    unused = [name for name in params if name.lower() not in {name.lower() for name in used}]
-    if unused:
-        has = f"it has {', '.join(f'${name}' for name in sorted(used))}" if used else "it has no parameter"
-        raise QueryError(f"the query does not use ${unused[0]}: {has}")
+def _reject_unused_params(params: Mapping[str, Any], statement: duckdb.Statement) -> None:
+    names = statement.named_parameters
+    lowercase_names = {name.lower() for name in names}
+    unused_params = [name for name in params if name.lower() not in lowercase_names]
+    if unused_params:
+        has = f"it has {', '.join(f'${name}' for name in sorted(names))}" if names else "it has no parameter"
+        raise QueryError(f"the query does not use ${unused_params[0]}: {has}")

@@ -1,7 +1,7 @@
-"""The macros and views of `sql/`: the order to make them in, and what DuckDB is told of each and of its columns.
+"""The macros and views of `sql/`: their order of creation and the comments that DuckDB shows for them.
 
-A view's comment is the question on top of its file. A column's is its meaning: that of its table's schema, or of
-`sql/columns.toml` for what only views have.
+A view's comment is the comment on top of its file, which begins with the question that the view answers. A column's
+comment is its meaning, from its table's schema or, for columns that only views have, from `sql/columns.toml`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ import pyarrow as pa
 
 from pipeline.common import data
 
+# Tables in which to look up a column that a view took over, the most likely first.
+_COLUMN_SOURCES = ("targets", "superblocks", "list_lrus", "memcgs", "runs", "attempts")
+
 
 class Column(NamedTuple):
-    """What a column means; `unit` where it has one."""
+    """The meaning of a column, and its unit if it has one."""
 
     meaning: str
     unit: str | None
@@ -27,49 +30,50 @@ class Column(NamedTuple):
 
 @cache
 def statements() -> dict[str, str]:
-    """Return every statement of `sql/macros/` and `sql/views/` by what it makes, each after those that it names."""
-    folder = data.path("sql")
+    """Return the statements of `sql/macros/` and `sql/views/` by name, each after its dependencies."""
+    directory = data.path("sql")
     texts = {
-        file.stem: file.read_text("utf-8") for kind in ("macros", "views") for file in folder.glob(f"{kind}/*.sql")
+        file.stem: file.read_text("utf-8") for kind in ("macros", "views") for file in directory.glob(f"{kind}/*.sql")
     }
-    sorter = TopologicalSorter({name: sorted(_read(text) & texts.keys()) for name, text in sorted(texts.items())})
-    return {name: texts[name] for name in sorter.static_order()}
+    dependencies = {name: sorted(_referenced_names(text) & texts.keys()) for name, text in sorted(texts.items())}
+    return {name: texts[name] for name in TopologicalSorter(dependencies).static_order()}
 
 
-def said_on_top(name: str) -> str:
-    """Return the comment on top of the file that makes a macro or view: the question, and what to know of it."""
+def opening_comment(name: str) -> str:
+    """Return the comment on top of the file of a macro or view: its question, then details."""
     lines = statements()[name].splitlines()
     return " ".join(line.removeprefix("-- ") for line in lines[: lines.index(next(filter(_is_code, lines)))])
 
 
 def question(name: str) -> str:
     """Return the question that a macro or view answers."""
-    return said_on_top(name).partition("?")[0] + "?"
+    return opening_comment(name).partition("?")[0] + "?"
 
 
 def column(view: str, name: str, tables: Mapping[str, pa.Schema]) -> Column | None:
-    """Return what a column of a view means, None where nothing says so.
+    """Return the meaning of a view's column, or None if it is not documented.
 
     :param tables: the schema of each table, with meaning and unit in the fields' metadata.
     """
-    own = table_of(view, tables)
-    if own and name in tables[own].names:
-        return _declared(tables[own].field(name))
-    if name in of_views():
-        return of_views()[name]
-    return next((_declared(tables[table].field(name)) for table in _SEARCHED if name in tables[table].names), None)
+    table = table_of(view, tables)
+    if table and name in tables[table].names:
+        return _field_column(tables[table].field(name))
+    if name in view_columns():
+        return view_columns()[name]
+    fields = (tables[source].field(name) for source in _COLUMN_SOURCES if name in tables[source].names)
+    return next(map(_field_column, fields), None)
 
 
 @cache
-def of_views() -> dict[str, Column]:
-    """Return what `sql/columns.toml` says, by the column's name."""
+def view_columns() -> dict[str, Column]:
+    """Return the columns that only views have, by name, from `sql/columns.toml`."""
     content = tomllib.loads((data.path("sql") / "columns.toml").read_text("utf-8"))
     return {name: Column(entry["meaning"], entry.get("unit")) for name, entry in content.items()}
 
 
 def table_of(view: str, tables: Mapping[str, pa.Schema]) -> str | None:
-    """Return the table whose rows a view shows, None where it makes its own."""
-    name = re.sub("^(latest|sized|unrevised)_", "", view)
+    """Return the table whose rows a view shows unchanged, or None for a view with rows of its own."""
+    name = re.sub("^_?(latest|sized|unrevised)_", "", view)
     return name if name in tables else None
 
 
@@ -78,34 +82,32 @@ def comments(columns: Iterable[tuple[str, str]], tables: Mapping[str, pa.Schema]
 
     :param columns: view and name of each column.
     """
-    made = []
+    commands = []
     for name, text in statements().items():
         kind = "VIEW" if "CREATE VIEW" in text else "MACRO TABLE" if " AS TABLE\n" in text else "MACRO"
-        made.append(f"COMMENT ON {kind} {name} IS {_quoted(said_on_top(name))}")
+        commands.append(f"COMMENT ON {kind} {name} IS {sql_literal(opening_comment(name))}")
     for view, name in columns:
-        if view in statements() and (found := column(view, name, tables)):
-            said = f"{found.meaning} [{found.unit}]" if found.unit else found.meaning
-            made.append(f'COMMENT ON COLUMN {view}."{name}" IS {_quoted(said)}')
-    return ";\n".join(made)
+        if view in statements() and (entry := column(view, name, tables)):
+            unit = f" [{entry.unit}]" if entry.unit else ""
+            commands.append(f'COMMENT ON COLUMN {view}."{name}" IS {sql_literal(entry.meaning + unit)}')
+    return ";\n".join(commands)
 
 
-_SEARCHED = ("targets", "superblocks", "list_lrus", "memcgs", "runs", "attempts")
+def sql_literal(text: str) -> str:
+    """Return the text as a string literal of SQL."""
+    return "'" + text.replace("'", "''") + "'"
 
 
-def _declared(field: pa.Field) -> Column:
-    said = {key.decode(): text.decode() for key, text in (field.metadata or {}).items()}
-    return Column(said.get("meaning", ""), said.get("unit"))
+def _field_column(field: pa.Field) -> Column:
+    metadata = {key.decode(): text.decode() for key, text in (field.metadata or {}).items()}
+    return Column(metadata.get("meaning", ""), metadata.get("unit"))
 
 
-def _read(text: str) -> set[str]:
+def _referenced_names(text: str) -> set[str]:
     """Return the names that a statement reads from or calls, after `CREATE ... AS`."""
     code = "\n".join(filter(_is_code, text.splitlines())).partition(" AS")[2]
-    return {table or called for table, called in re.findall(r"\b(?:FROM|JOIN)\s+(\w+)|(\w+)\(", code)}
+    return {table or function for table, function in re.findall(r"\b(?:FROM|JOIN)\s+(\w+)|(\w+)\(", code)}
 
 
 def _is_code(line: str) -> bool:
     return not line.lstrip().startswith("--")
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

@@ -1,4 +1,4 @@
-"""The bundled cores as one published run, collected by the runner and checked as every run is."""
+"""The cores in tests/vmcores as one published run, collected by the runner and checked like every run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pipeline.fanout import runner
 from pipeline.inventory import Target
 from tests.warehouse.outcomes import run
 
-NEWER_THAN_ANY_KEPT = 1_798_761_600_000_000  # 2027-01-01T00:00:00Z
+CORES_STARTED_AT = 1_798_761_600_000_000  # 2027-01-01T00:00:00Z, after every run in tests/warehouse/v*
 VMCORES = Path(__file__).parents[1] / "vmcores"
 
 
 @pytest.fixture(scope="session")
 def attempts() -> dict[str, dict[str, Any]]:
-    """What the runner got of each core, and of a file that is none, by name."""
+    """The runner's attempt at each core, and at a file that is not a core, by name."""
     files = {path.parent.name: path for path in sorted(VMCORES.glob("*/vmcore"))} | {"readme": VMCORES / "README.md"}
     targets = [Target(name, "vmcore", str(path)) for name, path in files.items()]
     with ThreadPoolExecutor(2) as pool:
@@ -27,11 +27,11 @@ def attempts() -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def bundled(attempts: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A warehouse with one run of audit `bundled`: every core, all but the server's labelled with its nodes."""
+def cores_root(attempts: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A warehouse with one run of audit `bundled`: every core, each but the server's labelled with its nodes."""
     root = tmp_path_factory.mktemp("bundled")
-    known = run("20270101T000000Z-0000b0d1", audit="bundled", started_at=NEWER_THAN_ANY_KEPT, targets=len(attempts))
-    staging = warehouse.Staging.create(root, known)
+    values = run("20270101T000000Z-0000b0d1", audit="bundled", started_at=CORES_STARTED_AT, targets=len(attempts))
+    staging = warehouse.Staging.create(root, values)
     for name, attempt in attempts.items():
         labels = {} if name == "bytedance" else {"nodes": name.rpartition("-")[2]}
         target = Target(name if name == "readme" else f"{name}/vmcore", "vmcore", f"/cores/{name}", labels=labels)

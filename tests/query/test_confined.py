@@ -1,6 +1,6 @@
-"""A user's SQL runs in a child of its own: what it may do, what it gets back, how it ends.
+"""A user's SQL in its child process: its permissions, its results and its end.
 
-Each promise holds under Landlock and without it.
+The tests run under Landlock and without it.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from pyarrow import fs
 from pipeline import query, warehouse
 from pipeline.query import landlock
 from pipeline.warehouse import schema
-from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish, session
+from tests.warehouse.outcomes import STARTED_AT, failure, ok, publish, session
 
 ROOT = Path(__file__).parents[2]
 LIMITS = query.Limits(timeout_s=240, memory_bytes=256 << 20, result_bytes=4 << 20)
-NO_LANDLOCK = pytest.mark.skipif(landlock.abi() == 0, reason="this kernel has no Landlock")
+NEEDS_LANDLOCK = pytest.mark.skipif(landlock.abi() == 0, reason="this kernel has no Landlock")
 
 
 def ask(root: Path, statement: str, limits: query.Limits = LIMITS, **params: str) -> pa.Table | str:
     """Return the result or the error of a statement."""
     try:
-        return query.ask(warehouse.tables(root), statement, params, limits)
+        return query.run_confined(warehouse.tables(root), statement, params, limits)
     except query.QueryError as error:
         return str(error)
 
@@ -41,19 +41,19 @@ def ask(root: Path, statement: str, limits: query.Limits = LIMITS, **params: str
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("warehouse")
     first = "20250101T000000Z-00000001"
-    publish(root, ok("a"), ok("né\x1b|c", mounts=3), failed("b"), run_id=first, audit="prod", started_at=STARTED_AT)
+    publish(root, ok("a"), ok("né\x1b|c", mounts=3), failure("b"), run_id=first, audit="prod", started_at=STARTED_AT)
     publish(root, ok("a", mounts=4, nodes=2, cache_ids=94), audit="prod", started_at=STARTED_AT + 86_400_000_000)
     return root
 
 
-@pytest.fixture(params=[pytest.param("landlock", marks=NO_LANDLOCK), "arrow"])
+@pytest.fixture(params=[pytest.param("landlock", marks=NEEDS_LANDLOCK), "arrow"])
 def mode(request, monkeypatch):
     if request.param == "arrow":
         monkeypatch.setattr(landlock, "abi", lambda: 0)
     return request.param
 
 
-READING = {
+READ_STATEMENTS = {
     "FROM targets": 4,
     "FROM host_waste": 1,
     "WITH t AS (SELECT * FROM targets) SELECT target, row_number() OVER (ORDER BY run_id, target) FROM t": 4,
@@ -68,22 +68,24 @@ READING = {
 }
 
 
-@pytest.mark.parametrize("statement", READING)
+@pytest.mark.parametrize("statement", READ_STATEMENTS)
 def test_a_reading_statement_is_answered(root, mode, statement):
     answer = ask(root, statement)
     assert isinstance(answer, pa.Table), answer
-    assert answer.num_rows == READING[statement]
+    assert answer.num_rows == READ_STATEMENTS[statement]
 
 
 def test_every_view_answers_as_the_projects_own_session_does(root, mode):
-    own = session(root)
-    names = own.rows("SELECT view_name FROM duckdb_views() WHERE NOT internal ORDER BY ALL")
+    direct_session = session(root)
+    names = direct_session.rows("SELECT view_name FROM duckdb_views() WHERE NOT internal ORDER BY ALL")
     views = [row["view_name"] for row in names]
-    every = " UNION ALL ".join(f"SELECT '{view}' AS view, CAST({view} AS VARCHAR) AS row FROM {view}" for view in views)
-    answer = ask(root, f"FROM ({every}) ORDER BY ALL", dataclasses.replace(LIMITS, memory_bytes=1 << 30))
+    statement = " UNION ALL ".join(
+        f"SELECT '{view}' AS view, CAST({view} AS VARCHAR) AS row FROM {view}" for view in views
+    )
+    answer = ask(root, f"FROM ({statement}) ORDER BY ALL", dataclasses.replace(LIMITS, memory_bytes=1 << 30))
     assert isinstance(answer, pa.Table), answer
     assert {"host_waste", "targets", "memcgs"} <= set(answer["view"].to_pylist())
-    assert answer.equals(own.sql(f"FROM ({every}) ORDER BY ALL"))
+    assert answer.equals(direct_session.sql(f"FROM ({statement}) ORDER BY ALL"))
 
 
 def test_duckdb_reads_the_files_itself_where_landlock_keeps_it_from_others(root, mode):
@@ -92,30 +94,32 @@ def test_duckdb_reads_the_files_itself_where_landlock_keeps_it_from_others(root,
 
 
 def test_tables_that_are_not_on_a_local_filesystem_are_read_through_arrow(root):
-    away = fs.SubTreeFileSystem("/", fs.LocalFileSystem())
+    remote_filesystem = fs.SubTreeFileSystem("/", fs.LocalFileSystem())
 
-    def moved(part: ds.FileSystemDataset) -> ds.FileSystemDataset:
+    def remote_part(part: ds.FileSystemDataset) -> ds.FileSystemDataset:
         files = [path.lstrip("/") for path in part.files]
-        return ds.FileSystemDataset.from_paths(files, schema=part.schema, format=part.format, filesystem=away)
+        return ds.FileSystemDataset.from_paths(
+            files, schema=part.schema, format=part.format, filesystem=remote_filesystem
+        )
 
     tables = {
-        name: ds.UnionDataset(table.schema, [moved(part) for part in table.children])
+        name: ds.UnionDataset(table.schema, [remote_part(part) for part in table.children])
         for name, table in warehouse.tables(root).items()
     }
-    plan = query.ask(tables, "EXPLAIN SELECT sum(css_id) FROM memcgs", {}, LIMITS)
+    plan = query.run_confined(tables, "EXPLAIN SELECT sum(css_id) FROM memcgs", {}, LIMITS)
     assert "PARQUET" not in plan["explain_value"][0].as_py()
-    ranked = query.ask(tables, "SELECT target, wasted_bytes FROM host_waste", {}, LIMITS)
-    assert ranked.equals(ask(root, "SELECT target, wasted_bytes FROM host_waste"))
+    ranking = query.run_confined(tables, "SELECT target, wasted_bytes FROM host_waste", {}, LIMITS)
+    assert ranking.equals(ask(root, "SELECT target, wasted_bytes FROM host_waste"))
     with pytest.raises(query.QueryError, match="a warehouse in a directory"):
-        query.script(tables)
+        query.init_script(tables)
 
 
 def test_parameters_are_values(root, mode):
-    hostile = "' OR true --"
+    hostile_text = "' OR true --"
     answer = ask(
-        root, "SELECT $a AS a, count(*) AS n FROM targets WHERE target = $a AND attempts > $n", a=hostile, n="0"
+        root, "SELECT $a AS a, count(*) AS n FROM targets WHERE target = $a AND attempts > $n", a=hostile_text, n="0"
     )
-    assert answer.to_pylist() == [{"a": hostile, "n": 0}]
+    assert answer.to_pylist() == [{"a": hostile_text, "n": 0}]
     assert "'; DROP" in ask(root, "SELECT $n::BIGINT", n="'; DROP")
     assert "parameter" in ask(root, "SELECT $missing")
 
@@ -125,33 +129,33 @@ def test_an_enormous_result_is_refused_and_a_large_one_takes_no_memory_here(root
         return int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
     assert "larger than 4.00 MiB" in ask(root, "FROM range(1000000000)")
-    before = anonymous_kb()
+    kb_before = anonymous_kb()
     answer = ask(root, "FROM range(20000000)", dataclasses.replace(LIMITS, result_bytes=1 << 30))
     assert answer.nbytes >= 160_000_000
-    assert anonymous_kb() - before < 50_000
+    assert anonymous_kb() - kb_before < 50_000
 
 
 def test_the_remedy_of_each_limit_is_named(root, mode):
-    late = ask(root, "SELECT sleep_ms(1000000000)", dataclasses.replace(LIMITS, timeout_s=1))
-    assert late == "no result after 1 s; give it longer with --timeout"
-    more = ask(root, "SELECT length(list(range)::VARCHAR) FROM range(200000000)")
-    assert more.endswith("it may use 256 MiB, more with --memory")
+    timeout_error = ask(root, "SELECT sleep_ms(1000000000)", dataclasses.replace(LIMITS, timeout_s=1))
+    assert timeout_error == "no result after 1 s; give it longer with --timeout"
+    memory_error = ask(root, "SELECT length(list(range)::VARCHAR) FROM range(200000000)")
+    assert memory_error.endswith("it may use 256 MiB, more with --memory")
 
 
 def test_a_run_that_is_removed_meanwhile_is_one_line_saying_to_run_it_again(tmp_path, mode):
-    published = publish(tmp_path, ok("a"))
+    directory = publish(tmp_path, ok("a"))
 
     def ask_too_late():
-        with warehouse.reading(tmp_path) as tables:
-            published.rename(tmp_path / "expired")
-            query.ask(tables, "SELECT sum(css_id) FROM memcgs", {}, LIMITS)
+        with warehouse.open_tables(tmp_path) as tables:
+            directory.rename(tmp_path / "expired")
+            query.run_confined(tables, "SELECT sum(css_id) FROM memcgs", {}, LIMITS)
 
-    again = f"run {published.name} was expired meanwhile: run the command again$"
-    with pytest.raises(warehouse.WarehouseError, match=again):
+    message = f"run {directory.name} was expired meanwhile: run the command again$"
+    with pytest.raises(warehouse.WarehouseError, match=message):
         ask_too_late()
 
 
-@NO_LANDLOCK
+@NEEDS_LANDLOCK
 @pytest.mark.parametrize(
     "attempt",
     [
@@ -177,7 +181,7 @@ def test_a_run_that_is_removed_meanwhile_is_one_line_saying_to_run_it_again(tmp_
     ],
 )
 def test_the_kernel_refuses_even_where_duckdbs_own_doors_are_open(tmp_path, attempt):
-    """Also in threads that start later, as DuckDB's workers do."""
+    """The refusal holds in threads that start later, as DuckDB's workers do."""
     for name in ("other", "readable"):
         (tmp_path / name).write_text("kept")
     program = f"""
@@ -201,42 +205,44 @@ def attempt():
 with concurrent.futures.ThreadPoolExecutor(1) as other_thread:
     print(attempt(), other_thread.submit(attempt).result(), sep="\\n")
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd="/", capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    refusals = done.stdout.splitlines()
+    process = subprocess.run([sys.executable, "-c", program], cwd="/", capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    refusals = process.stdout.splitlines()
     assert len(refusals) == 2
     assert all(re.search("(?i)permission denied|operation not permitted", refusal) for refusal in refusals)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "readable"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_query_ends_with_the_command_that_asked(root, number):
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_query_ends_with_the_command_that_asked(root, signal_number):
     command = [sys.executable, "-m", "pipeline", "sql", "-w", str(root), "SELECT sleep_ms(1000000000)"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
-    asking = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
-    child = eventually(lambda: Path(f"/proc/{asking.pid}/task/{asking.pid}/children").read_text().split())[0]
-    started = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[19]
-    asking.send_signal(number)
-    _, said = asking.communicate(timeout=120)
-    assert asking.returncode == (130 if number != signal.SIGKILL else -signal.SIGKILL)
-    assert said == ("interrupted\n" if number != signal.SIGKILL else "")
-    eventually(lambda: gone(child, started))
+    command_process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    child = wait_for(
+        lambda: Path(f"/proc/{command_process.pid}/task/{command_process.pid}/children").read_text().split()
+    )[0]
+    start_time = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[19]
+    command_process.send_signal(signal_number)
+    _, stderr_text = command_process.communicate(timeout=120)
+    assert command_process.returncode == (130 if signal_number != signal.SIGKILL else -signal.SIGKILL)
+    assert stderr_text == ("interrupted\n" if signal_number != signal.SIGKILL else "")
+    wait_for(lambda: has_ended(child, start_time))
 
 
-def gone(pid: str, started: str) -> bool:
-    """Say whether a process has ended; another may have its number."""
+def has_ended(pid: str, start_time: str) -> bool:
+    """Whether a process has ended; another process may have its pid by now."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return True
-    return state[0] == "Z" or state[19] != started
+    return state[0] == "Z" or state[19] != start_time
 
 
-def eventually(found):
-    """Return what a function returns once that is true."""
-    until = time.monotonic() + 120
-    while time.monotonic() < until:
-        if result := found():
+def wait_for(condition):
+    """Return the first true result of a function, within two minutes."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if result := condition():
             return result
         time.sleep(0.05)
     raise AssertionError("not within two minutes")

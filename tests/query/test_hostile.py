@@ -1,7 +1,7 @@
 """Hostile SQL is refused or bounded, under Landlock and without, and nothing is written or disclosed.
 
-Every statement runs in a child as `lru-audit sql` runs it. Beside the warehouse stand a text and a Parquet file with a
-secret, and links to both inside the warehouse; the secret is in the environment, too.
+Every statement runs in a child process, as in `lru-audit sql`. Outside the warehouse lie a text and a Parquet file with
+a secret, inside it links to both; the secret is also in the environment.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import pytest
 
 from pipeline import query, warehouse
 from pipeline.query import landlock
-from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish
+from tests.warehouse.outcomes import STARTED_AT, failure, ok, publish
 
 SECRET = f"canary-{secrets.token_hex(8)}"
 LIMITS = query.Limits(timeout_s=240, memory_bytes=256 << 20, result_bytes=4 << 20)
-NO_LANDLOCK = pytest.mark.skipif(landlock.abi() == 0, reason="this kernel has no Landlock")
-MODES = [pytest.param("landlock", marks=NO_LANDLOCK), "arrow"]
+NEEDS_LANDLOCK = pytest.mark.skipif(landlock.abi() == 0, reason="this kernel has no Landlock")
+MODES = [pytest.param("landlock", marks=NEEDS_LANDLOCK), "arrow"]
 
-REFUSED = [
+REFUSED_STATEMENTS = [
     # writing
     "COPY targets TO '{out}'",
     "COPY targets TO '{published}'",
@@ -47,13 +47,13 @@ REFUSED = [
     "CREATE OR REPLACE VIEW targets AS SELECT 1",
     "CREATE MACRO f() AS 1",
     "DROP VIEW targets",
-    "INSERT INTO memory_targets (target) VALUES ('x')",
-    "WITH x AS (INSERT INTO memory_targets (target) VALUES ('x') RETURNING *) FROM x",
-    "UPDATE memory_targets SET target = 'x'",
-    "DELETE FROM memory_targets",
-    "ALTER TABLE memory_targets ADD COLUMN x INT",
-    "DELETE FROM memory_runs",
-    "WITH x AS (DELETE FROM memory_runs RETURNING *) FROM x",
+    "INSERT INTO _memory_targets (target) VALUES ('x')",
+    "WITH x AS (INSERT INTO _memory_targets (target) VALUES ('x') RETURNING *) FROM x",
+    "UPDATE _memory_targets SET target = 'x'",
+    "DELETE FROM _memory_targets",
+    "ALTER TABLE _memory_targets ADD COLUMN x INT",
+    "DELETE FROM _memory_runs",
+    "WITH x AS (DELETE FROM _memory_runs RETURNING *) FROM x",
     "CREATE OR REPLACE MACRO newest_run_id() AS 'x'",
     # other databases, extensions, settings, secrets
     "ATTACH '{out}' AS f",
@@ -82,7 +82,7 @@ REFUSED = [
     "EXECUTE p",
     "CREATE SECRET (TYPE s3)",
     "FROM duckdb_secrets()",
-    # reading what is not in the warehouse
+    # reading files other than the warehouse's tables
     "FROM '{canary}'",
     "FROM '{parquet_canary}'",
     "FROM '/etc/passwd'",
@@ -113,7 +113,7 @@ REFUSED = [
     "FROM 'https://127.0.0.1:9/x.csv'",
     "FROM read_parquet('s3://bucket/x.parquet')",
     "SELECT getenv('LRU_CANARY')",
-    # Python's variables
+    # Python variables, which DuckDB reads as tables by default
     "FROM request",
     "FROM dataset",
     "FROM arrow_scan(1, 2, 3)",
@@ -128,8 +128,8 @@ REFUSED = [
     "(" * 50_000 + "1",
 ]
 
-# They may answer, within their bounds.
-BOUNDED = [
+# Statements that may return a result within the limits.
+HARMLESS_STATEMENTS = [
     "FROM enable_logging(storage = 'stdout')",
     "FROM disable_logging()",
     "SELECT write_log('x')",
@@ -145,7 +145,7 @@ BOUNDED = [
     "FROM read_parquet('{published}')",
 ]
 
-ENDLESS = [
+ENDLESS_STATEMENTS = [
     "SELECT count(*) FROM range(10000000) a, range(10000000) b, range(10000000) c WHERE a.range + b.range > c.range",
     "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n FROM t) SELECT count(*) FROM t",
     "SELECT sleep_ms(1000000000)",
@@ -156,11 +156,11 @@ ENDLESS = [
     "SELECT repeat('x', 1000000) FROM range(1000000000)",
     "SELECT count(*) FROM range(1000000000000) WHERE regexp_matches(range::VARCHAR, '(1+)+$')",
 ]
-IN_BOUNDS = r"--timeout|--memory|the result is larger than 4\.00 MiB"
+LIMIT_ERRORS = r"--timeout|--memory|the result is larger than 4\.00 MiB"
 
 
-class Place(NamedTuple):
-    """Where statements are hostile: the folder of everything, and what their placeholders stand for."""
+class Scenario(NamedTuple):
+    """The folder of the warehouse and of the secrets, and the paths for the placeholders in statements."""
 
     folder: Path
     names: dict[str, str]
@@ -171,64 +171,65 @@ class Place(NamedTuple):
     def ask(self, statement: str, limits: query.Limits = LIMITS, **params: str) -> pa.Table | str:
         """Return the result or the error of a statement."""
         try:
-            return query.ask(self.tables(), filled(statement, self.names), params, limits)
+            return query.run_confined(self.tables(), fill_in(statement, self.names), params, limits)
         except query.QueryError as error:
             return str(error)
 
 
-def filled(statement: str, names: dict[str, str]) -> str:
+def fill_in(statement: str, names: dict[str, str]) -> str:
     return re.sub(r"\{(\w+)\}", lambda name: names[name[1]], statement)
 
 
 def tree(folder: Path) -> dict[str, bytes | str | None]:
-    """Everything in the folder, and in DuckDB's own."""
-    found: dict[str, bytes | str | None] = {}
+    """Return the content of each file and link in the folder and in DuckDB's own, by path."""
+    contents: dict[str, bytes | str | None] = {}
     for top in (folder, Path.home() / ".duckdb"):
         for path in sorted(top.rglob("*")):
-            found[str(path)] = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
-    return found
+            contents[str(path)] = (
+                os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+            )
+    return contents
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def scenario(tmp_path_factory):
     folder = tmp_path_factory.mktemp("place")
     root = folder / "warehouse"
-    published = publish(root, ok("a"), ok("né\x1b|c", mounts=3), failed("b"), audit="prod", started_at=STARTED_AT)
+    directory = publish(root, ok("a"), ok("né\x1b|c", mounts=3), failure("b"), audit="prod", started_at=STARTED_AT)
     publish(root, ok("a", mounts=4, nodes=2, cache_ids=94), audit="prod", started_at=STARTED_AT + 86_400_000_000)
     names = {
         "warehouse": str(root),
-        "published": str(published / "targets-00000.parquet"),
+        "published": str(directory / "targets-00000.parquet"),
         "canary": str(folder / "canary.csv"),
         "parquet_canary": str(folder / "canary.parquet"),
         "link": str(root / "runs" / "link.csv"),
-        "parquet_link": str(published / "memcgs-00001.parquet"),
+        "parquet_link": str(directory / "memcgs-00001.parquet"),
         "out": str(folder / "out"),
     }
     Path(names["canary"]).write_text(f"name\n{SECRET}\n")
     pq.write_table(pa.table({"name": [SECRET]}), names["parquet_canary"])
     Path(names["link"]).symlink_to(names["canary"])
     Path(names["parquet_link"]).symlink_to(names["parquet_canary"])
-    return Place(folder, names)
+    return Scenario(folder, names)
 
 
 @pytest.fixture(scope="module", params=MODES)
-def answers(request, place):
-    """Every hostile statement's answer, some at a time, and the tree before and after."""
+def answers(request, scenario):
+    """The answer to every statement, four at a time, and the tree before and after."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LRU_CANARY", SECRET)
         if request.param == "arrow":
             patch.setattr(landlock, "abi", lambda: 0)
-        before = tree(place.folder)
-        short = dataclasses.replace(LIMITS, timeout_s=4)
+        tree_before = tree(scenario.folder)
+        short_limits = dataclasses.replace(LIMITS, timeout_s=4)
         with ThreadPoolExecutor(4) as pool:
-            limits = [short if statement in ENDLESS else LIMITS for statement in REFUSED + BOUNDED + ENDLESS]
-            found = dict(
-                zip(REFUSED + BOUNDED + ENDLESS, pool.map(place.ask, REFUSED + BOUNDED + ENDLESS, limits), strict=True)
-            )
-    return found, before, tree(place.folder)
+            statements = REFUSED_STATEMENTS + HARMLESS_STATEMENTS + ENDLESS_STATEMENTS
+            limits = [short_limits if statement in ENDLESS_STATEMENTS else LIMITS for statement in statements]
+            answer_by_statement = dict(zip(statements, pool.map(scenario.ask, statements, limits), strict=True))
+    return answer_by_statement, tree_before, tree(scenario.folder)
 
 
-def shown(statement: str) -> str:
+def statement_id(statement: str) -> str:
     return ascii(statement[:60])
 
 
@@ -238,14 +239,14 @@ def assert_one_line(answer: str) -> None:
     assert SECRET not in answer
 
 
-@pytest.mark.parametrize("statement", REFUSED, ids=shown)
+@pytest.mark.parametrize("statement", REFUSED_STATEMENTS, ids=statement_id)
 def test_a_hostile_statement_is_refused(answers, statement):
     answer = answers[0][statement]
     assert isinstance(answer, str), answer
     assert_one_line(answer)
 
 
-@pytest.mark.parametrize("statement", BOUNDED, ids=shown)
+@pytest.mark.parametrize("statement", HARMLESS_STATEMENTS, ids=statement_id)
 def test_a_strange_statement_does_no_harm(answers, statement):
     answer = answers[0][statement]
     if isinstance(answer, str):
@@ -254,14 +255,14 @@ def test_a_strange_statement_does_no_harm(answers, statement):
         assert SECRET not in str(answer.to_pydict())
 
 
-@pytest.mark.parametrize("statement", ENDLESS, ids=shown)
+@pytest.mark.parametrize("statement", ENDLESS_STATEMENTS, ids=statement_id)
 def test_a_statement_without_end_is_ended_by_a_limit(answers, statement):
     answer = answers[0][statement]
     assert isinstance(answer, str)
-    assert re.search(IN_BOUNDS, answer), answer
+    assert re.search(LIMIT_ERRORS, answer), answer
     assert_one_line(answer)
 
 
 def test_nothing_was_written_anywhere(answers):
-    _, before, after = answers
-    assert after == before
+    _, tree_before, tree_after = answers
+    assert tree_after == tree_before

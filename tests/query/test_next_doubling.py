@@ -1,4 +1,4 @@
-"""What the next growth of ids costs by SQL, from published rows, is what it costs by the collector's model."""
+"""The cost of the next growth of ids in SQL, from published rows, equals the cost in the collector's model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pipeline.collector.model import cost
 from tests.warehouse.outcomes import ok, publish, session
 
 NODES = 2
-ARRAY_BYTES = 64  # of each in these rows
+ARRAY_BYTES = 64  # of each pointer array in these rows
 
 
 def test_every_growth_costs_what_the_model_says(tmp_path):
@@ -19,13 +19,13 @@ def test_every_growth_costs_what_the_model_says(tmp_path):
     publish(tmp_path, *hosts)
     lists = len(hosts[0]["tables"]["list_lrus"]["rows"])
     sizes = cost.x86_64(NODES)
-    expected = {}
-    for ids, grown in itertools.pairwise(series[1:]):
-        _, arrays, objects = cost.eager_bytes(sizes, NODES, grown)
-        _, _, held = cost.eager_bytes(sizes, NODES, ids)
-        expected[ids] = (grown, lists * (objects - held), lists * (arrays - NODES * ARRAY_BYTES))
-    found = {
+    expected_costs = {}
+    for ids, next_ids in itertools.pairwise(series[1:]):
+        _, arrays, objects = cost.eager_bytes(sizes, NODES, next_ids)
+        _, _, current_objects = cost.eager_bytes(sizes, NODES, ids)
+        expected_costs[ids] = (next_ids, lists * (objects - current_objects), lists * (arrays - NODES * ARRAY_BYTES))
+    costs = {
         row["memcg_nr_cache_ids"]: (row["next_cache_ids"], row["next_object_bytes"], row["next_array_bytes"])
         for row in session(tmp_path).rows("FROM next_doubling")
     }
-    assert found == expected
+    assert costs == expected_costs

@@ -1,4 +1,4 @@
-"""Views answer over what is published, on both bindings, and a user's SQL reaches nothing else."""
+"""Views return the published rows on both bindings, and a user's SQL reaches nothing else."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import query, warehouse
-from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish, session
+from tests.warehouse.outcomes import STARTED_AT, failure, ok, publish, session
 
 ROOT = Path(__file__).parents[2]
-DAY = 86_400_000_000
+DAY_US = 86_400_000_000
 # The columns of the design document, section 7, in their order.
 VIEWS = {
     "host_waste": """rank run_id target host kernel_release layout memcg_nr_cache_ids nr_node_ids superblocks list_lrus
@@ -55,19 +55,19 @@ BREAKDOWNS = ("superblock_waste", "fstype_waste", "cgroup_waste")
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Two audits, of one two runs, one of them with a target that failed."""
+    """Audit prod with two runs, the second with a failed target, and audit adhoc with one run."""
     root = tmp_path_factory.mktemp("warehouse")
     publish(root, ok("a"), ok("b", mounts=3), run_id="20250101T000000Z-00000001", audit="prod", started_at=STARTED_AT)
     publish(
         root,
         ok("a", mounts=4, nodes=2, cache_ids=94),
-        failed("b"),
+        failure("b"),
         ok("né\x1b|c", mounts=7, nodes=2, cache_ids=766),
         run_id="20250102T000000Z-00000002",
         audit="prod",
-        started_at=STARTED_AT + DAY,
+        started_at=STARTED_AT + DAY_US,
     )
-    publish(root, ok("x"), run_id="20250103T000000Z-00000003", started_at=STARTED_AT + 2 * DAY)
+    publish(root, ok("x"), run_id="20250103T000000Z-00000003", started_at=STARTED_AT + 2 * DAY_US)
     return root
 
 
@@ -77,134 +77,143 @@ def binding(request):
 
 
 @pytest.fixture(scope="module")
-def reading(root, binding):
-    return session(root, confined=binding == "arrow")
+def db(root, binding):
+    return session(root, is_confined=binding == "arrow")
 
 
 @pytest.fixture(scope="module")
-def confined(root):
-    return session(root, confined=True)
+def confined_session(root):
+    return session(root, is_confined=True)
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_a_view_has_the_columns_of_the_design(reading, view):
-    assert reading.sql(f"FROM {view}").column_names == VIEWS[view].split()
+def test_a_view_has_the_columns_of_the_design(db, view):
+    assert db.sql(f"FROM {view}").column_names == VIEWS[view].split()
 
 
-@pytest.mark.parametrize("where", ["published", "empty"])
-def test_every_view_is_there_and_no_sum_is_a_float(root, tmp_path, where):
-    reading = session(root if where == "published" else tmp_path)
-    names = [row["view_name"] for row in reading.rows("SELECT view_name FROM duckdb_views() WHERE NOT internal")]
+@pytest.mark.parametrize("contents", ["published", "empty"])
+def test_every_view_is_there_and_no_sum_is_a_float(root, tmp_path, contents):
+    db = session(root if contents == "published" else tmp_path)
+    names = [row["view_name"] for row in db.rows("SELECT view_name FROM duckdb_views() WHERE NOT internal")]
     assert {*VIEWS, *BREAKDOWNS, "runs", "memcgs", "latest_memcgs"} <= set(names)
     for name in names:
-        table = reading.sql(f"FROM {name}")
+        table = db.sql(f"FROM {name}")
         for field in table.schema:
             if "pct" not in field.name:
                 assert not pa.types.is_floating(field.type), f"{name}.{field.name}"
                 assert not pa.types.is_decimal(field.type), f"{name}.{field.name}"
-        assert where == "published" or len(table) == 0
+        assert contents == "published" or len(table) == 0
 
 
-def test_the_rows_of_each_label_and_of_all_kernels_sum_to_the_fleet_to_the_byte(reading):
+def test_the_rows_of_each_label_and_of_all_kernels_sum_to_the_fleet_to_the_byte(db):
     sums = "sum(list_lru_bytes)::BIGINT AS a, sum(lazy_bytes)::BIGINT AS b, sum(wasted_bytes)::BIGINT AS c"
-    (fleet,) = reading.rows(f"SELECT {sums} FROM host_waste")
-    assert reading.rows(f"SELECT {sums} FROM kernel_waste") == [fleet]
-    by_label = reading.rows(f"SELECT label, {sums} FROM label_waste GROUP BY label")
+    (fleet,) = db.rows(f"SELECT {sums} FROM host_waste")
+    assert db.rows(f"SELECT {sums} FROM kernel_waste") == [fleet]
+    by_label = db.rows(f"SELECT label, {sums} FROM label_waste GROUP BY label")
     assert by_label == [{"label": "rack", **fleet}]
 
 
 @pytest.mark.parametrize("breakdown", BREAKDOWNS)
-def test_a_breakdown_sums_to_the_hosts_total_to_the_byte(reading, breakdown):
-    totals = "SELECT target, list_lru_bytes, lazy_bytes, wasted_bytes FROM host_waste ORDER BY target"
-    summed = f"""SELECT target, sum(list_lru_bytes)::BIGINT AS list_lru_bytes, sum(lazy_bytes)::BIGINT AS lazy_bytes,
+def test_a_breakdown_sums_to_the_hosts_total_to_the_byte(db, breakdown):
+    totals_query = "SELECT target, list_lru_bytes, lazy_bytes, wasted_bytes FROM host_waste ORDER BY target"
+    sums_query = f"""
+        SELECT target, sum(list_lru_bytes)::BIGINT AS list_lru_bytes, sum(lazy_bytes)::BIGINT AS lazy_bytes,
         sum(wasted_bytes)::BIGINT AS wasted_bytes FROM {breakdown} GROUP BY target ORDER BY target"""
-    assert len(reading.rows(totals)) == 2
-    assert reading.rows(summed) == reading.rows(totals)
+    assert len(db.rows(totals_query)) == 2
+    assert db.rows(sums_query) == db.rows(totals_query)
 
 
-def test_both_bindings_answer_the_same(root, confined):
-    direct = session(root)
-    for row in direct.rows("SELECT view_name FROM duckdb_views() WHERE NOT internal"):
+def test_both_bindings_answer_the_same(root, confined_session):
+    direct_session = session(root)
+    for row in direct_session.rows("SELECT view_name FROM duckdb_views() WHERE NOT internal"):
         name = row["view_name"]
-        if not name.startswith("stored_"):
-            assert confined.rows(f"FROM {name} ORDER BY ALL") == direct.rows(f"FROM {name} ORDER BY ALL"), name
+        if not name.startswith("_stored_"):
+            statement = f"FROM {name} ORDER BY ALL"
+            assert confined_session.rows(statement) == direct_session.rows(statement), name
 
 
 def test_runs_written_with_fewer_columns_still_read(root, tmp_path):
     tables = warehouse.tables(root)
-    (now,) = tables["targets"].children
+    (current_part,) = tables["targets"].children
     pq.write_table(
-        pq.read_table(now.files[0]).drop_columns(["notes", "lazy_basis"]), tmp_path / "targets-00000.parquet"
+        pq.read_table(current_part.files[0]).drop_columns(["notes", "lazy_basis"]), tmp_path / "targets-00000.parquet"
     )
 
-    def part(*files: str) -> ds.FileSystemDataset:
-        return ds.FileSystemDataset.from_paths(files, schema=now.schema, format=now.format, filesystem=now.filesystem)
+    def dataset_part(*files: str) -> ds.FileSystemDataset:
+        return ds.FileSystemDataset.from_paths(
+            files, schema=current_part.schema, format=current_part.format, filesystem=current_part.filesystem
+        )
 
-    mixed = ds.UnionDataset(now.schema, [part(str(tmp_path / "targets-00000.parquet")), part(*now.files[1:])])
-    for confined in (False, True):
-        reading = query.Session({**tables, "targets": mixed}, confined=confined)
-        found = reading.rows("SELECT target, lazy_basis FROM targets ORDER BY run_id, target")
-        assert [row["lazy_basis"] for row in found] == [None, None, "online", None, "online", "online"]
-        assert reading.sql("FROM targets").column_names == tables["targets"].schema.names
+    dataset = ds.UnionDataset(
+        current_part.schema,
+        [dataset_part(str(tmp_path / "targets-00000.parquet")), dataset_part(*current_part.files[1:])],
+    )
+    for is_confined in (False, True):
+        db = query.Session({**tables, "targets": dataset}, is_confined=is_confined)
+        rows = db.rows("SELECT target, lazy_basis FROM targets ORDER BY run_id, target")
+        assert [row["lazy_basis"] for row in rows] == [None, None, "online", None, "online", "online"]
+        assert db.sql("FROM targets").column_names == tables["targets"].schema.names
 
 
 def test_a_run_of_a_later_version_still_reads(tmp_path, binding):
-    """Its tables may have one more column each."""
+    """Each of its tables has one more column."""
     publish(tmp_path, ok("a"), run_id="20250101T000000Z-00000001")
-    whole = session(tmp_path).sql("FROM host_waste")
-    later = publish(tmp_path, ok("a"), run_id="20250102T000000Z-00000001")
-    for file in later.glob("*.parquet"):
-        found = pq.read_table(file)
-        pq.write_table(found.append_column("later", pa.array([1] * len(found))), file)
-    manifest = json.loads((later / "manifest.json").read_text())
+    ranking = session(tmp_path).sql("FROM host_waste")
+    later_directory = publish(tmp_path, ok("a"), run_id="20250102T000000Z-00000001")
+    for file in later_directory.glob("*.parquet"):
+        rows = pq.read_table(file)
+        pq.write_table(rows.append_column("later", pa.array([1] * len(rows))), file)
+    manifest = json.loads((later_directory / "manifest.json").read_text())
     manifest["versions"]["schema"] += 1
-    (later / "manifest.json").write_text(json.dumps(manifest))
-    asked = session(tmp_path, confined=binding == "arrow")
-    assert asked.sql("FROM host_waste").drop_columns("run_id").equals(whole.drop_columns("run_id"))
-    assert len(asked.sql("FROM runs")) == len(asked.sql("FROM targets")) == 2
+    (later_directory / "manifest.json").write_text(json.dumps(manifest))
+    db = session(tmp_path, is_confined=binding == "arrow")
+    assert db.sql("FROM host_waste").drop_columns("run_id").equals(ranking.drop_columns("run_id"))
+    assert len(db.sql("FROM runs")) == len(db.sql("FROM targets")) == 2
 
 
 def test_no_file_of_another_run_is_opened_for_the_newest(tmp_path, binding):
-    """The others' files are no Parquet any more but for those of the first, which says what columns they have."""
+    """Other runs' files are overwritten, except the first run's for Parquet: DuckDB reads the columns from them."""
     ids = [f"2025010{day}T000000Z-00000001" for day in range(1, 5)]
-    first, *others, _ = [publish(tmp_path, ok("a"), ok("b", mounts=3), run_id=run_id) for run_id in ids]
-    whole = session(tmp_path, confined=binding == "arrow").sql("FROM host_waste")
-    for directory in [*others, *([first] if binding == "arrow" else [])]:
+    first, *middle, _ = [publish(tmp_path, ok("a"), ok("b", mounts=3), run_id=run_id) for run_id in ids]
+    ranking = session(tmp_path, is_confined=binding == "arrow").sql("FROM host_waste")
+    for directory in [*middle, *([first] if binding == "arrow" else [])]:
         for table in ("targets", "list_lrus", "superblocks", "memcgs"):
             (directory / f"{table}-00000.parquet").write_bytes(b"no Parquet")
-    asked = session(tmp_path, confined=binding == "arrow")
-    assert asked.sql("FROM host_waste").equals(whole)
-    assert asked.rows("SELECT count(*) AS n FROM fstype_waste")[0]["n"] > 0
+    db = session(tmp_path, is_confined=binding == "arrow")
+    assert db.sql("FROM host_waste").equals(ranking)
+    assert db.rows("SELECT count(*) AS n FROM fstype_waste")[0]["n"] > 0
     with pytest.raises(query.QueryError):
-        asked.rows("SELECT sum(reads) FROM targets")
+        db.rows("SELECT sum(reads) FROM targets")
 
 
 def test_a_directory_named_like_a_partition_adds_no_column(tmp_path):
     root = tmp_path / "run_id=other"
     publish(root, ok("a"))
     assert session(root).rows("SELECT DISTINCT run_id FROM targets") == [
-        {"run_id": warehouse.runs(root)[0].run_id},
+        {"run_id": warehouse.published_runs(root)[0].run_id},
     ]
 
 
-def test_the_optimizer_with_wrong_sums_is_off_where_there_is_one(reading):
-    known = reading.rows("SELECT name FROM duckdb_optimizers() WHERE name = 'partitioned_execution'")
-    (setting,) = reading.rows("SELECT current_setting('disabled_optimizers') AS off")
-    assert ("partitioned_execution" in setting["off"]) == bool(known)
-    assert bool(known) != duckdb.__version__.startswith("1.")
+def test_the_optimizer_with_wrong_sums_is_off_where_there_is_one(db):
+    optimizers = db.rows("SELECT name FROM duckdb_optimizers() WHERE name = 'partitioned_execution'")
+    (setting,) = db.rows("SELECT current_setting('disabled_optimizers') AS off")
+    assert ("partitioned_execution" in setting["off"]) == bool(optimizers)
+    assert bool(optimizers) != duckdb.__version__.startswith("1.")
 
 
 def test_addresses_above_a_bigint_join(tmp_path):
-    """What one side of a join has is a filter for the other, which DuckDB 1.5 cannot pass on to Arrow."""
+    """DuckDB filters one side of a join by the other's values; DuckDB 1.5 cannot pass that filter on to Arrow."""
     publish(tmp_path, ok("a", mounts=50), ok("b", mounts=50))
     query = "SELECT fstype, superblocks FROM fstype_waste WHERE target = 'a' AND fstype IS NOT NULL ORDER BY fstype"
-    for confined in (False, True):
-        found = session(tmp_path, confined=confined).rows(query)
-        assert found == [{"fstype": "overlay", "superblocks": 25}, {"fstype": "tmpfs", "superblocks": 25}]
+    for is_confined in (False, True):
+        rows = session(tmp_path, is_confined=is_confined).rows(query)
+        assert rows == [{"fstype": "overlay", "superblocks": 25}, {"fstype": "tmpfs", "superblocks": 25}]
 
 
-def test_a_sum_of_users_is_exact(confined):
-    table = confined.sql("SELECT sum(n) AS s FROM (VALUES (9223372036854775807), (9223372036854775807)) AS t(n)")
+def test_a_sum_of_users_is_exact(confined_session):
+    table = confined_session.sql(
+        "SELECT sum(n) AS s FROM (VALUES (9223372036854775807), (9223372036854775807)) AS t(n)"
+    )
     assert table["s"].to_pylist() == [18446744073709551614]
 
 
@@ -215,14 +224,14 @@ def test_times_are_utc_whatever_the_machine_says(root, monkeypatch):
     ]
 
 
-def test_parameters_are_values(confined):
-    hostile = "' OR true --"
-    assert confined.rows("SELECT target FROM targets WHERE target = $name", {"name": hostile}) == []
-    assert confined.rows("SELECT $name AS echo", {"name": hostile}) == [{"echo": hostile}]
+def test_parameters_are_values(confined_session):
+    hostile_text = "' OR true --"
+    assert confined_session.rows("SELECT target FROM targets WHERE target = $name", {"name": hostile_text}) == []
+    assert confined_session.rows("SELECT $name AS echo", {"name": hostile_text}) == [{"echo": hostile_text}]
 
 
 @pytest.mark.parametrize(
-    ("statement", "why"),
+    ("statement", "error_text"),
     [
         ("SELECT nope FROM targets", 'Referenced column "nope" not found'),
         ("SELECT * FROM nope", "Table with name nope does not exist"),
@@ -233,35 +242,35 @@ def test_parameters_are_values(confined):
         ("", "only one reading statement"),
     ],
 )
-def test_an_error_is_one_line(confined, statement, why):
+def test_an_error_is_one_line(confined_session, statement, error_text):
     with pytest.raises(query.QueryError) as error:
-        confined.sql(statement)
-    assert why in str(error.value)
+        confined_session.sql(statement)
+    assert error_text in str(error.value)
     assert "\n" not in str(error.value)
-    assert confined.rows("SELECT 1 AS still") == [{"still": 1}]
+    assert confined_session.rows("SELECT 1 AS still") == [{"still": 1}]
 
 
 def test_a_file_that_is_gone_is_one_line_that_names_it(tmp_path):
-    published = publish(tmp_path, ok("a"))
-    for confined in (False, True):
-        reading = session(tmp_path, confined=confined)
-        (published / "memcgs-00000.parquet").rename(published / "away")
+    directory = publish(tmp_path, ok("a"))
+    for is_confined in (False, True):
+        db = session(tmp_path, is_confined=is_confined)
+        (directory / "memcgs-00000.parquet").rename(directory / "away")
         with pytest.raises(query.QueryError, match=r"memcgs-00000\.parquet") as error:
-            reading.sql("SELECT sum(css_id) FROM memcgs")
+            db.sql("SELECT sum(css_id) FROM memcgs")
         assert "\n" not in str(error.value)
-        (published / "away").rename(published / "memcgs-00000.parquet")
+        (directory / "away").rename(directory / "memcgs-00000.parquet")
 
 
 def test_what_a_killed_session_may_have_spilled_is_gone_with_the_next_one(root, tmp_path):
-    code = "from tests.warehouse.outcomes import session; made = session(sys.argv[1]); "
-    for end, left in (("os.kill(os.getpid(), 9)", 1), ("pass", 0)):
+    code = "from tests.warehouse.outcomes import session; db = session(sys.argv[1]); "
+    for end, count in (("os.kill(os.getpid(), 9)", 1), ("pass", 0)):
         command = [sys.executable, "-c", f"import os, sys; {code}{end}", root]
-        subprocess.run(command, cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, check=left == 0)
-        assert len(list(tmp_path.iterdir())) == left
+        subprocess.run(command, cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, check=count == 0)
+        assert len(list(tmp_path.iterdir())) == count
 
 
-def test_a_confined_session_has_every_door_shut_and_locked(confined):
-    shut = {
+def test_a_confined_session_has_every_door_shut_and_locked(confined_session):
+    closed_settings = {
         "enable_external_access": "false",
         "lock_configuration": "true",
         "python_enable_replacements": "false",
@@ -269,11 +278,11 @@ def test_a_confined_session_has_every_door_shut_and_locked(confined):
         "autoinstall_known_extensions": "false",
         "temp_directory": "",
     }
-    found = confined.rows("SELECT name, value FROM duckdb_settings()")
-    assert {row["name"]: row["value"] for row in found if row["name"] in shut} == shut
+    rows = confined_session.rows("SELECT name, value FROM duckdb_settings()")
+    assert {row["name"]: row["value"] for row in rows if row["name"] in closed_settings} == closed_settings
 
 
-READING = [
+READ_STATEMENTS = [
     "SELECT count(*) FROM targets",
     "FROM host_waste",
     "FROM host_waste_at('20250101T000000Z-00000001')",
@@ -289,12 +298,12 @@ READING = [
 ]
 
 
-@pytest.mark.parametrize("statement", READING)
-def test_reading_statements_are_run(confined, statement):
-    assert confined.sql(statement).num_rows >= 1
+@pytest.mark.parametrize("statement", READ_STATEMENTS)
+def test_reading_statements_are_run(confined_session, statement):
+    assert confined_session.sql(statement).num_rows >= 1
 
 
-HOSTILE = [
+HOSTILE_STATEMENTS = [
     "COPY targets TO '{file}'",
     "COPY (SELECT 1) TO '{file}' (FORMAT parquet)",
     "WITH x AS (COPY targets TO '{file}') SELECT * FROM x",
@@ -346,13 +355,13 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("statement", HOSTILE)
-def test_a_hostile_statement_is_refused(root, confined, tmp_path, statement):
+@pytest.mark.parametrize("statement", HOSTILE_STATEMENTS)
+def test_a_hostile_statement_is_refused(root, confined_session, tmp_path, statement):
     parquet = warehouse.tables(root)["targets"].children[0].files[0]
-    before = sorted(path for path in root.rglob("*"))
+    files_before = sorted(path for path in root.rglob("*"))
     with pytest.raises(query.QueryError) as error:
-        confined.sql(statement.format(file=tmp_path / "out", directory=root, parquet=parquet))
+        confined_session.sql(statement.format(file=tmp_path / "out", directory=root, parquet=parquet))
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
-    assert sorted(path for path in root.rglob("*")) == before
-    assert confined.rows("SELECT count(*) AS n FROM targets") == [{"n": 6}]
+    assert sorted(path for path in root.rglob("*")) == files_before
+    assert confined_session.rows("SELECT count(*) AS n FROM targets") == [{"n": 6}]

@@ -1,4 +1,4 @@
-"""Charts as inline SVG, drawn with classes only: colours are the page's, and its policy allows no style attribute."""
+"""Charts as inline SVG. They use classes only, since the page's policy allows no style attribute."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
+# In units of the SVG's viewBox, which the page scales.
 _WIDTH = 720
-_ROW = 26
-_NAMES = 210
-_VALUES = 90
-_HEIGHT = 180
-_EDGE = 64
+_BAR_ROW_HEIGHT = 26
+_BAR_NAME_WIDTH = 210
+_VALUE_WIDTH = 90
+_LINE_HEIGHT = 180
+_LINE_SCALE_WIDTH = 64
+_MAX_NAME_CHARACTERS = 28
 
 
 class Bar(NamedTuple):
@@ -26,78 +28,93 @@ class Bar(NamedTuple):
 
 def bars(title: str, rows: Sequence[Bar]) -> Markup:
     """Return horizontal bars, the longest as wide as there is room."""
-    longest = max((row.value for row in rows), default=0) or 1
-    room = _WIDTH - _NAMES - _VALUES
-    drawn = []
+    max_value = max((row.value for row in rows), default=0) or 1
+    max_width = _WIDTH - _BAR_NAME_WIDTH - _VALUE_WIDTH
+    elements = []
     for n, row in enumerate(rows):
-        width = max(0.0, row.value) / longest * room
-        y = n * _ROW
-        drawn.append(
+        width = max(0.0, row.value) / max_value * max_width
+        y = n * _BAR_ROW_HEIGHT
+        elements.append(
             Markup(
                 '<text class="name" x="{}" y="{}">{}</text><rect class="bar" x="{}" y="{}" width="{:.1f}" height="{}" '
                 'rx="2"/><text class="value" x="{:.1f}" y="{}">{}</text>'
             ).format(
-                _NAMES - 8,
+                _BAR_NAME_WIDTH - 8,
                 y + 17,
                 _short(row.name),
-                _NAMES,
+                _BAR_NAME_WIDTH,
                 y + 4,
                 width,
-                _ROW - 8,
-                _NAMES + width + 6,
+                _BAR_ROW_HEIGHT - 8,
+                _BAR_NAME_WIDTH + width + 6,
                 y + 17,
                 row.text,
             )
         )
-    return _svg(title, max(1, len(rows)) * _ROW, drawn)
+    return _svg(title, max(1, len(rows)) * _BAR_ROW_HEIGHT, elements)
 
 
 def line(
-    title: str, points: Sequence[tuple[float, float]], x: Callable[[float], str], y: Callable[[float], str]
+    title: str,
+    points: Sequence[tuple[float, float]],
+    x_label: Callable[[float], str],
+    y_label: Callable[[float], str],
 ) -> Markup:
-    """Return a line through points sorted by x, from 0 up; the scales' ends are named by `x` and `y`."""
-    first, last = points[0][0], points[-1][0]
-    top = max(value for _, value in points) or 1
-    across, up = _WIDTH - _EDGE - _VALUES, _HEIGHT - 40
+    """Return a line through points sorted by x. The y scale starts at 0.
 
-    def place(at: float, value: float) -> tuple[float, float]:
-        share = (at - first) / (last - first) if last > first else 0.5
-        return _EDGE + share * across, 10 + up - value / top * up
+    :param x_label: text of an x, for both ends of the scale and each point.
+    :param y_label: text of a y.
+    """
+    min_x, max_x = points[0][0], points[-1][0]
+    max_y = max(y for _, y in points) or 1
+    width, height = _WIDTH - _LINE_SCALE_WIDTH - _VALUE_WIDTH, _LINE_HEIGHT - 40
 
-    placed = [place(*point) for point in points]
+    def position(x: float, y: float) -> tuple[float, float]:
+        share = (x - min_x) / (max_x - min_x) if max_x > min_x else 0.5
+        return _LINE_SCALE_WIDTH + share * width, 10 + height - y / max_y * height
+
+    positions = [position(*point) for point in points]
     grid = [
-        Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(_EDGE, _EDGE + across, at, at)
-        for at in (10, 10 + up / 2, 10 + up)
+        Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(
+            _LINE_SCALE_WIDTH, _LINE_SCALE_WIDTH + width, top, top
+        )
+        for top in (10, 10 + height / 2, 10 + height)
     ]
     scale = [
-        Markup('<text class="value end" x="{}" y="{:.1f}">{}</text>').format(_EDGE - 8, at + 4, y(value))
-        for at, value in ((10, top), (10 + up / 2, top / 2), (10 + up, 0))
+        Markup('<text class="value end" x="{}" y="{:.1f}">{}</text>').format(
+            _LINE_SCALE_WIDTH - 8, top + 4, y_label(value)
+        )
+        for top, value in ((10, max_y), (10 + height / 2, max_y / 2), (10 + height, 0))
     ]
     lines = [
-        Markup('<line class="line" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(*one, *next_)
-        for one, next_ in pairwise(placed)
+        Markup('<line class="line" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(*start, *end)
+        for start, end in pairwise(positions)
     ]
     dots = [
         Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="3"><title>{}: {}</title></circle>').format(
-            *at, x(point[0]), y(point[1])
+            *center, x_label(x), y_label(y)
         )
-        for at, point in zip(placed, points, strict=True)
+        for center, (x, y) in zip(positions, points, strict=True)
     ]
     ends = [
-        Markup('<text class="value" x="{}" y="{}">{}</text>').format(_EDGE, _HEIGHT - 8, x(first)),
-        Markup('<text class="value end" x="{}" y="{}">{}</text>').format(_EDGE + across, _HEIGHT - 8, x(last)),
+        Markup('<text class="value" x="{}" y="{}">{}</text>').format(
+            _LINE_SCALE_WIDTH, _LINE_HEIGHT - 8, x_label(min_x)
+        ),
+        Markup('<text class="value end" x="{}" y="{}">{}</text>').format(
+            _LINE_SCALE_WIDTH + width, _LINE_HEIGHT - 8, x_label(max_x)
+        ),
     ]
-    return _svg(title, _HEIGHT, [*grid, *scale, *lines, *dots, *(ends if last > first else ends[:1])])
+    return _svg(title, _LINE_HEIGHT, [*grid, *scale, *lines, *dots, *(ends if max_x > min_x else ends[:1])])
 
 
-def _svg(title: str, height: int, drawn: Sequence[Markup]) -> Markup:
+def _svg(title: str, height: int, elements: Sequence[Markup]) -> Markup:
     return Markup('<svg role="img" aria-label="{}" viewBox="0 0 {} {}">{}</svg>').format(
-        title, _WIDTH, height, Markup("").join(drawn)
+        title, _WIDTH, height, Markup("").join(elements)
     )
 
 
 def _short(name: str) -> Markup:
-    """Return a name that fits beside a bar, the whole of it when pointed at."""
-    if len(name) <= 28:
+    """Return a name that fits beside a bar, with the full name as its tooltip if it was cut."""
+    if len(name) <= _MAX_NAME_CHARACTERS:
         return escape(name)
-    return Markup("{}…<title>{}</title>").format(name[:27], name)
+    return Markup("{}…<title>{}</title>").format(name[: _MAX_NAME_CHARACTERS - 1], name)

@@ -1,4 +1,4 @@
-"""The formats of a report, each with its renderer; names are escaped for each of them."""
+"""The formats of a report, each with its renderer. Each renderer escapes names for its format."""
 
 from __future__ import annotations
 
@@ -19,4 +19,4 @@ RENDERERS: dict[str, Callable[[Report, Any], None]] = {
     "parquet": render.parquet,
     "prometheus": prometheus,
 }
-"""By the name of the format; `parquet` alone writes bytes."""
+"""Renderers by format name. `parquet` writes to a binary file, the others to a text file."""

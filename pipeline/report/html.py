@@ -1,7 +1,7 @@
-"""The report as one HTML file that needs nothing else: opened from a mail, printed, read without a network.
+"""The report as one HTML file without external resources: for mail, print, and reading without a network.
 
-Jinja escapes every name; what the script shows it shows as text. The page's own policy lets nothing run but the one
-script and style that are in it, and nothing be fetched.
+Jinja escapes every name, and the script inserts names as text only. The page's Content-Security-Policy allows the one
+script and the one style in the page and no requests.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from pipeline.report.advice import steps
 from pipeline.report.charts import Bar
 from pipeline.report.model import Report
 
-MOST_HOSTS = 10_000
-"""Hosts in the ranking of the page, for what a browser sorts at once; CSV and Parquet have all."""
-_MOST_BARS = 12
-_MOST_LABELS = 12
-_MOST_NOT_OK = 200
-_RANKED = (
+MAX_HOSTS = 10_000
+"""Hosts in the ranking of the page, so that a browser can sort them quickly. CSV and Parquet have all hosts."""
+# Hosts in the table without the script; PAGE in report.js is the same.
+_PAGE_HOSTS = 100
+_MAX_BARS = 12
+_MAX_LABELS = 12
+_MAX_NOT_OK = 200
+_RANKING_COLUMNS = (
     "rank", "target", "host", "kernel_release", "memcg_nr_cache_ids", "nr_node_ids", "superblocks", "online_memcgs",
     "list_lru_bytes", "lazy_bytes", "wasted_bytes", "wasted_pct_of_memory",
 )  # fmt: skip
@@ -45,17 +47,17 @@ def html(report: Report, file: TextIO) -> None:
         report=report,
         run=rows.records(report.run)[0],
         coverage=rows.records(report.coverage),
-        not_ok=rows.records(report.not_ok.slice(0, _MOST_NOT_OK)),
-        more_not_ok=max(0, len(report.not_ok) - _MOST_NOT_OK),
+        not_ok=rows.records(report.not_ok.slice(0, _MAX_NOT_OK)),
+        more_not_ok=max(0, len(report.not_ok) - _MAX_NOT_OK),
         steps=steps(report),
         charts=_charts(report),
-        labels=_labelled(report),
+        labels=_label_charts(report),
         trend=rows.records(report.trend),
         upgrades=rows.records(report.upgrades),
         doublings=rows.records(report.doublings),
         ranking=_ranking(report),
-        shown=min(len(report.host_waste), MOST_HOSTS),
-        first=rows.records(report.host_waste.slice(0, 100)),
+        ranking_hosts=min(len(report.host_waste), MAX_HOSTS),
+        first_hosts=rows.records(report.host_waste.slice(0, _PAGE_HOSTS)),
         bases=report.lazy_bases,
         script=Markup(script),
         style=Markup(style),
@@ -66,89 +68,93 @@ def html(report: Report, file: TextIO) -> None:
 
 
 def _charts(report: Report) -> dict[str, Markup]:
-    drawn = {
+    section_charts = {
         "kernels": charts.bars(
-            "Bytes that each kernel wastes", _largest(report.kernels.to_pylist(), "kernel_release", "(no release)")
+            "Bytes that each kernel wastes", _waste_bars(report.kernels.to_pylist(), "kernel_release", "(no release)")
         ),
         "fstypes": charts.bars(
-            "Bytes wasted by filesystem type", _largest(report.fstypes.to_pylist(), "fstype", "(no superblock)")
+            "Bytes wasted by filesystem type", _waste_bars(report.fstypes.to_pylist(), "fstype", "(no superblock)")
         ),
-        "distribution": charts.bars("Hosts by what they waste", _steps(report.distribution.to_pylist())),
+        "distribution": charts.bars("Hosts by wasted bytes", _distribution_bars(report.distribution.to_pylist())),
     }
     trend = report.trend.to_pylist()
     if len(trend) > 1:
-        drawn["trend"] = charts.line(
+        section_charts["trend"] = charts.line(
             "Bytes wasted in each run",
             [(row["started_at"].timestamp(), row["wasted_bytes"]) for row in trend],
-            x=_day,
-            y=lambda value: human_bytes(round(value)),
+            x_label=_day,
+            y_label=lambda value: human_bytes(round(value)),
         )
-    return drawn
+    return section_charts
 
 
-def _labelled(report: Report) -> dict[str, Markup]:
-    """Return a chart for each label that tells hosts apart."""
-    of_label: dict[str, list[dict[str, Any]]] = {}
+def _label_charts(report: Report) -> dict[str, Markup]:
+    """Return a chart for each label with more than one value."""
+    rows_by_label: dict[str, list[dict[str, Any]]] = {}
     for row in report.labels.to_pylist():
-        of_label.setdefault(row["label"], []).append(row)
+        rows_by_label.setdefault(row["label"], []).append(row)
+    labels = sorted(label for label, label_rows in rows_by_label.items() if len(label_rows) > 1)
     return {
-        _distinct(label): charts.bars(
-            f"Bytes wasted by {_distinct(label)}", _largest(of_label[label], "value", "(without it)")
+        _unambiguous(label): charts.bars(
+            f"Bytes wasted by {_unambiguous(label)}", _waste_bars(rows_by_label[label], "value", "(without it)")
         )
-        for label in sorted(label for label, values in of_label.items() if len(values) > 1)[:_MOST_LABELS]
+        for label in labels[:_MAX_LABELS]
     }
 
 
-def _largest(found: list[dict[str, Any]], name: str, unnamed: str) -> list[Bar]:
-    """Return the largest as bars, and what the others waste together as the last."""
-    made = [
+def _waste_bars(waste_rows: list[dict[str, Any]], name_column: str, null_name: str) -> list[Bar]:
+    """Return bars of the rows with the largest waste, and a last bar for the sum of all others."""
+    bars = [
         Bar(
-            unnamed if row[name] is None else _distinct(row[name]),
+            null_name if row[name_column] is None else _unambiguous(row[name_column]),
             row["wasted_bytes"],
             human_bytes(row["wasted_bytes"]),
         )
-        for row in found
+        for row in waste_rows
     ]
-    rest = sum(bar.value for bar in made[_MOST_BARS:])
-    others = [Bar(f"({len(made) - _MOST_BARS} others)", rest, human_bytes(round(rest)))] if made[_MOST_BARS:] else []
-    return made[:_MOST_BARS] + others
+    largest, others = bars[:_MAX_BARS], bars[_MAX_BARS:]
+    if not others:
+        return largest
+    others_bytes = sum(bar.value for bar in others)
+    return [*largest, Bar(f"({len(others)} others)", others_bytes, human_bytes(round(others_bytes)))]
 
 
-def _distinct(name: str) -> str:
-    """Return a name as no other is shown: quoted where it is empty or has what is not shown, or begins as that does.
+def _unambiguous(name: str) -> str:
+    """Return a name that differs from every other shown name.
 
-    What begins with a bracket is the page's own.
+    A name is quoted if it is empty, has characters that are not printable, or begins with a quote or with the bracket
+    that begins the page's own names.
     """
     return name if name.isprintable() and name[:1] not in ("", '"', "(") else rows.dumps(name)
 
 
-def _steps(found: list[dict[str, Any]]) -> list[Bar]:
-    made = []
+def _distribution_bars(distribution: list[dict[str, Any]]) -> list[Bar]:
+    bars = []
     from_bytes = 0
-    for row in found:
+    for row in distribution:
         name = f"{human_bytes(from_bytes)} to {human_bytes(row['below_bytes'])}" if from_bytes else "below 1 MiB"
-        made.append(Bar(name, row["hosts"], f"{row['hosts']:,}"))
+        bars.append(Bar(name, row["hosts"], f"{row['hosts']:,}"))
         from_bytes = row["below_bytes"]
-    return made
+    return bars
 
 
-def _day(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
+def _day(timestamp_s: float) -> str:
+    return datetime.fromtimestamp(timestamp_s, UTC).strftime("%Y-%m-%d")
 
 
 def _ranking(report: Report) -> Mapping[str, Any]:
-    """Return what the script sorts, filters and marks: the columns' cells by row, and the labels as one text."""
-    shown = report.host_waste.slice(0, MOST_HOSTS).select(_RANKED)
-    labels = report.labels_of
+    """Return the ranking for the script: columns, and rows of cells with the labels as one text."""
+    ranking = report.host_waste.slice(0, MAX_HOSTS).select(_RANKING_COLUMNS)
+    labels_by_target = report.labels_by_target
     return {
-        "columns": [*_RANKED, "labels", "bounded"],
+        "columns": [*_RANKING_COLUMNS, "labels", "bounded"],
         "rows": [
             [
                 *(printable(cell) if isinstance(cell, str) else cell for cell in row),
-                _labels(labels.get(row[1], {})),
-                row[1] in report.bounded,
+                _labels(labels_by_target.get(row[1], {})),
+                row[1] in report.bounded_targets,
             ]
-            for row in rows.values(shown)
+            for row in rows.values(ranking)
         ],
     }
 
@@ -162,7 +168,7 @@ def _hash(text: str) -> str:
 
 
 def _bytes(count: int | None) -> Markup:
-    """Return bytes for people, exact when pointed at and for programs."""
+    """Return bytes rounded for reading, with the exact number as tooltip and for programs."""
     if count is None:
         return Markup("")
     return Markup('<data value="{}" title="{:,} bytes">{}</data>').format(count, count, human_bytes(count))

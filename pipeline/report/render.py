@@ -15,10 +15,10 @@ from pipeline.common.text import human_bytes, printable
 from pipeline.report import advice, escape, rows
 from pipeline.report.model import Report
 
-# A terminal shows the worst; every other format has all hosts.
-MOST_HOSTS = 50
-MOST_NOT_OK = 20
-# Besides the ranking, what a document has: the sections of the report by their names, with their titles.
+# Limits of the text format: a terminal shows the worst hosts.
+MAX_HOSTS = 50
+MAX_NOT_OK = 20
+# Sections of JSON and markdown besides the ranking: attributes of Report and their titles.
 _BREAKDOWNS = {
     "kernels": "By kernel",
     "fstypes": "By filesystem type",
@@ -28,20 +28,23 @@ _BREAKDOWNS = {
     "upgrades": "Kernels that changed",
     "doublings": "Next doublings",
 }
-_WIDE = 140
-_NARROWEST = 80
-_UNFOLDED = 10_000
+# Terminal width for the wide ranking, which pipes and logs get as well, and for the narrow one.
+_WIDE_COLUMNS = 140
+_MIN_COLUMNS = 80
+# Wide enough that no name is folded.
+_UNFOLDED_COLUMNS = 10_000
 
 
 def text(report: Report, file: TextIO) -> None:
-    """Write fleet summary, coverage with reasons, and the ranking, as wide as the terminal.
+    """Write a summary, the coverage with reasons, the ranking and the advice, as wide as the terminal.
 
-    Where there is none, in a pipe or a log, no name in the ranking is folded, so that grep finds it. Bytes are rounded
-    here and nowhere else.
+    Without a terminal, in a pipe or a log, names in the ranking are not folded, so that grep finds them. This is the
+    only format that rounds bytes.
     """
-    console = _console(file, None if file.isatty() or "COLUMNS" in os.environ else _WIDE)
-    # A terminal too narrow for the table folds its lines itself: better than columns without their names.
-    folded = (file.isatty() or "COLUMNS" in os.environ) and console.width >= _NARROWEST
+    has_width = file.isatty() or "COLUMNS" in os.environ
+    console = _console(file, None if has_width else _WIDE_COLUMNS)
+    # A terminal that is too narrow for the table folds its lines itself: better than columns without their names.
+    ranking_console = console if has_width and console.width >= _MIN_COLUMNS else _console(file, _UNFOLDED_COLUMNS)
     for line in _summary(report):
         console.print(line)
     if len(report.not_ok):
@@ -49,23 +52,23 @@ def text(report: Report, file: TextIO) -> None:
         console.print(_coverage(report))
         console.print()
         console.print(_not_ok(report))
-        _say_more(console, len(report.not_ok), MOST_NOT_OK, "SELECT * FROM targets WHERE status <> 'ok'")
+        _print_more(console, len(report.not_ok), MAX_NOT_OK, "SELECT * FROM targets WHERE status <> 'ok'")
     if len(report.host_waste):
         console.print()
-        (console if folded else _console(file, _UNFOLDED)).print(_ranking(report, wide=console.width >= _WIDE))
-        _say_more(console, len(report.host_waste), MOST_HOSTS, "SELECT * FROM host_waste")
+        ranking_console.print(_ranking(report, is_wide=console.width >= _WIDE_COLUMNS))
+        _print_more(console, len(report.host_waste), MAX_HOSTS, "SELECT * FROM host_waste")
         console.print()
         console.print(_legend(report))
     if steps := advice.steps(report):
         console.print("\nWhat to do:")
-        listed = Table.grid(padding=(0, 1, 0, 0))
+        table = Table.grid(padding=(0, 1, 0, 0))
         for number, step in enumerate(steps, 1):
-            listed.add_row(f" {number}.", step.text)
-        console.print(listed)
+            table.add_row(f" {number}.", step.text)
+        console.print(table)
 
 
 def json_(report: Report, file: TextIO) -> None:
-    """Write one object: `run`, `totals`, the steps of `advice`, and the other sections, lists of rows."""
+    """Write one object: `run`, `totals`, the steps of `advice`, and the other sections as lists of rows."""
     content = {
         "run": rows.records(report.run)[0],
         "totals": report.totals,
@@ -79,17 +82,17 @@ def json_(report: Report, file: TextIO) -> None:
 
 
 def csv(report: Report, file: TextIO) -> None:
-    """Write the ranking, the columns of `host_waste`."""
+    """Write the ranking with the columns of `host_waste`."""
     rows.csv(report.host_waste, file)
 
 
 def parquet(report: Report, file: BinaryIO) -> None:
-    """Write the ranking, the columns of `host_waste`."""
+    """Write the ranking with the columns of `host_waste`."""
     rows.parquet(report.host_waste, file)
 
 
 def markdown(report: Report, file: TextIO) -> None:
-    """Write a document with summary, advice, ranking, breakdowns, coverage and what failed, numbers as in the views."""
+    """Write a document with summary, advice, ranking, breakdowns, coverage and failures, with exact numbers."""
     title, *lines = _summary(report)
     file.write(f"# {escape.markdown(title)}\n\n")
     for line in lines:
@@ -98,20 +101,20 @@ def markdown(report: Report, file: TextIO) -> None:
         file.write("\n## What to do\n\n")
         for number, step in enumerate(steps, 1):
             file.write(f"{number}. {escape.markdown(step.text)}\n")
-    bounds = "Where lazy_basis is online, lazy_bytes is an upper bound, and wasted_bytes a lower one.\n\n"
-    for name, note, table in (
-        ("Ranking", bounds if "online" in report.lazy_bases else "", report.host_waste),
-        *((title, "", getattr(report, name)) for name, title in _BREAKDOWNS.items()),
+    bounds_note = "Where lazy_basis is online, lazy_bytes is an upper bound, and wasted_bytes a lower one.\n\n"
+    for section, note, table in (
+        ("Ranking", bounds_note if "online" in report.lazy_bases else "", report.host_waste),
+        *((section, "", getattr(report, name)) for name, section in _BREAKDOWNS.items()),
         ("Coverage", "", report.coverage),
         ("Not ok", "", report.not_ok),
     ):
         if len(table):
-            file.write(f"\n## {name}\n\n{note}")
+            file.write(f"\n## {section}\n\n{note}")
             rows.markdown(table, file)
 
 
 class _Console(Console):
-    """Raises BrokenPipeError where nobody reads on; rich's own ends the process."""
+    """Raises BrokenPipeError for a closed pipe, where rich's own class ends the process."""
 
     def on_broken_pipe(self) -> None:
         raise
@@ -135,7 +138,7 @@ def _summary(report: Report) -> list[str]:
         at_least, at_most = ("at least ", "at most ") if "online" in report.lazy_bases else ("", "")
         machines = totals["machines"]
         hosts = "1 host wastes" if totals["hosts"] == 1 else f"{totals['hosts']} hosts waste"
-        if report.older_cores:
+        if report.older_cores_note:
             hosts = f"{totals['hosts']} targets of {machines} {'host' if machines == 1 else 'hosts'} waste"
         lines += [
             f"{hosts} {at_least}"
@@ -143,54 +146,56 @@ def _summary(report: Report) -> list[str]:
             f"list_lrus hold {human_bytes(totals['list_lru_bytes'])}, "
             f"a lazy kernel would hold {at_most}{human_bytes(totals['lazy_bytes'])}.",
             f"The difference: objects {human_bytes(totals['saves_objects_bytes'])}, "
-            f"one array instead of one a node {human_bytes(totals['saves_transpose_bytes'])}, "
-            f"xarrays instead of those {human_bytes(totals['saves_xarray_bytes'])}.",
+            f"one array instead of one per node {human_bytes(totals['saves_transpose_bytes'])}, "
+            f"xarrays instead of arrays {human_bytes(totals['saves_xarray_bytes'])}.",
         ]
-        if report.older_cores:
-            lines.append(report.older_cores)
+        if report.older_cores_note:
+            lines.append(report.older_cores_note)
     return lines
 
 
 def _coverage(report: Report) -> Table:
     table = _table("status", "error type", ">targets", ">%")
     for row in rows.records(report.coverage):
-        _add(table, row["status"], row["error_type"], row["targets"], f"{row['pct']:.1f}")
+        _add_row(table, row["status"], row["error_type"], row["targets"], f"{row['pct']:.1f}")
     return table
 
 
 def _not_ok(report: Report) -> Table:
     table = _table("target", "status", "reason")
-    for row in rows.records(report.not_ok.slice(0, MOST_NOT_OK)):
-        _add(table, row["target"], row["status"], row["error"])
+    for row in rows.records(report.not_ok.slice(0, MAX_NOT_OK)):
+        _add_row(table, row["target"], row["status"], row["error"])
     return table
 
 
-def _ranking(report: Report, *, wide: bool) -> Table:
-    more = (">nodes", ">formula", "layout") if wide else ()
-    table = _table(">#", "target", "kernel", ">ids", ">sb", ">memcgs", ">list_lru", ">lazy", ">wasted", ">%mem", *more)
-    for row in rows.records(report.host_waste.slice(0, MOST_HOSTS)):
-        bounds = ("<= ", ">= ") if row["target"] in report.bounded else ("", "")
+def _ranking(report: Report, *, is_wide: bool) -> Table:
+    wide_columns = (">nodes", ">formula", "layout") if is_wide else ()
+    table = _table(
+        ">#", "target", "kernel", ">ids", ">sb", ">memcgs", ">list_lru", ">lazy", ">wasted", ">%mem", *wide_columns
+    )
+    for row in rows.records(report.host_waste.slice(0, MAX_HOSTS)):
+        at_most, at_least = ("<= ", ">= ") if row["target"] in report.bounded_targets else ("", "")
         pct = row["wasted_pct_of_memory"]
-        formula = row["formula_bytes"]
-        _add(
+        formula = None if row["formula_bytes"] is None else human_bytes(row["formula_bytes"])
+        _add_row(
             table,
             row["rank"],
             row["target"],
-            row["kernel_release"] if wide else _version(row["kernel_release"]),
+            row["kernel_release"] if is_wide else _version(row["kernel_release"]),
             row["memcg_nr_cache_ids"],
             row["superblocks"],
             row["online_memcgs"],
             human_bytes(row["list_lru_bytes"]),
-            bounds[0] + human_bytes(row["lazy_bytes"]),
-            bounds[1] + human_bytes(row["wasted_bytes"]),
+            at_most + human_bytes(row["lazy_bytes"]),
+            at_least + human_bytes(row["wasted_bytes"]),
             None if pct is None else f"{pct:.1f}",
-            *((row["nr_node_ids"], None if formula is None else human_bytes(formula), row["layout"]) if wide else ()),
+            *((row["nr_node_ids"], formula, row["layout"]) if is_wide else ()),
         )
     return table
 
 
 def _version(kernel_release: str | None) -> str:
-    """Return the numbers that a release begins with, `5.10.0-30` of `5.10.0-30-cloud-amd64`, or all of it."""
+    """Return the numbers at the start of a release (`5.10.0-30` of `5.10.0-30-cloud-amd64`), or else all of it."""
     release = kernel_release or ""
     numbers = re.match(r"\d+\.[\d.]*\d(-\d+)?", release)
     return numbers[0] if numbers else release
@@ -202,17 +207,17 @@ def _legend(report: Report) -> str:
         "ids: memcg_nr_cache_ids, never shrinks; sb: superblocks; memcgs: online; "
         f"lazy: what Linux {printable(' or '.join(report.lazy_targets) or 'v5.18+')} would hold"
     )
-    online = "if every online memcg used every list, an upper bound: the waste is at least this"
-    if report.bounded:
-        return f"{legend} for the memcgs that own objects, or, where <= stands, {online}."
+    online_basis = "if every online memcg used every list, an upper bound: the waste is at least this"
+    if report.bounded_targets:
+        return f"{legend} for the memcgs that own objects, or, where marked <=, {online_basis}."
     if "online" in bases:
-        return f"{legend} {online}."
+        return f"{legend} {online_basis}."
     return f"{legend} for the memcgs that own objects." if "charged" in bases else f"{legend}."
 
 
-def _say_more(console: Console, count: int, shown: int, query: str) -> None:
-    if count > shown:
-        console.print(f'... and {count - shown} more: lru-audit sql "{query}"')
+def _print_more(console: Console, count: int, max_rows: int, query: str) -> None:
+    if count > max_rows:
+        console.print(f'... and {count - max_rows} more: lru-audit sql "{query}"')
 
 
 def _table(*columns: str) -> Table:
@@ -226,5 +231,5 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _add(table: Table, *cells: Any) -> None:
+def _add_row(table: Table, *cells: Any) -> None:
     table.add_row(*(printable(rows.cell(value)) for value in cells))

@@ -1,4 +1,4 @@
-"""Rows of any query result as table, CSV, JSON, JSON lines, markdown or Parquet; numbers stay exact."""
+"""Rows of a query's result as table, CSV, JSON, JSON lines, markdown or Parquet. Numbers stay exact."""
 
 from __future__ import annotations
 
@@ -18,45 +18,46 @@ from pipeline.common.errors import AuditError
 from pipeline.common.text import printable
 from pipeline.report import escape
 
-_TABLE_ROWS = 1_000
-_TABLE_CELL_CHARACTERS = 500
+_MAX_TABLE_ROWS = 1_000
+_MAX_CELL_CHARACTERS = 500
+_BATCH_ROWS = 4_096
 
 
 class FormatError(AuditError):
-    """A format has no place for a result; the message is one line."""
+    """A format cannot represent a result. The message is one line."""
 
 
 def table(result: pa.Table, file: TextIO) -> None:
-    """Write aligned columns for a reader, each as wide as its widest cell: the first rows, the start of long cells."""
+    """Write aligned columns, each as wide as its widest cell. Rows and long cells are cut at a limit."""
     if result.column_names == ["explain_key", "explain_value"]:
         for line in "\n".join(result["explain_value"].to_pylist()).splitlines():
             file.write(printable(line) + "\n")
         return
     titles = [_short(name) for name in result.column_names]
-    cells = [[_short(cell(value)) for value in row] for row in values(result.slice(0, _TABLE_ROWS))]
+    cells = [[_short(cell(value)) for value in row] for row in values(result.slice(0, _MAX_TABLE_ROWS))]
     widths = [max(map(cell_len, column)) for column in zip(titles, *cells, strict=True)]
-    right = [_is_number(field.type) for field in result.schema]
+    right_aligned = [_is_number(field.type) for field in result.schema]
     for row in (titles, ["-" * width for width in widths], *cells):
-        padded = (
-            " " * (width - cell_len(text)) + text if to_right else text + " " * (width - cell_len(text))
-            for text, width, to_right in zip(row, widths, right, strict=True)
+        texts = (
+            " " * (width - cell_len(text)) + text if is_right else text + " " * (width - cell_len(text))
+            for text, width, is_right in zip(row, widths, right_aligned, strict=True)
         )
-        file.write("  ".join(padded).rstrip() + "\n")
-    if result.num_rows > _TABLE_ROWS:
-        file.write(f"the first {_TABLE_ROWS:,} of {result.num_rows:,} rows; another --format has them all\n")
+        file.write("  ".join(texts).rstrip() + "\n")
+    if result.num_rows > _MAX_TABLE_ROWS:
+        file.write(f"the first {_MAX_TABLE_ROWS:,} of {result.num_rows:,} rows; another --format has them all\n")
 
 
 def csv(result: pa.Table, file: TextIO) -> None:
-    """Write RFC 4180 CSV with a header; text is escaped against spreadsheets and stays on its line."""
+    """Write RFC 4180 CSV with a header. Text is escaped against formulas and line breaks."""
     writer = csv_module.writer(file, lineterminator="\n")
     writer.writerow([escape.csv(name) for name in result.column_names])
     escapes = [str if _is_number(field.type) else escape.csv for field in result.schema]
     for row in values(result):
-        writer.writerow([escaped(cell(value)) for escaped, value in zip(escapes, row, strict=True)])
+        writer.writerow([escape_cell(cell(value)) for escape_cell, value in zip(escapes, row, strict=True)])
 
 
 def json_(result: pa.Table, file: TextIO) -> None:
-    """Write one JSON array with an object a row."""
+    """Write one JSON array with one object per row."""
     separator = "[\n"
     for row in values(result):
         file.write(separator + " " + dumps(dict(zip(result.column_names, row, strict=True))))
@@ -65,13 +66,13 @@ def json_(result: pa.Table, file: TextIO) -> None:
 
 
 def jsonl(result: pa.Table, file: TextIO) -> None:
-    """Write one JSON object a line."""
+    """Write one JSON object per line."""
     for row in values(result):
         file.write(dumps(dict(zip(result.column_names, row, strict=True))) + "\n")
 
 
 def markdown(result: pa.Table, file: TextIO) -> None:
-    """Write a table of GitHub's markdown."""
+    """Write a table in GitHub's markdown."""
     file.write("| " + " | ".join(map(escape.markdown, result.column_names)) + " |\n")
     file.write("|" + "".join(" ---: |" if _is_number(field.type) else " --- |" for field in result.schema) + "\n")
     for row in values(result):
@@ -79,15 +80,15 @@ def markdown(result: pa.Table, file: TextIO) -> None:
 
 
 def parquet(result: pa.Table, file: BinaryIO) -> None:
-    """Write a Parquet file; the only format that needs a binary file.
+    """Write a Parquet file. This is the only format that needs a binary file.
 
-    Raises FormatError for a type that Parquet does not have.
+    :raises FormatError: the result has a type that Parquet lacks.
     """
     try:
         pq.write_table(result, file, compression="zstd")
     except pa.ArrowException as error:
-        why = printable(str(error).splitlines()[0])
-        raise FormatError(f"Parquet cannot hold this result, cast it or take another --format: {why}") from error
+        reason = printable(str(error).splitlines()[0])
+        raise FormatError(f"Parquet cannot store this result; cast it or use another --format: {reason}") from error
 
 
 FORMATS: dict[str, Callable[[pa.Table, Any], None]] = {
@@ -101,8 +102,8 @@ FORMATS: dict[str, Callable[[pa.Table, Any], None]] = {
 
 
 def values(result: pa.Table) -> Iterator[tuple[Any, ...]]:
-    """Yield rows of plain values, a batch of rows in memory at a time."""
-    for batch in result.to_batches(max_chunksize=4_096):
+    """Yield rows of plain values, converting one batch of rows at a time to save memory."""
+    for batch in result.to_batches(max_chunksize=_BATCH_ROWS):
         yield from zip(*map(_plain_column, batch.columns), strict=True)
 
 
@@ -112,21 +113,21 @@ def records(result: pa.Table) -> list[dict[str, Any]]:
 
 
 def cell(value: Any) -> str:
-    """Return a plain value as one text: null is empty, true and lists and maps are JSON."""
+    """Return a plain value as text: null is empty; numbers, booleans, lists and maps are JSON."""
     if value is None:
         return ""
     return value if isinstance(value, str) else dumps(value)
 
 
 def dumps(value: Any) -> str:
-    """Return JSON in ASCII (so that no name can hide in it), NaN and infinities as null."""
+    """Return JSON in ASCII, which shows invisible characters as escapes. NaN and infinities must be null already."""
     return json.dumps(value, default=str, allow_nan=False)
 
 
 def _plain_column(column: pa.Array) -> list[Any]:
     try:
         cells = column.to_pylist()
-    except (ValueError, OverflowError):  # a date that Python does not have, such as infinity
+    except (ValueError, OverflowError):  # a date outside Python's range, such as infinity
         try:
             cells = column.cast(pa.string()).to_pylist()
         except pa.ArrowException as error:
@@ -135,9 +136,9 @@ def _plain_column(column: pa.Array) -> list[Any]:
 
 
 def _plain(value: Any, kind: pa.DataType) -> Any:
-    """Return a value as JSON has it: timestamps in ISO 8601, bytes in hex, integral decimals as integers.
+    """Convert a value to JSON's types: timestamps to ISO 8601, bytes to hex, integral decimals to integers.
 
-    An interval is DuckDB's text.
+    Intervals become DuckDB's text, NaN and infinities null.
     """
     match value:
         case None | str() | bool() | int():
@@ -164,20 +165,20 @@ def _plain(value: Any, kind: pa.DataType) -> Any:
 
 
 def _interval(months: int, days: int, nanoseconds: int) -> str:
-    years = int(months / 12)  # of the same sign as the months that are left
+    years = int(months / 12)  # rounds towards zero, so that the remaining months have the same sign
     counts = ((years, "year"), (months - 12 * years, "month"), (days, "day"))
     parts = [f"{count} {name}{'' if count in (1, -1) else 's'}" for count, name in counts if count]
-    seconds, fraction = divmod(abs(nanoseconds) // 1_000, 1_000_000)
-    if seconds or fraction or not parts:
+    seconds, microseconds = divmod(abs(nanoseconds) // 1_000, 1_000_000)
+    if seconds or microseconds or not parts:
         sign = "-" if nanoseconds < 0 else ""
-        part = f".{fraction:06}".rstrip("0") if fraction else ""
-        parts.append(f"{sign}{seconds // 3_600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}{part}")
+        fraction = f".{microseconds:06}".rstrip("0") if microseconds else ""
+        parts.append(f"{sign}{seconds // 3_600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}{fraction}")
     return " ".join(parts)
 
 
 def _short(text: str) -> str:
-    text = printable(text[: _TABLE_CELL_CHARACTERS + 1])
-    return text if len(text) <= _TABLE_CELL_CHARACTERS else text[: _TABLE_CELL_CHARACTERS - 3] + "..."
+    text = printable(text[: _MAX_CELL_CHARACTERS + 1])
+    return text if len(text) <= _MAX_CELL_CHARACTERS else text[: _MAX_CELL_CHARACTERS - 3] + "..."
 
 
 def _is_number(kind: pa.DataType) -> bool:

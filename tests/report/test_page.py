@@ -1,42 +1,34 @@
-"""The HTML report in a real browser: it sorts, filters and pages, obeys no name, asks for nothing, is accessible."""
+"""The HTML report in a real browser: sorting, filter and pages, hostile names, no requests, accessibility."""
 
 from __future__ import annotations
 
 import re
-import shutil
+import struct
 
 import pytest
 
 from pipeline.report.formats import RENDERERS
 from pipeline.report.model import build_report
-from tests.report.test_report import HOSTILE
-from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish, session
+from tests.report import picture
+from tests.report.test_report import HOSTILE_NAMES
+from tests.warehouse.outcomes import STARTED_AT, failure, ok, publish, session
 
 pytestmark = pytest.mark.lab
 
-# Without these Chromium looks for updates and the like.
-QUIET = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-DAY = 86_400_000_000
+DAY_US = 86_400_000_000
 HOSTS = 230
 
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("needs Debian's chromium")
-    with (
-        sync_api.sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=chromium, args=[*QUIET]) as launched,
-    ):
-        yield launched
+    try:
+        with picture.chromium() as chromium:
+            yield chromium
+    except picture.NoBrowserError as error:
+        pytest.skip(str(error))
 
 
-def written(root, folder):
+def write_page(root, folder):
     path = folder / "report.html"
     with path.open("w", encoding="utf-8") as file:
         RENDERERS["html"](build_report(session(root)), file)
@@ -45,36 +37,36 @@ def written(root, folder):
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory):
-    """The page of a fleet of 230 hosts and hostile ones, in its second run."""
+    """The page of the second run of 230 hosts and of hosts with hostile names."""
     root = tmp_path_factory.mktemp("warehouse")
     hosts = [ok(f"web-{n}", mounts=1 + n % 7, cache_ids=(4, 46, 382)[n % 3]) for n in range(HOSTS)]
     for n, host in enumerate(hosts):
         host["row"] |= {"labels": {"rack": f"r{n % 10}"}, "lazy_basis": "online" if n % 2 else "charged"}
-    hostile = [ok(name) for name in HOSTILE]
-    for host, name in zip(hostile, HOSTILE, strict=True):
+    hostile_hosts = [ok(name) for name in HOSTILE_NAMES]
+    for host, name in zip(hostile_hosts, HOSTILE_NAMES, strict=True):
         host["row"] |= {"kernel_release": name, "labels": {name: name}}
     publish(root, *hosts, audit="prod", run_id="20250101T000000Z-00000001")
     publish(
-        root, *hosts, *hostile, *(failed(f"failed {name}", error=name) for name in HOSTILE),
-        audit="prod", run_id="20250102T000000Z-00000002", started_at=STARTED_AT + DAY,
+        root, *hosts, *hostile_hosts, *(failure(f"failed {name}", error=name) for name in HOSTILE_NAMES),
+        audit="prod", run_id="20250102T000000Z-00000002", started_at=STARTED_AT + DAY_US,
     )  # fmt: skip
-    return written(root, tmp_path_factory.mktemp("page"))
+    return write_page(root, tmp_path_factory.mktemp("page"))
 
 
 @pytest.fixture
 def page(browser, fleet):
-    """The page as loaded; in the end it must have said nothing and asked for nothing."""
+    """The loaded page; the test fails if the page logs a message, opens a dialog or requests another URL."""
     context = browser.new_context()
     page = context.new_page()
-    said, asked = [], []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
-    page.on("request", lambda request: asked.append(request.url))
+    messages, requests = [], []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("dialog", lambda dialog: (messages.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda request: requests.append(request.url))
     page.goto(fleet.as_uri())
     yield page
-    assert said == []
-    assert asked == [fleet.as_uri()]
+    assert messages == []
+    assert requests == [fleet.as_uri()]
     context.close()
 
 
@@ -83,13 +75,13 @@ def column(page, number):
 
 
 def test_the_ranking_is_paged(page):
-    assert page.locator("#shown").inner_text() == f"1 to 100 of {HOSTS + len(HOSTILE)} hosts"
+    assert page.locator("#shown").inner_text() == f"1 to 100 of {HOSTS + len(HOSTILE_NAMES)} hosts"
     assert page.locator("#previous").is_disabled()
     page.locator("#next").click()
     page.locator("#next").click()
     assert page.locator("#shown").inner_text().startswith("201 to 245 of")
     assert page.locator("#next").is_disabled()
-    assert len(column(page, 1)) == HOSTS + len(HOSTILE) - 200
+    assert len(column(page, 1)) == HOSTS + len(HOSTILE_NAMES) - 200
 
 
 def test_a_click_sorts_from_the_largest_and_another_from_the_smallest(page):
@@ -115,32 +107,32 @@ def test_the_filter_takes_every_word_and_labels_too(page):
 
 def test_bounds_are_marked_to_be_seen_and_heard(page):
     page.get_by_label("Filter").fill("web-2")
-    names, lazy, wasted = (column(page, number) for number in (2, 9, 10))
+    names, lazy_texts, wasted_texts = (column(page, number) for number in (2, 9, 10))
     assert len(names) == 41
-    for name, *figures in zip(names, lazy, wasted, strict=True):
-        bounded = int(name.removeprefix("web-")) % 2
-        assert [figure[:2] for figure in figures if figure[0] in "≤≥"] == ["≤ ", "≥ "] * bounded
+    for name, *figures in zip(names, lazy_texts, wasted_texts, strict=True):
+        bound_count = int(name.removeprefix("web-")) % 2
+        assert [figure[:2] for figure in figures if figure[0] in "≤≥"] == ["≤ ", "≥ "] * bound_count
     row = page.locator("#ranking tbody tr", has_text="web-21")
     assert row.first.get_by_role("img", name="at least").text_content() == "≥"
     assert row.first.get_by_role("img", name="at most").text_content() == "≤"
 
 
 def test_every_control_is_reached_by_keyboard(page):
-    wanted = page.locator("main").evaluate(
+    control_count = page.locator("main").evaluate(
         "main => main.querySelectorAll('button:not(:disabled), input, summary, a').length"
     )
-    reached = set()
-    for _ in range(3 * wanted):
+    focused_indexes = set()
+    for _ in range(3 * control_count):
         page.keyboard.press("Tab")
-        tag, place = page.evaluate(
-            "() => { const at = document.activeElement;"
-            " return [at.tagName, [...document.querySelectorAll('*')].indexOf(at)] }"
+        tag, index = page.evaluate(
+            "() => { const element = document.activeElement;"
+            " return [element.tagName, [...document.querySelectorAll('*')].indexOf(element)] }"
         )
         if tag in ("BUTTON", "INPUT", "SUMMARY", "A"):
-            reached.add(place)
-        if len(reached) == wanted:
+            focused_indexes.add(index)
+        if len(focused_indexes) == control_count:
             break
-    assert len(reached) == wanted
+    assert len(focused_indexes) == control_count
 
 
 def test_enter_sorts(page):
@@ -165,8 +157,8 @@ def test_axe_finds_nothing(browser, fleet, scheme):
     page = context.new_page()
     page.goto(fleet.as_uri())
     page.evaluate("() => { for (const fold of document.querySelectorAll('details')) fold.open = true }")
-    found = axe.Axe().run(page)
-    assert found.violations_count == 0, found.generate_report()
+    results = axe.Axe().run(page)
+    assert results.violations_count == 0, results.generate_report()
     context.close()
 
 
@@ -196,3 +188,11 @@ def test_a_narrow_screen_scrolls_tables_and_not_the_page(browser, fleet):
     page.goto(fleet.as_uri())
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
     context.close()
+
+
+def test_the_picture_in_the_readme_is_of_this_page(browser, tmp_path):
+    """`python -m tests.report.picture` takes it. Its words may be out of date; its size may not."""
+    stored_png, new_png = picture.PICTURE.read_bytes(), picture.take(browser, tmp_path)
+    assert struct.unpack(">2I", stored_png[16:24]) == struct.unpack(">2I", new_png[16:24])
+    assert len(stored_png) < 150_000
+    assert "](docs/report.png)" in (picture.ROOT / "README.md").read_text()

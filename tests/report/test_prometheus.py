@@ -8,40 +8,39 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.report.model import build_report
 from pipeline.report.prometheus import prometheus
-from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish, session
+from tests.warehouse.outcomes import STARTED_AT, failure, ok, publish, session
 
 
 def samples(root, **options):
-    """By name: labels and value of each sample."""
+    """Return the labels and value of each sample by metric name."""
     file = io.StringIO()
     prometheus(build_report(session(root)), file, **options)
-    found: dict[str, list[tuple[dict[str, str], float]]] = {}
+    metrics: dict[str, list[tuple[dict[str, str], float]]] = {}
     for family in text_string_to_metric_families(file.getvalue()):
         assert family.type == "gauge"
         assert family.documentation
         for sample in family.samples:
-            found.setdefault(sample.name, []).append((sample.labels, sample.value))
-    return found
+            metrics.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return metrics
 
 
 def test_every_host_and_status_is_a_series_with_its_exact_bytes(tmp_path):
-    publish(tmp_path, ok("web-1", mounts=952, nodes=4, cache_ids=24574), ok("web-2"), failed("db-1"), audit="prod")
-    found = samples(tmp_path)
-    reading = session(tmp_path)
+    publish(tmp_path, ok("web-1", mounts=952, nodes=4, cache_ids=24574), ok("web-2"), failure("db-1"), audit="prod")
+    metrics = samples(tmp_path)
+    db = session(tmp_path)
     for name in ("list_lru", "wasted", "lazy"):
-        assert found[f"list_lru_audit_{name}_bytes"] == [
-            ({"audit": "prod", "target": row["target"]}, row[f"{name}_bytes"])
-            for row in reading.rows("FROM host_waste")
+        assert metrics[f"list_lru_audit_{name}_bytes"] == [
+            ({"audit": "prod", "target": row["target"]}, row[f"{name}_bytes"]) for row in db.rows("FROM host_waste")
         ]
-        total = sum(value for _, value in found[f"list_lru_audit_{name}_bytes"])
-        assert found[f"list_lru_audit_total_{name}_bytes"] == [({"audit": "prod"}, total)]
-    assert [value for _, value in found["list_lru_audit_memory_bytes"]] == [2**32, 2**32]
-    assert found["list_lru_audit_total_memory_bytes"] == [({"audit": "prod"}, 2**33)]
-    by_status = {labels["status"]: value for labels, value in found["list_lru_audit_targets"]}
+        total = sum(value for _, value in metrics[f"list_lru_audit_{name}_bytes"])
+        assert metrics[f"list_lru_audit_total_{name}_bytes"] == [({"audit": "prod"}, total)]
+    assert [value for _, value in metrics["list_lru_audit_memory_bytes"]] == [2**32, 2**32]
+    assert metrics["list_lru_audit_total_memory_bytes"] == [({"audit": "prod"}, 2**33)]
+    by_status = {labels["status"]: value for labels, value in metrics["list_lru_audit_targets"]}
     assert {status for status, value in by_status.items() if value} == {"ok", "unreachable"}
     assert (by_status["ok"], by_status["unreachable"]) == (2, 1)
-    assert found["list_lru_audit_run_timestamp_seconds"] == [({"audit": "prod"}, STARTED_AT / 1e6)]
-    assert found["list_lru_audit_target_info"][0][0] == {
+    assert metrics["list_lru_audit_run_timestamp_seconds"] == [({"audit": "prod"}, STARTED_AT / 1e6)]
+    assert metrics["list_lru_audit_target_info"][0][0] == {
         "audit": "prod", "target": "web-1", "host": "web-1",
         "kernel_release": "5.10.0-30-cloud-amd64", "layout": "eager",
     }  # fmt: skip
@@ -49,10 +48,10 @@ def test_every_host_and_status_is_a_series_with_its_exact_bytes(tmp_path):
 
 def test_with_more_hosts_than_series_only_totals_are_written_and_it_is_said(tmp_path):
     publish(tmp_path, *(ok(f"web-{n}", cache_ids=382) for n in range(4)))
-    found = samples(tmp_path, max_series=3)
-    assert not found.keys() & {"list_lru_audit_wasted_bytes", "list_lru_audit_target_info"}
-    assert found["list_lru_audit_targets_without_series"] == [({"audit": "adhoc"}, 4)]
-    assert found["list_lru_audit_total_wasted_bytes"][0][1] > 0
+    metrics = samples(tmp_path, max_series=3)
+    assert not metrics.keys() & {"list_lru_audit_wasted_bytes", "list_lru_audit_target_info"}
+    assert metrics["list_lru_audit_targets_without_series"] == [({"audit": "adhoc"}, 4)]
+    assert metrics["list_lru_audit_total_wasted_bytes"][0][1] > 0
     assert samples(tmp_path, max_series=4)["list_lru_audit_targets_without_series"] == [({"audit": "adhoc"}, 0)]
 
 

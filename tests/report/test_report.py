@@ -1,4 +1,4 @@
-"""The report says the same in every format: numbers exact where programs read them, names harmless everywhere."""
+"""The report in every format: the same figures, exact where programs read them, and harmless names."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pipeline import query
 from pipeline.common.text import human_bytes
 from pipeline.report.formats import RENDERERS
 from pipeline.report.model import build_report
-from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish, session
+from tests.warehouse.outcomes import STARTED_AT, failure, ok, publish, session
 
-DAY = 86_400_000_000
-HOSTILE = [
+DAY_US = 86_400_000_000
+HOSTILE_NAMES = [
     "\x1b[31mred\x1b[0m",
     "\x1b]8;;http://evil\x07link\x1b]8;;\x07",
     "\x9b31m",
@@ -36,9 +36,9 @@ HOSTILE = [
 ]
 
 
-def rendered(root, form: str, **which) -> str:
+def render(root, form: str, **options) -> str:
     file = io.StringIO()
-    RENDERERS[form](build_report(session(root), **which), file)
+    RENDERERS[form](build_report(session(root), **options), file)
     return file.getvalue()
 
 
@@ -52,8 +52,8 @@ def root(tmp_path_factory):
         server,
         ok("web-2", mounts=40, nodes=2, cache_ids=766),
         ok("db-1"),
-        failed("db-2", "bad_core", "/cores/db-2: not an ELF or kdump core; copy it again"),
-        failed("db-3"),
+        failure("db-2", "bad_core", "/cores/db-2: not an ELF or kdump core; copy it again"),
+        failure("db-3"),
         run_id="20250101T000000Z-00000001",
         audit="prod",
     )
@@ -63,8 +63,8 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
     root = tmp_path_factory.mktemp("warehouse")
-    names = [*HOSTILE, *(f"failed {name}" for name in HOSTILE)]
-    outcomes = [ok(name) for name in HOSTILE] + [failed(f"failed {name}", error=name) for name in HOSTILE]
+    names = [*HOSTILE_NAMES, *(f"failed {name}" for name in HOSTILE_NAMES)]
+    outcomes = [ok(name) for name in HOSTILE_NAMES] + [failure(f"failed {name}", error=name) for name in HOSTILE_NAMES]
     publish(root, *outcomes, audit="prod\x1b[2J")
     return root, names
 
@@ -83,71 +83,72 @@ def test_a_run_or_an_audit_that_is_not_there_is_named(root):
 
 def test_the_newest_run_of_a_named_audit_is_meant_unless_told(tmp_path):
     publish(tmp_path, ok("old"), run_id="20250101T000000Z-00000001", audit="prod")
-    publish(tmp_path, ok("new"), run_id="20250102T000000Z-00000002", audit="prod", started_at=STARTED_AT + DAY)
-    publish(tmp_path, ok("one"), run_id="20250103T000000Z-00000003", started_at=STARTED_AT + 2 * DAY)
-    asked = {
+    publish(tmp_path, ok("new"), run_id="20250102T000000Z-00000002", audit="prod", started_at=STARTED_AT + DAY_US)
+    publish(tmp_path, ok("one"), run_id="20250103T000000Z-00000003", started_at=STARTED_AT + 2 * DAY_US)
+    options_by_target = {
         "new": {},
         "one": {"audit": "adhoc"},
         "old": {"run_id": "20250101T000000Z-00000001"},
     }
-    for target, which in asked.items():
-        found = build_report(session(tmp_path), **which)
-        assert found.host_waste["target"].to_pylist() == [target]
-        assert found.coverage["run_id"].to_pylist() == [found.run["run_id"][0].as_py()]
+    for target, options in options_by_target.items():
+        report = build_report(session(tmp_path), **options)
+        assert report.host_waste["target"].to_pylist() == [target]
+        assert report.coverage["run_id"].to_pylist() == [report.run["run_id"][0].as_py()]
 
 
 def test_totals_are_the_sums_of_the_ranking(root):
-    found = build_report(session(root))
+    report = build_report(session(root))
     for name in ("list_lru_bytes", "lazy_bytes", "wasted_bytes"):
-        assert found.totals[name] == sum(found.host_waste[name].to_pylist())
+        assert report.totals[name] == sum(report.host_waste[name].to_pylist())
     parts = ("saves_objects_bytes", "saves_transpose_bytes", "saves_xarray_bytes")
-    assert sum(found.totals[part] for part in parts) == found.totals["wasted_bytes"]
-    assert (found.totals["hosts"], found.totals["memory_bytes"]) == (3, 10 * 2**30 + 2 * 2**32)
+    assert sum(report.totals[part] for part in parts) == report.totals["wasted_bytes"]
+    assert (report.totals["hosts"], report.totals["memory_bytes"]) == (3, 10 * 2**30 + 2 * 2**32)
 
 
 def test_text_fits_80_columns_and_truncates_no_number(root, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    text = rendered(root, "text")
+    text = render(root, "text")
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
     # 1905 list_lrus: 4 * 24574 objects of 32 bytes, arrays and node arrays of 4 * 64 each
-    held = 1905 * (4 * 24574 * 32 + 2 * 4 * 64)
+    list_lru_bytes = 1905 * (4 * 24574 * 32 + 2 * 4 * 64)
+    wasted_bytes = list_lru_bytes - 1905 * 904
     (row,) = [line for line in text.splitlines() if line.startswith("1")]
     assert row.split() == [
         *("1", "web-1", "5.10.0-30", "24574", "952", "1"),
-        *(f"{held / 2**30:.2f}", "GiB", f"{1905 * 904 / 2**20:.2f}", "MiB"),
-        *(f"{(held - 1905 * 904) / 2**30:.2f}", "GiB", f"{100 * (held - 1905 * 904) / (10 * 2**30):.1f}"),
+        *(f"{list_lru_bytes / 2**30:.2f}", "GiB", f"{1905 * 904 / 2**20:.2f}", "MiB"),
+        *(f"{wasted_bytes / 2**30:.2f}", "GiB", f"{100 * wasted_bytes / (10 * 2**30):.1f}"),
     ]
 
 
 def test_a_wide_terminal_and_a_pipe_show_more(root, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
-    text = rendered(root, "text")
+    text = render(root, "text")
     monkeypatch.setenv("COLUMNS", "140")
-    assert text == rendered(root, "text")
+    assert text == render(root, "text")
     assert "5.10.0-30-cloud-amd64" in text
     assert "formula" in text
     assert human_bytes(2 * 952 * 4 * 24574 * 32) in text
 
 
 def test_text_gives_coverage_with_reasons(root):
-    text = re.sub(r"\s+", " ", rendered(root, "text"))
+    text = re.sub(r"\s+", " ", render(root, "text"))
     assert "3 of 5 targets good" in text
     assert "bad_core OSError 1 20.0" in text
     assert "/cores/db-2: not an ELF or kdump core; copy it again" in text
 
 
-def of_bases(root, *bases):
-    """The text of a run with a host on each basis, as a line, without the advice."""
+def text_for_bases(root, *bases):
+    """Publish a run with a host on each basis and return its text report as one line, without the advice."""
     hosts = [ok(f"host-{basis}") for basis in bases]
     for host, basis in zip(hosts, bases, strict=True):
         host["row"] |= {"lazy_basis": basis, "lazy_target": basis and "v6.13+"}
     publish(root, *hosts)
-    return re.sub(r"\s+", " ", rendered(root, "text")).partition("What to do")[0]
+    return re.sub(r"\s+", " ", render(root, "text")).partition("What to do")[0]
 
 
 def test_text_says_that_the_waste_is_a_lower_bound_where_it_is(tmp_path):
-    text = of_bases(tmp_path, "online", None)
+    text = text_for_bases(tmp_path, "online", None)
     assert "hosts waste at least" in text
     assert "a lazy kernel would hold at most" in text
     assert (
@@ -157,35 +158,35 @@ def test_text_says_that_the_waste_is_a_lower_bound_where_it_is(tmp_path):
 
 
 def test_text_says_that_the_waste_is_expected_where_owners_are_known(tmp_path):
-    text = of_bases(tmp_path, "charged", None)
+    text = text_for_bases(tmp_path, "charged", None)
     assert "v6.13+ would hold for the memcgs that own objects." in text
     assert not re.search("upper|at least|at most|=", text)
 
 
 def test_text_marks_the_bounds_among_expected_figures(tmp_path):
-    text = of_bases(tmp_path, "charged", "online")
-    assert "for the memcgs that own objects, or, where <= stands, if every online memcg used" in text
+    text = text_for_bases(tmp_path, "charged", "online")
+    assert "for the memcgs that own objects, or, where marked <=, if every online memcg used" in text
     assert text.count(">= ") == 1
     assert re.search(r"host-online .* <= [\d.]+ \w+ >= -?[\d.]+ \w+ ", text)
 
 
 def test_markdown_says_which_figures_are_bounds(tmp_path):
-    said = "Where lazy_basis is online, lazy_bytes is an upper bound, and wasted_bytes a lower one.\n\n| rank |"
-    of_bases(tmp_path / "mixed", "charged", "online")
-    assert said in rendered(tmp_path / "mixed", "markdown")
-    of_bases(tmp_path / "charged", "charged", None)
-    assert "bound" not in rendered(tmp_path / "charged", "markdown")
+    note = "Where lazy_basis is online, lazy_bytes is an upper bound, and wasted_bytes a lower one.\n\n| rank |"
+    text_for_bases(tmp_path / "mixed", "charged", "online")
+    assert note in render(tmp_path / "mixed", "markdown")
+    text_for_bases(tmp_path / "charged", "charged", None)
+    assert "bound" not in render(tmp_path / "charged", "markdown")
 
 
 def test_text_of_lazy_kernels_alone_speaks_of_no_bound(tmp_path):
-    text = of_bases(tmp_path, None)
+    text = text_for_bases(tmp_path, None)
     assert "v5.18+ would hold." in text
     assert "at least" not in text
 
 
 def test_text_of_a_run_without_any_good_target_gives_the_reasons(tmp_path):
-    publish(tmp_path, failed("a"))
-    text = rendered(tmp_path, "text")
+    publish(tmp_path, failure("a"))
+    text = render(tmp_path, "text")
     assert "0 of 1 targets good" in text
     assert "no route to host" in text
     assert "wasted" not in text
@@ -193,41 +194,41 @@ def test_text_of_a_run_without_any_good_target_gives_the_reasons(tmp_path):
 
 def test_text_shows_the_worst_hosts_and_where_the_others_are(tmp_path):
     publish(tmp_path, *(ok(f"host-{index}", mounts=1) for index in range(53)))
-    text = rendered(tmp_path, "text")
+    text = render(tmp_path, "text")
     assert len(re.findall(r"^ *\d+ +host-\d+ ", text, re.MULTILINE)) == 50
     assert '... and 3 more: lru-audit sql "SELECT * FROM host_waste"' in text
-    assert len(list(csv.reader(io.StringIO(rendered(tmp_path, "csv"))))) == 54
+    assert len(list(csv.reader(io.StringIO(render(tmp_path, "csv"))))) == 54
 
 
 def test_json_has_the_views_columns_and_exact_numbers(root):
-    content = json.loads(rendered(root, "json"))
+    content = json.loads(render(root, "json"))
     breakdowns = ["kernels", "fstypes", "labels", "distribution", "trend", "upgrades", "doublings"]
     assert list(content) == ["run", "totals", "coverage", "not_ok", "advice", *breakdowns, "host_waste"]
-    reading = session(root)
-    whole = reading.rows("SELECT CAST(sum(wasted_bytes) AS BIGINT) AS wasted_bytes FROM host_waste")[0]["wasted_bytes"]
-    assert whole > 0
+    db = session(root)
+    total_bytes = db.rows("SELECT CAST(sum(wasted_bytes) AS BIGINT) AS wasted_bytes FROM host_waste")[0]["wasted_bytes"]
+    assert total_bytes > 0
     for breakdown in ("kernels", "fstypes", "distribution"):
-        assert sum(row["wasted_bytes"] for row in content[breakdown]) == whole, breakdown
-    assert content["trend"][-1]["wasted_bytes"] == whole
+        assert sum(row["wasted_bytes"] for row in content[breakdown]) == total_bytes, breakdown
+    assert content["trend"][-1]["wasted_bytes"] == total_bytes
     assert content["trend"][-1]["run_id"] == content["run"]["run_id"]
     assert {row["target"] for row in content["doublings"]} <= {row["target"] for row in content["host_waste"]}
-    assert content["host_waste"] == reading.rows("FROM host_waste")
-    assert content["coverage"] == reading.rows("FROM coverage ORDER BY targets DESC, status")
+    assert content["host_waste"] == db.rows("FROM host_waste")
+    assert content["coverage"] == db.rows("FROM coverage ORDER BY targets DESC, status")
     assert [row["target"] for row in content["not_ok"]] == ["db-2", "db-3"]
     assert content["run"]["started_at"] == "2025-11-23T12:13:20Z"
     assert content["run"]["status_bad_core"] == 1
 
 
 def test_csv_is_the_ranking_with_the_views_columns(root):
-    rows = list(csv.DictReader(io.StringIO(rendered(root, "csv"))))
-    expected = session(root).rows("FROM host_waste")
+    rows = list(csv.DictReader(io.StringIO(render(root, "csv"))))
+    expected_rows = session(root).rows("FROM host_waste")
     assert [{k: v for k, v in row.items() if k != "wasted_pct_of_memory"} for row in rows] == [
-        {k: str(v) for k, v in row.items() if k != "wasted_pct_of_memory"} for row in expected
+        {k: str(v) for k, v in row.items() if k != "wasted_pct_of_memory"} for row in expected_rows
     ]
 
 
 def test_markdown_tables_keep_their_columns(root):
-    text = rendered(root, "markdown")
+    text = render(root, "markdown")
     for table in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
     assert "| web-1 |" in text
@@ -241,19 +242,19 @@ def test_markdown_tables_keep_their_columns(root):
 def test_text_lets_no_name_act_on_the_terminal(hostile, monkeypatch):
     root, _ = hostile
     monkeypatch.setenv("COLUMNS", "80")
-    text = rendered(root, "text")
+    text = render(root, "text")
     assert all(char.isprintable() or char == "\n" for char in text)
     assert max(map(cell_len, text.splitlines())) <= 80
-    joined = re.sub(r"\s+", "", text)
-    assert r"\x1b[31mred" in joined
-    assert "[bold]markup[" in joined  # shown, not obeyed
+    unfolded_text = re.sub(r"\s+", "", text)
+    assert r"\x1b[31mred" in unfolded_text
+    assert "[bold]markup[" in unfolded_text  # shown as text, not as markup
 
 
 def test_csv_lets_no_name_be_a_formula_or_a_line(hostile):
     root, _ = hostile
-    text = rendered(root, "csv")
+    text = render(root, "csv")
     rows = list(csv.reader(io.StringIO(text)))
-    assert len(rows) == len(text.splitlines()) == len(HOSTILE) + 1
+    assert len(rows) == len(text.splitlines()) == len(HOSTILE_NAMES) + 1
     for row in rows[1:]:
         for cell in row:
             assert cell.isprintable()
@@ -262,7 +263,7 @@ def test_csv_lets_no_name_be_a_formula_or_a_line(hostile):
 
 def test_markdown_lets_no_name_be_html_a_link_or_a_column(hostile):
     root, _ = hostile
-    text = rendered(root, "markdown")
+    text = render(root, "markdown")
     assert "<" not in text
     assert "://" not in text
     assert not re.search(r"(?<!\\)[`*\[]", text)
@@ -272,13 +273,13 @@ def test_markdown_lets_no_name_be_html_a_link_or_a_column(hostile):
 
 def test_json_keeps_every_name_as_it_is_in_ascii(hostile):
     root, _ = hostile
-    text = rendered(root, "json")
+    text = render(root, "json")
     assert text.isascii()
-    assert sorted(row["target"] for row in json.loads(text)["host_waste"]) == sorted(HOSTILE)
+    assert sorted(row["target"] for row in json.loads(text)["host_waste"]) == sorted(HOSTILE_NAMES)
 
 
 @pytest.mark.parametrize(
-    ("count", "shown"),
+    ("count", "text"),
     [
         (0, "0 B"),
         (999, "999 B"),
@@ -292,5 +293,5 @@ def test_json_keeps_every_name_as_it_is_in_ascii(hostile):
         (2**63 - 1, "8.00 EiB"),
     ],
 )
-def test_bytes_for_humans_have_three_digits(count, shown):
-    assert human_bytes(count) == shown
+def test_bytes_for_humans_have_three_digits(count, text):
+    assert human_bytes(count) == text

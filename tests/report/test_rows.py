@@ -1,4 +1,4 @@
-"""Results of a user's query leave in every format with exact numbers, UTC times and structured lists and maps."""
+"""The results of a user's query in every format: exact numbers, UTC times, structured lists and maps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SELECT
     E'=1+1\\n|' AS hostile
 FROM (VALUES (9223372036854775807), (1)) AS t(n)
 """
-EXPECTED = {
+EXPECTED_ROW = {
     "big": 9223372036854775807,
     "address": 18446744073709551615,
     "hugeint": 9223372036854775808,
@@ -55,32 +55,32 @@ EXPECTED = {
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    return session(tmp_path_factory.mktemp("empty"), confined=True).sql(QUERY)
+    return session(tmp_path_factory.mktemp("empty"), is_confined=True).sql(QUERY)
 
 
-def written(form: str, result: pa.Table) -> str:
+def write(format_name: str, result: pa.Table) -> str:
     file = io.StringIO()
-    rows.FORMATS[form](result, file)
+    rows.FORMATS[format_name](result, file)
     return file.getvalue()
 
 
 def test_json_has_every_value(result):
-    assert json.loads(written("json", result)) == [EXPECTED]
+    assert json.loads(write("json", result)) == [EXPECTED_ROW]
 
 
 def test_json_lines_have_an_object_a_line(result):
-    twice = pa.concat_tables([result, result])
-    assert [json.loads(line) for line in written("jsonl", twice).splitlines()] == [EXPECTED] * 2
+    doubled_result = pa.concat_tables([result, result])
+    assert [json.loads(line) for line in write("jsonl", doubled_result).splitlines()] == [EXPECTED_ROW] * 2
 
 
 def test_json_of_no_rows_is_an_empty_list(result):
-    assert json.loads(written("json", result.slice(0, 0))) == []
-    assert written("jsonl", result.slice(0, 0)) == ""
+    assert json.loads(write("json", result.slice(0, 0))) == []
+    assert write("jsonl", result.slice(0, 0)) == ""
 
 
 def test_csv_has_numbers_as_they_are_and_no_formula(result):
-    header, row = csv.reader(io.StringIO(written("csv", result)))
-    assert header == list(EXPECTED)
+    header, row = csv.reader(io.StringIO(write("csv", result)))
+    assert header == list(EXPECTED_ROW)
     cells = dict(zip(header, row, strict=True))
     assert cells["big"] == "9223372036854775807"
     assert cells["hugeint"] == "9223372036854775808"
@@ -91,34 +91,35 @@ def test_csv_has_numbers_as_they_are_and_no_formula(result):
 
 
 def test_a_negative_number_is_no_formula(tmp_path):
-    table = session(tmp_path, confined=True).sql(
+    table = session(tmp_path, is_confined=True).sql(
         "SELECT -5 AS n, -1.5 AS price, -2 * 1.5 AS twice, -0.5::DOUBLE AS half"
     )
-    assert written("csv", table) == "n,price,twice,half\n-5,-1.5,-3.0,-0.5\n"
+    assert write("csv", table) == "n,price,twice,half\n-5,-1.5,-3.0,-0.5\n"
 
 
 @pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20"])
 def test_what_a_spreadsheet_may_take_for_a_formula_is_text(sign):
-    assert written("csv", pa.table({"name": [f" {sign}1+1"]})) == f"name\n' {sign}1+1\n"
+    assert write("csv", pa.table({"name": [f" {sign}1+1"]})) == f"name\n' {sign}1+1\n"
 
 
-@pytest.mark.parametrize("form", ["jsonl", "csv"])
-def test_an_interval_is_shown_as_duckdb_writes_it(tmp_path, form):
+@pytest.mark.parametrize("format_name", ["jsonl", "csv"])
+def test_an_interval_is_shown_as_duckdb_writes_it(tmp_path, format_name):
     intervals = """
         SELECT to_months(m) + to_days(d) + to_microseconds(us) AS i
         FROM (VALUES (0), (1), (-1), (11), (-13), (24)) AS a(m), (VALUES (0), (1), (-1), (40)) AS b(d),
             (VALUES (0), (1), (-1), (1500000), (-86399999990), (360000000000), (59000000)) AS c(us)
     """
-    asked = session(tmp_path, confined=True)
-    shown, texts = (
-        written(form, asked.sql(f"SELECT {cell} AS i FROM ({intervals}) ORDER BY ALL")) for cell in ("i", "i::VARCHAR")
+    db = session(tmp_path, is_confined=True)
+    interval_texts, texts = (
+        write(format_name, db.sql(f"SELECT {cell} AS i FROM ({intervals}) ORDER BY ALL"))
+        for cell in ("i", "i::VARCHAR")
     )
-    assert shown.count("\n") >= 6 * 4 * 7
-    assert sorted(shown.splitlines()) == sorted(texts.splitlines())
+    assert interval_texts.count("\n") >= 6 * 4 * 7
+    assert sorted(interval_texts.splitlines()) == sorted(texts.splitlines())
 
 
 def test_markdown_is_one_line_a_row(result):
-    lines = written("markdown", result).splitlines()
+    lines = write("markdown", result).splitlines()
     assert len(lines) == 3
     assert r"=1+1\\n\|" in lines[2]
     assert "| 9223372036854775807 | 18446744073709551615 |" in lines[2]
@@ -126,22 +127,22 @@ def test_markdown_is_one_line_a_row(result):
 
 def test_a_table_aligns_numbers_right_and_counts_wide_characters():
     table = pa.table({"name": ["a", "日本", None], "n": [1, 12345, -7]})
-    assert written("table", table) == "name      n\n----  -----\na         1\n日本  12345\n         -7\n"
+    assert write("table", table) == "name      n\n----  -----\na         1\n日本  12345\n         -7\n"
 
 
 def test_a_table_acts_on_no_terminal(result):
-    assert all(char.isprintable() or char == "\n" for char in written("table", result))
+    assert all(char.isprintable() or char == "\n" for char in write("table", result))
 
 
 def test_parquet_is_read_back_as_it_was(result):
     file = io.BytesIO()
-    kept = result.drop_columns(["nothing", "nan"])  # what equals nothing, or has no type
-    rows.FORMATS["parquet"](kept, file)
-    assert pq.read_table(io.BytesIO(file.getvalue())).equals(kept)
+    table = result.drop_columns(["nothing", "nan"])  # a column of nulls has no type, NaN equals no value
+    rows.FORMATS["parquet"](table, file)
+    assert pq.read_table(io.BytesIO(file.getvalue())).equals(table)
 
 
 def test_a_time_that_python_does_not_have_is_still_shown(result, tmp_path):
-    table = session(tmp_path, confined=True).sql("SELECT 'infinity'::TIMESTAMP AS at, 1 AS n")
-    (row,) = json.loads(written("json", table))
+    table = session(tmp_path, is_confined=True).sql("SELECT 'infinity'::TIMESTAMP AS at, 1 AS n")
+    (row,) = json.loads(write("json", table))
     assert row["n"] == 1
     assert isinstance(row["at"], str)

@@ -1,17 +1,17 @@
-// Sorts, filters and pages the ranking, whose rows are in the page as JSON. Names are only ever set as text.
+// Sorts, filters and pages the ranking, whose rows are in the page as JSON. Names are inserted as text only.
 "use strict";
 (() => {
   const PAGE = 100;
   const { columns, rows } = JSON.parse(document.getElementById("ranking-rows").textContent);
   const body = document.querySelector("#ranking tbody");
   const filter = document.getElementById("filter");
-  const said = document.getElementById("shown");
+  const status = document.getElementById("shown");
   const [previous, next] = ["previous", "next"].map((id) => document.getElementById(id));
   const heads = [...document.querySelectorAll("#ranking th[data-column]")];
-  const searched = ["target", "host", "kernel_release", "labels"].map((name) => columns.indexOf(name));
-  const texts = rows.map((row) => searched.map((at) => row[at] ?? "").join("\n").toLowerCase());
-  let order = rows.map((_, at) => at);
-  let found = order;
+  const filterColumns = ["target", "host", "kernel_release", "labels"].map((name) => columns.indexOf(name));
+  const texts = rows.map((row) => filterColumns.map((index) => row[index] ?? "").join("\n").toLowerCase());
+  let order = rows.map((_, index) => index);
+  let matches = order;
   let page = 0;
 
   const BOUNDS = { lazy_bytes: ["≤", "at most"], wasted_bytes: ["≥", "at least"] };
@@ -24,10 +24,10 @@
     return `${count < 0 ? "-" : ""}${size.toFixed(digits)} ${UNITS[unit]}`;
   }
 
-  function marked(sign, said) {
+  function boundMark(sign, label) {
     const mark = document.createElement("span");
     mark.setAttribute("role", "img");
-    mark.setAttribute("aria-label", said);
+    mark.setAttribute("aria-label", label);
     mark.textContent = sign;
     return mark;
   }
@@ -41,7 +41,7 @@
     if (value === null) return cell;
     if (head.dataset.column.endsWith("_bytes")) {
       const bound = row[columns.indexOf("bounded")] && BOUNDS[head.dataset.column];
-      if (bound) cell.append(marked(...bound), " ");
+      if (bound) cell.append(boundMark(...bound), " ");
       cell.append(humanBytes(value));
       cell.title = `${value.toLocaleString("en")} bytes`;
     } else {
@@ -52,41 +52,41 @@
 
   function show() {
     const from = page * PAGE;
-    const part = found.slice(from, from + PAGE);
+    const part = matches.slice(from, from + PAGE);
     body.replaceChildren(
-      ...part.map((at) => {
+      ...part.map((index) => {
         const line = document.createElement("tr");
-        line.append(...heads.map((head) => cellOf(rows[at], head)));
+        line.append(...heads.map((head) => cellOf(rows[index], head)));
         return line;
       }),
     );
     const range = part.length ? `${from + 1} to ${from + part.length} of ` : "";
-    said.textContent = `${range}${found.length.toLocaleString("en")} hosts`;
+    status.textContent = `${range}${matches.length.toLocaleString("en")} hosts`;
     previous.disabled = page === 0;
-    next.disabled = from + PAGE >= found.length;
+    next.disabled = from + PAGE >= matches.length;
   }
 
   function select() {
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
-    found = order.filter((at) => words.every((word) => texts[at].includes(word)));
+    matches = order.filter((index) => words.every((word) => texts[index].includes(word)));
     page = 0;
     show();
   }
 
   function sortBy(head) {
-    const at = columns.indexOf(head.dataset.column);
+    const column = columns.indexOf(head.dataset.column);
     const wasAscending = head.getAttribute("aria-sort") === "ascending";
     const wasDescending = head.getAttribute("aria-sort") === "descending";
-    // Numbers are looked at from the largest, but the rank from 1.
-    const first = head.classList.contains("n") && head.dataset.column !== "rank" ? -1 : 1;
-    const sign = wasAscending ? -1 : wasDescending ? 1 : first;
-    const known = (value) => value !== null && value !== "";
+    // The first click sorts numbers from the largest, but the rank from 1.
+    const firstSign = head.classList.contains("n") && head.dataset.column !== "rank" ? -1 : 1;
+    const sign = wasAscending ? -1 : wasDescending ? 1 : firstSign;
+    const hasValue = (value) => value !== null && value !== "";
     order.sort((a, b) => {
-      const [x, y] = [rows[a][at], rows[b][at]];
-      if (!known(x) || !known(y)) return known(y) - known(x) || a - b;
+      const [x, y] = [rows[a][column], rows[b][column]];
+      if (!hasValue(x) || !hasValue(y)) return hasValue(y) - hasValue(x) || a - b;
       return (typeof x === "number" ? x - y : x < y ? -1 : x > y ? 1 : 0) * sign || a - b;
     });
-    for (const other of heads) other.removeAttribute("aria-sort");
+    for (const each of heads) each.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", sign === 1 ? "ascending" : "descending");
     select();
   }
@@ -105,13 +105,13 @@
   document.getElementById("tools").hidden = false;
   show();
 
-  // What is folded is printed, too.
-  let opened = [];
+  // Unfold all details for printing.
+  let folds = [];
   addEventListener("beforeprint", () => {
-    opened = [...document.querySelectorAll("details:not([open])")];
-    for (const fold of opened) fold.open = true;
+    folds = [...document.querySelectorAll("details:not([open])")];
+    for (const fold of folds) fold.open = true;
   });
   addEventListener("afterprint", () => {
-    for (const fold of opened) fold.open = false;
+    for (const fold of folds) fold.open = false;
   });
 })();

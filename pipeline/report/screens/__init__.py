@@ -1,1 +1,1 @@
-"""Single screens of a terminal: one kernel, the cost model as a calculator, the runs of a warehouse."""
+"""Screens for the terminal: one kernel, the cost model as a calculator, the runs of a warehouse."""

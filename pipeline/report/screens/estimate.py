@@ -1,4 +1,4 @@
-"""The cost model as a calculator: what a server of a given shape wastes, beside the commit message's figures."""
+"""The cost model as a calculator: the waste of a server of a given shape, next to the commit message's figures."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from dataclasses import asdict, dataclass
 from pipeline.collector.model import cost
 from pipeline.common.text import human_bytes
 
-# Lazy kernels by the first release of their layout: which they are, and sizeof(struct list_lru_one) on x86_64.
+# Lazy kernels by the first release of their layout: their releases, and sizeof(struct list_lru_one) on x86_64.
 _LAYOUTS = {"5.18": ("v5.18-6.12", 24), "6.13": ("v6.13+", 32)}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What all list_lrus of the superblocks hold, in bytes; columns as in ``host_waste`` and ``lazy_savings``.
+    """The bytes that all list_lrus of the superblocks hold. Columns are as in ``host_waste`` and ``lazy_savings``.
 
-    bytes_a_list is the commit message's figure for one list_lru; lazy_bytes is None without a number of memcgs.
+    bytes_a_list is the commit message's figure for one list_lru. lazy_high_bytes and wasted_bytes are None if the
+    number of memcgs is not given.
     """
 
     superblocks: int
@@ -33,7 +34,7 @@ class Estimate:
     wasted_bytes: int | None
 
     def as_dict(self) -> dict[str, int | str | None]:
-        """Return the figures under their names."""
+        """Return the figures by name."""
         return asdict(self)
 
 
@@ -44,13 +45,14 @@ def estimate(
     online_memcgs: int | None = None,
     target_layout: str = "5.18",
 ) -> Estimate:
-    """Apply the cost model to a server with x86_64's sizes and two list_lrus a superblock.
+    """Apply the cost model to a server with x86_64's sizes and two list_lrus per superblock.
 
     :param nodes: NUMA nodes, all of them possible and numbered from 0.
     :param cache_ids: memcg_nr_cache_ids.
-    :param online_memcgs: memcgs besides the root, at most cache_ids. For the upper bound of what a lazy kernel holds
-        each has an entry in every list, and their ids are spread over all ids, which takes the most xarray nodes.
-    :param target_layout: the lazy kernel: ``5.18``, or ``6.13``, whose list_lru_one has a lock (fb56fdf8b9a2).
+    :param online_memcgs: memcgs besides the root, at most cache_ids. lazy_high_bytes is an upper bound: each memcg has
+        an entry in every list, and the memcgs' ids are spread over all ids, which takes the most xarray nodes.
+    :param target_layout: the lazy kernel: ``5.18``, or ``6.13``, whose list_lru_one has a lock since commit
+        fb56fdf8b9a2 ("mm/list_lru: split the lock to per-cgroup scope") (in v6.13).
     """
     sizes = cost.x86_64(nodes)
     lazy_target, list_lru_one = _LAYOUTS[target_layout]
@@ -59,8 +61,8 @@ def estimate(
     total = node_array + pointer_arrays + objects
     lazy = None
     if online_memcgs is not None:
-        spread = [1 + i * cache_ids // online_memcgs for i in range(online_memcgs)]
-        lazy = lists * sum(cost.lazy_bytes(sizes._replace(list_lru_one=list_lru_one), spread))
+        ids = [1 + i * cache_ids // online_memcgs for i in range(online_memcgs)]
+        lazy = lists * sum(cost.lazy_bytes(sizes._replace(list_lru_one=list_lru_one), ids))
     return Estimate(
         superblocks=superblocks,
         nr_node_ids=nodes,
@@ -79,7 +81,7 @@ def estimate(
 
 
 def text(figures: Estimate) -> str:
-    """Return the figures for a terminal: the commit message's first, then the true cost."""
+    """Return the figures for a terminal: first the commit message's, then the actual cost."""
     f = figures
     lines = [
         f"{f.superblocks} superblocks, {f.nr_node_ids} NUMA nodes, memcg_nr_cache_ids {f.memcg_nr_cache_ids}; "

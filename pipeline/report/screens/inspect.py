@@ -1,4 +1,7 @@
-"""One kernel on one screen: the analysis of the commit message of 5abc1e37afa0, from one target's outcome."""
+"""One kernel on one screen, from one target's outcome.
+
+The analysis is that of commit 5abc1e37afa0 ("mm: list_lru: allocate list_lru_one only when needed") (in v5.18).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 from pipeline.collector.model import cost
 from pipeline.common.text import human_bytes, printable
 
-_SUMMED = (
+_SUMMED_COLUMNS = (
     "list_lru_one_objects",
     "list_lru_one_bytes",
     "pointer_array_bytes",
@@ -28,39 +31,39 @@ _SUMMED = (
 
 
 def host_waste(outcome: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns of ``targets`` and of the view ``host_waste`` for a target, and the sums behind them.
+    """Return the columns of ``targets`` and of the view ``host_waste`` for a target, and the sums over its list_lrus.
 
-    A sum is None where not every list_lru has the figure.
+    A sum is None unless every list_lru has the figure. A target that is not good has its ``targets`` row only.
 
-    :param outcome: of ``pipeline.fanout``; for one that is not good just its ``targets`` row.
+    :param outcome: an outcome of ``pipeline.fanout``.
     """
     row = {"target": outcome["target"], **outcome["row"]}
     row |= {name: _iso(row[name]) for name in ("started_at", "captured_at", "booted_at") if row.get(name)}
     if row["status"] != "ok":
         return row
     list_lrus = outcome["tables"]["list_lrus"]
-    sums = {name: _sum(_cells(list_lrus, name)) for name in _SUMMED}
-    holds = ("list_lru_one_bytes", "pointer_array_bytes", "node_array_bytes", "xa_node_bytes")
-    list_lru_bytes = sum(sums[name] for name in holds)
-    formula = None
+    sums = {name: _sum(_cells(list_lrus, name)) for name in _SUMMED_COLUMNS}
+    parts = ("list_lru_one_bytes", "pointer_array_bytes", "node_array_bytes", "xa_node_bytes")
+    list_lru_bytes = sum(sums[name] for name in parts)
+    formula_bytes = None
     if row["memcg_nr_cache_ids"] is not None:
-        formula = cost.formula_bytes(row["superblocks"], len(row["possible_nodes"]), row["memcg_nr_cache_ids"])
-    owned = sum(cache_id is not None for cache_id in _cells(outcome["tables"]["memcgs"], "cache_id"))
-    wasted = list_lru_bytes - sums["lazy_bytes"]
+        formula_bytes = cost.formula_bytes(row["superblocks"], len(row["possible_nodes"]), row["memcg_nr_cache_ids"])
+    online_ids = sum(cache_id is not None for cache_id in _cells(outcome["tables"]["memcgs"], "cache_id"))
+    wasted_bytes = list_lru_bytes - sums["lazy_bytes"]
     arrays = zip(_cells(list_lrus, "pointer_array_bytes"), _cells(list_lrus, "nodes"), strict=True)
     one_array_bytes = sum(array_bytes // nodes if nodes else 0 for array_bytes, nodes in arrays)
     return {
         **row,
         "list_lru_bytes": list_lru_bytes,
-        "formula_bytes": formula,
-        "dead_ids": None if row["memcg_nr_cache_ids"] is None else row["memcg_nr_cache_ids"] - owned,
+        "formula_bytes": formula_bytes,
+        "dead_ids": None if row["memcg_nr_cache_ids"] is None else row["memcg_nr_cache_ids"] - online_ids,
         "unknown_list_lrus": _cells(list_lrus, "owner").count("unknown"),
         **sums,
         "saves_objects_bytes": sums["list_lru_one_bytes"] - sums["lazy_object_bytes"],
         "saves_transpose_bytes": sums["pointer_array_bytes"] - one_array_bytes,
         "saves_xarray_bytes": one_array_bytes + sums["xa_node_bytes"] - sums["lazy_xa_node_bytes"],
-        "wasted_bytes": wasted,
-        "wasted_pct_of_memory": round(100 * wasted / row["memory_bytes"], 2),
+        "wasted_bytes": wasted_bytes,
+        "wasted_pct_of_memory": round(100 * wasted_bytes / row["memory_bytes"], 2),
     }
 
 
@@ -73,12 +76,15 @@ def _sum(cells: list[Any]) -> Any:
 
 
 def _iso(microseconds: int) -> str:
-    """Return a time since the epoch as `report` and `sql` write it."""
+    """Return a time since the epoch in ISO 8601, as `report` and `sql` write it."""
     return datetime.fromtimestamp(microseconds / 1e6, UTC).isoformat().replace("+00:00", "Z")
 
 
 def text(figures: Mapping[str, Any]) -> str:
-    """Return the screen for the figures of a target that is good."""
+    """Return the screen of a good target.
+
+    :param figures: from `host_waste`.
+    """
     f = figures
     lines = [
         f"{printable(f['host'])}  {printable(f['kernel_release'])}  {printable(f['arch'])}  "
@@ -88,13 +94,13 @@ def text(figures: Mapping[str, Any]) -> str:
     ]
     if f["status"] == "unsupported":
         return "\n".join([*lines, f"unsupported: {printable(f['error'] or '')}"]) + "\n"
-    lines += _eager(f) if f["lazy_target"] is not None else _lazy(f)
+    lines += _eager_kernel(f) if f["lazy_target"] is not None else _lazy_kernel(f)
     if f["notes"]:
         lines += ["", f"note: {printable(f['notes'])}"]
     return "\n".join(lines) + "\n"
 
 
-def _eager(f: Mapping[str, Any]) -> list[str]:
+def _eager_kernel(f: Mapping[str, Any]) -> list[str]:
     ids, nodes = f["memcg_nr_cache_ids"], len(f["possible_nodes"])
     return [
         *_machine(f),
@@ -106,15 +112,15 @@ def _eager(f: Mapping[str, Any]) -> list[str]:
             f["formula_bytes"],
             f"2 * {f['superblocks']} superblocks; the commit message's own",
         ),
-        *_held(f),
+        *_allocation(f),
         "",
-        *_expected(f),
+        *_lazy_estimate(f),
         *_cache(f),
     ]
 
 
-def _expected(f: Mapping[str, Any]) -> list[str]:
-    """What a lazy kernel would hold: between its bounds where it is known who owns objects, else the upper bound."""
+def _lazy_estimate(f: Mapping[str, Any]) -> list[str]:
+    """The bytes of a lazy kernel: expected between two bounds if objects' owners are known, else the upper bound."""
     name = f"lazy {f['lazy_target']}"
     share = f", {f['wasted_pct_of_memory']:.2f} % of memory"
     if f["lazy_basis"] == "online":
@@ -131,19 +137,19 @@ def _expected(f: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _lazy(f: Mapping[str, Any]) -> list[str]:
+def _lazy_kernel(f: Mapping[str, Any]) -> list[str]:
     return [
         *_machine(f),
         "",
         "This kernel allocates list_lru_one only when needed (5abc1e37afa0, v5.18): nothing to save.",
-        *_held(f),
+        *_allocation(f),
         _line("without items", f["lazy_empty_bytes"], "of list_lru_memcg, kept until their memcg goes offline"),
-        *_on_an_eager_kernel(f),
+        *_eager_estimate(f),
         *_cache(f),
     ]
 
 
-def _on_an_eager_kernel(f: Mapping[str, Any]) -> list[str]:
+def _eager_estimate(f: Mapping[str, Any]) -> list[str]:
     if f["eager_bytes"] is None:
         return []
     return [
@@ -161,7 +167,7 @@ def _machine(f: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _held(f: Mapping[str, Any]) -> list[str]:
+def _allocation(f: Mapping[str, Any]) -> list[str]:
     lists = f"{f['list_lrus']} list_lrus"
     if f["unknown_list_lrus"]:
         lists += f" ({f['unknown_list_lrus']} of unknown owner)"
@@ -170,10 +176,10 @@ def _held(f: Mapping[str, Any]) -> list[str]:
 
 def _parts(f: Mapping[str, Any]) -> list[str]:
     size = f["list_lru_one_bytes"] // f["list_lru_one_objects"] if f["list_lru_one_objects"] else 0
-    what = "list_lru_one" if f["layout"].startswith("array") else "list_lru_memcg"
-    what = "list_lru_per_memcg" if "mlrus" in f["layout"] else what
+    object_name = "list_lru_one" if f["layout"].startswith("array") else "list_lru_memcg"
+    object_name = "list_lru_per_memcg" if "mlrus" in f["layout"] else object_name
     parts = (
-        (what, f["list_lru_one_bytes"], f"{f['list_lru_one_objects']:,} objects of {size} bytes"),
+        (object_name, f["list_lru_one_bytes"], f"{f['list_lru_one_objects']:,} objects of {size} bytes"),
         ("pointer arrays", f["pointer_array_bytes"], ""),
         ("node arrays", f["node_array_bytes"], ""),
         ("xarray nodes", f["xa_node_bytes"], ""),
@@ -186,7 +192,7 @@ def _cache(f: Mapping[str, Any]) -> list[str]:
         return []
     lines = ["", f"They live in the slab cache {printable(f['slab_cache'])}"]
     if f["slab_cache_active_objects"]:
-        # Rounded down: a cache has other users, so never all of it.
+        # Rounded down, so that 100.00 % means all objects; a cache has other users.
         share = 10_000 * f["list_lru_one_in_cache"] // f["slab_cache_active_objects"] / 100
         lines[-1] += (
             f": {f['slab_cache_active_objects']:,} active objects in {human_bytes(f['slab_cache_bytes'])}, "

@@ -1,4 +1,4 @@
-"""The screen says of the lazy kernel's figure what its basis allows: bounds, or an expected figure between them."""
+"""The screen shows bounds, or an expected figure between bounds, as the basis of the lazy kernel's figure allows."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from tests.warehouse.outcomes import ok
 
 
 def host(basis: str | None, **cells: Any) -> dict[str, Any]:
-    """A host of 5 list_lrus, each with these cells: what one holds or would hold times 5 is what all do."""
+    """Return a host of 5 list_lrus with these cells each; its sums are 5 times the figures of one."""
     outcome = ok("a")
-    sent = outcome["tables"]["list_lrus"]
-    named = [dict(zip(sent["columns"], row, strict=True)) for row in sent["rows"]]
-    unread = dict.fromkeys(("items", "lazy_charged_bytes", "lazy_empty_bytes", "eager_bytes"), 0)
-    named = [{**row, **unread, **cells} for row in named]
-    outcome["tables"]["list_lrus"] = {"columns": list(named[0]), "rows": [list(row.values()) for row in named]}
-    lazy = {"layout": "xarray", "memcg_nr_cache_ids": None, "lazy_target": None} if basis is None else {}
-    known = {"types_source": "btf", "notes": None, "slab_cache": None, "lazy_target": "v5.18-6.12"}
-    outcome["row"] |= {**known, "lazy_basis": basis, **lazy}
+    table = outcome["tables"]["list_lrus"]
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+    unread_cells = dict.fromkeys(("items", "lazy_charged_bytes", "lazy_empty_bytes", "eager_bytes"), 0)
+    rows = [{**row, **unread_cells, **cells} for row in rows]
+    outcome["tables"]["list_lrus"] = {"columns": list(rows[0]), "rows": [list(row.values()) for row in rows]}
+    lazy_cells = {"layout": "xarray", "memcg_nr_cache_ids": None, "lazy_target": None} if basis is None else {}
+    target_cells = {"types_source": "btf", "notes": None, "slab_cache": None, "lazy_target": "v5.18-6.12"}
+    outcome["row"] |= {**target_cells, "lazy_basis": basis, **lazy_cells}
     return outcome
 
 
@@ -31,11 +31,11 @@ def screen(outcome: dict[str, Any]) -> str:
 
 def test_on_the_basis_charged_the_figure_is_expected_between_two_bounds() -> None:
     # 5 * (4 * 32 + 64 + 64 - 100) = 5 * 156 = 780 wasted
-    text = screen(
+    lines = screen(
         host("charged", lazy_low_bytes=70, lazy_charged_bytes=90, lazy_bytes=100, lazy_high_bytes=200)
     ).splitlines()
-    (at,) = (index for index, line in enumerate(text) if line.startswith("lazy v5.18-6.12"))
-    assert [line.strip().split(":")[0] for line in text[at : at + 4]] == [
+    (index,) = (index for index, line in enumerate(lines) if line.startswith("lazy v5.18-6.12"))
+    assert [line.strip().split(":")[0] for line in lines[index : index + 4]] == [
         "lazy v5.18-6.12 500 500 B expected, entries that outlive their objects included",
         "450 at least, 450 B",
         "1,000 at most, 0.98 KiB",

@@ -1,4 +1,4 @@
-"""`python -m pipeline` is `lru-audit`."""
+"""Run `lru-audit` as `python -m pipeline`."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""The command line: parse, call, print. Data goes to stdout, progress and errors to stderr.
+"""Command line. Data is printed to stdout, progress and errors to stderr.
 
-What is slow to import (ray, pyarrow, duckdb) is imported by the command that needs it.
+Each command imports the slow packages that it needs (ray, pyarrow, duckdb), so that others start quickly.
 """
 
 from __future__ import annotations
@@ -11,34 +11,33 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from pipeline.cli.arguments import parser
+from pipeline.cli.exits import FAILED, INTERRUPTED, NONE_GOOD, OK, SOME_NOT_GOOD, THRESHOLD_FIRED, USAGE
 from pipeline.common import output
 from pipeline.common.errors import AuditError
 
-from .arguments import parser
-from .exits import FAILED, FIRED, INTERRUPTED, NONE_GOOD, OK, SOME_NOT_GOOD, USAGE
-
-__all__ = ["FAILED", "FIRED", "INTERRUPTED", "NONE_GOOD", "OK", "SOME_NOT_GOOD", "USAGE", "main", "parser"]
+__all__ = ["FAILED", "INTERRUPTED", "NONE_GOOD", "OK", "SOME_NOT_GOOD", "THRESHOLD_FIRED", "USAGE", "main", "parser"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code; no exception passes but a defect of this program."""
+    """Run a command line and return its exit code. Only exceptions that are bugs of this program propagate."""
     _open_standard_streams()
     args = parser().parse_args(argv)
-    # What systemd, cron and timeout send ends a run as Ctrl-C does.
+    # SIGTERM, sent by systemd, cron and timeout, interrupts a run like Ctrl-C.
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        code: int = args.command(args)
+        exit_code: int = args.command(args)
         sys.stdout.flush()
-        return code
+        return exit_code
     except KeyboardInterrupt:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # nothing is left to interrupt
+            signal.signal(number, signal.SIG_IGN)  # the cleanup is done; only the exit remains
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
-        output.discard()  # what is buffered cannot be written either, and the interpreter would try at its end
-        if not isinstance(error, BrokenPipeError):  # the reader of stdout has gone, as `| head` does
+        output.discard_stdout()  # else the interpreter tries again at exit to write what is buffered
+        if not isinstance(error, BrokenPipeError):  # raised after the reader of stdout has gone, such as `| head`
             print(f"lru-audit: {error.filename or 'stdout'}: {error.strerror or error}", file=sys.stderr)
         return FAILED
     except AuditError as error:
@@ -47,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open_standard_streams() -> None:
-    """Have a stdout and a stderr, whatever the caller closed, that no name ends by its characters."""
+    """Open stdout and stderr if the caller closed them, and make them escape characters that they cannot encode."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
             with contextlib.suppress(OSError):

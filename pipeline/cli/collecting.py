@@ -1,4 +1,4 @@
-"""The commands that collect: run, resume, publish, plan and inspect."""
+"""Commands that collect: run, resume, publish, plan and inspect."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
+from pipeline.cli.exits import NONE_GOOD, OK, SOME_NOT_GOOD, THRESHOLD_FIRED
+from pipeline.cli.reading import print_fired_thresholds
 from pipeline.collector.status import GOOD
 from pipeline.common.errors import UsageError
-
-from .exits import FIRED, NONE_GOOD, OK, SOME_NOT_GOOD
-from .reading import fired
 
 if TYPE_CHECKING:
     from pipeline.fanout.runner import Limits
@@ -32,78 +31,78 @@ def run(args: argparse.Namespace) -> int:
     from pipeline import warehouse
 
     targets = _targets(args)
-    with warehouse.alone(args.warehouse, _audit(args), args.overlap):
-        return _run_alone(args, targets)
+    with warehouse.exclusive_audit(args.warehouse, _audit_name(args), args.overlap):
+        return _run_locked(args, targets)
 
 
-def _run_alone(args: argparse.Namespace, targets: Targets) -> int:
+def _run_locked(args: argparse.Namespace, targets: Targets) -> int:
     from pipeline import inventory, warehouse
     from pipeline.fanout import cluster
 
-    # Ray first: where it cannot be had, nothing is staged; and `ray:*` is what it has.
-    with contextlib.ExitStack() as staged, cluster.connected(args.parallel, args.address):
-        planned = _made(args, targets)
-        placed = [*(target for batch in planned.batches for target in batch.targets)]
-        placed += [one.target for one in planned.unreachable]
+    # Start Ray first: nothing is staged if that fails, and the plan needs the nodes for `ray:*`.
+    with contextlib.ExitStack() as stack, cluster.connection(args.parallel, args.address):
+        plan = _make_plan(args, targets)
+        planned_targets = [*(target for batch in plan.batches for target in batch.targets)]
+        planned_targets += [target for target, _ in plan.unreachable]
         run = {
-            **_now(),
-            "audit": _audit(args),
+            **_new_run_fields(),
+            "audit": _audit_name(args),
             "started_at": int(datetime.now(UTC).timestamp() * 1e6),
-            "targets": len(placed),
-            "inventory_sha256": inventory.sha256(placed),
+            "targets": len(planned_targets),
+            "inventory_sha256": inventory.sha256(planned_targets),
         }
         options = {"limits": vars(_limits(args)), "retries": args.retries, "redact": args.redact}
-        staging = warehouse.Staging.create(args.warehouse, run, options, map(vars, placed))
-        staged.enter_context(_kept(staging))
-        _collect(args, staging, planned)
-    return _published(args, staging)
+        staging = warehouse.Staging.create(args.warehouse, run, options, map(vars, planned_targets))
+        stack.enter_context(_resume_hint(staging))
+        _collect(args, staging, plan)
+    return _publish(args, staging)
 
 
 def resume(args: argparse.Namespace) -> int:
     from pipeline import warehouse
 
-    run_id = warehouse.resumable(args.warehouse, args.run)
-    known = warehouse.staged(args.warehouse).get(run_id)
-    audit = known["audit"] if known else warehouse.read(args.warehouse, run_id).audit
-    with warehouse.alone(args.warehouse, audit, args.overlap):
-        return _resume_alone(args, run_id)
+    run_id = warehouse.resolve_resumable_run(args.warehouse, args.run)
+    staged_run = warehouse.staged_runs(args.warehouse).get(run_id)
+    audit = staged_run["audit"] if staged_run else warehouse.read_manifest(args.warehouse, run_id).audit
+    with warehouse.exclusive_audit(args.warehouse, audit, args.overlap):
+        return _resume_locked(args, run_id)
 
 
-def _resume_alone(args: argparse.Namespace, run_id: str) -> int:
+def _resume_locked(args: argparse.Namespace, run_id: str) -> int:
     from pipeline import warehouse
     from pipeline.fanout import cluster
 
-    if run_id in warehouse.staged(args.warehouse):
+    if run_id in warehouse.staged_runs(args.warehouse):
         staging = warehouse.Staging(args.warehouse, run_id)
     else:
-        revised = warehouse.read(args.warehouse, run_id)
-        if revised.good == revised.targets:
+        manifest = warehouse.read_manifest(args.warehouse, run_id)
+        if manifest.good == manifest.targets:
             print(f"every target of {run_id} is good: nothing is left to collect", file=sys.stderr)
             return OK
-        staging = warehouse.Staging.revise(args.warehouse, run_id, **_now())
+        staging = warehouse.Staging.revise(args.warehouse, run_id, **_new_run_fields())
         if not args.quiet:
             print(f"{staging.directory.name} revises {run_id}", file=sys.stderr)
-    if left := _left(staging):
-        with _kept(staging), cluster.connected(args.parallel, args.address):
-            _collect(args, staging, _made(args, left))
-    return _published(args, staging)
+    if targets := _unfinished_targets(staging):
+        with _resume_hint(staging), cluster.connection(args.parallel, args.address):
+            _collect(args, staging, _make_plan(args, targets))
+    return _publish(args, staging)
 
 
 def publish(args: argparse.Namespace) -> int:
     from pipeline import warehouse
     from pipeline.fanout import runner
 
-    staging = warehouse.Staging(args.warehouse, warehouse.unpublished(args.warehouse, args.run))
-    left = _left(staging)
-    if left and not args.partial:
+    staging = warehouse.Staging(args.warehouse, warehouse.resolve_staged_run(args.warehouse, args.run))
+    targets = _unfinished_targets(staging)
+    if targets and not args.partial:
         run_id = staging.directory.name
         raise UsageError(
-            f"{len(left)} of {staging.run['targets']} targets of {run_id} are not collected; "
-            f"go on with: lru-audit resume {run_id}, or publish it with --partial"
+            f"{len(targets)} of {staging.run['targets']} targets of {run_id} are not collected; "
+            f"resume it with: lru-audit resume {run_id}, or publish it with --partial"
         )
-    for target in left:
+    for target in targets:
         staging.append(runner.outcome(target, []))
-    return _published(args, staging)
+    return _publish(args, staging)
 
 
 def plan(args: argparse.Namespace) -> int:
@@ -112,27 +111,28 @@ def plan(args: argparse.Namespace) -> int:
 
     targets = _targets(args)
     nodes = [plan.this_machine()]
-    joins = (args.address or os.environ.get("RAY_ADDRESS") or "local") != "local"
-    with cluster.connected(args.parallel, args.address) if joins or args.check else contextlib.nullcontext():
-        if joins:
+    joins_cluster = (args.address or os.environ.get("RAY_ADDRESS") or "local") != "local"
+    needs_ray = joins_cluster or args.check
+    with cluster.connection(args.parallel, args.address) if needs_ray else contextlib.nullcontext():
+        if joins_cluster:
             nodes = cluster.nodes()
-        parallel = args.parallel or (cluster.cpus() if joins else os.cpu_count() or 1)
-        made = plan.make(targets, parallel, nodes, args.ssh_parallel)
-        for line in plan.text(made, nodes, args.timeout):
+        parallel = args.parallel or (cluster.cpus() if joins_cluster else os.cpu_count() or 1)
+        whole_plan = plan.make_plan(targets, parallel, nodes, args.ssh_parallel)
+        for line in plan.lines(whole_plan, nodes, args.timeout):
             print(line)
-        return _check(args, made, nodes) if args.check else OK
+        return _check(args, whole_plan, nodes) if args.check else OK
 
 
-def _check(args: argparse.Namespace, made: Plan, nodes: Sequence[Node]) -> int:
-    """Try some targets of a plan, print how each ended, and return the exit code of a run."""
+def _check(args: argparse.Namespace, whole_plan: Plan, nodes: Sequence[Node]) -> int:
+    """Collect a sample of the targets, print their statuses, and return the exit code that a run would have."""
     from pipeline.cli import progress
     from pipeline.fanout import driver
     from pipeline.inventory import plan
 
-    sample = plan.sample(made, nodes)
+    sample = plan.sample(whole_plan, nodes)
     outcomes: list[dict[str, Any]] = []
-    with progress.show(sample.targets, quiet=args.quiet) as shown:
-        driver.run(sample, on_outcome=outcomes.append, progress=shown, limits=_limits(args))
+    with progress.show(sample.target_count, quiet=args.quiet) as display:
+        driver.run(sample, on_outcome=outcomes.append, progress=display, limits=_limits(args))
     rows = [("tried", "from", "status", "reason")]
     for outcome in sorted(outcomes, key=lambda outcome: str(outcome["target"])):
         row, attempt = outcome["row"], outcome["attempts"][-1]
@@ -140,10 +140,10 @@ def _check(args: argparse.Namespace, made: Plan, nodes: Sequence[Node]) -> int:
     print()
     for line in plan.table(rows):
         print(line)
-    good = sum(outcome["row"]["status"] in GOOD for outcome in outcomes)
-    if good == len(outcomes) and not made.unreachable:
+    good_count = sum(outcome["row"]["status"] in GOOD for outcome in outcomes)
+    if good_count == len(outcomes) and not whole_plan.unreachable:
         return OK
-    return SOME_NOT_GOOD if good else NONE_GOOD
+    return SOME_NOT_GOOD if good_count else NONE_GOOD
 
 
 def inspect(args: argparse.Namespace) -> int:
@@ -153,35 +153,36 @@ def inspect(args: argparse.Namespace) -> int:
 
     targets = inventory.load([args.target])
     if len(targets) > 1:
-        raise UsageError(f"{args.target} holds {len(targets)} cores; inspect takes one, run takes them all")
+        raise UsageError(f"{args.target} contains {len(targets)} cores; inspect takes one, run takes them all")
     if targets[0].kind == "ray":
-        raise UsageError(f"{args.target} needs Ray, which inspect does not use; run does")
+        raise UsageError(f"{args.target} needs Ray, which inspect does not use; audit it with lru-audit run")
     target = _with_options(targets[0], args)
     figures = inspect.host_waste(runner.outcome(target, [runner.run(target, 1, _limits(args))]))
-    good = figures["status"] in GOOD
+    is_good = figures["status"] in GOOD
     if args.json:
         print(json.dumps(figures, indent=2))
-    elif good:
+    elif is_good:
         print(inspect.text(figures), end="")
-    if not good:
+    if not is_good:
         print(f"lru-audit: {target.name}: {figures['status']}: {figures['error']}", file=sys.stderr)
-    return OK if good else NONE_GOOD
+    return OK if is_good else NONE_GOOD
 
 
 def _targets(args: argparse.Namespace) -> Targets:
-    """Return the targets of the arguments and the inventory; what a target does not say itself comes from options."""
+    """Return the targets of the arguments and the inventory, completed with the options."""
     from pipeline import inventory
 
-    targets = inventory.load(args.targets, args.inventory, limits=args.limit, labels=args.label)
-    if targets.other_files and not args.quiet:
-        print(f"{targets.other_files} other files are no cores", file=sys.stderr)
+    targets = inventory.load(args.targets, args.inventory, limit_patterns=args.limit, labels=args.label)
+    if targets.other_file_count and not args.quiet:
+        print(f"ignored {targets.other_file_count} files that are not cores", file=sys.stderr)
     targets[:] = [_with_options(target, args) for target in targets]
     return targets
 
 
 def _with_options(target: Target, args: argparse.Namespace) -> Target:
+    """Return a target with the options that apply to it; paths of the inventory take precedence."""
     if args.ship_drgn != (args.drgn_wheels is not None):
-        raise UsageError("--ship-drgn and --drgn-wheels DIR go together; lru-audit fetch-drgn fills it")
+        raise UsageError("--ship-drgn and --drgn-wheels DIR must be given together; fill DIR with lru-audit fetch-drgn")
     if target.vmlinux is None and target.debug_dir is None:
         target = replace(target, vmlinux=_absolute(args.vmlinux), debug_dir=_absolute(args.debug_dir))
     if target.kind == "qmp" and target.vmcoreinfo is None:
@@ -208,7 +209,7 @@ def _limits(args: argparse.Namespace) -> Limits:
     return Limits(timeout_s=args.timeout)
 
 
-def _audit(args: argparse.Namespace) -> str:
+def _audit_name(args: argparse.Namespace) -> str:
     if args.audit is not None:
         return str(args.audit)
     if args.inventory in (None, "-"):
@@ -216,58 +217,60 @@ def _audit(args: argparse.Namespace) -> str:
     return Path(args.inventory.removeprefix("ansible:")).stem
 
 
-def _made(args: argparse.Namespace, targets: Sequence[Target]) -> Plan:
-    """Place targets in the cluster that this process is connected to."""
+def _make_plan(args: argparse.Namespace, targets: Sequence[Target]) -> Plan:
+    """Plan the targets for the cluster that this process is connected to."""
     from pipeline.fanout import cluster
     from pipeline.inventory import plan
 
-    return plan.make(targets, args.parallel or cluster.cpus(), cluster.nodes(), args.ssh_parallel)
+    return plan.make_plan(targets, args.parallel or cluster.cpus(), cluster.nodes(), args.ssh_parallel)
 
 
-def _now() -> dict[str, Any]:
-    """What is known of any run that starts now."""
+def _new_run_fields() -> dict[str, Any]:
+    """Return the fields of run.json that every new run and revision has."""
     from pipeline import warehouse
     from pipeline.collector.model.cost import MODEL_VERSION
 
     return {"run_id": warehouse.new_run_id(), "tool_version": __version__, "model_version": MODEL_VERSION}
 
 
-def _left(staging: Staging) -> list[Target]:
+def _unfinished_targets(staging: Staging) -> list[Target]:
     """Return the targets of a staged run that have no outcome."""
     from pipeline.inventory import Target
 
     _, targets = staging.inputs()
-    collected = staging.collected()
-    return [_restored(staging, Target, target) for target in targets if target["name"] not in collected]
+    finished_targets = staging.finished_targets()
+    return [_restore(staging, Target, target) for target in targets if target["name"] not in finished_targets]
 
 
-def _restored(staging: Staging, make: Callable[..., Any], fields: dict[str, Any]) -> Any:
+def _restore(staging: Staging, factory: Callable[..., Any], fields: dict[str, Any]) -> Any:
+    """Create an object from its fields in staging, which another version may have written."""
     try:
-        return make(**fields)
+        return factory(**fields)
     except TypeError as error:
-        raise UsageError(f"{staging.directory}: staged by another version of list-lru-audit: {error}") from error
+        problem = "staged by another version of list-lru-audit; resume it with that version"
+        raise UsageError(f"{staging.directory}: {problem}: {error}") from error
 
 
-def _collect(args: argparse.Namespace, staging: Staging, planned: Plan) -> None:
+def _collect(args: argparse.Namespace, staging: Staging, plan: Plan) -> None:
     from pipeline.cli import progress
     from pipeline.fanout import driver, redact, runner
 
     options = staging.options()
     collect = functools.partial(redact.run, staging.key()) if options.get("redact") else runner.run
-    with progress.show(planned.targets, quiet=args.quiet) as shown:
+    with progress.show(plan.target_count, quiet=args.quiet) as display:
         driver.run(
-            planned,
+            plan,
             on_outcome=staging.append,
-            progress=shown,
-            limits=_restored(staging, runner.Limits, options["limits"]),
+            progress=display,
+            limits=_restore(staging, runner.Limits, options["limits"]),
             retries=options["retries"],
             collect=collect,
         )
 
 
 @contextlib.contextmanager
-def _kept(staging: Staging) -> Iterator[None]:
-    """Where a run is interrupted or loses its last node, say what of it is kept, and how to go on."""
+def _resume_hint(staging: Staging) -> Iterator[None]:
+    """Print what is kept and how to resume if the block is interrupted or loses the last node."""
     from pipeline import warehouse
     from pipeline.fanout.cluster import ClusterError
 
@@ -275,35 +278,35 @@ def _kept(staging: Staging) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, ClusterError):
         run_id = staging.directory.name
-        with contextlib.suppress(warehouse.WarehouseError):  # a run is published at one moment, which may be past
-            print(f"published {warehouse.read(staging.root, run_id).directory}", file=sys.stderr)
+        with contextlib.suppress(warehouse.WarehouseError):  # the run is not published yet
+            print(f"published {warehouse.read_manifest(staging.root, run_id).directory}", file=sys.stderr)
             raise
-        collected = f"{len(staging.collected())} of {staging.run['targets']} targets were collected"
-        print(f"{collected} and are kept in {staging.directory}", file=sys.stderr)
-        print(f"go on with: lru-audit resume {run_id}", file=sys.stderr)
+        counts = f"{len(staging.finished_targets())} of {staging.run['targets']}"
+        print(f"{counts} targets were collected and are kept in {staging.directory}", file=sys.stderr)
+        print(f"resume it with: lru-audit resume {run_id}", file=sys.stderr)
         raise
 
 
-def _published(args: argparse.Namespace, staging: Staging) -> int:
-    """Publish a run of which every target has an outcome, and print the ranking."""
+def _publish(args: argparse.Namespace, staging: Staging) -> int:
+    """Publish a run whose targets all have an outcome, print its report, and return the exit code."""
     from pipeline import query, warehouse
     from pipeline.common import output
     from pipeline.report.formats import RENDERERS
     from pipeline.report.model import build_report
 
-    with _kept(staging):
-        published = staging.publish(query.check)
+    with _resume_hint(staging):
+        manifest = staging.publish(query.check)
     if not args.quiet:
-        print(f"published {published.directory}", file=sys.stderr)
-    with warehouse.reading(args.warehouse) as tables:
-        found = build_report(query.Session(tables), published.run_id)
+        print(f"published {manifest.directory}", file=sys.stderr)
+    with warehouse.open_tables(args.warehouse) as tables:
+        report = build_report(query.Session(tables), manifest.run_id)
         try:
-            RENDERERS["text"](found, sys.stdout)
+            RENDERERS["text"](report, sys.stdout)
             sys.stdout.flush()
-        except BrokenPipeError:  # it is published whether or not somebody reads on
-            output.discard()
-        if fired(args.fail_if, found):
-            return FIRED
-    if published.good == published.targets:
+        except BrokenPipeError:  # the run is published even if the reader of stdout has gone
+            output.discard_stdout()
+        if print_fired_thresholds(args.fail_if, report):
+            return THRESHOLD_FIRED
+    if manifest.good == manifest.targets:
         return OK
-    return SOME_NOT_GOOD if published.good else NONE_GOOD
+    return SOME_NOT_GOOD if manifest.good else NONE_GOOD

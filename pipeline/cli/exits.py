@@ -1,8 +1,8 @@
-"""What a command line ends with."""
+"""Exit codes of the command line."""
 
-OK, FAILED, USAGE, SOME_NOT_GOOD, NONE_GOOD, FIRED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+OK, FAILED, USAGE, SOME_NOT_GOOD, NONE_GOOD, THRESHOLD_FIRED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 
-EXPLAINED = """\
+EXIT_CODES_HELP = """\
 exit codes:
   0  every target good              3  published, some targets not good
   1  the command itself failed      4  published, none good; inspect: the target is not good

@@ -1,4 +1,4 @@
-"""How far a run is, for whoever watches stderr: a bar on a terminal, a line now and then in a log."""
+"""Progress of a run on stderr: a bar on a terminal, a line every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -6,29 +6,31 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-_LINE_EVERY_S = 5.0
+if TYPE_CHECKING:
+    from pipeline.fanout import driver
 
-
-class Shown(Protocol):
-    """What pipeline.fanout tells how far it is."""
-
-    def update(self, done: int, failed: Mapping[str, int]) -> None: ...
+# A log gets a line at most this often.
+_LINE_INTERVAL_S = 5.0
 
 
 @contextlib.contextmanager
-def show(total: int, quiet: bool = False, file: TextIO | None = None) -> Iterator[Shown]:
-    """Show the progress of a run of `total` targets on `file` (stderr) while the block lasts; quiet shows none."""
+def show(total: int, quiet: bool = False, file: TextIO | None = None) -> Iterator[driver.Progress]:
+    """Show the progress of a run of `total` targets on a file during the block.
+
+    :param quiet: show nothing.
+    :param file: default stderr.
+    """
     file = file or sys.stderr
     if quiet:
-        yield _Nothing()
+        yield _NoProgress()
     elif file.isatty():
         console = Console(file=file)
-        columns = ("{task.fields[failed]}", "{task.fields[rate]}")
+        columns = ("{task.fields[failures]}", "{task.fields[rate]}")
         with Progress(
             TextColumn("auditing"),
             BarColumn(),
@@ -41,11 +43,11 @@ def show(total: int, quiet: bool = False, file: TextIO | None = None) -> Iterato
     else:
         lines = _Lines(file, total)
         yield lines
-        lines.last()
+        lines.flush()
 
 
-class _Nothing:
-    def update(self, done: int, failed: Mapping[str, int]) -> None:
+class _NoProgress:
+    def update(self, done_count: int, failure_counts: Mapping[str, int]) -> None:
         pass
 
 
@@ -53,11 +55,11 @@ class _Bar:
     def __init__(self, bar: Progress, total: int) -> None:
         self._bar = bar
         self._start = time.monotonic()
-        self._task = bar.add_task("", total=total, failed="", rate="")
+        self._task = bar.add_task("", total=total, failures="", rate="")
 
-    def update(self, done: int, failed: Mapping[str, int]) -> None:
-        rate = f"{done / (time.monotonic() - self._start):.1f}/s"
-        self._bar.update(self._task, completed=done, failed=_reasons(failed), rate=rate)
+    def update(self, done_count: int, failure_counts: Mapping[str, int]) -> None:
+        rate = f"{done_count / (time.monotonic() - self._start):.1f}/s"
+        self._bar.update(self._task, completed=done_count, failures=_failures(failure_counts), rate=rate)
 
 
 class _Lines:
@@ -65,25 +67,25 @@ class _Lines:
         self._file = file
         self._total = total
         self._start = time.monotonic()
-        self._printed_at = self._start
+        self._last_print = self._start
         self._line = ""
 
-    def update(self, done: int, failed: Mapping[str, int]) -> None:
-        now = time.monotonic()
-        rate = done / (now - self._start)
-        left = f", {(self._total - done) / rate:.0f} s left" if done < self._total else ""
-        reasons = f", {_reasons(failed)}" if failed else ""
-        self._line = f"{done}/{self._total} targets{reasons}, {rate:.1f}/s{left}"
-        if now - self._printed_at >= _LINE_EVERY_S:
-            self._printed_at = now
-            self.last()
+    def update(self, done_count: int, failure_counts: Mapping[str, int]) -> None:
+        time_s = time.monotonic()
+        rate = done_count / (time_s - self._start)
+        remaining_time = f", {(self._total - done_count) / rate:.0f} s left" if done_count < self._total else ""
+        failures = f", {_failures(failure_counts)}" if failure_counts else ""
+        self._line = f"{done_count}/{self._total} targets{failures}, {rate:.1f}/s{remaining_time}"
+        if time_s - self._last_print >= _LINE_INTERVAL_S:
+            self._last_print = time_s
+            self.flush()
 
-    def last(self) -> None:
-        """Print the newest line, once."""
+    def flush(self) -> None:
+        """Print the newest line unless it is printed already."""
         if self._line:
             print(self._line, file=self._file, flush=True)
         self._line = ""
 
 
-def _reasons(failed: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {status}" for status, count in sorted(failed.items()))
+def _failures(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))

@@ -1,4 +1,4 @@
-"""The commands that read what is published, keep it, or need none of it."""
+"""Commands that collect nothing: report, sql, runs, verify, expire, estimate and fetch-drgn."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pipeline.cli.exits import FAILED, OK, THRESHOLD_FIRED
 from pipeline.common.errors import UsageError
 from pipeline.common.text import printable
-
-from .exits import FAILED, FIRED, OK
 
 if TYPE_CHECKING:
     from pipeline.report.model import Report
@@ -26,27 +25,27 @@ def report(args: argparse.Namespace) -> int:
     from pipeline.report.model import build_report
     from pipeline.report.prometheus import prometheus
 
-    run_id = args.run and warehouse.resolve(args.warehouse, args.run, args.audit)
-    form = args.format or output.form(args.output, RENDERERS, "text")
-    render = RENDERERS[form]
-    if form == "prometheus":
+    run_id = args.run and warehouse.resolve_run(args.warehouse, args.run, args.audit)
+    format_name = args.format or output.format_for(args.output, RENDERERS, "text")
+    render = RENDERERS[format_name]
+    if format_name == "prometheus":
         render = functools.partial(prometheus, max_series=args.max_series)
-    with warehouse.reading(args.warehouse) as tables:
+    with warehouse.open_tables(args.warehouse) as tables:
         try:
-            found = build_report(query.Session(tables), run_id, args.audit)
+            report = build_report(query.Session(tables), run_id, args.audit)
         except query.QueryError as error:
             raise query.QueryError(f"{args.warehouse}: {error}") from error
-        with output.opened(args.output, binary=form == "parquet") as file:
-            render(found, file)
-        return FIRED if fired(args.fail_if, found) else OK
+        with output.open_output(args.output, binary=format_name == "parquet") as file:
+            render(report, file)
+        return THRESHOLD_FIRED if print_fired_thresholds(args.fail_if, report) else OK
 
 
-def fired(thresholds: Sequence[Threshold], found: Report) -> bool:
-    """Name the conditions that hold, and return whether one does."""
-    fired = [threshold for threshold in thresholds if threshold.fires(found)]
-    for threshold in fired:
-        print(f"lru-audit: --fail-if: {threshold.said(found)}", file=sys.stderr)
-    return bool(fired)
+def print_fired_thresholds(thresholds: Sequence[Threshold], report: Report) -> bool:
+    """Print the conditions of --fail-if that hold, and return whether any does."""
+    fired_thresholds = [threshold for threshold in thresholds if threshold.fires(report)]
+    for threshold in fired_thresholds:
+        print(f"lru-audit: --fail-if: {threshold.message(report)}", file=sys.stderr)
+    return bool(fired_thresholds)
 
 
 def sql(args: argparse.Namespace) -> int:
@@ -67,7 +66,7 @@ def runs(args: argparse.Namespace) -> int:
 def verify(args: argparse.Namespace) -> int:
     from pipeline import query, warehouse
 
-    run_ids = warehouse.verifiable(args.warehouse, args.run)
+    run_ids = warehouse.published_run_ids(args.warehouse, args.run)
     problems = 0
     for run_id in run_ids:
         for line in warehouse.problems(args.warehouse, run_id, query.check):
@@ -81,11 +80,11 @@ def expire(args: argparse.Namespace) -> int:
     from pipeline import warehouse
     from pipeline.report.screens import listing
 
-    rules = warehouse.Rules(args.keep_last, args.keep_daily, args.keep_weekly, args.keep_monthly)
+    rules = warehouse.RetentionRules(args.keep_last, args.keep_daily, args.keep_weekly, args.keep_monthly)
     for removal in warehouse.removals(args.warehouse, rules, args.interrupted_days):
         if not args.dry_run:
             removal.carry_out()
-        print(listing.removal(removal.path, removal.why, removal.size_bytes), flush=True)
+        print(listing.removal(removal.path, removal.reason, removal.size_bytes), flush=True)
     if args.dry_run:
         print("a dry run: nothing was removed", file=sys.stderr)
     return OK
@@ -95,7 +94,9 @@ def estimate(args: argparse.Namespace) -> int:
     from pipeline.report.screens import estimate
 
     if (args.online_memcgs or 0) > args.cache_ids:
-        raise UsageError(f"{args.online_memcgs} memcgs need as many ids, and there are {args.cache_ids}")
+        raise UsageError(
+            f"--online-memcgs {args.online_memcgs} exceeds --cache-ids {args.cache_ids}; each memcg needs an id"
+        )
     shape = args.superblocks, args.nodes, args.cache_ids, args.online_memcgs
     figures = estimate.estimate(*shape, args.target_layout)
     print(json.dumps(figures.as_dict(), indent=2) if args.json else estimate.text(figures), end="")
@@ -106,7 +107,7 @@ def fetch_drgn(args: argparse.Namespace) -> int:
     from pipeline.fanout.transports import wheels
 
     args.drgn_wheels.mkdir(parents=True, exist_ok=True)
-    everywhere = wheels.fetch(args.drgn_wheels, args.python, args.arch, lambda text: print(text, file=sys.stderr))
+    is_complete = wheels.fetch(args.drgn_wheels, args.python, args.arch, lambda line: print(line, file=sys.stderr))
     for wheel in sorted(args.drgn_wheels.glob("drgn-*.whl")):
         print(wheel)
-    return OK if everywhere else FAILED
+    return OK if is_complete else FAILED

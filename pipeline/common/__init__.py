@@ -1,1 +1,1 @@
-"""What most rooms use and nothing else: text, output files, temporary directories, the data folders, errors."""
+"""Helpers that most packages share: text, output files, temporary directories, data directories and errors."""

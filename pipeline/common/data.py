@@ -1,4 +1,4 @@
-"""The one resolver of the data folders `sql/` and `schemas/`: in a checkout, an editable install and a wheel."""
+"""Location of the data directories `sql/` and `schemas/` in a checkout, an editable install and a wheel."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def path(folder: str) -> Path:
-    """Return the directory that holds a data folder.
+def path(name: str) -> Path:
+    """Return the path of a data directory.
 
-    :param folder: ``sql`` or ``schemas``.
+    :param name: ``sql`` or ``schemas``.
 
-    In a wheel setup.cfg ships the folder inside the package (``pipeline/sql``); in a checkout and an editable
+    setup.cfg packs the directory into a wheel inside the package (``pipeline/sql``). In a checkout and an editable
     install it lies beside the package.
     """
-    shipped = _PACKAGE / folder
-    return shipped if shipped.is_dir() else _PACKAGE.parent / folder
+    packaged_path = _PACKAGE / name
+    return packaged_path if packaged_path.is_dir() else _PACKAGE.parent / name

@@ -1,8 +1,8 @@
-"""The errors that reach a user. Each prints as one line: what is wrong, where, and what to do.
+"""Errors for the user. Each prints as one line: what is wrong, where, and what to do.
 
     AuditError               1  base class; the number is the exit code
     ├── UsageError           2  arguments that contradict one another
-    │   ├── InventoryError   2  every error of the arguments and the inventory, a line each  (inventory)
+    │   ├── InventoryError   2  all errors of the arguments and the inventory, one per line  (inventory)
     │   └── ThresholdError   2  an invalid --fail-if condition                               (report.threshold)
     ├── ClusterError         1  Ray cannot be started or joined, or was lost                 (fanout.cluster)
     ├── WarehouseError       1  a run cannot be stored or read                               (warehouse.errors)
@@ -12,14 +12,14 @@
     ├── CheckError           1  rows of a run contradict one another, whatever the target    (query.checks)
     └── FormatError          1  a format cannot represent a result                           (report.rows)
 
-What goes wrong with one target is no exception here: it becomes that target's status (collector.status).
+The failure of one target raises none of these: it becomes the status of that target (collector.status).
 """
 
 
 class AuditError(Exception):
-    """A command cannot go on; the message is for the user.
+    """A command cannot continue; the message is for the user.
 
-    :cvar exit_code: what the command then exits with.
+    :cvar exit_code: exit code of the command.
     """
 
     exit_code = 1

@@ -1,4 +1,4 @@
-"""Where a result goes and as what: stdout, or a file that whoever reads it meanwhile sees as it was or whole."""
+"""Output of a command: its format, and stdout or a file that is replaced atomically."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-_FORMS = {
+_FORMATS = {
     ".csv": "csv", ".html": "html", ".json": "json", ".jsonl": "jsonl", ".md": "markdown", ".parquet": "parquet",
     ".prom": "prometheus",
 }  # fmt: skip
 
 
-def form(path: Path | None, known: Collection[str], default: str) -> str:
-    """Return the one of the known formats that a path's suffix names, else the default."""
-    named = _FORMS.get(path.suffix, default) if path is not None else default
-    return named if named in known else default
+def format_for(path: Path | None, formats: Collection[str], default: str) -> str:
+    """Return the format that the suffix of a path names if it is one of `formats`, else the default."""
+    name = _FORMATS.get(path.suffix, default) if path is not None else default
+    return name if name in formats else default
 
 
-def discard() -> None:
-    """Let what is still buffered for stdout, and all that comes, go nowhere: what reads it has gone."""
+def discard_stdout() -> None:
+    """Redirect stdout to /dev/null, buffered text included, after its reader has gone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
-def opened(path: Path | None, *, binary: bool = False) -> Iterator[IO[Any]]:
-    """Yield stdout for no path, else a file that takes its place when all is written.
+def open_output(path: Path | None, *, binary: bool = False) -> Iterator[IO[Any]]:
+    """Yield stdout if the path is None, else a file that replaces the one at the path once it is complete.
 
-    Raises OSError that names the path as it is given.
+    :raises OSError: with the path as the caller wrote it.
     """
-    kind: Mapping[str, Any] = {"mode": "wb"} if binary else {"mode": "w", "encoding": "utf-8"}
+    open_options: Mapping[str, Any] = {"mode": "wb"} if binary else {"mode": "w", "encoding": "utf-8"}
     if path is None:
         yield sys.stdout.buffer if binary else sys.stdout
         return
     try:
-        with _replacing(path.resolve(), kind) as file:
+        with _open_replacement(path.resolve(), open_options) as file:
             yield file
     except OSError as error:
         error.filename = str(path)
@@ -45,15 +45,15 @@ def opened(path: Path | None, *, binary: bool = False) -> Iterator[IO[Any]]:
 
 
 @contextmanager
-def _replacing(path: Path, kind: Mapping[str, Any]) -> Iterator[IO[Any]]:
-    if path.exists() and not path.is_file():  # a pipe or a device is written to, never replaced
-        with path.open(**kind) as file:
+def _open_replacement(path: Path, open_options: Mapping[str, Any]) -> Iterator[IO[Any]]:
+    if path.exists() and not path.is_file():  # write to a pipe or a device, never replace it
+        with path.open(**open_options) as file:
             yield file
         return
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with unfinished.open(**kind) as file:
+        with temporary.open(**open_options) as file:
             yield file
-        unfinished.replace(path)
+        temporary.replace(path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""Temporary directories, none of which stays: what a process that was killed has left, the next one removes.
+"""Temporary directories that are removed even after a kill: each new one removes those of dead processes.
 
-A process that lives has its directory locked.
+A running process holds a lock on its directory.
 """
 
 from __future__ import annotations
@@ -19,31 +19,32 @@ def _remove(directory: str) -> None:
 
 
 @contextlib.contextmanager
-def directory(prefix: str, folder: str | None = None, remove: Callable[[str], None] = _remove) -> Iterator[str]:
-    """Make a directory that only this user may enter, and remove it in the end.
+def directory(prefix: str, parent: str | None = None, remove: Callable[[str], None] = _remove) -> Iterator[str]:
+    """Create a directory that only this user may enter, and remove it at the end.
 
-    :param prefix: of its name; of others of this user with that prefix those are removed that nobody has locked.
-    :param folder: where it is made, default TMPDIR's.
+    :param prefix: start of its name; unlocked directories of this user with the same prefix are removed first.
+    :param parent: parent directory, default TMPDIR.
+    :param remove: removes a directory.
     """
-    folder = folder or tempfile.gettempdir()
-    for stale in Path(folder).glob(f"{prefix}*"):
-        with contextlib.suppress(OSError), _opened(str(stale)) as descriptor:
+    parent = parent or tempfile.gettempdir()
+    for candidate in Path(parent).glob(f"{prefix}*"):
+        with contextlib.suppress(OSError), _open_directory(str(candidate)) as descriptor:
             if os.fstat(descriptor).st_uid == os.geteuid():
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                remove(str(stale))
+                remove(str(candidate))
     with contextlib.ExitStack() as stack:
         while True:
-            made = tempfile.mkdtemp(prefix=prefix, dir=folder)
-            with contextlib.suppress(OSError):  # a file system without locks: nobody removes it
-                fcntl.flock(stack.enter_context(_opened(made)), fcntl.LOCK_EX)
-            if os.path.exists(made):  # else another process found it before it was locked
+            path = tempfile.mkdtemp(prefix=prefix, dir=parent)
+            with contextlib.suppress(OSError):  # on a file system without locks no process removes it
+                fcntl.flock(stack.enter_context(_open_directory(path)), fcntl.LOCK_EX)
+            if os.path.exists(path):  # else another process removed it before the lock
                 break
-        stack.callback(remove, made)
-        yield made
+        stack.callback(remove, path)
+        yield path
 
 
 @contextlib.contextmanager
-def _opened(directory: str) -> Iterator[int]:
+def _open_directory(directory: str) -> Iterator[int]:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         yield descriptor

@@ -1,4 +1,4 @@
-"""Text for people: bytes in units, both ways, and what a stranger chose made fit for one line of a terminal."""
+"""Text for people: sizes in bytes, written and parsed, and untrusted text made safe for one line of a terminal."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([KMGTP])(I?))?B?", re.ASCII | re.IGNOR
 
 
 def printable(text: str) -> str:
-    r"""Return the text as one line, with what a terminal would act on or not show backslash-escaped.
+    r"""Return the text as one line, with unprintable characters backslash-escaped.
 
-    That is controls, line ends, bidirectional and other format characters, and (as ``\udcXX``) bytes that are not
-    UTF-8.
+    These are control characters, line ends, bidirectional and other format characters, and bytes that are not UTF-8
+    (as ``\udcXX``).
     """
     if text.isprintable():
         return text
@@ -19,13 +19,13 @@ def printable(text: str) -> str:
 
 
 def quote(value: object) -> str:
-    """Return a value as an error message shows it: quoted, printable, at most 200 characters."""
+    """Return a value for an error message: quoted, printable, at most 200 characters."""
     text = f"'{printable(value)}'" if isinstance(value, str) else repr(value)
     return text if len(text) <= 200 else text[:196] + " ..."
 
 
 def human_bytes(count: int) -> str:
-    """Return bytes in three digits and a binary unit, at most 8 characters and a sign: `7.44 GiB`, `-512 B`."""
+    """Return a size in three digits and a binary unit, at most 8 characters and a sign: `7.44 GiB`, `-512 B`."""
     size = float(abs(count))
     unit = 0
     while size >= 999.5:
@@ -35,13 +35,13 @@ def human_bytes(count: int) -> str:
     return f"{'-' if count < 0 else ''}{size:.{digits}f} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB')[unit]}"
 
 
-def parsed_bytes(text: str) -> float:
-    """Return the bytes of a size as people write it: `4GiB` is 4 * 2^30, `4GB` and `4G` are 4 * 10^9, `4` is 4.
+def parse_bytes(text: str) -> float:
+    """Return a written size in bytes: `4GiB` is 4 * 2^30, `4GB` and `4G` are 4 * 10^9, `4` is 4.
 
-    Raises ValueError, in one line, for what is none.
+    :raises ValueError: the text is not a size; the message is one line.
     """
     match = _SIZE.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!a} is no size such as 512MiB or 4GB")
+        raise ValueError(f"invalid size {text!a}; expected something like 512MiB or 4GB")
     number, unit, binary = match.groups()
     return float(number) * (1024 if binary else 1000) ** " KMGTP".index((unit or " ").upper())

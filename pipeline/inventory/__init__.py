@@ -1,7 +1,7 @@
-"""TARGET arguments and inventory files become one list of targets, or one list of everything wrong.
+"""Targets from TARGET arguments and inventory files, or every error in them.
 
-Everything is checked before anything starts, so a slip in line 90,000 does not cost a night's run. What a
-target's file holds, and whether it is there at all, is not checked here: that is the target's own failure.
+All errors are reported before a run starts, so that a typo in line 90,000 does not cost a night's run. A file that is
+missing or is not a core is not an error here: it becomes the status of its target.
 """
 
 from __future__ import annotations
@@ -31,13 +31,16 @@ NO_TARGET = """no target given; for example:
 
 
 class Targets(list[Target]):
-    """The targets of a run in the order given; `other_files` in the searched directories are no cores."""
+    """Targets of a run in the order given.
 
-    other_files = 0
+    :ivar other_file_count: number of files in searched directories that are not cores.
+    """
+
+    other_file_count = 0
 
 
 class InventoryError(UsageError):
-    """Everything wrong with the arguments and the inventory: `errors`, one line each; also the message."""
+    """All errors of the arguments and the inventory, one line each, as `errors` and as the message."""
 
     def __init__(self, errors: Sequence[str]) -> None:
         super().__init__("\n".join(errors))
@@ -48,17 +51,17 @@ def load(
     targets: Sequence[str],
     inventory: Path | str | None = None,
     *,
-    limits: Sequence[str] = (),
+    limit_patterns: Sequence[str] = (),
     labels: Sequence[str] = (),
 ) -> Targets:
     """Return the targets of the arguments, then those of the inventory.
 
-    :param targets: TARGET arguments; relative paths are below the current directory.
-    :param inventory: a .yaml, .yml, .json or .csv file, relative paths in it are below its folder; ``-`` is
-        one target a line on stdin; ``ansible:FILE`` is read through ansible-inventory, whose JSON may also be the file.
-    :param limits: which of them, by name or label, as `Selection` reads it; default all.
-    :param labels: which variables of Ansible's hosts become labels.
-    :raises InventoryError: with every error of both.
+    :param targets: TARGET arguments; relative paths start at the current directory.
+    :param inventory: a .yaml, .yml, .json or .csv file, whose relative paths start at its directory; ``-`` for one
+        target a line on stdin; ``ansible:FILE`` to run ansible-inventory, whose JSON may also be the .json file.
+    :param limit_patterns: patterns of --limit, see `Selection`; default all targets.
+    :param labels: variables of Ansible's hosts that become labels.
+    :raises InventoryError: with every error of the arguments and the inventory.
     """
     errors: list[str] = []
     cwd = os.getcwd()
@@ -66,39 +69,39 @@ def load(
     if inventory is not None:
         entries += files.read(str(inventory), labels, errors)
     elif labels:
-        errors.append(ansible.LABELS_ARE_ANSIBLES)
+        errors.append(ansible.LABELS_NEED_ANSIBLE)
     result = Targets()
-    places: list[str] = []
+    name_locations: list[str] = []
     roots: list[str] = []
     for entry in entries:
         for target, root in _targets(entry, result, errors):
             result.append(target)
-            places.append(entry.at("name"))
+            name_locations.append(entry.key_location("name"))
             roots.append(root)
     if not result and not errors:
         errors.append(NO_TARGET)
-    _name_unnamed(result, roots)
-    _check_names(result, places, errors)
-    selection = Selection(limits)
+    _set_default_names(result, roots)
+    _check_names(result, name_locations, errors)
+    selection = Selection(limit_patterns)
     count = len(result)
-    result[:] = filter(selection.has, result)
+    result[:] = filter(selection.matches, result)
     if not result and not errors:
         errors.append(f"--limit {selection} selects none of {count} targets")
     if errors:
-        file = "" if inventory is None else files.called(str(inventory))
-        raise InventoryError(sorted(errors, key=functools.partial(_line, file)))
+        file = "" if inventory is None else files.display_name(str(inventory))
+        raise InventoryError(sorted(errors, key=functools.partial(_line_number, file)))
     return result
 
 
-def _line(file: str, error: str) -> int:
-    """Return the line of a file that an error is about; 0: it is about an argument, or all of the file."""
+def _line_number(file: str, error: str) -> int:
+    """Return the line of the file that an error names; 0 for an error of an argument or of the whole file."""
     line = error.removeprefix(f"{file}:").partition(":")[0]
     return int(line) if line.isdecimal() else 0
 
 
 def sha256(targets: Sequence[Target]) -> str:
-    """Return the hex SHA-256 of the targets, whatever the order and the format they were written in."""
-    digest = hashlib.sha256()  # of one JSON list; the text of 100,000 would take 80 MB
+    """Return the hex SHA-256 of the targets, regardless of their order and of the inventory's format."""
+    digest = hashlib.sha256()  # of one JSON list, hashed in parts: the text for 100,000 targets takes 80 MB
     separator = "["
     for target in sorted(targets, key=lambda target: target.name):
         digest.update(f"{separator}{json.dumps(vars(target), sort_keys=True)}".encode())
@@ -107,44 +110,47 @@ def sha256(targets: Sequence[Target]) -> str:
     return digest.hexdigest()
 
 
-def _targets(entry: Entry, found: Targets, errors: list[str]) -> list[tuple[Target, str]]:
-    """Return the targets of one entry, each with the directory that its default name is relative to."""
+def _targets(entry: Entry, targets: Targets, errors: list[str]) -> list[tuple[Target, str]]:
+    """Return the targets of one entry, each with the directory that its default name is relative to.
+
+    :param targets: counts other files.
+    """
     target = parse(entry, errors)
     if target is None:
         return []
-    before = len(errors)
+    previous_errors = len(errors)
     source = target.source
     if target.kind != "vmcore" or target.via or not os.path.isdir(source):
         return [(target, os.path.dirname(source))]
-    paths, others = cores.search(source, errors)
-    found.other_files += others
-    if not paths and len(errors) == before:
-        errors.append(f"{entry.at('target')}: no core in {quote(source)}, only {others} other files")
+    paths, other_count = cores.search(source, errors)
+    targets.other_file_count += other_count
+    if not paths and len(errors) == previous_errors:
+        errors.append(f"{entry.key_location('target')}: no core in {quote(source)}, only {other_count} other files")
     if target.name and len(paths) > 1:
-        errors.append(f"{entry.at('name')}: one name for the {len(paths)} cores in {quote(source)}")
+        errors.append(f"{entry.key_location('name')}: one name for all {len(paths)} cores in {quote(source)}")
         return []
     return [(replace(target, source=path), source) for path in paths]
 
 
-def _name_unnamed(targets: Targets, roots: list[str]) -> None:
-    """Give cores and QEMU guests of this machine the names that tell them apart."""
-    for kind, naming in (("vmcore", cores.names), ("qmp", _guest_names)):
-        unnamed = [n for n, target in enumerate(targets) if target.kind == kind and not target.name]
-        names = naming([targets[n].source for n in unnamed], [roots[n] for n in unnamed])
-        for number, name in zip(unnamed, names, strict=True):
-            targets[number] = replace(targets[number], name=name)
+def _set_default_names(targets: Targets, roots: list[str]) -> None:
+    """Give cores and QEMU guests of this machine unique names."""
+    for kind, default_names in (("vmcore", cores.names), ("qmp", _guest_names)):
+        indexes = [n for n, target in enumerate(targets) if target.kind == kind and not target.name]
+        names = default_names([targets[n].source for n in indexes], [roots[n] for n in indexes])
+        for index, name in zip(indexes, names, strict=True):
+            targets[index] = replace(targets[index], name=name)
 
 
 def _guest_names(sockets: Sequence[str], roots: Sequence[str]) -> list[str]:
-    """Return for each path of a socket its stem or, where another has the same (libvirt's monitor.sock), the path."""
+    """Return the stem of each socket's path, or the path if the stem is not unique (libvirt's monitor.sock)."""
     stems = [Path(path).stem for path in sockets]
     count = Counter(stems)
     return [printable(path if count[stem] > 1 else stem) for path, stem in zip(sockets, stems, strict=True)]
 
 
-def _check_names(targets: Targets, places: list[str], errors: list[str]) -> None:
-    first: dict[str, str] = {}
-    for target, place in zip(targets, places, strict=True):
-        if target.name in first:
-            errors.append(f"{place}: the name {quote(target.name)} is already taken by {first[target.name]}")
-        first.setdefault(target.name, f"{quote(target.source)} ({place})")
+def _check_names(targets: Targets, locations: list[str], errors: list[str]) -> None:
+    owners: dict[str, str] = {}
+    for target, location in zip(targets, locations, strict=True):
+        if target.name in owners:
+            errors.append(f"{location}: the name {quote(target.name)} is already taken by {owners[target.name]}")
+        owners.setdefault(target.name, f"{quote(target.source)} ({location})")

@@ -1,4 +1,4 @@
-"""The cores below a directory, told by what is in the files, and the names that tell them apart."""
+"""Cores below a directory, recognized by their content, and unique names for them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from pipeline.common.text import printable, quote
 
-# What kdump calls what it saves: such a name tells no two machines apart.
+# File names that kdump gives every core, which do not tell machines apart.
 _KDUMP_NAMES = {"vmcore", "vmcore-incomplete", "vmcore.flat"}
 # The first two: makedumpfile's diskdump_mod.h; the last: its flattened form (makedumpfile -F).
 _DUMP_MAGIC = (b"KDUMP   ", b"DISKDUMP", b"makedumpfile\0")
@@ -20,36 +20,36 @@ _ET_CORE = 4
 def search(directory: str, errors: list[str]) -> tuple[list[str], int]:
     """Return the paths of the cores below a directory, sorted, and the number of other files.
 
-    A file that may not be read counts as a core: its row will say `denied`, which is better than no row.
+    An unreadable file counts as a core: a row with the status `denied` is better than no row.
     """
 
-    def unreadable(error: OSError) -> None:
-        errors.append(f"cannot search {quote(error.filename)}: {error.strerror}; run as a user who may")
+    def add_error(error: OSError) -> None:
+        errors.append(f"cannot search {quote(error.filename)}: {error.strerror}; run as a user who may read it")
 
     paths = []
-    others = 0
-    for folder, _, files in os.walk(directory, onerror=unreadable):
+    other_file_count = 0
+    for subdirectory, _, files in os.walk(directory, onerror=add_error):
         for file in files:
-            path = os.path.join(folder, file)
+            path = os.path.join(subdirectory, file)
             if _is_core(path):
                 paths.append(path)
             else:
-                others += 1
-    return sorted(paths), others
+                other_file_count += 1
+    return sorted(paths), other_file_count
 
 
 def names(paths: Sequence[str], roots: Sequence[str]) -> list[str]:
-    """Return for each path its part below the common directory of the roots, printable.
+    """Return each path relative to the common directory of the roots, printable.
 
-    Where one would be a bare `vmcore`, all start one folder further up.
+    If one would be only `vmcore` or another of kdump's names, all start with the name of the common directory.
     """
     if not paths:
         return []
     base = os.path.commonpath(roots)
-    below = [os.path.relpath(path, base) for path in paths]
-    if not _KDUMP_NAMES.isdisjoint(below):
-        below = [os.path.join(os.path.basename(base), name) for name in below]
-    return [printable(name) for name in below]
+    relative_paths = [os.path.relpath(path, base) for path in paths]
+    if not _KDUMP_NAMES.isdisjoint(relative_paths):
+        relative_paths = [os.path.join(os.path.basename(base), path) for path in relative_paths]
+    return [printable(path) for path in relative_paths]
 
 
 def _is_core(path: str) -> bool:

@@ -1,4 +1,4 @@
-"""Where ssh goes: `[USER@]HOST[:PORT]`, as far as it is safe on a command line."""
+"""Destinations of ssh, `[USER@]HOST[:PORT]`, restricted to what is safe on a command line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pipeline.common.text import quote
 
-# ssh puts them into commands (ProxyCommand, Match exec) unquoted, and takes a leading - for an option.
+# ssh inserts user and host unquoted into commands (ProxyCommand, Match exec) and parses a leading - as an option.
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _ADDRESS = re.compile(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?")
@@ -28,7 +28,7 @@ class Destination(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What a target there is called unless it is given a name: the host, with the port where there is one."""
+        """Default name of a target: the host, with the port if one is given."""
         return str(self._replace(user=None)) if self.port else self.host
 
 
@@ -37,24 +37,28 @@ def parse(text: str) -> Destination:
 
     :raises ValueError: with the reason in one line.
     """
-    user, at, place = text.rpartition("@")
-    if place.startswith("["):
-        host, bracket, port = place[1:].partition("]")
+    user, at_sign, address = text.rpartition("@")
+    if address.startswith("["):
+        host, bracket, port = address[1:].partition("]")
         if not bracket or (port and not port.startswith(":")):
             raise ValueError(f"{quote(text)} is not [USER@][ADDRESS][:PORT]")
         colon, port = port[:1], port[1:]
         if not _is_ipv6(host):
-            raise ValueError(f"{quote(host)} in brackets is no IPv6 address")
+            raise ValueError(f"{quote(host)} in brackets is not an IPv6 address")
     else:
-        host, colon, port = place.partition(":")
+        host, colon, port = address.partition(":")
         if ":" in port:
-            raise ValueError(f"{quote(place)} has several colons: an IPv6 address needs brackets, ssh:[::1]")
+            raise ValueError(f"{quote(address)} has several colons; write an IPv6 address in brackets, as in ssh:[::1]")
         if not _HOST.fullmatch(host):
-            raise ValueError(f"{quote(host)} is no host name: letters, digits and . _ - after a letter, digit or _")
-    if at and not _USER.fullmatch(user):
-        raise ValueError(f"{quote(user)} is no user name: letters, digits and . _ @ + - after a letter, digit or _")
+            raise ValueError(
+                f"invalid host name {quote(host)}; expected letters, digits and . _ - after a letter, digit or _"
+            )
+    if at_sign and not _USER.fullmatch(user):
+        raise ValueError(
+            f"invalid user name {quote(user)}; expected letters, digits and . _ @ + - after a letter, digit or _"
+        )
     if colon and not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 1 << 16):
-        raise ValueError(f"{quote(port)} is no port: a number from 1 to 65535")
+        raise ValueError(f"invalid port {quote(port)}; expected a number from 1 to 65535")
     return Destination(host, user or None, int(port) if colon else None)
 
 

@@ -1,4 +1,4 @@
-"""One target as it was written, and where."""
+"""One target of an inventory before validation, and its location in the file."""
 
 from __future__ import annotations
 
@@ -9,24 +9,33 @@ KEYS = (
     *("vmlinux", "debug_dir", "vmcoreinfo"),
 )
 
-TOO_LONG = "a number of too many digits"
+# Error for a number that Python refuses to parse: it has more digits than sys.get_int_max_str_digits().
+TOO_MANY_DIGITS = "a number with too many digits"
 
 
 class Entry(NamedTuple):
-    """One target as written: `where` it stands (file:line), its values, the place of each key where that is
-    known, and the folder that its relative paths are below."""
+    """One target as written in an inventory.
 
-    where: str
+    - location: ``FILE:LINE`` of the target;
+    - fields: keys and values;
+    - key_locations: ``FILE:LINE`` of each key; empty for formats whose parser reports no lines of keys;
+    - directory: base of its relative paths.
+    """
+
+    location: str
     fields: dict[str, Any]
-    key_where: dict[str, str]
-    folder: str
+    key_locations: dict[str, str]
+    directory: str
 
-    def at(self, key: str) -> str:
-        return self.key_where.get(key, self.where)
+    def key_location(self, key: str) -> str:
+        return self.key_locations.get(key, self.location)
 
 
 class InventorySyntaxError(Exception):
-    """Nothing more can be read of an inventory; line: where, None for all of it."""
+    """An inventory cannot be parsed.
+
+    :ivar line: line of the error, None if the error concerns the whole file.
+    """
 
     def __init__(self, line: int | None, problem: str) -> None:
         self.line = line

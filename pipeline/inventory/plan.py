@@ -1,4 +1,4 @@
-"""Targets to placed batches: which collections run together, and where."""
+"""Plans of a run: batches of targets, and the node that collects each batch."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import NamedTuple
 from pipeline.common.text import printable
 from pipeline.inventory import Target
 
-HERE = "here"
-"""The node where the command was typed; fanout knows its id."""
+LOCAL_NODE = "here"
+"""Stands for the id of the node where the command runs, which fanout looks up."""
 
-# A batch saves the cost of a Ray task (1 ms) a target; more than this saves nothing that can be measured.
+# Batching saves the cost of a Ray task (1 ms) per target; larger batches save nothing measurable.
 _MAX_BATCH = 16
-# So many batches for each slot, that the last one to finish does not keep the others waiting long.
+# Enough batches per slot that the other slots do not wait long for the last batch.
 _BATCHES_PER_SLOT = 16
-# Of a large cluster an error names so many nodes.
-_NAMED_NODES = 5
+# Limits the length of an error that lists the nodes of a large cluster.
+_MAX_LISTED_NODES = 5
 _MACHINE_ID = Path("/etc/machine-id")
 
 
 class Node(NamedTuple):
-    """A living node of the Ray cluster; node_id may be HERE."""
+    """A node of the Ray cluster that is alive; node_id may be LOCAL_NODE."""
 
     node_id: str
     host: str
@@ -34,7 +34,7 @@ class Node(NamedTuple):
 
 
 class Unreachable(NamedTuple):
-    """A target that no node can collect, and why."""
+    """A target that no node can collect, with the reason."""
 
     target: Target
     reason: str
@@ -42,9 +42,10 @@ class Unreachable(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Targets that one task collects one after another.
+    """Targets of one Ray task.
 
-    node: the id of a node, HERE, or None for any. over_ssh: whether it only waits for another machine.
+    - node: id of a node, LOCAL_NODE, or None for any node;
+    - over_ssh: whether the collectors run on hosts that ssh reaches, so that the task only waits.
     """
 
     targets: tuple[Target, ...]
@@ -54,9 +55,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run does: every target in exactly one batch, or unreachable before anything starts.
+    """Plan of a run: each target is in exactly one batch or unreachable.
 
-    parallel, ssh_parallel: how many batches at a time, of those that do not go over ssh and of those that do.
+    - parallel: number of targets collected at a time, other than over ssh;
+    - ssh_parallel: number of targets collected at a time over ssh, besides those.
     """
 
     batches: tuple[Batch, ...]
@@ -65,89 +67,92 @@ class Plan:
     unreachable: tuple[Unreachable, ...] = ()
 
     @property
-    def targets(self) -> int:
+    def target_count(self) -> int:
         return sum(len(batch.targets) for batch in self.batches) + len(self.unreachable)
 
 
-def make(targets: Sequence[Target], parallel: int, nodes: Sequence[Node] = (), ssh_parallel: int = 32) -> Plan:
-    """Place the targets.
+def make_plan(targets: Sequence[Target], parallel: int, nodes: Sequence[Node] = (), ssh_parallel: int = 32) -> Plan:
+    """Assign targets to nodes and group them into batches.
 
-    The live kernel of a node there, a core or a guest via a node there, `live:` and guests here, and what goes over
-    ssh and cores on any node. `ray:*` becomes a target for each node that no other target names, and `live:` is this
-    machine from now on: elsewhere what is left of the run finds it unreachable.
+    - `ray:NODE` and a core or a guest via `ray:NODE` are collected on that node;
+    - `live:` and other guests are collected on the local node;
+    - targets over ssh and other cores are collected on any node.
 
-    :param parallel: how many targets are collected at the same time, at least 1.
-    :param nodes: the living nodes of the cluster.
-    :param ssh_parallel: how many more over ssh.
+    `ray:*` becomes a target for each node that no other target names. `live:` is bound to this machine: if the run is
+    resumed on another machine, it is unreachable.
+
+    :param parallel: number of targets to collect at a time, at least 1.
+    :param nodes: nodes of the cluster that are alive.
+    :param ssh_parallel: number of targets to collect at a time over ssh, besides those.
     """
-    found = _Nodes(nodes)
-    placed: dict[tuple[str | None, bool], list[Target]] = {}
+    node_index = _NodeIndex(nodes)
+    groups: dict[tuple[str | None, bool], list[Target]] = {}
     unreachable = []
-    here = _machine()
-    for target in _one_a_node(targets, found):
+    machine = _machine()
+    for target in _expand_all_nodes(targets, node_index):
         if target.kind == "live" and target.machine is None:
-            target = replace(target, machine=here)
+            target = replace(target, machine=machine)
         try:
-            if target.machine not in (None, here):
+            if target.machine not in (None, machine):
                 raise LookupError(
-                    f"live: is {target.machine}, where the run began, and this is {here}: resume it there"
+                    f"live: is {target.machine}, where the run began, but this is {machine}; resume the run there"
                 )
-            node = _place(target, found)
-        except LookupError as why:
-            unreachable.append(Unreachable(target, str(why)))
+            node = _place(target, node_index)
+        except LookupError as error:
+            unreachable.append(Unreachable(target, str(error)))
         else:
-            placed.setdefault((node, target.over_ssh), []).append(target)
+            groups.setdefault((node, target.over_ssh), []).append(target)
     batches = (
         Batch(batch, node, over_ssh)
-        for (node, over_ssh), group in placed.items()
+        for (node, over_ssh), group in groups.items()
         for batch in _batches(group, ssh_parallel if over_ssh else parallel)
     )
     return Plan(tuple(batches), parallel, ssh_parallel, tuple(unreachable))
 
 
 def this_machine() -> Node:
-    """Return the one node of a Ray of its own, which need not run."""
-    return Node(HERE, socket.gethostname(), "127.0.0.1")
+    """Return the only node of an embedded Ray, whether it runs or not."""
+    return Node(LOCAL_NODE, socket.gethostname(), "127.0.0.1")
 
 
 def _machine() -> str:
-    """Return what tells this machine from others: its host name, and a digest of its id, which is secret."""
+    """Return a text that identifies this machine: its host name and a digest of its machine-id, which is secret."""
     try:
         machine_id = _MACHINE_ID.read_bytes()
-    except OSError:  # a container
+    except OSError:  # missing in containers
         machine_id = b""
     return f"{socket.gethostname()} (id {hmac.digest(machine_id, b'list-lru-audit', 'sha256').hex()[:12]})"
 
 
-def text(plan: Plan, nodes: Sequence[Node], timeout_s: float) -> Iterator[str]:
-    """Yield the lines of a table of all targets: what, by which means and from where; then what they are in sum.
+def lines(plan: Plan, nodes: Sequence[Node], timeout_s: float) -> Iterator[str]:
+    """Yield the lines of a table of all targets with their nodes and options, then a summary.
 
-    :param nodes: those that the plan was made for.
-    :param timeout_s: of a target that has none of its own.
+    :param nodes: nodes of the plan.
+    :param timeout_s: timeout of a target without its own.
     """
-    places = {node.node_id: f"node {node.host}" for node in nodes}
-    places[HERE] = "here"
-    anywhere = "here" if [node.node_id for node in nodes] == [HERE] else "any node"
-    placed = [(t, places.get(b.node or "", anywhere)) for b in plan.batches for t in b.targets]
-    placed += [(target, f"unreachable: {reason}") for target, reason in plan.unreachable]
+    node_names = {node.node_id: f"node {node.host}" for node in nodes}
+    node_names[LOCAL_NODE] = "here"
+    any_node = "here" if [node.node_id for node in nodes] == [LOCAL_NODE] else "any node"
+    places = [(t, node_names.get(b.node or "", any_node)) for b in plan.batches for t in b.targets]
+    places += [(target, f"unreachable: {reason}") for target, reason in plan.unreachable]
     rows = [("target", "kind", "source", "via", "python", "timeout", "labels", "from")]
-    for target, place in placed:
+    for target, place in places:
         python = target.python or ("python3" if target.over_ssh else "")
         python = f"sudo -n {python}" if target.become else python
         timeout = f"{target.timeout_s or timeout_s:g} s"
         labels = str(len(target.labels) or "")
         rows.append((target.name, target.kind, target.source, target.via or "", python, timeout, labels, place))
     yield from table(rows)
-    kinds = Counter(target.kind for target, _ in placed)
+    kinds = Counter(target.kind for target, _ in places)
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     slots = f"{plan.parallel} at a time and {plan.ssh_parallel} over ssh"
     unreachable = f"; {len(plan.unreachable)} unreachable" if plan.unreachable else ""
     yield ""
-    yield f"{plan.targets} targets: {counts}; {slots}{unreachable}"
+    yield f"{plan.target_count} targets: {counts}; {slots}{unreachable}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield the lines of a table whose first row is its head; a column with nothing below that is left out."""
+    """Yield the lines of a table whose first row is the header; columns that are otherwise empty are omitted."""
     columns = [[printable(cell) for cell in column] for column in zip(*rows, strict=True) if any(column[1:])]
     widths = [max(map(len, column)) for column in columns]
     for row in zip(*columns, strict=True):
@@ -155,21 +160,21 @@ def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def sample(plan: Plan, nodes: Sequence[Node]) -> Plan:
-    """Return the plan of trying one target of each kind from each node, as far as there are targets.
+    """Return a plan that tries one target of each kind from each node, as far as the targets suffice.
 
-    Nobody wants its numbers: the scan of charged objects is left out.
+    It skips the scan of charged objects, since only the statuses matter.
 
-    :param nodes: those that the plan was made for.
+    :param nodes: nodes of the plan.
     """
-    tried: dict[tuple[str, str, bool], Batch] = {}
+    batches: dict[tuple[str, str, bool], Batch] = {}
     for batch in plan.batches:
         for target in batch.targets:
             for node in [batch.node] if batch.node else [node.node_id for node in nodes]:
-                kind = node, target.kind, target.over_ssh
-                if kind not in tried:
-                    tried[kind] = replace(batch, targets=(replace(target, charged=False),), node=node)
+                key = node, target.kind, target.over_ssh
+                if key not in batches:
+                    batches[key] = replace(batch, targets=(replace(target, charged=False),), node=node)
                     break
-    return replace(plan, batches=tuple(tried.values()), unreachable=())
+    return replace(plan, batches=tuple(batches.values()), unreachable=())
 
 
 def _batches(targets: Sequence[Target], slots: int) -> Iterator[tuple[Target, ...]]:
@@ -178,70 +183,72 @@ def _batches(targets: Sequence[Target], slots: int) -> Iterator[tuple[Target, ..
         yield tuple(targets[start : start + size])
 
 
-def _place(target: Target, nodes: _Nodes) -> str | None:
-    """Return the id of the node where a target is collected, HERE, or None for any.
+def _place(target: Target, nodes: _NodeIndex) -> str | None:
+    """Return the id of the node that collects a target, LOCAL_NODE, or None for any node.
 
-    :raises LookupError: with the reason, where the node is not in the cluster.
+    :raises LookupError: the node is not in the cluster; with the reason.
     """
     if target.kind == "ray":
         return nodes.find(target.source).node_id
     if target.via and target.via.startswith("ray:"):
         return nodes.find(target.via).node_id
-    return HERE if target.kind in ("live", "qmp") and not target.via else None
+    return LOCAL_NODE if target.kind in ("live", "qmp") and not target.via else None
 
 
-class _Nodes:
-    """The nodes of a cluster by all that they are called."""
+class _NodeIndex:
+    """Nodes of a cluster by host name, ip and id."""
 
     def __init__(self, nodes: Sequence[Node]) -> None:
-        self.all = nodes
-        self._called: dict[str, list[Node]] = {}
+        self.nodes = nodes
+        self._nodes_by_name: dict[str, list[Node]] = {}
         for node in nodes:
             for name in {*node}:
-                self._called.setdefault(name, []).append(node)
+                self._nodes_by_name.setdefault(name, []).append(node)
 
     def find(self, source: str) -> Node:
         """Return the node of a `ray:NODE`."""
         name = source.removeprefix("ray:")
-        called = self._called.get(name, [])
-        if len(called) == 1:
-            return called[0]
-        if called:
-            others = _listed(node.node_id for node in called)
-            raise LookupError(f"{len(called)} nodes of the Ray cluster are {name}: give the id of one: {others}")
-        if not self.all:
-            raise LookupError(f"there is no Ray cluster to have the node {name}: give --address")
-        raise LookupError(f"{name} is not in the Ray cluster, which has {_listed(node.host for node in self.all)}")
+        matches = self._nodes_by_name.get(name, [])
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            ids = _join(node.node_id for node in matches)
+            raise LookupError(f"{len(matches)} nodes of the Ray cluster are called {name}; use the id of one: {ids}")
+        if not self.nodes:
+            raise LookupError(f"no Ray cluster to look for the node {name} in; join one with --address")
+        raise LookupError(f"{name} is not in the Ray cluster, which has {_join(node.host for node in self.nodes)}")
 
-    def names(self) -> dict[Node, str]:
-        """Return what each is best called: its host name, its ip or its id, the first that no other has."""
+    def unique_names(self) -> dict[Node, str]:
+        """Return for each node its host name, its ip or its id, whichever is unique first."""
         return {
-            node: next((name for name in (node.host, node.ip) if len(self._called[name]) == 1), node.node_id)
-            for node in self.all
+            node: next((name for name in (node.host, node.ip) if len(self._nodes_by_name[name]) == 1), node.node_id)
+            for node in self.nodes
         }
 
 
-def _listed(names: Iterable[str]) -> str:
-    listed = sorted(map(printable, names))
-    more = len(listed) - _NAMED_NODES
-    return ", ".join(listed[:_NAMED_NODES]) + (f" and {more} more" if more > 0 else "")
+def _join(names: Iterable[str]) -> str:
+    """Return the names as a list of at most _MAX_LISTED_NODES and the number of the rest."""
+    printable_names = sorted(map(printable, names))
+    excess = len(printable_names) - _MAX_LISTED_NODES
+    return ", ".join(printable_names[:_MAX_LISTED_NODES]) + (f" and {excess} more" if excess > 0 else "")
 
 
-def _one_a_node(targets: Sequence[Target], nodes: _Nodes) -> Iterator[Target]:
-    """Replace `ray:*` by the nodes that no other target names, called as no other target is."""
-    named = set()
+def _expand_all_nodes(targets: Sequence[Target], index: _NodeIndex) -> Iterator[Target]:
+    """Replace `ray:*` by a target with a unique name for each node that no other target names."""
+    excluded_nodes = set()
     for target in targets:
         if target.kind == "ray" and target.source != "ray:*":
             try:
-                named.add(nodes.find(target.source))
+                excluded_nodes.add(index.find(target.source))
             except LookupError:
                 continue
-    taken = {target.name for target in targets}
+    target_names = {target.name for target in targets}
     for target in targets:
-        if target.source != "ray:*" or not nodes.all:
+        if target.source != "ray:*" or not index.nodes:
             yield target
             continue
-        for node, called in nodes.names().items():
-            if node not in named:
-                name = next(name for name in (called, f"ray:{called}", node.node_id) if name not in taken)
-                yield replace(target, name=name, source=f"ray:{called}")
+        for node, node_name in index.unique_names().items():
+            if node not in excluded_nodes:
+                candidates = (node_name, f"ray:{node_name}", node.node_id)
+                name = next(name for name in candidates if name not in target_names)
+                yield replace(target, name=name, source=f"ray:{node_name}")

@@ -1,4 +1,4 @@
-"""Which targets of an inventory a run is limited to."""
+"""The targets of an inventory that --limit selects."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pipeline.inventory.target import Target
 
 
 class Selection:
-    """Globs on names, and `LABEL=GLOB` on labels.
+    """Patterns of --limit: globs for the name, and `LABEL=GLOB` for labels.
 
-    Several for the name, or for one label, add up; the name and each label have all to match.
+    A target matches if its name matches any glob for names, and each named label matches any glob for that label.
     """
 
     def __init__(self, patterns: Sequence[str]) -> None:
@@ -23,14 +23,15 @@ class Selection:
         for pattern in patterns:
             label, equals, glob = pattern.partition("=")
             globs.setdefault(label if equals else "", []).append(glob if equals else pattern)
-        self._labels = {label: re.compile("|".join(map(fnmatch.translate, many))) for label, many in globs.items()}
-        self._name = self._labels.pop("", None)
+        regexes = {label: re.compile("|".join(map(fnmatch.translate, group))) for label, group in globs.items()}
+        self._name_regex = regexes.pop("", None)
+        self._label_regexes = regexes
 
     def __str__(self) -> str:
         return printable(" --limit ".join(map(shlex.quote, self._patterns)))
 
-    def has(self, target: Target) -> bool:
-        if self._name is not None and not self._name.match(target.name):
+    def matches(self, target: Target) -> bool:
+        if self._name_regex is not None and not self._name_regex.match(target.name):
             return False
-        own = target.labels
-        return all(label in own and glob.match(own[label]) for label, glob in self._labels.items())
+        labels = target.labels
+        return all(label in labels and regex.match(labels[label]) for label, regex in self._label_regexes.items())

@@ -1,4 +1,4 @@
-"""One target as an inventory writes it to one that can be planned, or to everything wrong with it."""
+"""Targets: parses an entry of an inventory into a target that can be planned, and reports every error in it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ FORMS = (
     "PATH or vmcore:PATH (a core, or a directory searched for cores), live: (this machine), ssh:[USER@]HOST[:PORT], "
     "ray:NODE or ray:* (nodes of the Ray cluster), qmp:SOCKET (the monitor of a QEMU guest)"
 )
-# A host name, an address or an id; it is only ever compared.
+# A host name, an address or an id of a node. It is only compared, never passed to a program.
 _NODE = re.compile(r"[A-Za-z0-9_.:%-]+")
-_NO_VIA = {
+_REASONS_AGAINST_VIA = {
     "live": "live: is this machine",
-    "ray": "ray: runs it on the node itself",
-    "ssh": "ssh: runs it on the host itself (a jump host is ProxyJump in ssh's configuration)",
+    "ray": "ray: already runs on the node itself",
+    "ssh": "ssh: already runs on the host itself (for a jump host set ProxyJump in ssh's configuration)",
 }
 _FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
@@ -33,21 +33,23 @@ class Target:
 
     - name: unique in the run, printable;
     - kind: ``vmcore``, ``live``, ``ssh``, ``qmp`` or ``ray``;
-    - source: the absolute path of the core or of QEMU's monitor socket, ``live:``, ``ssh:[USER@]HOST[:PORT]`` or
+    - source: absolute path of the core or of QEMU's monitor socket, ``live:``, ``ssh:[USER@]HOST[:PORT]`` or
       ``ray:NODE``;
-    - via: where the collector of a core or a guest has to run, ``ssh:[USER@]HOST[:PORT]`` or ``ray:NODE``;
+    - via: machine on which the collector of a core or a guest runs, ``ssh:[USER@]HOST[:PORT]`` or ``ray:NODE``; default
+      any node for a core, this machine for a guest;
     - become: whether the collector runs through ``sudo -n`` on the host that ssh reaches;
-    - ssh_config: absolute path of a configuration file for ssh, default the account's own;
-    - drgn_wheels: absolute path of a directory of drgn's wheels to send one of over ssh, or None;
+    - ssh_config: absolute path of a configuration file for ssh; default the account's own;
+    - drgn_wheels: absolute path of a directory of drgn's wheels, one of which is sent over ssh, or None;
     - vmcoreinfo: absolute path of a file with a QEMU guest's VMCOREINFO, or None;
-    - vmlinux, debug_dir, btf_dir: absolute paths, where the kernel's types are;
-    - python: the collector's interpreter, default the one that runs this program;
-    - timeout_s: seconds, default the run's;
-    - charged: whether to read what memcgs are charged for; default the collector's, for cores yes, for ``live:`` no;
-    - target_layout: the lazy kernel to estimate, ``5.18`` or ``6.13``, default the collector's, ``5.18``;
-    - verify: whether to look at every pointer array of an eager kernel rather than at a sample;
-    - max_reads: how often the collector may read, in system calls, default without end;
-    - machine: which one ``live:`` is, as the plan says, None before.
+    - vmlinux, debug_dir, btf_dir: absolute paths of the kernel's types;
+    - python: interpreter of the collector; default the one that runs this program;
+    - timeout_s: seconds; default that of the run;
+    - charged: whether to read the objects that memcgs are charged for; default the collector's: yes for cores, no for
+      ``live:``;
+    - target_layout: lazy kernel to estimate, ``5.18`` or ``6.13``; default the collector's, ``5.18``;
+    - verify: whether to check every pointer array of an eager kernel rather than a sample;
+    - max_reads: limit on the collector's read system calls; default unlimited;
+    - machine: machine that ``live:`` means, set by the plan; None before.
     """
 
     name: str
@@ -72,70 +74,72 @@ class Target:
 
     @property
     def over_ssh(self) -> bool:
-        """Whether its collector runs on a host that ssh reaches."""
+        """Whether the collector runs on a host that ssh reaches."""
         return self.kind == "ssh" or (self.via or "").startswith("ssh:")
 
 
 def parse(entry: Entry, errors: list[str]) -> Target | None:
-    """Return the target of an entry, its name empty where only all targets together tell what it is called.
+    """Return the target of an entry. Its name is empty if the default depends on the other targets.
 
-    What is wrong is added to `errors`. Then it is what can be told of the entry, of no kind where that is its name
-    alone, or None.
+    Errors are added to `errors`. For an entry with errors the result is as complete as they allow: a target whose kind
+    is empty if only its name is known, so that duplicate names are still found, or None.
     """
 
-    def wrong(key: str, problem: object) -> None:
-        errors.append(f"{entry.at(key)}: {problem}")
+    def add_error(key: str, problem: object) -> None:
+        errors.append(f"{entry.key_location(key)}: {problem}")
 
     for key in entry.fields:
         if key not in KEYS:
-            wrong(key, f"unknown key {quote(key)}; known are {', '.join(KEYS)}")
+            add_error(key, f"unknown key {quote(key)}; known keys: {', '.join(KEYS)}")
     keys = ("target", "name", "via", "vmcoreinfo", "vmlinux", "debug_dir", "python")
-    text = {key: _text(entry, key, errors) for key in keys}
+    values = {key: _text(entry, key, errors) for key in keys}
     labels = _labels(entry, errors)
     timeout_s = _timeout_s(entry, errors)
     become = _become(entry, errors)
     if entry.fields.get("target") is None:
-        errors.append(f"{entry.where}: no target; there are {FORMS}")
-    named = Target(text["name"], "", text["target"] or "") if text["name"] else None
-    if text["target"] is None:
-        return named
+        errors.append(f"{entry.location}: no target; expected {FORMS}")
+    incomplete_target = Target(values["name"], "", values["target"] or "") if values["name"] else None
+    if values["target"] is None:
+        return incomplete_target
     try:
-        kind, source = _source(entry, text["target"])
+        kind, source = _source(entry, values["target"])
     except ValueError as error:
-        wrong("target", error)
-        return named
+        add_error("target", error)
+        return incomplete_target
     via = None
-    if text["via"] is not None:
+    if values["via"] is not None:
         try:
-            via = _via(kind, text["via"])
+            via = _via(kind, values["via"])
         except ValueError as error:
-            wrong("via", error)
-            return named
-    python = text["python"]
-    if python and "/" in python:  # a bare name is looked up in the PATH of the machine that runs it
+            add_error("via", error)
+            return incomplete_target
+    python = values["python"]
+    if python and "/" in python:  # a bare name is looked up in PATH on the machine that runs it
         if (kind in ("ssh", "ray") or via) and not python.startswith("/"):
-            wrong("python", f"python is on another machine: a name or its whole path there, not {quote(python)}")
+            add_error(
+                "python", f"python is on another machine; expected a name or an absolute path, not {quote(python)}"
+            )
         python = _absolute(entry, python)
-    if text["vmcoreinfo"] and kind != "qmp":
-        wrong("vmcoreinfo", "vmcoreinfo is for qmp: only; other kernels bring their own")
-    if text["name"] and source == "ray:*":
-        wrong("name", "one name for every node of the Ray cluster")
+    if values["vmcoreinfo"] and kind != "qmp":
+        add_error("vmcoreinfo", "vmcoreinfo is for qmp: only; other kernels contain their own")
+    if values["name"] and source == "ray:*":
+        add_error("name", "one name for every node of the Ray cluster; remove it")
     target = Target(
-        name=text["name"] or _name(kind, source, via),
+        name=values["name"] or _default_name(kind, source, via),
         kind=kind,
         source=source,
         via=via,
         become=become,
-        vmcoreinfo=_absolute(entry, text["vmcoreinfo"]),
+        vmcoreinfo=_absolute(entry, values["vmcoreinfo"]),
         labels=labels,
-        vmlinux=_absolute(entry, text["vmlinux"]),
-        debug_dir=_absolute(entry, text["debug_dir"]),
+        vmlinux=_absolute(entry, values["vmlinux"]),
+        debug_dir=_absolute(entry, values["debug_dir"]),
         python=python,
         timeout_s=timeout_s,
     )
     if become and not target.over_ssh:
-        wrong("become", "become is for what ssh reaches; elsewhere start lru-audit, or Ray, as root")
-    return target if named or entry.fields.get("name") is None else None
+        add_error("become", "become is for hosts that ssh reaches; elsewhere start lru-audit, or Ray, as root")
+    return target if incomplete_target or entry.fields.get("name") is None else None
 
 
 def _text(entry: Entry, key: str, errors: list[str]) -> str | None:
@@ -145,58 +149,58 @@ def _text(entry: Entry, key: str, errors: list[str]) -> str | None:
     if isinstance(value, str) and value and value.isprintable():
         return value
     if isinstance(value, str) and value:
-        errors.append(f"{entry.at(key)}: {key} has unprintable characters: {quote(value)}")
+        errors.append(f"{entry.key_location(key)}: {key} has unprintable characters: {quote(value)}")
     else:
-        errors.append(f"{entry.at(key)}: {key} must be text, not {quote(value)}")
+        errors.append(f"{entry.key_location(key)}: {key} must be text, not {quote(value)}")
     return None
 
 
 def _source(entry: Entry, text: str) -> tuple[str, str]:
-    """Return the kind and the source of a TARGET; what has no `word:` in front is a path.
+    """Return the kind and the source of a TARGET; without `word:` in front it is a path.
 
     :raises ValueError: with the reason.
     """
-    form = re.match(r"([A-Za-z]+):", text)
-    kind, rest = (form[1], text[form.end() :]) if form else ("vmcore", text)
+    prefix = re.match(r"([A-Za-z]+):", text)
+    kind, value = (prefix[1], text[prefix.end() :]) if prefix else ("vmcore", text)
     match kind:
-        case "vmcore" | "qmp" if rest:
-            return kind, str(_absolute(entry, rest))
-        case "live" if not rest:
+        case "vmcore" | "qmp" if value:
+            return kind, str(_absolute(entry, value))
+        case "live" if not value:
             return kind, text
-        case "ray" if rest == "*" or _NODE.fullmatch(rest):
+        case "ray" if value == "*" or _NODE.fullmatch(value):
             return kind, text
         case "ssh":
-            return kind, f"ssh:{destination.parse(rest)}"
+            return kind, f"ssh:{destination.parse(value)}"
         case "vmcore" | "qmp":
-            problem = "no path after"
+            problem = "no path in"
         case "live":
-            problem = "nothing may follow live: in"
+            problem = "unexpected text after live: in"
         case "ray":
-            problem = "no host name, ip or id of a node after ray: in"
+            problem = "no host name, ip or id of a node in"
         case _:
-            problem = "unknown form (a path with a colon needs vmcore: in front)"
-    raise ValueError(f"{problem} {quote(text)}; there are {FORMS}")
+            problem = "unknown form (a path with a colon needs vmcore: in front):"
+    raise ValueError(f"{problem} {quote(text)}; expected {FORMS}")
 
 
 def _via(kind: str, text: str) -> str:
-    """Return where the collector of a core or a guest has to run.
+    """Return the machine on which the collector of a core or a guest runs.
 
     :raises ValueError: with the reason.
     """
-    if kind in _NO_VIA:
-        raise ValueError(f"via is for cores and QEMU guests; {_NO_VIA[kind]}")
-    where, _, rest = text.partition(":")
-    if where == "ssh":
-        return f"ssh:{destination.parse(rest)}"
-    if where == "ray" and _NODE.fullmatch(rest):
+    if kind in _REASONS_AGAINST_VIA:
+        raise ValueError(f"via is for cores and QEMU guests; {_REASONS_AGAINST_VIA[kind]}")
+    transport, _, value = text.partition(":")
+    if transport == "ssh":
+        return f"ssh:{destination.parse(value)}"
+    if transport == "ray" and _NODE.fullmatch(value):
         return text
     raise ValueError(f"via must be ssh:[USER@]HOST[:PORT] or ray:NODE, not {quote(text)}")
 
 
-def _name(kind: str, source: str, via: str | None) -> str:
-    """Return what a target is called that was given no name, empty for a path on this machine."""
+def _default_name(kind: str, source: str, via: str | None) -> str:
+    """Return the default name of a target, empty for a path on this machine."""
     if via is not None:
-        return f"{_name(via.partition(':')[0], via, None)}:{printable(source)}"
+        return f"{_default_name(via.partition(':')[0], via, None)}:{printable(source)}"
     if kind == "live":
         return printable(socket.gethostname())
     if kind == "ssh":
@@ -210,15 +214,15 @@ def _labels(entry: Entry, errors: list[str]) -> dict[str, str]:
     labels = entry.fields.get("labels")
     if labels is None:
         return {}
-    where = entry.at("labels")
+    location = entry.key_location("labels")
     if not isinstance(labels, dict):
-        errors.append(f"{where}: labels must be a mapping of text to text, not {quote(labels)}")
+        errors.append(f"{location}: labels must be a mapping of text to text, not {quote(labels)}")
         return {}
     for key, label in labels.items():
         if not (key and isinstance(label, str)):
-            errors.append(f"{where}: label {quote(key)} must be text, not {quote(label)}")
+            errors.append(f"{location}: label {quote(key)} must be text, not {quote(label)}")
         elif not (key + label).isprintable():
-            errors.append(f"{where}: label {quote(key)} has unprintable characters: {quote(label)}")
+            errors.append(f"{location}: label {quote(key)} has unprintable characters: {quote(label)}")
     return labels
 
 
@@ -231,7 +235,7 @@ def _timeout_s(entry: Entry, errors: list[str]) -> float | None:
     except (TypeError, ValueError, OverflowError):
         timeout_s = math.nan
     if not 0 < timeout_s < math.inf:
-        errors.append(f"{entry.at('timeout_s')}: timeout_s must be seconds above 0, not {quote(value)}")
+        errors.append(f"{entry.key_location('timeout_s')}: timeout_s must be seconds above 0, not {quote(value)}")
     return timeout_s
 
 
@@ -241,10 +245,10 @@ def _become(entry: Entry, errors: list[str]) -> bool:
         return False
     flag = _FLAGS.get(str(value).lower())
     if flag is None:
-        errors.append(f"{entry.at('become')}: become must be true or false, not {quote(value)}")
+        errors.append(f"{entry.key_location('become')}: become must be true or false, not {quote(value)}")
     return bool(flag)
 
 
 def _absolute(entry: Entry, path: str | None) -> str | None:
-    # pathlib leaves .. in: what it means after a symbolic link is for the kernel to say.
-    return None if path is None else str(Path(entry.folder) / path)
+    # pathlib keeps .. in a path: after a symbolic link only the kernel can resolve it.
+    return None if path is None else str(Path(entry.directory) / path)

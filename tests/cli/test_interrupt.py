@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at any moment of a run: exit 130, and no process and no temporary file stays."""
+"""SIGINT and SIGTERM at any moment of a run: it exits with 130 and leaves no process and no temporary file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ ROOT = Path(__file__).parents[2]
 
 
 class Audit:
-    """A run of its own. mark: the variable by which its processes are known, orphans as well."""
+    """A run in a process group of its own, whose only collector hangs.
+
+    :ivar mark: the environment variable, as NAME=VALUE, that identifies its processes, orphans included.
+    """
 
     def __init__(self, folder: Path, temporary: Path) -> None:
         script = folder / "hung"
@@ -36,9 +39,9 @@ class Audit:
         self.script = script
         word = secrets.token_hex(16)
         self.mark = f"TEST_WORD={word}"
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "LRU_AUDIT_"))}
-        # Ray writes over the environment of its agents without SPT_NOENV.
-        env = {**clean, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary), "SPT_NOENV": "1", "TEST_WORD": word}
+        clean_env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "LRU_AUDIT_"))}
+        # Without SPT_NOENV Ray overwrites the environment of its agents.
+        env = {**clean_env, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary), "SPT_NOENV": "1", "TEST_WORD": word}
         command = [sys.executable, "-m", "pipeline", "run", "-i", folder / "fleet.yaml", "-w", self.warehouse]
         self.process = subprocess.Popen(
             command,
@@ -50,26 +53,27 @@ class Audit:
             start_new_session=True,
         )
 
-    def until(self, count: int) -> None:
-        """Wait until the run has so many processes besides the driver."""
+    def wait_for_processes(self, count: int) -> None:
+        """Wait until the run has `count` processes besides the driver."""
         deadline = time.monotonic() + 30
-        while len(processes.having(self.mark)) <= count:
+        while len(processes.find(self.mark)) <= count:
             assert self.process.poll() is None, self.process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
-    def until_collecting(self) -> None:
+    def wait_for_collector(self) -> None:
+        """Wait until the collector runs."""
         deadline = time.monotonic() + 30
-        while not any(str(self.script) in command for command in processes.having(self.mark).values()):
+        while not any(str(self.script) in command for command in processes.find(self.mark).values()):
             assert self.process.poll() is None, self.process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
-    def interrupted(self) -> str:
-        """Wait until the end, see that it left nothing, and return what it said."""
+    def wait_for_interrupted_end(self) -> str:
+        """Wait for the end of an interrupted run, assert that it leaves nothing, and return its stderr."""
         stdout, stderr = self.process.communicate(timeout=30)
         assert (self.process.returncode, stdout) == (cli.INTERRUPTED, ""), stderr
-        processes.until_gone(self.mark, 3)
+        processes.wait_for_exit(self.mark, 3)
         assert stderr.splitlines()[-1] == "interrupted"
         assert "Traceback" not in stderr
         assert not list(self.warehouse.glob("runs/*")), "nothing is published"
@@ -79,61 +83,62 @@ class Audit:
 @pytest.fixture
 def audit(tmp_path: Path) -> Iterator[Audit]:
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as temporary:
-        run = Audit(tmp_path, Path(temporary))
+        running_audit = Audit(tmp_path, Path(temporary))
         try:
-            yield run
+            yield running_audit
             assert os.listdir(temporary) == []
         finally:
-            processes.kill(run.mark)
-            run.process.communicate()
+            processes.kill(running_audit.mark)
+            running_audit.process.communicate()
 
 
 @pytest.mark.parametrize("count", [1, 4, 7, 9])
 def test_an_interrupt_while_ray_starts_leaves_nothing(audit: Audit, count: int) -> None:
-    audit.until(count)
+    audit.wait_for_processes(count)
     audit.process.send_signal(signal.SIGTERM if count == 4 else signal.SIGINT)
-    audit.interrupted()
+    audit.wait_for_interrupted_end()
 
 
 def test_interrupts_of_an_interrupted_start_and_end_change_nothing(audit: Audit) -> None:
-    audit.until(5)
+    audit.wait_for_processes(5)
     while audit.process.poll() is None:
         audit.process.send_signal(signal.SIGINT)
         time.sleep(0.1)
-    audit.interrupted()
+    audit.wait_for_interrupted_end()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_while_collecting_keeps_what_was_collected(audit: Audit, number: signal.Signals) -> None:
-    """To all processes at once, as a terminal, `timeout` and systemd send it, and again."""
-    audit.until_collecting()
+    """The signal goes to all processes at once, as from a terminal, `timeout` or systemd, and once more."""
+    audit.wait_for_collector()
     os.killpg(audit.process.pid, number)
     time.sleep(0.3)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(audit.process.pid, number)
-    stderr = audit.interrupted()
+    stderr = audit.wait_for_interrupted_end()
     (staging,) = audit.warehouse.glob("staging/*")
     assert f"0 of 1 targets were collected and are kept in {staging}" in stderr
 
 
 @contextlib.contextmanager
-def interrupted_at_its_end(ray: contextlib.AbstractContextManager[object]) -> Iterator[object]:
-    with ray as connected:
-        yield connected
+def interrupt_at_exit(connection: contextlib.AbstractContextManager[object]) -> Iterator[object]:
+    """Enter a context manager and raise KeyboardInterrupt after its exit."""
+    with connection as value:
+        yield value
     raise KeyboardInterrupt
 
 
 def test_an_interrupt_while_ray_ends_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    connected = cluster.connected
-    monkeypatch.setattr(cluster, "connected", lambda *args: interrupted_at_its_end(connected(*args)))
+    connection = cluster.connection
+    monkeypatch.setattr(cluster, "connection", lambda *args: interrupt_at_exit(connection(*args)))
     core = str(ROOT / "tests/vmcores/deb510-n1/vmcore")
     assert cli.main(["run", core, "-w", str(tmp_path), "--quiet"]) == cli.INTERRUPTED
-    (staged,) = (tmp_path / "staging").iterdir()
-    kept, how, last = capsys.readouterr().err.splitlines()
-    assert kept == f"1 of 1 targets were collected and are kept in {staged}"
-    assert (how, last) == (f"go on with: lru-audit resume {staged.name}", "interrupted")
+    (staging,) = (tmp_path / "staging").iterdir()
+    kept_line, resume_line, last_line = capsys.readouterr().err.splitlines()
+    assert kept_line == f"1 of 1 targets were collected and are kept in {staging}"
+    assert (resume_line, last_line) == (f"resume it with: lru-audit resume {staging.name}", "interrupted")
 
 
 def test_an_interrupt_of_a_run_that_is_published_says_so(
@@ -141,11 +146,11 @@ def test_an_interrupt_of_a_run_that_is_published_says_so(
 ) -> None:
     publish = warehouse.Staging.publish
 
-    def interrupted(staging: warehouse.Staging, check: Any) -> None:
+    def publish_and_interrupt(staging: warehouse.Staging, check: Any) -> None:
         publish(staging, check)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(warehouse.Staging, "publish", interrupted)
+    monkeypatch.setattr(warehouse.Staging, "publish", publish_and_interrupt)
     core = str(ROOT / "tests/vmcores/deb510-n1/vmcore")
     assert cli.main(["run", core, "-w", str(tmp_path), "--quiet"]) == cli.INTERRUPTED
     (run,) = (tmp_path / "runs").iterdir()

@@ -1,4 +1,4 @@
-"""What `pipeline.cli.progress` promises: a bar on a terminal, plain lines elsewhere, nothing when quiet."""
+"""`pipeline.cli.progress`: a bar on a terminal, plain lines in a log, no output with --quiet."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def test_a_log_gets_plain_lines_now_and_then_and_the_last_one(monkeypatch):
     log = io.StringIO()
     clock = iter(range(1000))
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    with progress.show(12, file=log) as shown:
-        for done in range(1, 13):
-            shown.update(done, {"timeout": 2, "bad_core": 1} if done > 8 else {})
+    with progress.show(12, file=log) as display:
+        for done_count in range(1, 13):
+            display.update(done_count, {"timeout": 2, "bad_core": 1} if done_count > 8 else {})
     assert log.getvalue().splitlines() == [
         "5/12 targets, 1.0/s, 7 s left",
         "10/12 targets, 1 bad_core, 2 timeout, 1.0/s, 2 s left",
@@ -31,8 +31,8 @@ def test_a_log_gets_plain_lines_now_and_then_and_the_last_one(monkeypatch):
 def test_a_terminal_gets_a_bar_with_what_failed(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     terminal = Terminal()
-    with progress.show(4, file=terminal) as shown:
-        shown.update(3, {"timeout": 2})
+    with progress.show(4, file=terminal) as display:
+        display.update(3, {"timeout": 2})
     text = terminal.getvalue()
     assert "3/4" in text
     assert "2 timeout" in text
@@ -41,8 +41,8 @@ def test_a_terminal_gets_a_bar_with_what_failed(monkeypatch):
 
 @pytest.mark.parametrize("file", [io.StringIO(), Terminal()])
 def test_quiet_shows_nothing(file):
-    with progress.show(1, quiet=True, file=file) as shown:
-        shown.update(1, {"timeout": 1})
+    with progress.show(1, quiet=True, file=file) as display:
+        display.update(1, {"timeout": 1})
     assert file.getvalue() == ""
 
 

@@ -1,4 +1,4 @@
-"""Runs that did not get to their end: resumed, published in part, revised; drivers killed, two at once, a full disk."""
+"""Unfinished runs: killed and interrupted drivers, a full disk, two runs at once; resumption, partial publication."""
 
 from __future__ import annotations
 
@@ -22,50 +22,57 @@ from pipeline import cli
 
 ROOT = Path(__file__).parents[2]
 VMCORES = ROOT / "tests" / "vmcores"
-# The server that is rebuilt in this core, by hand: 1905 list_lrus with a node array and on each of 4 nodes a pointer
-# array of 16 + 8 * 24574 bytes in a compound page and 24574 list_lru_one of kmalloc-32.
+# The size of the list_lrus in the core `bytedance`, worked out by hand: 1905 list_lrus, each with a node array and on
+# each of 4 nodes a pointer array of 16 + 8 * 24574 bytes in a compound page and 24574 list_lru_one of kmalloc-32.
 SERVER_BYTES = 1905 * (256 + 4 * (262_144 + 24_574 * 32))
 
 
 class Warehouse:
-    """A warehouse and the commands on it."""
+    """Runs commands on a warehouse."""
 
     def __init__(self, path: Path, temporary: Path, **env: str) -> None:
         self.path = path
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "LRU_AUDIT_"))}
-        self._env = {**clean, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary), **env}
+        clean_env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "LRU_AUDIT_"))}
+        self._env = {**clean_env, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary), **env}
 
-    def start(self, *args: str | Path, under: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-        command = [*under, sys.executable, "-m", "pipeline", *map(str, args), "-w", str(self.path)]
+    def start(self, *args: str | Path, prefix: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        """Start a command in a process group of its own.
+
+        :param prefix: a command that runs another one, and its arguments.
+        """
+        command = [*prefix, sys.executable, "-m", "pipeline", *map(str, args), "-w", str(self.path)]
         pipe = subprocess.PIPE
         return subprocess.Popen(
             command, cwd=self.path.parent, env=self._env, stdout=pipe, stderr=pipe, text=True, start_new_session=True
         )
 
-    def run(self, *args: str | Path, under: tuple[str, ...] = ()) -> tuple[int, str]:
-        """Run a command to its end and return its exit code and what it said to a person."""
-        process = self.start(*args, under=under)
+    def run(self, *args: str | Path, prefix: tuple[str, ...] = ()) -> tuple[int, str]:
+        """Run a command to its end and return its exit code and stderr."""
+        process = self.start(*args, prefix=prefix)
         _, stderr = process.communicate(timeout=200)
         assert "Traceback" not in stderr, stderr
         return process.returncode, stderr
 
     def rows(self, query: str) -> list[dict[str, Any]]:
+        """Return the rows of a query."""
         process = self.start("sql", "--format", "json", query)
         stdout, stderr = process.communicate(timeout=60)
         assert process.returncode == 0, stderr
-        found: list[dict[str, Any]] = json.loads(stdout)
-        return found
+        result: list[dict[str, Any]] = json.loads(stdout)
+        return result
 
-    def staged(self) -> Path:
+    def staging(self) -> Path:
+        """Return the directory of the only unpublished run."""
         (directory,) = self.path.glob("staging/*")
         return directory
 
     def spool(self) -> list[bytes]:
-        """The outcomes that are kept."""
+        """Return the complete lines of outcomes of all unpublished runs."""
         paths = list(self.path.glob("staging/*/outcomes.jsonl"))
         return [line for path in paths for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
-    def published(self) -> list[str]:
+    def run_ids(self) -> list[str]:
+        """Return the ids of the published runs, oldest first."""
         return sorted(path.name for path in self.path.glob("runs/*"))
 
 
@@ -77,7 +84,8 @@ def warehouse(tmp_path: Path) -> Iterator[Warehouse]:
         assert os.listdir(temporary) == []
 
 
-def until(process: subprocess.Popen[str], condition: Callable[[], Any]) -> None:
+def wait_until(process: subprocess.Popen[str], condition: Callable[[], Any]) -> None:
+    """Wait for a condition, and assert that the process runs until then."""
     deadline = time.monotonic() + 90
     while not condition():
         assert process.poll() is None, process.stderr.read()
@@ -99,29 +107,29 @@ def test_a_driver_that_is_killed_at_any_moment_publishes_nothing_and_is_gone_on_
         ("a torn line or three outcomes", lambda: len(warehouse.spool()) > 2),
         ("the tables are being written", lambda: list(warehouse.path.glob("staging/*/run/*.parquet"))),
     ]
-    kept: list[bytes] = []
-    for moment, reached in moments:
+    spool: list[bytes] = []
+    for moment, is_reached in moments:
         process = warehouse.start(*command)
-        until(process, reached)
+        wait_until(process, is_reached)
         kill(process)
-        assert warehouse.published() == [], moment
-        assert warehouse.spool()[: len(kept)] == kept, "what was collected is kept as it is"
-        kept = warehouse.spool()
-        run_id = warehouse.staged().name
+        assert warehouse.run_ids() == [], moment
+        assert warehouse.spool()[: len(spool)] == spool, "what was collected is kept as it is"
+        spool = warehouse.spool()
+        run_id = warehouse.staging().name
         command = ("resume", "latest", "--parallel", "1")
     assert warehouse.run("resume", run_id[:20])[0] == cli.OK
-    assert warehouse.published() == [run_id]
+    assert warehouse.run_ids() == [run_id]
     assert list(warehouse.path.glob("staging/*")) == []
-    assert len(kept) == len(cores)
-    found = warehouse.rows("SELECT target, status, started_at FROM targets ORDER BY target")
-    assert [row["status"] for row in found] == ["ok"] * len(cores)
+    assert len(spool) == len(cores)
+    targets = warehouse.rows("SELECT target, status, started_at FROM targets ORDER BY target")
+    assert [row["status"] for row in targets] == ["ok"] * len(cores)
     (server,) = warehouse.rows("SELECT list_lru_bytes FROM host_waste WHERE host = 'bytedance'")
     assert server["list_lru_bytes"] == SERVER_BYTES
 
 
 @pytest.fixture
-def interrupted(warehouse: Warehouse, tmp_path: Path) -> Path:
-    """A run that had Ctrl-C when it had one of two targets, whose inventory is gone since; the second one's Python."""
+def hanging_python(warehouse: Warehouse, tmp_path: Path) -> Path:
+    """The interpreter of the second target of a run that was interrupted after the first; its inventory is removed."""
     python = tmp_path / "python"
     python.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(100)\n")
     python.chmod(0o755)
@@ -131,68 +139,66 @@ def interrupted(warehouse: Warehouse, tmp_path: Path) -> Path:
         f"- {{target: '{VMCORES}/deb510-n2/vmcore', name: second, python: '{python}'}}\n"
     )
     process = warehouse.start("run", "-i", fleet)
-    until(process, lambda: len(warehouse.spool()) == 1)
-    code, said = warehouse.run("resume", "latest")
+    wait_until(process, lambda: len(warehouse.spool()) == 1)
+    code, stderr = warehouse.run("resume", "latest")
     assert code == cli.FAILED
-    assert said.startswith(f"lru-audit: {warehouse.path}: audit 'fleet' is at work: pid {process.pid} on ")
-    code, said = warehouse.run("resume", "latest", "--overlap")
+    assert stderr.startswith(f"lru-audit: {warehouse.path}: audit 'fleet' is already running: pid {process.pid} on ")
+    code, stderr = warehouse.run("resume", "latest", "--overlap")
     assert code == cli.FAILED
-    assert said.splitlines() == [
-        f"lru-audit: {warehouse.staged()}: another lru-audit is at work on this run; wait until it has ended"
+    assert stderr.splitlines() == [
+        f"lru-audit: {warehouse.staging()}: another lru-audit has this run open; wait until it ends"
     ]
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (cli.INTERRUPTED, "")
     assert "1 of 2 targets were collected and are kept in " in stderr
-    assert f"lru-audit resume {warehouse.staged().name}" in stderr
+    assert f"lru-audit resume {warehouse.staging().name}" in stderr
     fleet.unlink()
     return python
 
 
 def test_an_interrupted_run_is_resumed_under_its_id_or_published_in_part_and_revised(
-    warehouse: Warehouse, interrupted: Path
+    warehouse: Warehouse, hanging_python: Path
 ) -> None:
-    run_id = warehouse.staged().name
+    run_id = warehouse.staging().name
     started_at = json.loads(warehouse.spool()[0])[1]["targets"]["started_at"][0]
-    code, said = warehouse.run("publish", "latest")
-    assert (code, warehouse.published()) == (cli.USAGE, [])
-    assert "1 of 2 targets of " in said
-    in_part = Warehouse(warehouse.path.with_name("w2"), Path(warehouse._env["TMPDIR"]))
-    shutil.copytree(warehouse.path, in_part.path)
+    code, stderr = warehouse.run("publish", "latest")
+    assert (code, warehouse.run_ids()) == (cli.USAGE, [])
+    assert "1 of 2 targets of " in stderr
+    partial_warehouse = Warehouse(warehouse.path.with_name("w2"), Path(warehouse._env["TMPDIR"]))
+    shutil.copytree(warehouse.path, partial_warehouse.path)
 
-    interrupted.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    hanging_python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     assert warehouse.run("resume", "latest")[0] == cli.OK
-    assert warehouse.published() == [run_id]
-    found = warehouse.rows("SELECT target, status, epoch_us(started_at) AS at FROM targets ORDER BY target")
-    assert [(row["target"], row["status"]) for row in found] == [("first", "ok"), ("second", "ok")]
-    assert found[0]["at"] == started_at
+    assert warehouse.run_ids() == [run_id]
+    targets = warehouse.rows("SELECT target, status, epoch_us(started_at) AS started_us FROM targets ORDER BY target")
+    assert [(row["target"], row["status"]) for row in targets] == [("first", "ok"), ("second", "ok")]
+    assert targets[0]["started_us"] == started_at
     assert warehouse.run("resume", run_id) == (
         cli.OK,
         f"every target of {run_id} is good: nothing is left to collect\n",
     )
 
-    assert in_part.run("publish", "latest", "--partial")[0] == cli.SOME_NOT_GOOD
-    assert in_part.published() == [run_id]
-    (run,) = in_part.rows("SELECT complete, status_ok, status_not_run FROM runs")
+    assert partial_warehouse.run("publish", "latest", "--partial")[0] == cli.SOME_NOT_GOOD
+    assert partial_warehouse.run_ids() == [run_id]
+    (run,) = partial_warehouse.rows("SELECT complete, status_ok, status_not_run FROM runs")
     assert run == {"complete": False, "status_ok": 1, "status_not_run": 1}
-    (row,) = in_part.rows("SELECT kind, attempts, started_at, error FROM targets WHERE status = 'not_run'")
-    assert row["error"] == "the run was published before its turn"
+    (row,) = partial_warehouse.rows("SELECT kind, attempts, started_at, error FROM targets WHERE status = 'not_run'")
+    assert row["error"] == "the run was published before this target was collected"
     assert (row["kind"], row["attempts"], row["started_at"]) == ("vmcore", 0, None)
 
-    assert in_part.run("resume", "latest")[0] == cli.OK
-    revision = next(name for name in in_part.published() if name != run_id)
-    (latest,) = in_part.rows("SELECT run_id, revision_of, complete, good FROM latest_runs")
+    assert partial_warehouse.run("resume", "latest")[0] == cli.OK
+    revision = next(name for name in partial_warehouse.run_ids() if name != run_id)
+    (latest,) = partial_warehouse.rows("SELECT run_id, revision_of, complete, good FROM latest_runs")
     assert latest == {"run_id": revision, "revision_of": run_id, "complete": True, "good": 2}
     for table in ("targets", "attempts", "superblocks", "list_lrus", "memcgs"):
-        first, again = (
-            in_part.rows(f"SELECT * EXCLUDE (run_id) FROM {table} WHERE run_id = '{one}' AND target = 'first'")
-            for one in (run_id, revision)
-        )
-        assert len(first) > 0
-        assert first == again, "a good row is carried over as it is"
-    code, said = in_part.run("resume", run_id)
+        query = f"SELECT * EXCLUDE (run_id) FROM {table} WHERE target = 'first' AND run_id = "
+        partial_rows, revision_rows = (partial_warehouse.rows(f"{query}'{id_}'") for id_ in (run_id, revision))
+        assert len(partial_rows) > 0
+        assert partial_rows == revision_rows, "a good row is carried over as it is"
+    code, stderr = partial_warehouse.run("resume", run_id)
     assert code == cli.FAILED
-    assert f"is revised by {revision}: resume that one" in said
+    assert f"is revised by {revision}: resume that one" in stderr
 
 
 def test_a_second_run_of_an_audit_ends_at_once_unless_asked_to_overlap(warehouse: Warehouse, tmp_path: Path) -> None:
@@ -203,24 +209,24 @@ def test_a_second_run_of_an_audit_ends_at_once_unless_asked_to_overlap(warehouse
     fleet = tmp_path / "nightly.yaml"
     fleet.write_text(f"- {{target: '{core}', python: '{python}'}}\n")
     first = warehouse.start("run", "-i", fleet)
-    until(first, lambda: list(warehouse.path.glob("staging/*/run.json")))
-    run_id = warehouse.staged().name
+    wait_until(first, lambda: list(warehouse.path.glob("staging/*/run.json")))
+    run_id = warehouse.staging().name
     for command in (("run", "-i", fleet), ("run", core, "--audit", "nightly"), ("resume", run_id)):
-        code, said = warehouse.run(*command)
+        code, stderr = warehouse.run(*command)
         assert code == cli.FAILED
         assert re.fullmatch(
-            rf"lru-audit: {warehouse.path}: audit 'nightly' is at work: pid {first.pid} on {platform.node()} since "
-            r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC; wait until it has ended, or run beside it with --overlap\n",
-            said,
+            rf"lru-audit: {warehouse.path}: audit 'nightly' is already running: pid {first.pid} on {platform.node()} "
+            r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC; wait until it ends, or run both at once with --overlap\n",
+            stderr,
         )
-        assert warehouse.staged().name == run_id, "it has begun nothing"
+        assert warehouse.staging().name == run_id, "no other run is staged"
     assert warehouse.run("run", core, "--audit", "nightly", "--overlap")[0] == cli.OK
-    assert len(warehouse.published()) == 1
+    assert len(warehouse.run_ids()) == 1
     assert first.poll() is None
     kill(first)
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     assert warehouse.run("resume", run_id)[0] == cli.OK
-    assert run_id in warehouse.published()
+    assert run_id in warehouse.run_ids()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives itself a host name")
@@ -229,27 +235,27 @@ def test_live_resumed_on_another_machine_is_unreachable_and_not_that_machine(
 ) -> None:
     fleet = tmp_path / "one.yaml"
     fleet.write_text("- {target: 'live:', name: web, python: /bin/false}\n")
-    elsewhere = ("unshare", "--uts", "sh", "-c", 'hostname hosta; exec "$@"', "-")
-    assert warehouse.run("run", "-i", fleet, under=elsewhere)[0] == cli.NONE_GOOD
+    on_hosta = ("unshare", "--uts", "sh", "-c", 'hostname hosta; exec "$@"', "-")
+    assert warehouse.run("run", "-i", fleet, prefix=on_hosta)[0] == cli.NONE_GOOD
     assert warehouse.rows("SELECT status, node FROM attempts") == [{"status": "bad_output", "node": "hosta"}]
     assert warehouse.run("resume", "latest")[0] == cli.NONE_GOOD
-    (left,) = warehouse.rows("SELECT source, status, error FROM latest_targets")
-    assert (left["source"], left["status"]) == ("live:", "unreachable")
-    assert left["error"].startswith("live: is hosta (id ")
-    assert f", and this is {platform.node()} (id " in left["error"]
+    (target,) = warehouse.rows("SELECT source, status, error FROM latest_targets")
+    assert (target["source"], target["status"]) == ("live:", "unreachable")
+    assert target["error"].startswith("live: is hosta (id ")
+    assert f", but this is {platform.node()} (id " in target["error"]
 
 
 @pytest.mark.parametrize("command", ["resume", "publish"])
 def test_a_run_that_is_not_there_is_one_line(warehouse: Warehouse, command: str) -> None:
-    code, said = warehouse.run(command, "latest")
+    code, stderr = warehouse.run(command, "latest")
     assert code == cli.FAILED
-    assert said.count("\n") == 1
-    assert f"{warehouse.path}: no run" in said
+    assert stderr.count("\n") == 1
+    assert f"{warehouse.path}: no run" in stderr
 
 
 @pytest.fixture
 def small_disk(warehouse: Warehouse, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A file system of the warehouse's own, with 200 KiB left beside a file to remove."""
+    """A file that leaves 200 KiB free on the file system of the warehouse, which has it to itself."""
     mount = warehouse.path
     mount.mkdir()
     if request.param == "tmpfs":
@@ -275,12 +281,12 @@ def test_a_disk_that_is_full_ends_a_run_in_one_line_and_costs_nothing_collected(
     warehouse: Warehouse, small_disk: Path
 ) -> None:
     cores = [VMCORES / name / "vmcore" for name in ("deb510-n1", "deb7-n2", "bytedance")]
-    code, said = warehouse.run("run", *cores, "--quiet", "--parallel", "1")
+    code, stderr = warehouse.run("run", *cores, "--quiet", "--parallel", "1")
     assert code == cli.FAILED
-    directory = warehouse.staged()
-    assert said.splitlines() == [
-        f"lru-audit: {directory}: No space left on device; nothing was published, what was collected is kept "
-        f"in {directory}; go on with: lru-audit resume {directory.name}"
+    directory = warehouse.staging()
+    assert stderr.splitlines() == [
+        f"lru-audit: {directory}: No space left on device; nothing was published, collected targets are kept "
+        f"in {directory}; resume it with: lru-audit resume {directory.name}"
     ]
     assert len(warehouse.spool()) == 2
     small_disk.unlink()

@@ -1,4 +1,4 @@
-"""The sql command: queries from everywhere, results to everywhere, and one clear line for what makes no sense."""
+"""The sql command: queries from arguments, files and stdin, every output, and an error of one line for bad input."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline import cli, query
 from pipeline.cli import sql as command
 from pipeline.common.errors import UsageError
 from pipeline.report.model import build_report
-from tests.warehouse.outcomes import STARTED_AT, failed, ok, publish, session
+from tests.warehouse.outcomes import STARTED_AT, failure, ok, publish, session
 
 DAY = 86_400_000_000
 RUNS = ["20250101T000000Z-00000001", "20250102T000000Z-00000002", "20250103T000000Z-00000003"]
@@ -25,9 +25,9 @@ HOSTILE = "né\x1b[2J|=1+1\n<b>"
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs of audit prod, one of audit lab."""
+    """A warehouse with two runs of audit prod and one of audit lab."""
     root = tmp_path_factory.mktemp("warehouse")
-    publish(root, ok("a"), failed("b"), run_id=RUNS[0], audit="prod", started_at=STARTED_AT)
+    publish(root, ok("a"), failure("b"), run_id=RUNS[0], audit="prod", started_at=STARTED_AT)
     publish(root, ok("a", mounts=4), ok(HOSTILE), run_id=RUNS[1], audit="prod", started_at=STARTED_AT + DAY)
     publish(root, ok("x"), run_id=RUNS[2], audit="lab", started_at=STARTED_AT + 2 * DAY)
     return root
@@ -35,7 +35,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sql(root: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> Any:
-    """A function that runs the command and returns its stdout."""
+    """A function that runs the command on the warehouse and returns its stdout."""
 
     def run(*args: str | Path) -> bytes:
         command.run(cli.parser().parse_args(["sql", "-w", str(root), *map(str, args)]))
@@ -45,24 +45,24 @@ def sql(root: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> Any:
     return run
 
 
-def stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+def set_stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
 
 
 def test_a_query_comes_from_an_argument_a_file_or_stdin(sql, tmp_path, monkeypatch):
     text = "-- é\nSELECT target FROM targets WHERE target = $name AND attempts >= $n ORDER BY run_id"
     (tmp_path / "query.sql").write_bytes(b"\xef\xbb\xbf" + text.encode())
-    stdin(monkeypatch, text.encode())
+    set_stdin(monkeypatch, text.encode())
     params = ("--param", "name=a", "--param", "n=1", "--format", "json")
-    for given in ((text,), ("-f", tmp_path / "query.sql"), ("-",)):
-        assert json.loads(sql(*given, *params)) == [{"target": "a"}, {"target": "a"}]
+    for query_args in ((text,), ("-f", tmp_path / "query.sql"), ("-",)):
+        assert json.loads(sql(*query_args, *params)) == [{"target": "a"}, {"target": "a"}]
 
 
 def test_run_and_audit_choose_what_the_views_are_about(sql):
     def runs(*options: str) -> list[str]:
-        ranked = sql("SELECT DISTINCT run_id FROM host_waste", "--format", "json", *options)
-        known = sql("SELECT run_id FROM runs ORDER BY ALL", "--format", "json", *options)
-        return [json.loads(ranked)[0]["run_id"], *(row["run_id"] for row in json.loads(known))]
+        ranking = sql("SELECT DISTINCT run_id FROM host_waste", "--format", "json", *options)
+        all_runs = sql("SELECT run_id FROM runs ORDER BY ALL", "--format", "json", *options)
+        return [json.loads(ranking)[0]["run_id"], *(row["run_id"] for row in json.loads(all_runs))]
 
     assert runs() == [RUNS[2], *RUNS]
     assert runs("--audit", "prod") == [RUNS[1], RUNS[0], RUNS[1]]
@@ -74,15 +74,15 @@ def test_run_and_audit_choose_what_the_views_are_about(sql):
 def test_the_latest_run_is_the_one_that_report_shows(sql, tmp_path):
     publish(tmp_path, ok("a"), run_id=RUNS[0], audit="prod", started_at=STARTED_AT)
     publish(tmp_path, ok("a"), run_id=RUNS[1], audit="adhoc", started_at=STARTED_AT + DAY)
-    of_report = build_report(session(tmp_path)).run_id
-    of_sql = sql("SELECT run_id FROM runs", "--format", "json", "-w", tmp_path, "--run", "latest")
-    assert of_report == json.loads(of_sql)[0]["run_id"] == RUNS[0]
+    report_run_id = build_report(session(tmp_path)).run_id
+    output = sql("SELECT run_id FROM runs", "--format", "json", "-w", tmp_path, "--run", "latest")
+    assert report_run_id == json.loads(output)[0]["run_id"] == RUNS[0]
 
 
 def test_the_output_is_a_file_of_the_form_that_its_name_says(sql, tmp_path):
-    rows = "SELECT target, attempts FROM targets ORDER BY ALL"
+    text = "SELECT target, attempts FROM targets ORDER BY ALL"
     for suffix in ("csv", "json", "jsonl", "md", "parquet", "txt"):
-        assert sql(rows, "-o", tmp_path / f"out.{suffix}") == b""
+        assert sql(text, "-o", tmp_path / f"out.{suffix}") == b""
     assert (tmp_path / "out.csv").read_text().startswith("target,attempts\na,1\n")
     assert len(json.loads((tmp_path / "out.json").read_text())) == 5
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 5
@@ -113,12 +113,14 @@ def test_parquet_goes_to_a_pipe_and_to_no_terminal(sql, monkeypatch):
 
 @pytest.mark.parametrize("form", ["table", "csv", "json", "jsonl", "markdown"])
 def test_a_hostile_name_acts_on_no_reader(sql, form):
-    shown = sql("SELECT target AS \"a\x1b\", '=' || target AS b FROM targets WHERE target LIKE 'né%'", "--format", form)
-    assert all(char.isprintable() or char == "\n" for char in shown.decode())
+    output = sql(
+        "SELECT target AS \"a\x1b\", '=' || target AS b FROM targets WHERE target LIKE 'né%'", "--format", form
+    )
+    assert all(char.isprintable() or char == "\n" for char in output.decode())
     if form == "csv":
-        assert "'=né" in shown.decode()
+        assert "'=né" in output.decode()
     if form == "markdown":
-        assert "<b>" not in shown.decode()
+        assert "<b>" not in output.decode()
 
 
 def test_a_table_is_bounded_and_says_so(sql):
@@ -146,14 +148,14 @@ def test_print_init_prints_absolute_paths_of_the_chosen_runs(sql, root, tmp_path
     [
         (["SELECT 1", "-f", "query.sql"], b"", "sql takes one query"),
         (["-f", "query.sql"], b"SELECT '\xff'", "query.sql: not UTF-8: invalid start byte at byte 8"),
-        (["-f", "query.sql"], b"SELECT 1\0; DROP VIEW runs", "query.sql: a NUL character at byte 8"),
+        (["-f", "query.sql"], b"SELECT 1\0; DROP VIEW runs", "query.sql: contains a NUL character at byte 8"),
         (["-f", "query.sql"], b" " * (1 << 20) + b"SELECT 1", "longer than 1 MiB"),
         (["SELECT '\udcff'"], b"", "the query: not UTF-8"),
-        (["SELECT $a", "--param", "a"], b"", "'a' is not NAME=VALUE"),
-        (["SELECT $a", "--param", "a b=1"], b"", "'a b=1' is not NAME=VALUE"),
+        (["SELECT $a", "--param", "a"], b"", "invalid --param 'a'; expected NAME=VALUE"),
+        (["SELECT $a", "--param", "a b=1"], b"", "invalid --param 'a b=1'; expected NAME=VALUE"),
         (["SELECT $a", "--param", "a=1", "--param", "a=2"], b"", "--param a is given twice"),
         (["SELECT $a", "--param", "a=\udcff"], b"", "--param a: not UTF-8"),
-        (["SELECT 1", "--print-init"], b"", "--print-init runs no query"),
+        (["SELECT 1", "--print-init"], b"", "--print-init prints SQL and takes no query"),
     ],
 )
 def test_what_makes_no_sense_is_one_line(sql, tmp_path, monkeypatch, args, content, message):
@@ -181,9 +183,9 @@ def test_a_parameter_that_the_query_does_not_use_is_named(sql, text, message):
 
 def test_an_output_that_cannot_be_written_is_named_as_it_is_given(root, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    for given, why in (("nodir/x.csv", "No such file or directory"), (".", "Is a directory")):
-        assert cli.main(["sql", "-w", str(root), "SELECT 1", "-o", given]) == cli.FAILED
-        assert capfd.readouterr() == ("", f"lru-audit: {given}: {why}\n")
+    for output, reason in (("nodir/x.csv", "No such file or directory"), (".", "Is a directory")):
+        assert cli.main(["sql", "-w", str(root), "SELECT 1", "-o", output]) == cli.FAILED
+        assert capfd.readouterr() == ("", f"lru-audit: {output}: {reason}\n")
 
 
 @pytest.mark.parametrize("size", ["4GiB", "512MiB", "100M", "1 gb", "1.5GiB", "33554432"])
@@ -201,6 +203,6 @@ def test_a_size_that_is_none_is_refused(size, capsys):
 
 def test_the_time_limit_is_said_in_one_line(root):
     command = [sys.executable, "-m", "pipeline", "sql", "-w", str(root), "--timeout", "2", "SELECT sleep_ms(100000000)"]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (cli.FAILED, "")
-    assert done.stderr == "lru-audit: no result after 2 s; give it longer with --timeout\n"
+    process = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout) == (cli.FAILED, "")
+    assert process.stderr == "lru-audit: no result after 2 s; give it longer with --timeout\n"

@@ -1,4 +1,4 @@
-"""Temporary directories: gone in the end, and where their process was killed, gone with the next one."""
+"""A temporary directory is removed at the end; that of a killed process is removed by the next process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.common import scratch
 
 ROOT = Path(__file__).parents[2]
-HOLDS = """
+HOLDER_SCRIPT = """
 import sys
 from pipeline.common import scratch
 with scratch.directory("kind.", sys.argv[1]) as directory:
@@ -22,9 +22,9 @@ with scratch.directory("kind.", sys.argv[1]) as directory:
 """
 
 
-def holding(folder: Path) -> tuple[subprocess.Popen[str], Path]:
-    """A process that has a directory with a file in `folder` until its stdin ends, and that directory."""
-    command = [sys.executable, "-c", HOLDS, folder]
+def start_holder(folder: Path) -> tuple[subprocess.Popen[str], Path]:
+    """Start a process that has a temporary directory in `folder` until its stdin ends; return process and directory."""
+    command = [sys.executable, "-c", HOLDER_SCRIPT, folder]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     return process, Path(process.stdout.readline().rstrip("\n"))
@@ -38,20 +38,20 @@ def test_a_directory_is_this_users_only_and_gone_in_the_end(tmp_path: Path) -> N
 
 
 def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    killed, left = holding(tmp_path)
-    living, held = holding(tmp_path)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate(timeout=30)
-    other = tmp_path / "another.kind"
-    other.mkdir()
+    killed_process, abandoned_folder = start_holder(tmp_path)
+    running_process, locked_folder = start_holder(tmp_path)
+    killed_process.send_signal(signal.SIGKILL)
+    killed_process.communicate(timeout=30)
+    other_folder = tmp_path / "another.kind"
+    other_folder.mkdir()
     link = tmp_path / "kind.link"
-    link.symlink_to(other)
-    assert (left / "file").exists()
+    link.symlink_to(other_folder)
+    assert (abandoned_folder / "file").exists()
     with (
         scratch.directory("kind.", str(tmp_path)) as first,
-        scratch.directory("kind.", str(tmp_path)) as second,  # of one process, too
+        scratch.directory("kind.", str(tmp_path)) as second,  # one process may have several
     ):
-        assert set(tmp_path.iterdir()) == {held, other, link, Path(first), Path(second)}
-        assert (held / "file").exists()
-    living.communicate(timeout=30)
-    assert set(tmp_path.iterdir()) == {other, link}
+        assert set(tmp_path.iterdir()) == {locked_folder, other_folder, link, Path(first), Path(second)}
+        assert (locked_folder / "file").exists()
+    running_process.communicate(timeout=30)
+    assert set(tmp_path.iterdir()) == {other_folder, link}

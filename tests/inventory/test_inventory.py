@@ -1,4 +1,4 @@
-"""What `pipeline.inventory` promises: good targets in, every error out at once, with its line."""
+"""`pipeline.inventory`: targets from arguments and files, and all errors at once, each with its line."""
 
 from __future__ import annotations
 
@@ -35,14 +35,15 @@ def names(targets: list[Target]) -> list[str]:
 
 
 def errors(targets: list[str], file: Path | str | None = None) -> list[str]:
-    with pytest.raises(InventoryError) as caught:
+    """Return the errors of arguments and an inventory file."""
+    with pytest.raises(InventoryError) as info:
         inventory.load(targets, file)
-    assert str(caught.value) == "\n".join(caught.value.errors)
-    return caught.value.errors
+    assert str(info.value) == "\n".join(info.value.errors)
+    return info.value.errors
 
 
 def entry(**fields: object) -> Target:
-    """Return the target of one entry of an inventory."""
+    """Return the target of an inventory with one entry."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump([fields], file)
         file.flush()
@@ -50,10 +51,11 @@ def entry(**fields: object) -> Target:
     return target
 
 
-def errors_of(fields: dict[str, object]) -> list[str]:
-    with pytest.raises(InventoryError) as caught:
+def entry_errors(fields: dict[str, object]) -> list[str]:
+    """Return the errors of an inventory with one entry."""
+    with pytest.raises(InventoryError) as info:
         entry(**fields)
-    return caught.value.errors
+    return info.value.errors
 
 
 # Arguments
@@ -101,9 +103,13 @@ def test_a_machine_is_called_by_its_host(argument, kind, name):
 
 def test_a_guest_is_called_by_its_socket_or_by_its_path_where_sockets_have_one_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = inventory.load(["qmp:vm1.sock", "qmp:/run/1/monitor.sock", "qmp:/run/2/monitor.sock"])
-    assert [target.source for target in found] == [f"{tmp_path}/vm1.sock", "/run/1/monitor.sock", "/run/2/monitor.sock"]
-    assert names(found) == ["vm1", "/run/1/monitor.sock", "/run/2/monitor.sock"]
+    targets = inventory.load(["qmp:vm1.sock", "qmp:/run/1/monitor.sock", "qmp:/run/2/monitor.sock"])
+    assert [target.source for target in targets] == [
+        f"{tmp_path}/vm1.sock",
+        "/run/1/monitor.sock",
+        "/run/2/monitor.sock",
+    ]
+    assert names(targets) == ["vm1", "/run/1/monitor.sock", "/run/2/monitor.sock"]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +141,7 @@ def test_a_destination_that_ssh_or_a_shell_would_take_for_something_else_is_refu
     assert error.startswith("argument 1: ")
     assert error.isprintable()
     via = {"target": "/core", "via": f"ssh:{destination}"}
-    assert len(errors_of(via)) == 1
+    assert len(entry_errors(via)) == 1
 
 
 @pytest.mark.parametrize(
@@ -147,8 +153,8 @@ def test_what_is_no_target_is_refused(argument):
 
 
 def test_all_errors_of_the_arguments_come_at_once():
-    found = errors(["ssh:-a", "x:b", "/ok", "vmcore:"])
-    assert [error.split(":")[0] for error in found] == ["argument 1", "argument 2", "argument 4"]
+    messages = errors(["ssh:-a", "x:b", "/ok", "vmcore:"])
+    assert [error.split(":")[0] for error in messages] == ["argument 1", "argument 2", "argument 4"]
 
 
 def test_a_path_with_a_colon_says_so():
@@ -168,7 +174,7 @@ def test_a_directory_is_searched_by_what_is_in_the_files(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     targets = inventory.load([str(tmp_path)])
     assert names(targets) == [f"host{number}/dump" for number in range(5)]
-    assert targets.other_files == 4
+    assert targets.other_file_count == 4
 
 
 def test_a_directory_without_a_core_is_an_error_that_counts_the_others(tmp_path):
@@ -319,12 +325,12 @@ def test_every_error_of_a_yaml_file_comes_at_once_with_its_line(tmp_path):
   target: /j
 """,
     )
-    found = [error.removeprefix(f"{file}:") for error in errors(["ray:"], file)]
+    messages = [error.removeprefix(f"{file}:") for error in errors(["ray:"], file)]
     places = ["argument", "4:", "5:", "6:", "7:", "9:", "11:", "13:", "15:", "16:", "18:", "19:"]
-    assert [error.split(" ")[0] for error in found] == places
-    text = "\n".join(found)
-    for part in ("name 'a' is already taken by '/a'", "'vmlinuz'", "no target", "via", "'soon'", "mapping", "twice"):
-        assert part in text
+    assert [error.split(" ")[0] for error in messages] == places
+    text = "\n".join(messages)
+    for words in ("name 'a' is already taken by '/a'", "'vmlinuz'", "no target", "via", "'soon'", "mapping", "twice"):
+        assert words in text
     assert "\x1b" not in text
 
 
@@ -349,9 +355,9 @@ def test_csv_errors_have_their_line(tmp_path):
 )
 def test_a_name_that_is_taken_is_told_with_what_else_is_wrong_with_either(tmp_path, wrong):
     file = write(tmp_path / "f.yaml", f"- {wrong}\n- {{target: /c, vmlinuz: /x}}\n- {{target: /d, name: a}}\n".encode())
-    found = errors([], file)
-    assert [error.removeprefix(f"{file}:").split(":")[0] for error in found] == ["1", "2", "3"]
-    assert "the name 'a' is already taken" in found[2]
+    messages = errors([], file)
+    assert [error.removeprefix(f"{file}:").split(":")[0] for error in messages] == ["1", "2", "3"]
+    assert "the name 'a' is already taken" in messages[2]
 
 
 def test_a_name_that_is_no_text_is_not_taken_for_none(tmp_path):
@@ -363,9 +369,9 @@ def test_a_name_that_is_no_text_is_not_taken_for_none(tmp_path):
 def test_a_number_of_too_many_digits_is_one_error(tmp_path):
     number = "9" * 5000
     file = write(tmp_path / "f.json", f'[{{"target": "/a"}},\n {{"target": "live:", "timeout_s": {number}}}]'.encode())
-    assert errors([], file) == [f"{file}:2: a number of too many digits"]
+    assert errors([], file) == [f"{file}:2: a number with too many digits"]
     file = write(tmp_path / "a.json", f'{{"_meta": {{"hostvars": {{"h": {{"x": {number}}}}}}}}}'.encode())
-    assert errors([], file) == [f"{file}: a number of too many digits"]
+    assert errors([], file) == [f"{file}: a number with too many digits"]
     file = write(tmp_path / "f.yaml", f"- {{target: /a, timeout_s: {number}}}".encode())
     (error,) = errors([], file)
     assert "timeout_s must be seconds above 0" in error
@@ -380,9 +386,11 @@ def test_a_colon_that_yaml_takes_for_a_mapping_is_explained(tmp_path):
 
 @pytest.mark.parametrize("link", ["[{0}]", "{{{0}}}"])
 def test_aliases_of_aliases_are_refused_soon(tmp_path, link):
-    nine = [", ".join(f"k{n}: *x{level}" if link[0] == "{" else f"*x{level}" for n in range(9)) for level in range(30)]
+    alias_lists = [
+        ", ".join(f"k{n}: *x{level}" if link[0] == "{" else f"*x{level}" for n in range(9)) for level in range(30)
+    ]
     bomb = "- labels: &x0 {a: b}\n"
-    bomb += "".join(f"- labels: &x{level + 1} {link.format(part)}\n" for level, part in enumerate(nine))
+    bomb += "".join(f"- labels: &x{level + 1} {link.format(aliases)}\n" for level, aliases in enumerate(alias_lists))
     file = write(tmp_path / "f.yaml", bomb.encode())
     start = time.process_time()
     error = errors([], file)[-1]
@@ -439,15 +447,15 @@ def test_the_same_core_twice_is_an_error(tmp_path):
     assert error.startswith("argument 2: the name 'host/vmcore' is already taken")
 
 
-# Where the collector runs, and how
+# How and on which machine the collector runs
 
 
 @pytest.mark.parametrize("via", ["ssh:root@host:22", "ssh:[::1]", "ray:node1"])
 def test_a_core_and_a_guest_may_be_elsewhere(tmp_path, via):
     host = {"ssh:root@host:22": "host:22", "ssh:[::1]": "::1", "ray:node1": "node1"}[via]
-    found = [entry(target=form, via=via) for form in (f"{tmp_path}", "qmp:/run/vm.sock")]
-    assert [target.via for target in found] == [via, via]
-    assert names(found) == [f"{host}:{tmp_path}", f"{host}:/run/vm.sock"], "and is not searched for here"
+    targets = [entry(target=form, via=via) for form in (f"{tmp_path}", "qmp:/run/vm.sock")]
+    assert [target.via for target in targets] == [via, via]
+    assert names(targets) == [f"{host}:{tmp_path}", f"{host}:/run/vm.sock"], "and is not searched for here"
 
 
 @pytest.mark.parametrize(
@@ -458,8 +466,8 @@ def test_a_core_and_a_guest_may_be_elsewhere(tmp_path, via):
         ({"target": "ray:n", "via": "ssh:h"}, "on the node itself"),
         ({"target": "/c", "via": "ray:*"}, "via must be ssh:[USER@]HOST[:PORT] or ray:NODE"),
         ({"target": "/c", "via": "host"}, "via must be"),
-        ({"target": "/c", "become": True}, "what ssh reaches"),
-        ({"target": "ray:n", "become": "yes"}, "what ssh reaches"),
+        ({"target": "/c", "become": True}, "hosts that ssh reaches"),
+        ({"target": "ray:n", "become": "yes"}, "hosts that ssh reaches"),
         ({"target": "ssh:h", "become": "maybe"}, "true or false"),
         ({"target": "ssh:h", "vmcoreinfo": "/v"}, "for qmp: only"),
         ({"target": "ssh:h", "python": "venv/bin/python"}, "another machine"),
@@ -468,7 +476,7 @@ def test_a_core_and_a_guest_may_be_elsewhere(tmp_path, via):
     ],
 )
 def test_what_a_kind_cannot_do_is_an_error_with_the_reason(fields, reason):
-    (error,) = errors_of(fields)
+    (error,) = entry_errors(fields)
     assert reason in error
 
 
@@ -509,19 +517,19 @@ ssh:c,db1,r1,db
     ],
 )
 def test_limits_for_the_same_thing_add_up_and_different_things_have_all_to_match(tmp_path, limits, selected):
-    assert names(inventory.load([], write(tmp_path / "f.csv", FLEET), limits=limits)) == selected
+    assert names(inventory.load([], write(tmp_path / "f.csv", FLEET), limit_patterns=limits)) == selected
 
 
 def test_selecting_nothing_is_an_error_that_says_of_how_many(tmp_path):
     file = write(tmp_path / "f.csv", FLEET)
     with pytest.raises(InventoryError, match=r"^--limit 'WEB\*' --limit 'rack=r 9' selects none of 5 targets$"):
-        inventory.load(["/first"], file, limits=["WEB*", "rack=r 9"])
+        inventory.load(["/first"], file, limit_patterns=["WEB*", "rack=r 9"])
 
 
 def test_errors_of_what_is_not_selected_are_errors(tmp_path):
     file = write(tmp_path / "f.csv", FLEET + b"ssh:-x,bad,,\n")
     with pytest.raises(InventoryError, match=":6: "):
-        inventory.load([], file, limits=["web*"])
+        inventory.load([], file, limit_patterns=["web*"])
 
 
 # Ansible
@@ -553,7 +561,8 @@ ANSIBLE = [
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _environments_programs_are_on_path() -> Iterator[None]:
+def _ansible_inventory_on_path() -> Iterator[None]:
+    """Put the programs of this virtualenv on PATH, ansible-inventory among them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", os.path.dirname(sys.executable), prepend=os.pathsep)
         yield
@@ -561,7 +570,7 @@ def _environments_programs_are_on_path() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def listing(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What the real program says of HOSTS."""
+    """The output of `ansible-inventory --list` for HOSTS."""
     if shutil.which("ansible-inventory") is None:
         pytest.skip("ansible-inventory is not on PATH: pip install ansible-core")
     file = tmp_path_factory.mktemp("ansible") / "hosts"
@@ -574,7 +583,7 @@ def test_ansibles_inventory_is_read_through_its_own_program(listing, tmp_path, m
     file = write(tmp_path / "hosts.ini", HOSTS.encode())
     assert inventory.load([], f"ansible:{file}", labels=["rack"]) == ANSIBLE
     monkeypatch.chdir(tmp_path)
-    assert names(inventory.load(["/core"], "ansible:hosts.ini", limits=["group.db=true"])) == ["db1", "db2"]
+    assert names(inventory.load(["/core"], "ansible:hosts.ini", limit_patterns=["group.db=true"])) == ["db1", "db2"]
 
 
 def test_what_ansible_inventory_printed_is_told_by_its_structure(listing, tmp_path, monkeypatch):
@@ -587,24 +596,26 @@ def test_variables_are_never_stored_unless_asked_for(listing, tmp_path):
     file = write(tmp_path / "fleet.json", listing.encode())
     assert "hunter2" in listing
     assert "hunter2" not in repr(inventory.load([], file))
-    with pytest.raises(InventoryError, match=r"no host has a variable 'rak'") as caught:
+    with pytest.raises(InventoryError, match=r"no host has a variable 'rak'") as info:
         inventory.load([], file, labels=["rak", "racks"])
-    assert "hunter2" not in str(caught.value)
+    assert "hunter2" not in str(info.value)
 
 
-def hosts(**variables: dict[str, object]) -> dict[str, object]:
+def ansible_listing(**variables: dict[str, object]) -> dict[str, object]:
+    """Return the output of `ansible-inventory --list` for hosts with these variables."""
     return {"_meta": {"hostvars": variables}, "all": {"children": ["ungrouped"]}}
 
 
 def ansible_errors(tmp_path: Path, listing: object, *labels: str) -> list[str]:
+    """Return the errors of an output of ansible-inventory."""
     file = write(tmp_path / "fleet.json", json.dumps(listing).encode())
-    with pytest.raises(InventoryError) as caught:
+    with pytest.raises(InventoryError) as info:
         inventory.load([], file, labels=labels)
-    return [error.removeprefix(f"{file}:") for error in caught.value.errors]
+    return [error.removeprefix(f"{file}:") for error in info.value.errors]
 
 
 def test_every_error_of_ansibles_hosts_comes_at_once_with_the_host(tmp_path):
-    listing = hosts(
+    listing = ansible_listing(
         a={"ansible_host": "-oProxyCommand=x"},
         b={"ansible_port": 70000},
         c={"ansible_user": "{{ secret }}"},
@@ -612,9 +623,9 @@ def test_every_error_of_ansibles_hosts_comes_at_once_with_the_host(tmp_path):
         e={"rack": ["r1"]},
         f={"ansible_host": {"__ansible_unsafe": "good.example"}},
     )
-    found = ansible_errors(tmp_path, listing, "rack")
-    assert [error.split(":")[0] for error in sorted(found)] == [f" host '{name}'" for name in "abcde"]
-    assert "is a template" in "".join(found)
+    messages = ansible_errors(tmp_path, listing, "rack")
+    assert [error.split(":")[0] for error in sorted(messages)] == [f" host '{name}'" for name in "abcde"]
+    assert "is a template" in "".join(messages)
 
 
 @pytest.mark.parametrize(
@@ -622,8 +633,8 @@ def test_every_error_of_ansibles_hosts_comes_at_once_with_the_host(tmp_path):
     [
         ({"all": {}}, "no _meta.hostvars"),
         ({"_meta": {"hostvars": []}}, "no _meta.hostvars"),
-        ({"_meta": {"hostvars": {}}, "web": ["a"]}, "no object"),
-        ({"_meta": {"hostvars": {}}, "web": {"hosts": [1]}}, "no list of names"),
+        ({"_meta": {"hostvars": {}}, "web": ["a"]}, "must be an object"),
+        ({"_meta": {"hostvars": {}}, "web": {"hosts": [1]}}, "must be a list of names"),
         ({"_meta": {"hostvars": {}}, "web": {"hosts": ["a"], "vars": {"password": "hunter2"}}}, "--export"),
         ({"_meta": {"hostvars": {}}}, "no target given"),
     ],
@@ -635,7 +646,7 @@ def test_what_ansible_does_not_print_is_one_error(tmp_path, listing, problem):
 
 
 def test_groups_that_hold_each_other_end(tmp_path):
-    listing = {**hosts(), "a": {"children": ["b"], "hosts": ["h"]}, "b": {"children": ["a"]}}
+    listing = {**ansible_listing(), "a": {"children": ["b"], "hosts": ["h"]}, "b": {"children": ["a"]}}
     (target,) = inventory.load([], write(tmp_path / "f.json", json.dumps(listing).encode()))
     assert target.labels == {"group.a": "true", "group.b": "true"}
 
@@ -661,7 +672,7 @@ def test_a_label_without_ansible_is_an_error(tmp_path):
             inventory.load(["/a"], file, labels=["rack"])
 
 
-# The digest, and size
+# The digest, and large inventories
 
 
 def test_the_digest_is_that_of_the_targets_whatever_the_format_and_order(tmp_path):
@@ -705,6 +716,6 @@ def test_a_hundred_thousand_targets_load_in_seconds(tmp_path, monkeypatch, name,
     file = name if name == "-" else write(tmp_path / name, text)
     start = time.process_time()
     assert len(inventory.load([], file)) == 100_000
-    took = time.process_time() - start
-    print(f"{name}: {took:.1f} s")
-    assert took < 15  # YAML takes 5 s on an idle machine, the others 1 to 2
+    cpu_s = time.process_time() - start
+    print(f"{name}: {cpu_s:.1f} s")
+    assert cpu_s < 15  # YAML takes 5 s on an idle machine, the others 1 to 2

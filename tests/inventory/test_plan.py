@@ -1,4 +1,4 @@
-"""What `pipeline.inventory.plan` promises: every target once, small batches, `live:` where the command was typed."""
+"""`pipeline.inventory.plan`: every target is in one batch, batches are small, and `live:` is the driver's machine."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Sequence
 import pytest
 
 from pipeline.inventory import Target, plan
-from pipeline.inventory.plan import HERE, Node
+from pipeline.inventory.plan import LOCAL_NODE, Node
 
 A = Node("a" * 56, "alpha", "10.0.0.1")
 B = Node("b" * 56, "beta", "10.0.0.2")
 TWIN = Node("c" * 56, "beta", "10.0.0.3")
 
 
-def places(*placed: Target, nodes: Sequence[Node] = ()) -> dict[str, str | None]:
-    """Return where each target is placed, by name; what is unreachable with its reason."""
-    made = plan.make(placed, 2, nodes)
-    assert made.targets == sum(len(batch.targets) for batch in made.batches) + len(made.unreachable)
-    found = {target.name: batch.node for batch in made.batches for target in batch.targets}
-    return found | {target.name: reason for target, reason in made.unreachable}
+def places(*planned_targets: Target, nodes: Sequence[Node] = ()) -> dict[str, str | None]:
+    """Return the node of each target, or the reason why it is unreachable, by name."""
+    result = plan.make_plan(planned_targets, 2, nodes)
+    assert result.target_count == sum(len(batch.targets) for batch in result.batches) + len(result.unreachable)
+    locations = {target.name: batch.node for batch in result.batches for target in batch.targets}
+    return locations | {target.name: reason for target, reason in result.unreachable}
 
 
 def ray(node: str, name: str | None = None) -> Target:
@@ -28,58 +28,60 @@ def ray(node: str, name: str | None = None) -> Target:
 
 
 def targets(count: int, kind: str = "vmcore") -> list[Target]:
+    """Return `count` targets of a kind."""
     return [Target(f"{kind}{number}", kind, f"/{number}") for number in range(count)]
 
 
 @pytest.mark.parametrize("count", [0, 1, 6, 31, 500, 100_000])
 @pytest.mark.parametrize("parallel", [1, 2, 64])
 def test_every_target_is_in_one_batch(count, parallel):
-    made = plan.make(targets(count), parallel)
-    assert [target for batch in made.batches for target in batch.targets] == targets(count)
-    assert made.targets == count
-    assert made.parallel == parallel
+    result = plan.make_plan(targets(count), parallel)
+    assert [target for batch in result.batches for target in batch.targets] == targets(count)
+    assert result.target_count == count
+    assert result.parallel == parallel
 
 
 def test_few_targets_are_not_bundled_so_that_all_slots_work():
-    assert [len(batch.targets) for batch in plan.make(targets(6), 2).batches] == [1] * 6
+    assert [len(batch.targets) for batch in plan.make_plan(targets(6), 2).batches] == [1] * 6
 
 
 def test_many_targets_are_bundled_but_not_so_many_that_one_slot_works_alone_at_the_end():
-    sizes = [len(batch.targets) for batch in plan.make(targets(10_000), 4).batches]
+    sizes = [len(batch.targets) for batch in plan.make_plan(targets(10_000), 4).batches]
     assert max(sizes) == 16
     assert len(sizes) >= 16 * 4
 
 
 def test_live_and_guests_are_placed_here_and_cores_and_what_goes_over_ssh_anywhere():
     kinds = ("vmcore", "live", "qmp", "ssh")
-    found = places(*(Target(kind, kind, "/x") for kind in kinds), Target("far", "vmcore", "/x", via="ssh:h"))
-    assert found == {"vmcore": None, "live": HERE, "qmp": HERE, "ssh": None, "far": None}
+    locations = places(*(Target(kind, kind, "/x") for kind in kinds), Target("far", "vmcore", "/x", via="ssh:h"))
+    assert locations == {"vmcore": None, "live": LOCAL_NODE, "qmp": LOCAL_NODE, "ssh": None, "far": None}
 
 
-@pytest.mark.parametrize("other", ["a host name", "a machine-id"])
-def test_live_is_the_machine_that_it_was_first_planned_on(other, tmp_path, monkeypatch):
+@pytest.mark.parametrize("difference", ["a host name", "a machine-id"])
+def test_live_is_the_machine_that_it_was_first_planned_on(difference, tmp_path, monkeypatch):
     machine_id = tmp_path / "machine-id"
     monkeypatch.setattr(plan, "_MACHINE_ID", machine_id)
     monkeypatch.setattr(plan.socket, "gethostname", lambda: "web1")
     machine_id.write_text("0123456789abcdef0123456789abcdef\n")
-    (batch,) = plan.make([Target("web", "live", "live:")], 1).batches
-    assert batch.node == HERE
+    (batch,) = plan.make_plan([Target("web", "live", "live:")], 1).batches
+    assert batch.node == LOCAL_NODE
     assert "0123456789ab" not in str(batch)
-    assert places(*batch.targets) == {"web": HERE}
-    if other == "a host name":
+    assert places(*batch.targets) == {"web": LOCAL_NODE}
+    if difference == "a host name":
         monkeypatch.setattr(plan.socket, "gethostname", lambda: "web2")
     else:
         machine_id.write_text("fedcba9876543210fedcba9876543210\n")
     (reason,) = places(*batch.targets).values()
     assert re.fullmatch(
-        r"live: is web1 \(id \w{12}\), where the run began, and this is web[12] \(id \w{12}\): resume it there", reason
+        r"live: is web1 \(id \w{12}\), where the run began, but this is web[12] \(id \w{12}\); resume the run there",
+        reason,
     )
 
 
 def test_a_machine_without_an_id_is_known_by_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "_MACHINE_ID", tmp_path / "machine-id")
-    (batch,) = plan.make([Target("web", "live", "live:")], 1).batches
-    assert places(*batch.targets) == {"web": HERE}
+    (batch,) = plan.make_plan([Target("web", "live", "live:")], 1).batches
+    assert places(*batch.targets) == {"web": LOCAL_NODE}
 
 
 @pytest.mark.parametrize("name", [A.node_id, A.host, A.ip])
@@ -90,10 +92,11 @@ def test_a_node_is_found_by_all_its_names(name):
 
 
 def test_a_node_that_is_not_there_or_not_one_makes_its_targets_unreachable():
-    found = places(ray("gone"), ray("beta"), ray(A.ip), nodes=[A, B, TWIN])
-    assert found["gone"] == "gone is not in the Ray cluster, which has alpha, beta, beta"
-    assert found["beta"] == f"2 nodes of the Ray cluster are beta: give the id of one: {B.node_id}, {TWIN.node_id}"
-    assert found[A.ip] == A.node_id
+    locations = places(ray("gone"), ray("beta"), ray(A.ip), nodes=[A, B, TWIN])
+    assert locations["gone"] == "gone is not in the Ray cluster, which has alpha, beta, beta"
+    ids = f"{B.node_id}, {TWIN.node_id}"
+    assert locations["beta"] == f"2 nodes of the Ray cluster are called beta; use the id of one: {ids}"
+    assert locations[A.ip] == A.node_id
     assert "--address" in str(places(ray("gone"))["gone"])
 
 
@@ -105,15 +108,15 @@ def test_a_large_cluster_is_not_listed_whole():
 
 def test_every_node_is_a_target_called_by_what_only_it_is_called():
     assert places(ray("*"), nodes=[A, B, TWIN]) == {"alpha": A.node_id, B.ip: B.node_id, TWIN.ip: TWIN.node_id}
-    (every,) = plan.make([Target("ray:*", "ray", "ray:*", labels={"role": "db"})], 2, [A]).batches
-    assert every.targets == (Target("alpha", "ray", "ray:alpha", labels={"role": "db"}),)
+    (batch,) = plan.make_plan([Target("ray:*", "ray", "ray:*", labels={"role": "db"})], 2, [A]).batches
+    assert batch.targets == (Target("alpha", "ray", "ray:alpha", labels={"role": "db"}),)
     same_machine = [node._replace(ip="127.0.0.1", host="here") for node in (A, B)]
     assert places(ray("*"), nodes=same_machine) == {node.node_id: node.node_id for node in (A, B)}
 
 
 def test_every_node_leaves_out_those_that_another_target_names_and_takes_no_name():
-    found = places(ray("*"), ray(A.ip, "mine"), Target("beta", "ssh", "ssh:beta"), nodes=[A, B])
-    assert found == {"mine": A.node_id, "beta": None, "ray:beta": B.node_id}
+    locations = places(ray("*"), ray(A.ip, "mine"), Target("beta", "ssh", "ssh:beta"), nodes=[A, B])
+    assert locations == {"mine": A.node_id, "beta": None, "ray:beta": B.node_id}
 
 
 def test_every_node_of_no_cluster_is_unreachable():
@@ -122,16 +125,19 @@ def test_every_node_of_no_cluster_is_unreachable():
 
 def test_batches_over_ssh_are_apart_and_as_small_as_their_own_slots_want():
     hosts = [Target(f"h{n}", "ssh", f"ssh:h{n}") for n in range(1000)]
-    made = plan.make([*targets(1000), *hosts, Target("far", "vmcore", "/c", via="ssh:h")], 2, ssh_parallel=32)
-    for batch in made.batches:
+    result = plan.make_plan([*targets(1000), *hosts, Target("far", "vmcore", "/c", via="ssh:h")], 2, ssh_parallel=32)
+    for batch in result.batches:
         assert {target.kind == "ssh" or target.via is not None for target in batch.targets} == {batch.over_ssh}
-    sizes = {over: max(len(b.targets) for b in made.batches if b.over_ssh == over) for over in (False, True)}
+    batches_by_transport = {
+        over_ssh: [b for b in result.batches if b.over_ssh == over_ssh] for over_ssh in (False, True)
+    }
+    sizes = {over_ssh: max(len(b.targets) for b in batches) for over_ssh, batches in batches_by_transport.items()}
     assert sizes == {False: 16, True: 1}
-    assert (made.parallel, made.ssh_parallel) == (2, 32)
+    assert (result.parallel, result.ssh_parallel) == (2, 32)
 
 
 def test_the_text_says_of_every_target_what_it_is_and_from_where_by_which_means():
-    made = plan.make(
+    result = plan.make_plan(
         [
             Target("core", "vmcore", "/core", labels={"rack": "r1", "role": "db"}),
             Target("far", "vmcore", "/c", via="ssh:root@h:22", become=True, python="/usr/bin/python3.9"),
@@ -142,7 +148,7 @@ def test_the_text_says_of_every_target_what_it_is_and_from_where_by_which_means(
         2,
         [A, B],
     )
-    lines = list(plan.text(made, [A, B], 600))
+    lines = list(plan.lines(result, [A, B], 600))
     cells = [line.split("  ") for line in lines]
     rows = {row[0]: [cell.strip() for cell in row[1:] if cell.strip()] for row in cells}
     assert rows["core"] == ["vmcore", "/core", "600 s", "2", "any node"]
@@ -154,21 +160,21 @@ def test_the_text_says_of_every_target_what_it_is_and_from_where_by_which_means(
 
 
 def test_without_a_cluster_everything_is_here():
-    here = [plan.this_machine()]
-    made = plan.make([*targets(1), ray("*"), ray(here[0].host, "mine")], 2, here)
-    assert not made.unreachable
-    assert {line.rpartition("  ")[2] for line in plan.text(made, here, 600) if "600 s" in line} == {"here"}
+    local_nodes = [plan.this_machine()]
+    result = plan.make_plan([*targets(1), ray("*"), ray(local_nodes[0].host, "mine")], 2, local_nodes)
+    assert not result.unreachable
+    assert {line.rpartition("  ")[2] for line in plan.lines(result, local_nodes, 600) if "600 s" in line} == {"here"}
 
 
 def test_a_sample_has_a_target_of_each_kind_from_each_node_and_none_twice():
     hosts = [Target(f"h{number}", "ssh", f"ssh:h{number}") for number in range(9)]
-    far = [Target(f"far{number}", "vmcore", "/c", via=f"ssh:h{number}") for number in range(9)]
-    made = plan.make([*targets(1), *hosts, *far, *targets(5, "qmp"), ray("alpha"), ray("gone")], 2, [A, B])
-    found = plan.sample(made, [A, B])
-    tried = [(batch.node, target.name) for batch in found.batches for target in batch.targets]
+    cores = [Target(f"far{number}", "vmcore", "/c", via=f"ssh:h{number}") for number in range(9)]
+    result = plan.make_plan([*targets(1), *hosts, *cores, *targets(5, "qmp"), ray("alpha"), ray("gone")], 2, [A, B])
+    sample = plan.sample(result, [A, B])
+    checks = [(batch.node, target.name) for batch in sample.batches for target in batch.targets]
     a, b = A.node_id, B.node_id
-    assert sorted(tried) == sorted(
-        [(a, "vmcore0"), (a, "h0"), (b, "h1"), (a, "far0"), (b, "far1"), (HERE, "qmp0"), (a, "alpha")]
+    assert sorted(checks) == sorted(
+        [(a, "vmcore0"), (a, "h0"), (b, "h1"), (a, "far0"), (b, "far1"), (LOCAL_NODE, "qmp0"), (a, "alpha")]
     )
-    assert {batch.over_ssh for batch in found.batches if batch.targets[0].name in ("h0", "far1")} == {True}
-    assert not found.unreachable
+    assert {batch.over_ssh for batch in sample.batches if batch.targets[0].name in ("h0", "far1")} == {True}
+    assert not sample.unreachable

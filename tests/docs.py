@@ -1,7 +1,7 @@
-"""Examples in the docs, run for real: `python -m tests.docs` writes what their commands print now.
+"""Examples in the docs: run their commands and replace their output. `python -m tests.docs` rewrites all of them.
 
-An example is a console block with `<!-- run -->` above it. What each of its commands prints on stdout stands below it.
-The examples of a document run one after another with one warehouse, in a folder of their own with README.md and tests/.
+An example is a console block with `<!-- run -->` above it; the stdout of each command stands below the command. The
+examples of a document run in order, with one warehouse, in a directory of their own that has README.md and tests/.
 """
 
 from __future__ import annotations
@@ -15,74 +15,76 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+_ROOT_PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+PAGES = (*_ROOT_PAGES, *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 _EXAMPLE = re.compile(r"(?<=<!-- run -->\n```console\n).*?(?=^```$)", re.MULTILINE | re.DOTALL)
-# Those with examples.
+# The pages that have examples.
 DOCUMENTS = tuple(page for page in PAGES if _EXAMPLE.search((ROOT / page).read_text()))
-# What `make` sets up before it, a reader sees once.
-_MAKE = {"make audit": "lru-audit run tests/vmcores --audit bundled"}
-_HERE = "/home/sre/list-lru-audit"
-_SHELL = 'lru-audit() { "$PYTHON" -m pipeline "$@"; }\n'
-_VARYING = [
+# Commands of make that set up an installation, and the part of them that the examples run.
+_COMMANDS_OF_MAKE = {"make audit": "lru-audit run tests/vmcores --audit bundled"}
+# Replaces the temporary directory in the output.
+_SHOWN_DIRECTORY = "/home/sre/list-lru-audit"
+_SHELL_FUNCTION = 'lru-audit() { "$PYTHON" -m pipeline "$@"; }\n'
+_VARIABLE_TEXT = [
     (re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}"), "RUN"),
     (re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d"), "TIME"),
-    (re.compile("─+"), "─"),  # as wide as the path of the checkout
-    (re.compile("  +"), "  "),  # as well
-    (re.compile(r"\d+ at a time"), "N at a time"),  # of this machine's cores
+    (re.compile("─+"), "─"),  # the widths of columns depend on the path of the checkout
+    (re.compile("  +"), "  "),
+    (re.compile(r"\d+ at a time"), "N at a time"),  # depends on the CPUs
 ]
 
 
-def now(document: str) -> str:
-    """Return a document as its examples would have it now."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "project"  # with which it is usually as long as _HERE
-        folder.mkdir()
+def regenerate(document: str) -> str:
+    """Return the text of a document with the present output of its examples."""
+    with tempfile.TemporaryDirectory() as temporary_directory:
+        directory = Path(temporary_directory) / "project"  # usually makes the path as long as _SHOWN_DIRECTORY
+        directory.mkdir()
         for name in ("README.md", "tests"):
-            (folder / name).symlink_to(ROOT / name)
-        return _EXAMPLE.sub(lambda example: _run(example[0], folder), (ROOT / document).read_text())
+            (directory / name).symlink_to(ROOT / name)
+        return _EXAMPLE.sub(lambda example: _run(example[0], directory), (ROOT / document).read_text())
 
 
-def steady(text: str) -> str:
-    """Return text without what differs from run to run and from machine to machine."""
-    for pattern, name in _VARYING:
-        text = pattern.sub(name, text)
+def normalize(text: str) -> str:
+    """Replace what differs between runs and between machines."""
+    for pattern, replacement in _VARIABLE_TEXT:
+        text = pattern.sub(replacement, text)
     return text
 
 
-def _run(example: str, folder: Path) -> str:
-    """Return an example with what its commands print."""
-    script = _SHELL
+def _run(example: str, directory: Path) -> str:
+    """Run the commands of an example and return it with their output."""
+    script = _SHELL_FUNCTION
     for command in _commands(example):
-        shown = _quoted(f"$ {command}")
-        script += f"status=$?; printf '%s\\n' {shown}; (exit $status)\n{_MAKE.get(command, command)}\n"
+        prompt = _quote(f"$ {command}")
+        script += f"status=$?; printf '%s\\n' {prompt}; (exit $status)\n{_COMMANDS_OF_MAKE.get(command, command)}\n"
     env = {name: value for name, value in os.environ.items() if not name.startswith(("LRU_AUDIT_", "RAY_"))}
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
-    env |= {"LRU_AUDIT_WAREHOUSE": str(folder.parent / "warehouse"), "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
-    env["COLUMNS"] = "105"
-    done = subprocess.run(
+    env |= {"LRU_AUDIT_WAREHOUSE": str(directory.parent / "warehouse"), "PYTHON": sys.executable}
+    env |= {"PYTHONPATH": str(ROOT), "COLUMNS": "105"}
+    process = subprocess.run(
         ["bash", "-c", script],
-        cwd=folder,
+        cwd=directory,
         env=env,
         capture_output=True,
         text=True,
         check=False,
     )
-    # A threshold that fires is shown by its exit code.
-    assert not re.search("^Traceback|^lru-audit: (?!--fail-if)", done.stderr, re.MULTILINE), done.stderr
-    printed = done.stdout.replace(str(folder), _HERE)
-    return re.sub(r" +$", "", printed, flags=re.MULTILINE)
+    # The only error allowed is a --fail-if condition that holds; an example shows its exit code.
+    assert not re.search("^Traceback|^lru-audit: (?!--fail-if)", process.stderr, re.MULTILINE), process.stderr
+    output = process.stdout.replace(str(directory), _SHOWN_DIRECTORY)
+    return re.sub(r" +$", "", output, flags=re.MULTILINE)
 
 
 def _commands(example: str) -> Iterator[str]:
-    """Yield the commands, lines that begin with `$ `; one may go on after a backslash."""
-    for found in re.finditer(r"^\$ ((?:.*\\\n)*.*)$", example, re.MULTILINE):
-        yield found[1]
+    """Yield the commands: lines that begin with `$ `, and the lines that continue them after a backslash."""
+    for match in re.finditer(r"^\$ ((?:.*\\\n)*.*)$", example, re.MULTILINE):
+        yield match[1]
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
 
 
 if __name__ == "__main__":
     for name in DOCUMENTS:
-        (ROOT / name).write_text(now(name))
+        (ROOT / name).write_text(regenerate(name))

@@ -1,4 +1,4 @@
-"""The SQL passes its tests on the oldest DuckDB that setup.cfg allows too; the suite itself runs on the newest."""
+"""The SQL passes its tests also on the oldest DuckDB that setup.cfg allows; the suite itself runs on the newest."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def test_sql_on_the_oldest_duckdb(tmp_path: Path) -> None:
     subprocess.run([*install, "--target", str(target), f"duckdb=={oldest}"], check=True, timeout=300)
 
     environment = {**os.environ, "PYTHONPATH": f"{target}{os.pathsep}{ROOT}"}
-    version = [sys.executable, "-c", "import duckdb; print(duckdb.__version__)"]
-    found = subprocess.run(version, env=environment, check=True, capture_output=True, text=True).stdout
-    assert found.strip() == oldest
-    for selected in (["tests/sql", "-k", "parquet"], ["tests/query"]):
-        suite = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *selected]
-        done = subprocess.run(
+    print_version = [sys.executable, "-c", "import duckdb; print(duckdb.__version__)"]
+    version = subprocess.run(print_version, env=environment, check=True, capture_output=True, text=True).stdout
+    assert version.strip() == oldest
+    for arguments in (["tests/sql", "-k", "parquet"], ["tests/query"]):
+        suite = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+        process = subprocess.run(
             suite, cwd=ROOT, env=environment, check=False, capture_output=True, text=True, timeout=900
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert process.returncode == 0, process.stdout + process.stderr

@@ -1,1 +1,1 @@
-"""Benchmarks: how far each part is from its limit, as ratios taken in one run on one machine."""
+"""Benchmarks: the cost of each part, compared with a simple program that runs in turn with it on the same machine."""

@@ -2,8 +2,9 @@
 
     python -m tests.bench [NAME...] [--json FILE] [--small|--full]
 
-Runs the benchmarks by name, default all, prints one table of ratios and saves it as JSON. A figure depends on the
-machine, a ratio much less: what is compared was measured in turn with it. Exit 1: a budget does not hold.
+Run the named benchmarks, by default all, print a table of their figures and save it as JSON. A figure depends on the
+machine and its load. A ratio depends on them much less, because both programs run in turn. Exit 1 if a budget does not
+hold.
 """
 
 from __future__ import annotations
@@ -23,33 +24,33 @@ from typing import Any
 from tests.bench.measure import Row
 
 BENCHMARKS = ("startup", "collector", "children", "fanout", "warehouse", "report")
-"""Modules of this package, each with `run(full) -> Iterator[Row]`."""
+"""Names of modules of this package with a function `run(full) -> Iterator[Row]`."""
 
 _PACKAGES = ("ray", "duckdb", "pyarrow", "drgn")
 
 
 def main() -> int:
     args = _arguments()
-    where = machine()
+    machine_properties = machine()
     rows: list[dict[str, Any]] = []
     size = "full" if args.full else "small"
     for name in args.names or BENCHMARKS:
-        for row in _measured(name, args.full):
+        for row in _measure(name, args.full):
             rows.append({"benchmark": name, **_as_dict(row)})
             print(_line(rows[-1]), file=sys.stderr, flush=True)
-    found = {"machine": where, "size": size, "rows": rows}
+    results = {"machine": machine_properties, "size": size, "rows": rows}
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    for line in table(found):
+        args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    for line in table(results):
         print(line)
     return int(any(row["holds"] is False for row in rows))
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures depend on, the load of the last minute included."""
+    """Return the hardware, the versions and the load average, on which the figures depend."""
     cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     models = {line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")}
-    found = {
+    properties = {
         "cpu": ", ".join(sorted(models)) or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -59,23 +60,24 @@ def machine() -> dict[str, Any]:
     }
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+            properties[package] = importlib.metadata.version(package)
+    return properties
 
 
-def table(found: dict[str, Any]) -> Iterator[str]:
-    """Yield the lines of what was found, as Markdown, which is also what the docs show."""
-    where = found["machine"]
-    versions = ", ".join(f"{name} {where[name]}" for name in ("python", *_PACKAGES) if name in where)
-    yield f"{where['cores']} cores of {where['cpu']}, {where['memory_bytes'] / 2**30:.0f} GiB, Linux {where['kernel']};"
-    yield f"{versions}; load {where['load_average']:.1f} before; size {found['size']}."
+def table(results: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines of the results as a Markdown table, as docs/benchmarks.md has it."""
+    machine = results["machine"]
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("python", *_PACKAGES) if name in machine)
+    memory_gib = machine["memory_bytes"] / 2**30
+    yield f"{machine['cores']} cores of {machine['cpu']}, {memory_gib:.0f} GiB, Linux {machine['kernel']};"
+    yield f"{versions}; load average {machine['load_average']:.1f} at the start; size {results['size']}."
     yield ""
-    yield "| benchmark | what | figure | compared with | its figure | ratio | budget | holds |"
+    yield "| benchmark | measurement | figure | compared with | its figure | ratio | budget | holds |"
     yield "|---|---|---|---|---|---|---|---|"
-    yield from map(_line, found["rows"])
+    yield from map(_line, results["rows"])
 
 
-def _measured(name: str, full: bool) -> Iterable[Row]:
+def _measure(name: str, full: bool) -> Iterable[Row]:
     rows: Iterable[Row] = importlib.import_module(f"tests.bench.{name}").run(full)
     return rows
 
@@ -85,13 +87,13 @@ def _as_dict(row: Row) -> dict[str, Any]:
 
 
 def _line(row: dict[str, Any]) -> str:
-    other = "" if row["other"] is None else f"{_number(row['other'])} {row['unit']}"
+    compared_figure = "" if row["compared_figure"] is None else f"{_number(row['compared_figure'])} {row['unit']}"
     cells = (
         row["benchmark"],
         row["name"],
         f"{_number(row['figure'])} {row['unit']}",
         row["compared_with"] or "",
-        other,
+        compared_figure,
         "" if row["ratio"] is None else f"{row['ratio']:.2f}",
         row["budget"] or "",
         {True: "yes", False: "**no**", None: ""}[row["holds"]],
@@ -100,17 +102,17 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits that say something, without an exponent."""
+    """Format with three significant digits, or as an integer of three digits or more."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="How far each part is from its limit.")
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure the cost of each part.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default all: {', '.join(BENCHMARKS)}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to save the table")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="save the table to this file")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--small", dest="full", action="store_false", help="in a minute (default)")
-    size.add_argument("--full", action="store_true", help="the sizes that the budgets speak of, an hour")
+    size.add_argument("--small", dest="full", action="store_false", help="small sizes, a minute each (default)")
+    size.add_argument("--full", action="store_true", help="the sizes that the budgets apply to, an hour or two")
     parser.set_defaults(full=False)
     args = parser.parse_args()
     if unknown := set(args.names) - set(BENCHMARKS):

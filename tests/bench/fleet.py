@@ -1,9 +1,9 @@
-"""A warehouse of a generated fleet: hosts that grow, reboot, are upgraded or fail, audited over and over.
+"""A warehouse of a generated fleet: repeated audits of hosts that grow, reboot, are upgraded or fail.
 
     python -m tests.bench.fleet DIRECTORY --hosts 20000 --lists 2000 --runs 5
 
-The same arguments make the same rows. Hosts are in one of a hundred states (`states`), but have addresses and items
-of their own. Files are written by the warehouse's own writer, and listed in manifests: any reader takes it for real.
+The same arguments give the same rows. Each host is in one of 72 states (`states`), with its own addresses and items.
+The warehouse's writer writes the files, and manifests list them, so that every reader accepts the warehouse.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ from pipeline.warehouse.parquet import ROW_GROUP_ROWS, TableWriter, sha256
 from pipeline.warehouse.runs import MANIFEST, File, Manifest
 from tests.bench.states import State, shapes, state
 
-# struct super_block is in kmalloc-2k, 16 to a slab.
-SUPERBLOCK_BYTES = 2_048
-SLAB_SUPERBLOCKS = 16
-# Direct mapping of x86_64 with four-level page tables, as an int64.
+# struct super_block is allocated from kmalloc-2k, whose slabs have 16 objects.
+_SUPERBLOCK_BYTES = 2_048
+_SUPERBLOCKS_PER_SLAB = 16
+# Start of the direct mapping on x86_64 with four-level page tables, as an int64.
 _DIRECT_MAP = 0xFFFF_8880_0000_0000 - 2**64
-_SLAB_BYTES = SLAB_SUPERBLOCKS * SUPERBLOCK_BYTES
-_SLABS = 2**23  # of 256 GiB of memory
-_FILLED_AT_A_TIME = 4 * SLAB_SUPERBLOCKS  # each CPU has a slab of its own, in a random order
+_SLAB_BYTES = _SUPERBLOCKS_PER_SLAB * _SUPERBLOCK_BYTES
+# Slabs in 256 GiB of memory.
+_SLABS = 2**23
+# Superblocks of the slabs that are filled at the same time: each CPU takes objects from its own slab in a random order.
+_SHUFFLED_SUPERBLOCKS = 4 * _SUPERBLOCKS_PER_SLAB
 _FAILURES = (
     ("unreachable", "ssh", "connect to port 22: Connection timed out"),
     ("unreachable", "ssh", "Could not resolve hostname: Name or service not known"),
@@ -50,7 +52,7 @@ _FAILURES = (
 
 @dataclass(frozen=True)
 class Fleet:
-    """How much to generate: hosts, the mean of list_lrus on each, and runs so many days apart."""
+    """The size of a fleet: its hosts, the mean number of list_lrus per host, its runs, and the days between runs."""
 
     hosts: int
     lists: int
@@ -60,8 +62,8 @@ class Fleet:
     seed: int = 1
 
 
-class Seen(NamedTuple):
-    """A host in one run: the state it is in, or the failure that hid it, and its last boot (days before the run)."""
+class Observation(NamedTuple):
+    """A host in one run: the number of its state or else of its failure, and the days since its boot."""
 
     state: int | None
     failure: int | None
@@ -73,51 +75,53 @@ def write(root: Path, fleet: Fleet) -> None:
     states, kinds = _states(fleet)
     histories = [_history(fleet, host, kinds) for host in range(fleet.hosts)]
 
-    def one(number: int) -> None:
+    def write_run(number: int) -> None:
         _Run(root, fleet, number).write(states, (history[number] for history in histories))
 
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(one, range(fleet.runs)))
+        list(pool.map(write_run, range(fleet.runs)))
 
 
 def _states(fleet: Fleet) -> tuple[list[State], list[tuple[list[int], list[int]]]]:
-    """Return all states, and for each kind of host the numbers of those that it grows through and is upgraded to."""
-    made: list[State] = []
+    """Return all states, and for each kind of host the numbers of its growth states and of its upgrade states."""
+    states: list[State] = []
     kinds = []
-    for growing, upgraded in shapes(fleet.lists // 2):
+    for growth, upgrade in shapes(fleet.lists // 2):
         numbers = []
-        for part in (growing, upgraded):
-            numbers.append(list(range(len(made), len(made) + len(part))))
-            made += [state(shape, fleet.seed + number) for shape, number in zip(part, numbers[-1], strict=True)]
+        for part in (growth, upgrade):
+            numbers.append(list(range(len(states), len(states) + len(part))))
+            states += [state(shape, fleet.seed + number) for shape, number in zip(part, numbers[-1], strict=True)]
         kinds.append((numbers[0], numbers[1]))
-    return made, kinds
+    return states, kinds
 
 
-def _history(fleet: Fleet, host: int, kinds: list[tuple[list[int], list[int]]]) -> list[Seen]:
-    """Return what each run sees of one host: it grows, a reboot gives its ids back, an upgrade is for good."""
+def _history(fleet: Fleet, host: int, kinds: list[tuple[list[int], list[int]]]) -> list[Observation]:
+    """Return the observations of a host, one per run. It grows; a reboot frees its ids; an upgrade is permanent."""
     chance = random.Random(fleet.seed * 1_000_003 + host)
-    growing, upgraded = chance.choice(kinds)
-    lazy = chance.random() < 0.15
-    step = chance.randrange(len(growing))
+    growth, upgrade = chance.choice(kinds)
+    is_lazy = chance.random() < 0.15
+    step = chance.randrange(len(growth))
     uptime_days = 200 * chance.random()
-    seen = []
+    observations = []
     for _ in range(fleet.runs):
-        now = upgraded[step % len(upgraded)] if lazy else growing[step]
-        failed = chance.random() < 0.02
-        seen.append(Seen(None if failed else now, chance.randrange(len(_FAILURES)) if failed else None, uptime_days))
+        state_number = upgrade[step % len(upgrade)] if is_lazy else growth[step]
+        if chance.random() < 0.02:
+            observations.append(Observation(None, chance.randrange(len(_FAILURES)), uptime_days))
+        else:
+            observations.append(Observation(state_number, None, uptime_days))
         uptime_days += fleet.days
-        what = chance.random() * 7 / fleet.days
-        if what < 0.03:
-            lazy, step, uptime_days = True, 0, chance.random() * fleet.days
-        elif what < 0.1:
+        event = chance.random() * 7 / fleet.days
+        if event < 0.03:
+            is_lazy, step, uptime_days = True, 0, chance.random() * fleet.days
+        elif event < 0.1:
             step, uptime_days = 0, chance.random() * fleet.days
-        elif what < 0.3:
-            step = min(step + 1, len(growing) - 1)
-    return seen
+        elif event < 0.3:
+            step = min(step + 1, len(growth) - 1)
+    return observations
 
 
 class _Run:
-    """One run of the fleet in the writing."""
+    """Writes one run of the fleet."""
 
     def __init__(self, root: Path, fleet: Fleet, number: int) -> None:
         self._fleet = fleet
@@ -127,23 +131,24 @@ class _Run:
         self._directory = root / "runs" / self.run_id
         self._outcomes: Counter[str] = Counter()
 
-    def write(self, states: list[State], hosts: Iterable[Seen]) -> None:
+    def write(self, states: list[State], hosts: Iterable[Observation]) -> None:
+        """Write the tables and the manifest of the run."""
         self._directory.mkdir(parents=True)
         with ExitStack() as stack:
             self._writers = {
                 name: stack.enter_context(TableWriter(self._path(name), table))
                 for name, table in schema.tables().items()
             }
-            lot: list[tuple[str, State]] = []
-            for number, seen in enumerate(hosts):
+            batch: list[tuple[str, State]] = []
+            for number, observation in enumerate(hosts):
                 name = f"host-{number:06}.example"
-                self._add_target(name, number, seen, states)
-                if seen.state is not None:
-                    lot.append((name, states[seen.state]))
-                if sum(len(one.tables["list_lrus"]) for _, one in lot) >= ROW_GROUP_ROWS:
-                    self._add_lot(lot)
-                    lot = []
-            self._add_lot(lot)
+                self._add_target(name, number, observation, states)
+                if observation.state is not None:
+                    batch.append((name, states[observation.state]))
+                if sum(len(host.tables["list_lrus"]) for _, host in batch) >= ROW_GROUP_ROWS:
+                    self._add_hosts(batch)
+                    batch = []
+            self._add_hosts(batch)
             self._add_run()
         rows = {name: writer.rows for name, writer in self._writers.items()}
         (self._directory / MANIFEST).write_text(self._manifest(rows).text(), encoding="utf-8")
@@ -151,22 +156,23 @@ class _Run:
     def _path(self, table: str) -> Path:
         return self._directory / f"{table}-00000.parquet"
 
-    def _add_target(self, name: str, number: int, seen: Seen, states: list[State]) -> None:
+    def _add_target(self, name: str, number: int, observation: Observation, states: list[State]) -> None:
         started_at = self._micros(timedelta(milliseconds=10 * number))
-        columns = {} if seen.state is None else dict(states[seen.state].columns)
-        status, error_type, error = ("ok", None, None) if seen.failure is None else _FAILURES[seen.failure]
+        columns = {} if observation.state is None else dict(states[observation.state].columns)
+        failure = ("ok", None, None) if observation.failure is None else _FAILURES[observation.failure]
+        status, error_type, error = failure
         if columns:
-            uptime_s = round(seen.uptime_days * 86_400)
+            uptime_s = round(observation.uptime_days * 86_400)
             columns |= {"host": name, "captured_at": started_at, "uptime_s": uptime_s}
             columns["booted_at"] = started_at - uptime_s * 1_000_000
         self._outcomes[status] += 1
         attempts = 2 if status == "timeout" else 1
         key = {"run_id": self.run_id, "target": name}
-        ending = {"status": status, "error_type": error_type, "error": error}
+        result = {"status": status, "error_type": error_type, "error": error}
         row = {
             **columns,
             **key,
-            **ending,
+            **result,
             "kind": "ssh",
             "source": f"root@{name}",
             "labels": {"rack": f"r{number // 40:04}", "role": ("web", "db", "batch")[number % 3]},
@@ -176,28 +182,29 @@ class _Run:
         }
         self._writers["targets"].add({column: [value] for column, value in row.items()})
         for attempt in range(1, attempts + 1):
-            row = {**key, **ending, "attempt": attempt, "node": "collector-1", "started_at": started_at}
+            row = {**key, **result, "attempt": attempt, "node": "collector-1", "started_at": started_at}
             row["duration_ms"] = 900 + number % 700
             self._writers["attempts"].add({column: [value] for column, value in row.items()})
 
-    def _micros(self, after: timedelta = timedelta()) -> int:
-        return round((self._started_at + after).timestamp() * 1_000_000)
+    def _micros(self, offset: timedelta = timedelta()) -> int:
+        """Return a time after the start of the run in microseconds since the epoch."""
+        return round((self._started_at + offset).timestamp() * 1_000_000)
 
-    def _add_lot(self, lot: list[tuple[str, State]]) -> None:
-        """Add the rows of some hosts: their states', with their names, addresses and items."""
-        if not lot:
+    def _add_hosts(self, hosts: list[tuple[str, State]]) -> None:
+        """Add the rows of hosts: those of their states, with the names, addresses and items of each host."""
+        if not hosts:
             return
         self._seed += 2
-        addresses = self._superblock_addresses([len(one.tables["superblocks"]) for _, one in lot])
+        addresses = self._superblock_addresses([len(host.tables["superblocks"]) for _, host in hosts])
         for name in ("superblocks", "list_lrus", "memcgs"):
-            parts = [one.tables[name] for _, one in lot]
+            parts = [host.tables[name] for _, host in hosts]
             table = pa.concat_tables(parts)
             if name == "superblocks":
-                table = _with(table, address=_unsigned(addresses))
+                table = _replace_columns(table, address=_as_uint64(addresses))
             if name == "list_lrus":
-                table = self._list_lrus(table, addresses, lot)
+                table = self._list_lrus(table, addresses, hosts)
             targets = pa.chunked_array(
-                [pa.repeat(target, len(one)) for (target, _), one in zip(lot, parts, strict=True)]
+                [pa.repeat(target, len(part)) for (target, _), part in zip(hosts, parts, strict=True)]
             )
             run_ids = pa.chunked_array([pa.repeat(self.run_id, len(table))])
             arrow = schema.tables()[name].arrow
@@ -207,41 +214,44 @@ class _Run:
     def _superblock_addresses(self, counts: list[int]) -> pa.Array:
         """Return an address for each superblock of each host, as int64.
 
-        Slabs lie anywhere, no two of a host in one place; those in use at a time are filled in no order.
+        The slabs of a host are in random, different places of its memory. Superblocks are in the order of the slabs,
+        but shuffled among those that are filled at the same time.
         """
-        slabs = [-(-count // SLAB_SUPERBLOCKS) for count in counts]
-        apart = 1 << max(slabs).bit_length()
-        anywhere = pc.floor(pc.multiply(pc.random(sum(slabs), initializer=self._seed), _SLABS // apart))
-        places = pa.array([place * 5 % apart for count in slabs for place in range(count)])
-        slab = pc.multiply(pc.add(pc.multiply(pc.cast(anywhere, pa.int64()), apart), places), _SLAB_BYTES)
-        within = pa.array([n for count in counts for n in range(count)])
-        first = pa.chunked_array(
-            [pa.repeat(start, count) for start, count in zip(_starts(slabs), counts, strict=True)]
+        slab_counts = [-(-count // _SUPERBLOCKS_PER_SLAB) for count in counts]
+        # Memory is divided into regions. The slabs of a host have different positions in their random regions.
+        region_slabs = 1 << max(slab_counts).bit_length()
+        random_slabs = pc.random(sum(slab_counts), initializer=self._seed)
+        regions = pc.cast(pc.floor(pc.multiply(random_slabs, _SLABS // region_slabs)), pa.int64())
+        positions = pa.array([slab * 5 % region_slabs for count in slab_counts for slab in range(count)])
+        slab_offsets = pc.multiply(pc.add(pc.multiply(regions, region_slabs), positions), _SLAB_BYTES)
+        index = pa.array([n for count in counts for n in range(count)])
+        first_slab = pa.chunked_array(
+            [pa.repeat(start, count) for start, count in zip(_starts(slab_counts), counts, strict=True)]
         ).combine_chunks()
-        number = pc.divide(within, SLAB_SUPERBLOCKS)
-        place = pc.multiply(pc.subtract(within, pc.multiply(number, SLAB_SUPERBLOCKS)), SUPERBLOCK_BYTES)
-        ordered = pc.add(pc.add(pc.take(slab, pc.add(first, number)), place), _DIRECT_MAP)
-        window = pc.add(pc.multiply(first, 2.0), pc.floor(pc.divide(within, 1.0 * _FILLED_AT_A_TIME)))
-        shuffled = pc.sort_indices(pc.add(window, pc.random(len(within), initializer=self._seed + 1)))
-        return pc.take(ordered, shuffled)
+        slab = pc.divide(index, _SUPERBLOCKS_PER_SLAB)
+        offset = pc.multiply(pc.subtract(index, pc.multiply(slab, _SUPERBLOCKS_PER_SLAB)), _SUPERBLOCK_BYTES)
+        addresses = pc.add(pc.add(pc.take(slab_offsets, pc.add(first_slab, slab)), offset), _DIRECT_MAP)
+        window = pc.add(pc.multiply(first_slab, 2.0), pc.floor(pc.divide(index, 1.0 * _SHUFFLED_SUPERBLOCKS)))
+        order = pc.sort_indices(pc.add(window, pc.random(len(index), initializer=self._seed + 1)))
+        return pc.take(addresses, order)
 
-    def _list_lrus(self, table: pa.Table, addresses: pa.Array, lot: list[tuple[str, State]]) -> pa.Table:
-        counts = [len(one.tables["superblocks"]) for _, one in lot]
+    def _list_lrus(self, table: pa.Table, addresses: pa.Array, hosts: list[tuple[str, State]]) -> pa.Table:
+        counts = [len(host.tables["superblocks"]) for _, host in hosts]
         numbers = pa.chunked_array(
-            [pc.add(one.tables["list_lrus"]["superblock"].combine_chunks(), start)
-             for (_, one), start in zip(lot, _starts(counts), strict=True)]
+            [pc.add(host.tables["list_lrus"]["superblock"].combine_chunks(), start)
+             for (_, host), start in zip(hosts, _starts(counts), strict=True)]
         )  # fmt: skip
         superblocks = pc.take(addresses, numbers)
-        share = pc.add(pc.random(len(table), initializer=self._seed), 0.5)
-        root = _scaled(table["root_items"], share)
-        memcg = pc.max_element_wise(_scaled(table["memcg_items"], share), table["memcgs_with_items"])
-        return _with(
+        factor = pc.add(pc.random(len(table), initializer=self._seed), 0.5)
+        root_items = _scale(table["root_items"], factor)
+        memcg_items = pc.max_element_wise(_scale(table["memcg_items"], factor), table["memcgs_with_items"])
+        return _replace_columns(
             table,
-            address=_unsigned(pc.add(table["address"], pc.fill_null(superblocks, 0))),
-            superblock=_unsigned(superblocks),
-            root_items=root,
-            memcg_items=memcg,
-            items=pc.add(root, memcg),
+            address=_as_uint64(pc.add(table["address"], pc.fill_null(superblocks, 0))),
+            superblock=_as_uint64(superblocks),
+            root_items=root_items,
+            memcg_items=memcg_items,
+            items=pc.add(root_items, memcg_items),
         )
 
     def _add_run(self) -> None:
@@ -282,30 +292,31 @@ class _Run:
 
 
 def _starts(counts: list[int]) -> Iterator[int]:
+    """Yield the sum of all counts before each."""
     start = 0
     for count in counts:
         yield start
         start += count
 
 
-def _with(table: pa.Table, **columns: Any) -> pa.Table:
+def _replace_columns(table: pa.Table, **columns: Any) -> pa.Table:
     for name, column in columns.items():
         table = table.set_column(table.schema.get_field_index(name), name, column)
     return table
 
 
-def _unsigned(addresses: Any) -> Any:
-    """Return int64 as the uint64 of the same bits."""
+def _as_uint64(addresses: Any) -> Any:
+    """Reinterpret int64 as uint64."""
     return addresses.cast(pa.uint64(), safe=False)
 
 
-def _scaled(counts: Any, share: Any) -> Any:
-    return pc.cast(pc.floor(pc.multiply(counts, share)), pa.int64())
+def _scale(counts: Any, factor: Any) -> Any:
+    return pc.cast(pc.floor(pc.multiply(counts, factor)), pa.int64())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.fleet", description="Generate a fleet's warehouse.")
-    parser.add_argument("directory", type=Path, help="the warehouse; must not have these runs")
+    parser.add_argument("directory", type=Path, help="the warehouse, which must not have these runs")
     for name, default in (("hosts", 1_000), ("lists", 2_000), ("runs", 5), ("days", 7), ("seed", 1)):
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"default {default}")
     args = vars(parser.parse_args())

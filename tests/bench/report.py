@@ -1,4 +1,4 @@
-"""The reports of a generated fleet: what the HTML page of 10,000 hosts takes, and each other form."""
+"""Reports of a generated fleet: time, size and memory of the HTML page, and the time of each other format."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from tests.bench.fleet import Fleet, write
-from tests.bench.measure import Cost, Row, command, interleaved
+from tests.bench.measure import Cost, Row, run_command, run_in_turn
 
-_OTHERS = ("text", "markdown", "csv", "json", "parquet", "prometheus")
+_OTHER_FORMATS = ("text", "markdown", "csv", "json", "parquet", "prometheus")
 
 
 def run(full: bool) -> Iterator[Row]:
@@ -19,16 +19,16 @@ def run(full: bool) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         hosts = 10_000 if full else 500
         write(Path(folder) / "fleet", Fleet(hosts=hosts, lists=100, runs=5 if full else 2))
-        jobs = {form: partial(_report, Path(folder), form) for form in ("html", *_OTHERS)}
-        ran = interleaved(3 if full else 1, **jobs)
-        html = ran["html"]
+        jobs = {format_: partial(_report, Path(folder), format_) for format_ in ("html", *_OTHER_FORMATS)}
+        costs = run_in_turn(3 if full else 1, **jobs)
+        html = costs["html"]
         yield Row(f"HTML report of {hosts:,} hosts", html.wall_s, "s", budget="<= 10")
-        yield Row(f"HTML report of {hosts:,} hosts: its file", (Path(folder) / "html").stat().st_size / 2**20, "MiB")
+        yield Row(f"HTML report of {hosts:,} hosts: file size", (Path(folder) / "html").stat().st_size / 2**20, "MiB")
         yield Row(f"HTML report of {hosts:,} hosts: peak memory", html.peak_rss_bytes / 2**20, "MiB")
-        for form in _OTHERS:
-            yield Row(f"{form} report of {hosts:,} hosts", ran[form].wall_s, "s", "the HTML", html.wall_s)
+        for format_ in _OTHER_FORMATS:
+            yield Row(f"{format_} report of {hosts:,} hosts", costs[format_].wall_s, "s", "HTML", html.wall_s)
 
 
-def _report(folder: Path, form: str) -> Cost:
-    report = [sys.executable, "-m", "pipeline", "report", "-w", folder / "fleet", "--format", form]
-    return command([*report, "-o", folder / form])
+def _report(folder: Path, format_: str) -> Cost:
+    report = [sys.executable, "-m", "pipeline", "report", "-w", folder / "fleet", "--format", format_]
+    return run_command([*report, "-o", folder / format_])

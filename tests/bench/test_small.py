@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say, and what they say of the driver's memory holds at a small size."""
+"""Tests of the benchmarks: the harness measures correctly, and outcomes do not stay in the driver's memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from tests.bench import __main__ as harness
 from tests.bench import collector, fanout, simulated
-from tests.bench.measure import ROOT, Cost, Row, call, command, interleaved
+from tests.bench.measure import ROOT, Cost, Row, call, run_command, run_in_turn
 
 MIB = 2**20
 
@@ -33,45 +33,45 @@ def test_outcomes_do_not_stay_in_the_drivers_memory(tmp_path: Path) -> None:
 def test_a_whole_run_of_simulated_targets_is_published_in_a_file_a_table(tmp_path: Path) -> None:
     simulated.write_snapshot(tmp_path / "snapshot.json")
     simulated.write_inventory(tmp_path / "40.csv", 40)
-    found = call(fanout.audit, 40, str(tmp_path)).value
-    assert found["files"] == found["tables"] == 6
-    assert found["rows"] > 40 * 100
-    assert found["gather_s"] + found["publish_s"] < found["total_s"]
+    measurement = call(fanout.audit, 40, str(tmp_path)).value
+    assert measurement["files"] == measurement["tables"] == 6
+    assert measurement["rows"] > 40 * 100
+    assert measurement["gather_s"] + measurement["publish_s"] < measurement["total_s"]
 
 
 def test_a_cost_has_the_cpu_time_of_orphans() -> None:
-    burn = "import time\nwhile time.process_time() < 0.5: pass"
-    cost = call(os.system, f"{sys.executable} -c '{burn}' &")
+    script = "import time\nwhile time.process_time() < 0.5: pass"
+    cost = call(os.system, f"{sys.executable} -c '{script}' &")
     assert cost.value == 0
     assert cost.cpu_s >= 0.5
 
 
 def test_a_cost_has_the_memory_of_the_function_and_no_others() -> None:
-    least, most = (call(eval, f"len({mib} * {MIB} * b'1')") for mib in (1, 100))
-    assert (least.value, most.value) == (MIB, 100 * MIB)
-    assert 90 * MIB < most.peak_rss_bytes - least.peak_rss_bytes < 110 * MIB
+    small, large = (call(eval, f"len({mib} * {MIB} * b'1')") for mib in (1, 100))
+    assert (small.value, large.value) == (MIB, 100 * MIB)
+    assert 90 * MIB < large.peak_rss_bytes - small.peak_rss_bytes < 110 * MIB
     child = call(os.system, f"{sys.executable} -c '100 * {MIB} * b\"1\"'")
-    assert child.peak_rss_bytes < 2 * least.peak_rss_bytes
+    assert child.peak_rss_bytes < 2 * small.peak_rss_bytes
 
 
 def test_a_command_gives_its_output_or_fails() -> None:
-    assert command([sys.executable, "-c", "print(1_000_000 * 'x')"]).value == 1_000_000 * "x" + "\n"
+    assert run_command([sys.executable, "-c", "print(1_000_000 * 'x')"]).value == 1_000_000 * "x" + "\n"
     echo = [sys.executable, "-c", "import sys; sys.stdout.write(sys.stdin.read()); sys.exit(3)"]
-    assert command(echo, stdin="x", ok=(3,)).value == "x"
+    assert run_command(echo, stdin="x", ok=(3,)).value == "x"
     with pytest.raises(RuntimeError, match="failed with 1"):
-        command(echo, stdin="x")
+        run_command(echo, stdin="x")
 
 
 def test_what_is_compared_runs_in_turn_and_gives_its_median() -> None:
     order = []
 
-    def job(name: str, walls: list[float]) -> Cost:
+    def job(name: str, wall_times_s: list[float]) -> Cost:
         order.append(name)
-        return Cost(walls.pop(0), 0, 0, name)
+        return Cost(wall_times_s.pop(0), 0, 0, name)
 
-    found = interleaved(3, a=partial(job, "a", [9, 1, 5]), b=partial(job, "b", [2, 3, 1]))
+    costs = run_in_turn(3, a=partial(job, "a", [9, 1, 5]), b=partial(job, "b", [2, 3, 1]))
     assert "".join(order) == "abbaab"
-    assert {name: (cost.value, cost.wall_s) for name, cost in found.items()} == {"a": ("a", 5), "b": ("b", 2)}
+    assert {name: (cost.value, cost.wall_s) for name, cost in costs.items()} == {"a": ("a", 5), "b": ("b", 2)}
 
 
 @pytest.mark.parametrize(
@@ -92,13 +92,13 @@ def test_a_budget_is_of_the_ratio_else_of_the_figure(row: Row, ratio: float | No
 def test_every_benchmark_of_the_registry_is_there_and_others_are_refused() -> None:
     for name in harness.BENCHMARKS:
         assert callable(importlib.import_module(f"tests.bench.{name}").run)
-    refused = subprocess.run([sys.executable, "-m", "tests.bench", "nosuch"], cwd=ROOT, capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert "no benchmark nosuch; there are " in refused.stderr
+    process = subprocess.run([sys.executable, "-m", "tests.bench", "nosuch"], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 2
+    assert "no benchmark nosuch; there are " in process.stderr
 
 
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind counts the instructions")
 def test_an_audit_takes_few_times_the_instructions_of_opening_its_core() -> None:
-    """5.7 times when this was written, however busy the machine."""
-    audit, opening = collector.instructions(ROOT / "tests/vmcores/deb510-n2/vmcore")
-    assert audit < 8 * opening
+    """5.7 times when this was written; the load of the machine does not matter."""
+    audit_count, open_count = collector.instructions(ROOT / "tests/vmcores/deb510-n2/vmcore")
+    assert audit_count < 8 * open_count

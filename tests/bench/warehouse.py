@@ -1,6 +1,6 @@
-"""The warehouse of a generated fleet: what publishing costs, bytes a row, and each view against DuckDB's own scan.
+"""The warehouse of a generated fleet: the cost of publishing, bytes per row, and each view compared with DuckDB's scan.
 
-The scan is of the columns of list_lrus that a ranking sums, in the files that the view reads, summed and nothing else.
+The scan reads the files that the view reads, and only sums the columns of list_lrus that a ranking needs.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from pipeline import query, warehouse
 from pipeline.common.data import path
 from pipeline.warehouse.outcome import HOST_TABLES
 from pipeline.warehouse.records import records
+from pipeline.warehouse.runs import File, Manifest
 from tests.bench.fleet import Fleet, write
-from tests.bench.measure import Row, call, interleaved
+from tests.bench.measure import Row, call, run_in_turn
 
 _MIB = 2**20
 _MEMORY_LIMIT = "512MiB"
-_SUMMED = (
+_SUM_COLUMNS = (
     "list_lru_one_bytes",
     "pointer_array_bytes",
     "node_array_bytes",
@@ -31,136 +32,148 @@ _SUMMED = (
     "lazy_bytes",
     "lazy_high_bytes",
 )
-NEWEST = "FROM host_waste"
-# Every host of every run by its waste, from the sums kept with each target.
-EVERY = "SELECT *, list_lru_bytes - lazy_bytes AS wasted_bytes FROM snapshots ORDER BY wasted_bytes DESC"
-# The same from the rows, which runs of schema version 2 and older need.
-WHOLE = """
+NEWEST_RANKING = "FROM host_waste"
+# The hosts of all runs by waste, from the sums that are stored with each target.
+ALL_RUNS_RANKING = "SELECT *, list_lru_bytes - lazy_bytes AS wasted_bytes FROM _snapshots ORDER BY wasted_bytes DESC"
+# The same from the rows of list_lrus, as runs of schema version 2 and older need it.
+RANKING_FROM_ROWS = """
     SELECT run_id, target, sum(list_lru_bytes) AS list_lru_bytes, sum(lazy_low_bytes) AS lazy_low_bytes,
         sum(lazy_bytes) AS lazy_bytes, sum(lazy_high_bytes) AS lazy_high_bytes, sum(wasted_bytes) AS wasted_bytes
-    FROM sized_list_lrus
+    FROM _sized_list_lrus
     GROUP BY run_id, target
     ORDER BY wasted_bytes DESC
 """
-# Rows as they are, which a benchmark would only print.
-_TABLES = ("stored_", "latest_", "sized_")
+# Views that return the rows of a table, whose query would measure little more than the conversion of its result.
+_ROW_VIEWS = ("list_lrus", "superblocks", "memcgs", "targets", "attempts")
+_ROW_VIEW_PREFIXES = ("latest_", "_sized_")
 
 
 def run(full: bool) -> Iterator[Row]:
-    """Yield the rows for 200 M list_lrus of 100,000 hosts in five runs, or for 400,000 of 200."""
+    """Yield the rows for 200 M list_lrus of 100,000 hosts in five runs if `full`, else for 400,000 of 200."""
     with tempfile.TemporaryDirectory() as folder:
         repeats = 3 if full else 1
         write(Path(folder) / "fleet", Fleet(hosts=20_000 if full else 40, lists=2_000, runs=5))
         write(Path(folder) / "daily", Fleet(hosts=1_000 if full else 10, lists=20, runs=365 if full else 20, days=1))
-        yield from _size(Path(folder) / "fleet")
-        yield from _publishing(folder, 500 if full else 40)
-        yield from _rankings(f"{folder}/fleet", full, repeats)
-        yield from _views(f"{folder}/fleet")
-        daily = call(answer, f"{folder}/daily", NEWEST)
-        runs = len(warehouse.runs(Path(folder) / "daily"))
-        yield Row(f"session over {runs} runs", daily.value["session_s"], "s")
-        yield Row(f"newest ranking among {runs} runs", daily.value["answer_s"], "s", budget="<= 0.3" if full else None)
+        yield from _measure_size(Path(folder) / "fleet")
+        yield from _measure_publication(folder, 500 if full else 40)
+        yield from _measure_rankings(f"{folder}/fleet", full, repeats)
+        yield from _measure_views(f"{folder}/fleet")
+        cost = call(measure_query, f"{folder}/daily", NEWEST_RANKING)
+        runs = len(warehouse.published_runs(Path(folder) / "daily"))
+        yield Row(f"session over {runs} runs", cost.value["session_s"], "s")
+        yield Row(f"newest ranking among {runs} runs", cost.value["query_s"], "s", budget="<= 0.3" if full else None)
 
 
-def _size(root: Path) -> Iterator[Row]:
-    files = [file for manifest in warehouse.runs(root) for file in manifest.files if file.table == "list_lrus"]
+def _measure_size(root: Path) -> Iterator[Row]:
+    files = list_lru_files(warehouse.published_runs(root))
     rows = sum(file.rows for file in files)
     yield Row(f"{rows:,} list_lrus in Parquet", sum(file.bytes for file in files) / rows, "bytes/row", budget="<= 8")
 
 
-def _publishing(folder: str, hosts: int) -> Iterator[Row]:
+def _measure_publication(folder: str, hosts: int) -> Iterator[Row]:
     write(Path(folder) / "published", Fleet(hosts=hosts, lists=2_000, runs=1))
-    found = call(publish, f"{folder}/published").value
-    what = f"{found['list_lrus']:,} list_lrus of {hosts} hosts"
-    yield Row(f"{what} checked and spooled", found["list_lrus"] / found["spool_s"], "rows/s")
-    yield Row(f"{what} written, checked by SQL and published", found["list_lrus"] / found["publish_s"], "rows/s")
+    publication = call(publish, f"{folder}/published").value
+    rows = publication["list_lrus"]
+    name = f"{rows:,} list_lrus of {hosts} hosts"
+    yield Row(f"{name} checked and spooled", rows / publication["spool_s"], "rows/s")
+    yield Row(f"{name} written, checked by SQL and published", rows / publication["publish_s"], "rows/s")
 
 
-def _rankings(root: str, full: bool, repeats: int) -> Iterator[Row]:
+def _measure_rankings(root: str, full: bool, repeats: int) -> Iterator[Row]:
     rankings = (
-        ("newest ranking", NEWEST, True, "<= 0.3"),
-        ("whole ranking", EVERY, False, "<= 2"),
-        ("whole ranking from the rows", WHOLE, False, None),
+        ("newest ranking", NEWEST_RANKING, True, "<= 0.3"),
+        ("whole ranking", ALL_RUNS_RANKING, False, "<= 2"),
+        ("whole ranking from the rows", RANKING_FROM_ROWS, False, None),
     )
-    for what, statement, newest, budget in rankings:
-        ran = interleaved(
-            repeats, view=partial(call, answer, root, statement), scan=partial(call, scan, root, newest, True)
-        )
-        view, own = ran["view"].value["answer_s"], ran["scan"].value["answer_s"]
-        rows = f"{ran['scan'].value['rows']:,} list_lrus"
+    for name, statement, newest_only, budget in rankings:
+        query_job = partial(call, measure_query, root, statement)
+        costs = run_in_turn(repeats, query=query_job, scan=partial(call, measure_scan, root, newest_only, True))
+        query_s, scan_s = costs["query"].value["query_s"], costs["scan"].value["scan_s"]
+        rows = f"{costs['scan'].value['rows']:,} list_lrus"
         if budget and full:
-            yield Row(f"{what} of {rows}", view, "s", budget=budget)
-        yield Row(f"{what} of {rows}", view, "s", "DuckDB's scan", own, "<= 2" if full else None)
-        peak = ran["view"].peak_rss_bytes / _MIB
-        yield Row(f"{what}: peak memory", peak, "MiB", budget="<= 512" if full else None)
+            yield Row(f"{name} of {rows}", query_s, "s", budget=budget)
+        yield Row(f"{name} of {rows}", query_s, "s", "DuckDB's scan", scan_s, "<= 2" if full else None)
+        peak_mib = costs["query"].peak_rss_bytes / _MIB
+        yield Row(f"{name}: peak memory", peak_mib, "MiB", budget="<= 512" if full else None)
 
 
-def _views(root: str) -> Iterator[Row]:
-    own = call(scan, root, True, False).value["answer_s"]
+def _measure_views(root: str) -> Iterator[Row]:
+    scan_s = call(measure_scan, root, True, False).value["scan_s"]
     for file in sorted((path("sql") / "views").glob("*.sql")):
-        if file.stem.startswith(_TABLES) or file.stem in ("list_lrus", "superblocks", "memcgs", "targets", "attempts"):
+        if file.stem.startswith(_ROW_VIEW_PREFIXES) or file.stem in (
+            "list_lrus",
+            "superblocks",
+            "memcgs",
+            "targets",
+            "attempts",
+        ):
             continue
-        cost = call(answer, root, f"FROM {file.stem}")
-        yield Row(f"view {file.stem}", cost.value["answer_s"], "s", "DuckDB's scan of the newest run", own)
+        cost = call(measure_query, root, f"FROM {file.stem}")
+        yield Row(f"view {file.stem}", cost.value["query_s"], "s", "DuckDB's scan of the newest run", scan_s)
         yield Row(f"peak memory of {file.stem}", cost.peak_rss_bytes / _MIB, "MiB")
 
 
-def answer(root: str, statement: str) -> dict[str, Any]:
-    """Ask in a session of 512 MiB and return the seconds that opening it and the answer took."""
+def measure_query(root: str, statement: str) -> dict[str, Any]:
+    """Run a query in a session of 512 MiB; return the seconds to open the session, those of the query, and its rows."""
     start = time.perf_counter()
     session = query.Session(warehouse.tables(Path(root)))
     session.sql(f"SET memory_limit = '{_MEMORY_LIMIT}'")
-    opened = time.perf_counter()
+    query_start = time.perf_counter()
     rows = len(session.sql(statement))
-    return {"session_s": opened - start, "answer_s": time.perf_counter() - opened, "rows": rows}
+    return {"session_s": query_start - start, "query_s": time.perf_counter() - query_start, "rows": rows}
 
 
-def scan(root: str, newest: bool, by_target: bool) -> dict[str, Any]:
-    """Sum the same columns of the same files with nothing else, and return the seconds that took."""
+def measure_scan(root: str, newest_only: bool, by_target: bool) -> dict[str, Any]:
+    """Only sum the columns of the same files with DuckDB, and return the seconds and the number of rows."""
     import duckdb
 
-    manifests = warehouse.runs(Path(root))[-1 if newest else 0 :]
-    files = [m.directory.file(file.path) for m in manifests for file in m.files if file.table == "list_lrus"]
-    sums = ", ".join(f"sum({name})" for name in _SUMMED)
-    statement = f"SELECT {sums} FROM read_parquet({files})" + (" GROUP BY run_id, target" if by_target else "")
+    manifests = warehouse.published_runs(Path(root))[-1 if newest_only else 0 :]
+    paths = [m.directory.file_path(file.path) for m in manifests for file in list_lru_files([m])]
+    sums = ", ".join(f"sum({name})" for name in _SUM_COLUMNS)
+    statement = f"SELECT {sums} FROM read_parquet({paths})" + (" GROUP BY run_id, target" if by_target else "")
     connection = duckdb.connect()
     connection.execute(f"SET memory_limit = '{_MEMORY_LIMIT}'")
     start = time.perf_counter()
     connection.execute(statement).fetchall()
-    rows = sum(file.rows for m in manifests for file in m.files if file.table == "list_lrus")
-    return {"answer_s": time.perf_counter() - start, "rows": rows}
+    rows = sum(file.rows for file in list_lru_files(manifests))
+    return {"scan_s": time.perf_counter() - start, "rows": rows}
+
+
+def list_lru_files(manifests: Iterable[Manifest]) -> list[File]:
+    """Return the files of the table list_lrus in some runs."""
+    return [file for manifest in manifests for file in manifest.files if file.table == "list_lrus"]
 
 
 def publish(root: str) -> dict[str, Any]:
-    """Give the outcomes of a generated run to a new one and return how long spooling and publishing took."""
-    (manifest,) = warehouse.runs(Path(root))
+    """Publish the outcomes of a generated run as a new run; return its id, its rows and the seconds of both steps."""
+    (manifest,) = warehouse.published_runs(Path(root))
     outcomes = [json.loads(json.dumps(outcome(*record))) for record in records(manifest)]
     run_id = warehouse.new_run_id()
-    known = {"run_id": run_id, "audit": "bench", "started_at": 0, "targets": len(outcomes), "tool_version": "0"}
+    run_columns = {"run_id": run_id, "audit": "bench", "started_at": 0, "targets": len(outcomes), "tool_version": "0"}
     start = time.perf_counter()
-    staging = warehouse.Staging.create(Path(root), known)
-    for one in outcomes:
-        staging.append(one)
-    spooled = time.perf_counter()
-    published = staging.publish(query.check)
-    done = time.perf_counter()
-    rows = {file.table: file.rows for file in published.files}
-    return {"spool_s": spooled - start, "publish_s": done - spooled, **rows, "run_id": run_id}
+    staging = warehouse.Staging.create(Path(root), run_columns)
+    for target_outcome in outcomes:
+        staging.append(target_outcome)
+    publish_start = time.perf_counter()
+    manifest = staging.publish(query.check)
+    end = time.perf_counter()
+    rows = {file.table: file.rows for file in manifest.files}
+    return {"spool_s": publish_start - start, "publish_s": end - publish_start, **rows, "run_id": run_id}
 
 
-def outcome(target: str, made: dict[str, dict[str, list[Any]]]) -> dict[str, Any]:
-    """Return a record as the outcome that the runner would have made."""
-    attempts = made["attempts"]
+def outcome(target: str, tables: dict[str, dict[str, list[Any]]]) -> dict[str, Any]:
+    """Return the tables of a published target as the outcome of the runner that they came from."""
+    attempts = tables["attempts"]
     return {
         "target": target,
-        "row": {name: cells[0] for name, cells in made["targets"].items()},
+        "row": {name: cells[0] for name, cells in tables["targets"].items()},
         "attempts": [dict(zip(attempts, cells, strict=True)) for cells in zip(*attempts.values(), strict=True)],
         "tables": {
             name: {
-                "columns": list(made[name]),
-                "rows": [list(cells) for cells in zip(*made[name].values(), strict=True)],
+                "columns": list(tables[name]),
+                "rows": [list(cells) for cells in zip(*tables[name].values(), strict=True)],
             }
             for name in HOST_TABLES
-            if name in made
+            if name in tables
         },
     }

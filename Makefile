@@ -1,5 +1,5 @@
-# Set up and run: `make audit` audits the bundled cores, `make test` passes the tests; both need python3 (3.11 or
-# newer) with its venv module, and nothing else. The lab needs root and Debian's QEMU; it installs what it needs.
+# `make audit` audits the bundled cores, `make test` runs the tests; both need only python3 (3.11 or newer) with its venv
+# module. `make lab` and `make lab-test` need root on Debian, and install QEMU and their other tools.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,35 +14,36 @@ audit: $(INSTALLED)
 test: $(TESTING) lint
 	$(BIN)/python -m pytest -m "not lab"
 
-# What DuckDB is in, with the oldest version that is supported.
+# The tests that use DuckDB, with the oldest supported version.
 test-oldest-duckdb: $(TESTING)
 	$(BIN)/pip install --quiet --no-deps --upgrade --target .venv/oldest duckdb==1.5.6
 	PYTHONPATH=$(CURDIR)/.venv/oldest:$(CURDIR) $(BIN)/python -m pytest tests/query tests/sql tests/report tests/warehouse tests/cli/test_sql.py
 
+# .pre-commit-config.yaml runs it too.
 lint: $(TESTING)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# Rebuild the bundled cores from nothing: fetches Debian's kernels, boots each, dumps it and keeps what an audit reads.
+# Rebuild the bundled cores: fetch Debian's kernels, boot each, dump it and keep the pages that an audit reads.
 lab: $(TESTING)
 	sh tests/lab/install-tools.sh
 	$(BIN)/python -m tests.lab bundle
 
-# Boot real kernels and audit them, and open the report in a browser, at a size for every change.
+# Boot and audit real kernels, and open the report in a browser; small enough to run for every change.
 lab-test: $(TESTING)
 	sh tests/lab/install-tools.sh
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[browser]'
 	$(BIN)/python -m pytest -m lab
 
-# Every part against its limit, at the sizes of the budgets: an hour or two on two idle cores, and 10 GB of disk.
+# Benchmark every part at the size of its budget: an hour or two on two idle cores, and 10 GB of disk.
 bench: $(TESTING)
 	$(BIN)/python -m tests.bench --full --json bench.json
 
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
-	$(BIN)/python -m compileall -q pipeline  # pip compiles what it copies only
+	$(BIN)/python -m compileall -q pipeline  # pip does not compile an editable install
 	touch $@
 
 $(TESTING): $(INSTALLED)

@@ -301,8 +301,8 @@ class _PointerArrays:
         if self.online_ids:
             _check_range(0, self.online_ids[-1], self.cache_ids - 1, "the highest kmemcg_id")
         self.header_bytes = sizeof(prog.type("struct list_lru_memcg"))
-        self.is_direct_by_region = {}
-        self.size_by_is_direct = {}
+        self.allocator_by_region = {}
+        self.size_by_allocator = {}
 
     def size_of(self, address):
         """Return the bytes of a pointer array.
@@ -313,12 +313,12 @@ class _PointerArrays:
         if address == _ZERO_SIZE_PTR and not self.cache_ids and not self.header_bytes:
             return 0
         region = address >> _REGION_SHIFT
-        if region not in self.is_direct_by_region:
-            self.is_direct_by_region[region] = in_direct_map(self.prog, address)
-        is_direct = self.is_direct_by_region[region]
-        if is_direct not in self.size_by_is_direct:
-            self.size_by_is_direct[is_direct], _ = allocation(self.prog, address)
-        return self.size_by_is_direct[is_direct]
+        if region not in self.allocator_by_region:
+            self.allocator_by_region[region] = "kmalloc" if in_direct_map(self.prog, address) else "vmalloc"
+        allocator = self.allocator_by_region[region]
+        if allocator not in self.size_by_allocator:
+            self.size_by_allocator[allocator], _ = allocation(self.prog, address)
+        return self.size_by_allocator[allocator]
 
     def slots(self, array, count):
         """Return the first ``count`` pointers of a pointer array."""

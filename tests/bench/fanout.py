@@ -21,6 +21,7 @@ from unittest import mock
 from pipeline import cli, inventory, warehouse
 from pipeline.fanout import cluster, driver, runner
 from pipeline.inventory import Target, plan
+from pipeline.warehouse.runs import Manifest
 from tests.bench.measure import Row, call, forget_peak_rss, peak_rss_bytes, run_in_turn
 from tests.bench.simulated import collect, write_inventory, write_snapshot
 
@@ -147,11 +148,11 @@ def audit(size: int, folder: str) -> dict[str, Any]:
     argv = ["run", "-i", f"{folder}/{size}.csv", "-w", str(root), "--parallel", str(_PARALLEL), "--quiet"]
     publish = warehouse.Staging.publish
 
-    def measure_publish(*args: Any) -> Path:
+    def measure_publish(*args: Any) -> Manifest:
         start = time.perf_counter()
-        path = publish(*args)
+        manifest = publish(*args)
         measurement["publish_s"] = time.perf_counter() - start
-        return path
+        return manifest
 
     with (
         mock.patch.object(driver, "run", measure_fan_out),

@@ -179,7 +179,7 @@ def test_a_child_cannot_say_that_it_was_lost_and_be_tried_again(child):
     """
     status, _, error = failure(child(code))
     assert status == "bad_output"
-    assert "no status that a child may give" in error
+    assert "no status that a child may report" in error
 
 
 def test_a_file_that_is_not_there_is_unreachable_on_this_node(tmp_path):

@@ -375,15 +375,16 @@ def _add_target_options(parser: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         action="append",
         default=[],
-        help="only targets whose name, or label (rack=r1*), matches this glob; repeat it for alternatives, or for "
-        "further labels, which must match as well",
+        help="only targets whose name, or label (rack=r1*), matches this glob; repeatable: patterns for names, or for "
+        "one label, are alternatives, different labels must all match",
     )
     parser.add_argument(
         "--label",
         metavar="VAR",
         action="append",
         default=[],
-        help="store this variable of Ansible's hosts as a label; repeatable (groups always become labels group.NAME)",
+        help="store this variable of Ansible's hosts as a label; repeatable; other variables are not stored, groups "
+        "always become labels group.NAME",
     )
 
 

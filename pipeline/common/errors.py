@@ -12,7 +12,8 @@
     ├── CheckError           1  rows of a run contradict one another, whatever the target    (query.checks)
     └── FormatError          1  a format cannot represent a result                           (report.rows)
 
-The failure of one target raises none of these: it becomes the status of that target (collector.status).
+The failure of one target is not among them. CollectError, TargetError and FrameError become the status of that target
+(collector.status); SessionError, BtfError, NotScanned, Misfit and InventorySyntaxError stay within their room.
 """
 
 

@@ -27,8 +27,8 @@ Collect = Callable[[Target, int, runner.Limits], dict[str, Any]]
 
 # Statuses that may change on a retry: the worker died, or the live kernel changed during every read.
 _RETRY_STATUSES = {"lost", "inconsistent"}
-# A SIGKILL from outside may not recur: a dying node may end a collector before its worker, and the kernel's OOM killer
-# may choose any process. The runner's own limits have statuses of their own.
+# Retry after a SIGKILL that the runner did not send: a dying node may end a collector before its worker, and the
+# kernel's OOM killer may choose any process. The runner's own limits have statuses of their own.
 _SIGKILL_ERROR_TYPE = "signal:SIGKILL"
 
 # Hosts that a worker waits for at a time. A worker takes 100 MB, and a collection over ssh uses no CPU here.
@@ -268,10 +268,10 @@ class _Run:
         stream.restart_clock()
 
     def _requeue(self, stream: _Stream, error: Exception) -> None:
-        """Re-queue the targets of a lost batch: those that may have been running one by one, the rest as a batch.
+        """Re-queue the targets of a lost batch: each that may have been running alone, the others as one batch.
 
-        Of the targets that were running at a time, one has killed the worker; each is retried alone to find out which.
-        The rest had not started, and the loss does not count as an attempt at them. If an attempt was in transit when
+        One of the targets that were running may have killed the worker; each is retried alone to find out which.
+        The others had not started, and the loss does not count as an attempt at them. If an attempt was in transit when
         the worker died, it was lost too, and its target counts as running.
         """
         targets = tuple(stream.targets_left.values())

@@ -124,7 +124,7 @@ def _read_table(result: IO[bytes]) -> pa.Table:
 
 
 def _failure_reason(exit_code: int, result: IO[bytes], stderr: IO[bytes], limits: Limits) -> str:
-    memory_hint = f"; it may use {human_bytes(limits.memory_bytes)}, more with --memory"
+    memory_hint = f"; its memory limit is {human_bytes(limits.memory_bytes)}, raise it with --memory"
     if exit_code == EXIT_QUERY_ERROR:
         result.seek(0)
         reason = _printable(result.read(_MAX_ERROR_CHARACTERS))
@@ -132,7 +132,7 @@ def _failure_reason(exit_code: int, result: IO[bytes], stderr: IO[bytes], limits
     stderr.seek(0)
     last_line = _printable(stderr.read().strip().rpartition(b"\n")[2])
     if any(symptom in last_line for symptom in ("MemoryError", "bad_alloc", "Out of Memory")):
-        return f"the query needs more memory than its limit{memory_hint}"
+        return f"the query ran out of memory{memory_hint}"
     if exit_code < 0:
         return f"the query's process was killed by {_signal_name(-exit_code)}{memory_hint}"
     return f"the query's process ended without a result: {last_line or f'exit code {exit_code}'}"

@@ -26,7 +26,7 @@ def init_script(tables: Mapping[str, ds.UnionDataset]) -> str:
     :raises QueryError: the tables are in an object store.
     """
     if not is_local(tables):
-        raise QueryError("--print-init is for a warehouse in a directory: DuckDB itself has no access to this one")
+        raise QueryError("--print-init needs a warehouse in a local directory; DuckDB cannot read this one")
     return "\n".join((_SETTINGS, *map(_replace_existing, Session(tables).definitions())))
 
 

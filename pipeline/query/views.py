@@ -72,7 +72,7 @@ def view_columns() -> dict[str, Column]:
 
 
 def table_of(view: str, tables: Mapping[str, pa.Schema]) -> str | None:
-    """Return the table whose rows a view shows unchanged, or None for a view with rows of its own."""
+    """Return the table whose rows a view shows unchanged, or None if the view computes its rows."""
     name = re.sub("^_?(latest|sized|unrevised)_", "", view)
     return name if name in tables else None
 

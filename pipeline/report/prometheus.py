@@ -39,7 +39,7 @@ def prometheus(report: Report, file: TextIO, max_series: int = MAX_SERIES) -> No
         "list_lru_bytes": "Bytes that all list_lrus hold now",
         "wasted_bytes": "Bytes that a kernel with lazy list_lrus would save; negative if it would need more",
         "lazy_bytes": "Bytes that list_lrus would hold on a kernel with lazy allocation",
-        "memory_bytes": "Memory of the host, in bytes",
+        "memory_bytes": "Memory that the kernel manages, in bytes",
     }
     for name, description in figures.items():
         gauge(f"total_{name}", f"{description}, all hosts").labels(audit).set(report.totals[name])

@@ -161,11 +161,11 @@ class _ObjectStore(Store):
     def commit(self, directory: Path, run_id: str) -> None:
         run = self.run_folder(run_id)
         if run.has_file(MANIFEST):
-            raise WarehouseError(f"{run}: published already, and not empty; it was not changed")
+            raise WarehouseError(f"{run}: already published; left unchanged")
         tables = sorted({path.name for path in directory.iterdir()} - {INPUTS, MANIFEST})
         for name in (INPUTS, *tables, MANIFEST):
             if name == MANIFEST and (missing := [file for file in (INPUTS, *tables) if not run.has_file(file)]):
-                raise OSError(f"removed by an expire during the upload, which seemed interrupted: {missing[0]}")
+                raise OSError(f"expire removed {missing[0]} during the upload, because it looked interrupted")
             fs.copy_files(str(directory / name), run.file_path(name), fs.LocalFileSystem(), run.filesystem)
 
     def withdraw(self, run_id: str) -> None:

@@ -110,7 +110,7 @@ def test_tables_that_are_not_on_a_local_filesystem_are_read_through_arrow(root):
     assert "PARQUET" not in plan["explain_value"][0].as_py()
     ranking = query.run_confined(tables, "SELECT target, wasted_bytes FROM host_waste", {}, LIMITS)
     assert ranking.equals(ask(root, "SELECT target, wasted_bytes FROM host_waste"))
-    with pytest.raises(query.QueryError, match="a warehouse in a directory"):
+    with pytest.raises(query.QueryError, match="a warehouse in a local directory"):
         query.init_script(tables)
 
 
@@ -139,7 +139,7 @@ def test_the_remedy_of_each_limit_is_named(root, mode):
     timeout_error = ask(root, "SELECT sleep_ms(1000000000)", dataclasses.replace(LIMITS, timeout_s=1))
     assert timeout_error == "no result after 1 s; give it longer with --timeout"
     memory_error = ask(root, "SELECT length(list(range)::VARCHAR) FROM range(200000000)")
-    assert memory_error.endswith("it may use 256 MiB, more with --memory")
+    assert memory_error.endswith("its memory limit is 256 MiB, raise it with --memory")
 
 
 def test_a_run_that_is_removed_meanwhile_is_one_line_saying_to_run_it_again(tmp_path, mode):

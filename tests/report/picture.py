@@ -1,6 +1,6 @@
-"""The picture of the HTML report in README.md: `python -m tests.report.picture` takes it anew.
+"""The picture of the HTML report in README.md: `python -m tests.report.picture` takes it again.
 
-It shows the page of the README's fleet, audited for it.
+It shows the report on the README's example fleet.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def test_a_query_that_loses_a_run_says_to_run_it_again(bucket, is_confined):
 def test_a_published_run_is_never_replaced(bucket):
     root = f"s3://{bucket}/w"
     publish(root, ok("a"), run_id=OLD)
-    with pytest.raises(warehouse.WarehouseError, match=f"s3://{bucket}/w/runs/{OLD}: published already"):
+    with pytest.raises(warehouse.WarehouseError, match=f"s3://{bucket}/w/runs/{OLD}: already published"):
         publish(root, failure("a"), run_id=OLD)
     assert session(root).rows("SELECT status FROM targets") == [{"status": "ok"}]
 
@@ -241,7 +241,7 @@ def test_an_upload_that_lay_still_until_it_was_removed_is_no_run_and_can_be_fini
             copy(*args)
 
         patch.setattr(fs, "copy_files", expire_during_upload)
-        cause = "removed by an expire during the upload, which seemed interrupted: inputs.jsonl.gz; .* lru-audit resume"
+        cause = "expire removed inputs.jsonl.gz during the upload, because it looked interrupted; .* lru-audit resume"
         with pytest.raises(warehouse.WarehouseError, match=rf"^{root}/runs/{NEW}: {cause} {NEW}$"):
             staging.publish(query.check)
     assert warehouse.published_runs(root) == []

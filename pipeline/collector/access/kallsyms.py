@@ -253,8 +253,8 @@ def _tables_around(image, digits, endian):
     """Return the offsets in the image of the tables around the digits, or None if these are not of a token table.
 
     The order before commit 404bad70fcf7 ("scripts/kallsyms: change the output order") (in v6.4), each table aligned to
-    8 bytes: addresses, or offsets and relative_base since commit 2213e9a66bb8 (in v4.6); num_syms, names, markers,
-    token_table, token_index.
+    8 bytes: addresses, or offsets and relative_base since commit 2213e9a66bb8 ("kallsyms: add support for relative
+    offsets in kallsyms address table") (in v4.6); num_syms, names, markers, token_table, token_index.
 
     :param digits: offset of _DIGITS in the image.
     """

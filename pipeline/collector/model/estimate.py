@@ -145,7 +145,8 @@ class EagerEstimate:
             "lazy_high_bytes": lru.total_bytes,
             "lazy_memcgs": len(lru.ids),
             "lazy_object_bytes": lru.list_lru_one_bytes,
-            # Between commits 5abc1e37afa0 and bbca91cca9a9 the entries are in a pointer array, not yet in an xarray.
+            # The entries are in a pointer array, not an xarray, before commit bbca91cca9a9 ("mm: list_lru: replace
+            # linear array with xarray") (in v5.18).
             "lazy_xa_node_bytes": lru.xa_node_bytes + lru.pointer_array_bytes,
             "lazy_empty_bytes": (len(lru.ids) - len(lru.items_by_id)) * self._object_bytes,
             "eager_bytes": lru.node_array_bytes + (self._eager_bytes if lru.memcg_aware else 0),

@@ -153,7 +153,7 @@ class _Walk:
     A subclass finds the lists of the memcgs.
 
     :param holder_members: members of the holder that lead to these lists, as for Members.
-    :param node_members: the same of struct list_lru_node.
+    :param node_members: members of struct list_lru_node that lead to these lists.
     """
 
     def __init__(self, prog, findings, holder_members=(), node_members=()):
@@ -407,7 +407,7 @@ class _PerNode(_Walk):
         return [*super().array_addresses(state), *(node.memcg_lrus for node in state.nodes)]
 
     def size_of_first_object(self, array):
-        """Return the bytes of a pointer array's first object; the array is read only to find the sample."""
+        """Return the bytes of a pointer array's first object; reads the array only if no object has been measured."""
         if self.findings.object_bytes is not None:
             return self.findings.object_bytes
         (address,) = self.arrays.slots(array, 1)
@@ -439,9 +439,10 @@ class _PerMemcg(_Walk):
 
 
 class _Mlrus(_PerMemcg):
-    """One pointer array, up to bbca91cca9a9. The lazy kernels since 5abc1e37afa0 have NULL pointers in it.
+    """One pointer array, in which lazy kernels have NULL pointers.
 
-    Both commits are cited in layouts.
+    Lazy since commit 5abc1e37afa0 ("mm: list_lru: allocate list_lru_one only when needed"), and an array until commit
+    bbca91cca9a9 ("mm: list_lru: replace linear array with xarray") (both in v5.18).
     """
 
     def __init__(self, prog, findings, memcgs, likely_memcgs, verify):

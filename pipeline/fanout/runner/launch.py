@@ -12,7 +12,7 @@ import resource
 import sys
 
 _PR_SET_PDEATHSIG = 1
-_SIGKILL = 9  # importing signal and json would make the launcher take half as long again
+_SIGKILL = 9  # importing signal and json would make the launcher 50 % slower
 
 
 def main() -> None:

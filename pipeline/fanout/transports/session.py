@@ -73,7 +73,7 @@ _ZIP_LENGTHS_OFFSET = 26
 _LIBC = ctypes.CDLL(None)
 
 
-class Failure(Exception):
+class SessionError(Exception):
     """The reason for a missing snapshot.
 
     :param status: a status of the collector, or None if a retry may succeed.
@@ -88,7 +88,7 @@ class Failure(Exception):
 class Connection:
     """One ssh process.
 
-    :raises Failure: ssh cannot be started.
+    :raises SessionError: ssh cannot be started.
     """
 
     def __init__(self, header: dict[str, Any], payload: bytes) -> None:
@@ -106,7 +106,7 @@ class Connection:
             )
         except OSError as error:
             text = f"cannot run ssh on {os.uname().nodename}: {error.strerror}; install OpenSSH's client"
-            raise Failure("unreachable", "NoSsh", text) from error
+            raise SessionError("unreachable", "NoSsh", text) from error
         self._send_queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._send_queue.put(payload)
         threading.Thread(target=self._send, daemon=True).start()
@@ -142,7 +142,7 @@ class Connection:
     def forward(self) -> int:
         """Forward stdout until its end; return ssh's exit code, or 128 + a signal as shells do.
 
-        :raises Failure: the host needs drgn, and no wheel fits it.
+        :raises SessionError: the host needs drgn, and no wheel fits it.
         """
         tail = b"\n" if self._header["drgn_wheels"] is not None else None
         for chunk in iter(lambda: os.read(self._process.stdout.fileno(), 1 << 16), b""):
@@ -163,7 +163,7 @@ class Connection:
     def check(self, code: int) -> None:
         """Explain an exit code.
 
-        :raises Failure: ssh, sudo or the host's shell kept the collector from running.
+        :raises SessionError: ssh, sudo or the host's shell kept the collector from running.
         """
         stderr_text = self._stderr.decode(errors="replace")
         if self._interpreter is None and code == _SSH_ERROR_EXIT_CODE:
@@ -171,19 +171,19 @@ class Connection:
         if self._interpreter is None and code == _NOT_FOUND_EXIT_CODE:
             names = self._header["python"] or "python3 or /usr/libexec/platform-python"
             text = f"no {names} on the host; install python3 and drgn, or name another python"
-            raise Failure("no_drgn", "NoInterpreter", text)
+            raise SessionError("no_drgn", "NoInterpreter", text)
         if code and (refusal := _SUDO_ERROR.search(stderr_text)):
             line = next(line for line in stderr_text.splitlines() if refusal[0].splitlines()[0] in line)
             rule = f"{self._header['user'] or 'USER'} ALL=(root) NOPASSWD: {self._interpreter}"
             text = f"sudo refuses; add the line {rule} to the host's sudoers{STDERR_SEPARATOR}{line}"
-            raise Failure("denied", "Sudo", text)
+            raise SessionError("denied", "Sudo", text)
         if self._interpreter is None and code:
             stderr_text = stderr_text.strip()
             quote = f"{STDERR_SEPARATOR}{stderr_text.split(chr(10))[-1]}" if stderr_text else ""
             text = f"the login does not run commands (exit code {code}); is the account restricted or expired?{quote}"
-            raise Failure("denied", "NoShell", text)
+            raise SessionError("denied", "NoShell", text)
         if code == _NOT_FOUND_EXIT_CODE and "sudo" in stderr_text:
-            raise Failure("denied", "Sudo", "sudo is not installed on the host; log in as root")
+            raise SessionError("denied", "Sudo", "sudo is not installed on the host; log in as root")
 
 
 def main() -> None:
@@ -205,7 +205,7 @@ def main() -> None:
             code = connection.forward()
             connection.check(code)
             break
-        except Failure as failure:
+        except SessionError as failure:
             if failure.status is None and delay_s is not None:
                 import random
 
@@ -219,7 +219,7 @@ def main() -> None:
     sys.exit(code if code != CONNECTION_LOST_EXIT_CODE else 1)
 
 
-def _fail(failure: Failure) -> NoReturn:
+def _fail(failure: SessionError) -> NoReturn:
     """Print the failure as a frame, as the collector does, and exit."""
     error = {"status": failure.status or "unreachable", "error_type": failure.error_type, "error": str(failure)}
     print("\nlist-lru-audit snapshot 1")
@@ -231,7 +231,7 @@ def _die_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _ssh_failure(stderr_text: str) -> Failure:
+def _ssh_failure(stderr_text: str) -> SessionError:
     """Return the failure that ssh's stderr stands for."""
     # With LogLevel=ERROR ssh prints nothing when the connection is closed during the key exchange.
     lines = [line.strip() for line in stderr_text.splitlines() if line.strip()] or ["Connection closed by the host"]
@@ -239,8 +239,8 @@ def _ssh_failure(stderr_text: str) -> Failure:
         line = next((line for line in lines if re.search(pattern, line)), None)
         if line is not None:
             tries = "" if status else f"closed in each of {len(_RETRY_DELAYS_S) + 1} tries; "
-            return Failure(status, error_type, f"{tries}{explanation}{STDERR_SEPARATOR}{line.strip('@ ')}")
-    return Failure("unreachable", "SshFailed", f"ssh made no connection{STDERR_SEPARATOR}{lines[-1]}")
+            return SessionError(status, error_type, f"{tries}{explanation}{STDERR_SEPARATOR}{line.strip('@ ')}")
+    return SessionError("unreachable", "SshFailed", f"ssh made no connection{STDERR_SEPARATOR}{lines[-1]}")
 
 
 def _drgn_wheel(directory: str, python: str, suffix: str, arch: str, libc: str) -> bytes:
@@ -248,7 +248,7 @@ def _drgn_wheel(directory: str, python: str, suffix: str, arch: str, libc: str) 
 
     :param suffix: of the interpreter's extension modules, such as ``.cpython-311-x86_64-linux-gnu.so``.
     :param libc: name and version of the C library, such as ``glibc 2.31``.
-    :raises Failure: no wheel fits, or it cannot be read.
+    :raises SessionError: no wheel fits, or it cannot be read.
     """
     import zipfile  # seldom needed; zipfile and random would take a third of this program's start
 
@@ -264,8 +264,8 @@ def _drgn_wheel(directory: str, python: str, suffix: str, arch: str, libc: str) 
             return _wheel_contents(os.path.join(directory, max(candidates)[1]))
     except (OSError, zipfile.BadZipFile) as error:
         text = f"the host has no drgn, and no wheel can be read from {directory}: {error}"
-        raise Failure("no_drgn", type(error).__name__, text) from error
-    raise Failure(
+        raise SessionError("no_drgn", type(error).__name__, text) from error
+    raise SessionError(
         "no_drgn",
         "NoWheel",
         f"the host has no drgn, and no wheel in {directory} fits Python {python} on {arch} with {libc}; "

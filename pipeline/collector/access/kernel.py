@@ -137,7 +137,8 @@ def _attach(source, vmcoreinfo=None):
     except PermissionError as e:
         remedy = "run as root"
         if source == "live:":
-            remedy += " (over ssh: log in as root, or use sudo); lockdown=confidentiality forbids it even to root"
+            remedy += " (over ssh: log in as root, or set become: true for sudo)"
+            remedy += "; lockdown=confidentiality forbids it even to root"
         raise CollectError("denied", "%s: %s" % (e.filename or source, remedy), "PermissionError") from e
     except FileNotFoundError as e:
         if source == "live:":

@@ -267,7 +267,7 @@ def test_what_was_sent_is_gone_where_the_connection_is_cut(tmp_server, client, w
 
 
 def as_nobody(tmp_path: Path, sudoers: Path | None = None) -> str:
-    """Return the option of an sshd that runs every login as nobody, with a directory mounted at /etc/sudoers.d."""
+    """Return the option of an sshd whose logins all run as user "nobody", with a directory at /etc/sudoers.d."""
     forced_command = tmp_path / "forced_command"
     mount = f"mount --bind {sudoers} /etc/sudoers.d && " if sudoers else ""
     drop = 'exec setpriv --reuid=nobody --regid=nogroup --clear-groups sh -c "$SSH_ORIGINAL_COMMAND"'

@@ -89,6 +89,31 @@ def test_a_budget_is_of_the_ratio_else_of_the_figure(row: Row, ratio: float | No
     assert (row.ratio, row.holds) == (ratio, holds)
 
 
+def test_a_row_has_the_figure_of_the_same_benchmark_in_another_tree(tmp_path: Path) -> None:
+    package = tmp_path / "tests" / "bench"
+    package.mkdir(parents=True)
+    for name in ("__init__", "__main__", "measure"):
+        shutil.copy(ROOT / "tests" / "bench" / f"{name}.py", package)
+    rows = 'Row("opening", 4, "s"), Row("opening", 4, "s", "drgn", 3, "<= 1"), Row("closing", 1, "s")'
+    (package / "startup.py").write_text(
+        f"from tests.bench.measure import Row\ndef run(full):\n    yield from ({rows})\n"
+    )
+    before = harness._figures_in(tmp_path, "startup", "small")
+    assert before == {("opening", None): 4, ("opening", "drgn"): 4, ("closing", None): 1}
+    (package / "startup.py").write_text("raise OSError")
+    (tmp_path / "startup.json").unlink()
+    with pytest.raises(SystemExit, match="startup of the other revision failed"):
+        harness._figures_in(tmp_path, "startup", "small")
+
+
+def test_a_table_shows_the_change(tmp_path: Path) -> None:
+    row = {"benchmark": "startup", **harness._as_dict(Row("opening", 2, "s", "drgn", 4, "<= 1")), "before": 8}
+    results = {"machine": harness.machine(), "size": "small", "rows": [row, {**row, "before": None}]}
+    *_, changed, new = harness.table(results)
+    assert changed == "| startup | opening | 8 s | 2 s | 0.25 | drgn | 4 s | 0.50 | <= 1 | yes |"
+    assert new == "| startup | opening |  | 2 s |  | drgn | 4 s | 0.50 | <= 1 | yes |"
+
+
 def test_every_benchmark_of_the_registry_is_there_and_others_are_refused() -> None:
     for name in harness.BENCHMARKS:
         assert callable(importlib.import_module(f"tests.bench.{name}").run)

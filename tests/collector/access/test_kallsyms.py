@@ -64,7 +64,7 @@ def test_tables_are_found_in_the_order_in_which_old_kernels_have_them(real_table
         offsets[name] = len(image)
         image += data
     image += bytes(1 << 20)
-    tables = kallsyms._tables_around(image, image.index(kallsyms._DIGITS), "<")
+    tables = kallsyms._tables_around(image, kallsyms._DIGITS.search(image).start(), "<")
     assert tables == {name: offset for name, offset in offsets.items() if name not in ("text", "markers")}
 
 

@@ -82,12 +82,13 @@ class Btf:
         self._index()
 
     def _index(self):
-        """Record the first word of each type id, and the type ids of each name."""
+        """Record the first word of each type id, the type ids of each name, and the ids of the enums."""
         words = self._words
         extra_words = [(_FIXED_WORDS.get(kind, 0), _WORDS_PER_ELEMENT.get(kind, 0)) for kind in range(32)]
         is_searchable = [kind in _DRGN_KINDS for kind in range(32)]
         starts = array("I", [0])
         ids_by_name = {}
+        enum_ids = []
         position, end = 0, len(words)
         while position < end:
             info = words[position + 1]
@@ -99,11 +100,14 @@ class Btf:
                 name_off = words[position]
                 if name_off:
                     ids_by_name.setdefault(name_off, []).append(len(starts))
+                if kind in (_ENUM, _ENUM64):
+                    enum_ids.append(len(starts))
             starts.append(position)
             fixed_words, words_per_element = extra_words[kind]
             position += 3 + fixed_words + words_per_element * (info & 0xFFFFFF)
         self._starts = starts
         self._ids_by_name = ids_by_name
+        self._enum_ids = enum_ids
 
     def find_type(self, prog, kinds, name, filename):
         """Find a type by its name: a finder for Program.register_type_finder()."""
@@ -134,11 +138,9 @@ class Btf:
     def _index_enumerators(self):
         """Return the type id and the value of each enumerator by the offset of its name."""
         enumerators = {}
-        for type_id in range(1, len(self._starts)):
-            start = self._starts[type_id]
-            if self._words[start + 1] >> 24 & 0x1F in (_ENUM, _ENUM64):
-                for name_off, value in self._enum_values(start):
-                    enumerators.setdefault(name_off, (type_id, value))
+        for type_id in self._enum_ids:
+            for name_off, value in self._enum_values(self._starts[type_id]):
+                enumerators.setdefault(name_off, (type_id, value))
         return enumerators
 
     def _string_offset(self, name):

@@ -4,6 +4,7 @@ The result is an ordinary drgn program: the rest of the collector does not know 
 from the BTF inside the kernel.
 """
 
+import functools
 import lzma
 import os
 import tarfile
@@ -208,18 +209,26 @@ def _load_btf(prog, source, btf_dir):
     except BtfError as e:
         raise CollectError("no_types", "%s: its BTF cannot be read: %s; give --vmlinux" % (source, e)) from e
 
+    # drgn's helpers ask for the same variables again and again.
+    @functools.lru_cache(maxsize=None)
+    def find_variable(name):
+        try:
+            symbol = prog.symbol(name)
+        except LookupError:
+            return None
+        declaration = _DECLARATIONS[name]
+        # An array before commit 83e3c48729d9 ("mm/sparsemem: Allocate mem_section at runtime for
+        # CONFIG_SPARSEMEM_EXTREME=y") (in v4.15).
+        if name == "mem_section" and symbol.size > prog["PAGE_SIZE"].value_():
+            declaration = "struct mem_section *[]"
+        return Object(prog, declaration, address=symbol.address)
+
     def find_object(prog, name, flags, filename):
         if filename is not None:
             return None
         try:
             if flags & FindObjectFlags.VARIABLE and name in _DECLARATIONS:
-                symbol = prog.symbol(name)
-                declaration = _DECLARATIONS[name]
-                # An array before commit 83e3c48729d9 ("mm/sparsemem: Allocate mem_section at runtime for
-                # CONFIG_SPARSEMEM_EXTREME=y") (in v4.15).
-                if name == "mem_section" and symbol.size > prog["PAGE_SIZE"].value_():
-                    declaration = "struct mem_section *[]"
-                return Object(prog, declaration, address=symbol.address)
+                return find_variable(name)
             if flags & FindObjectFlags.FUNCTION and name in _FUNCTIONS:
                 function_type = prog.function_type(prog.void_type(), (), True)
                 return Object(prog, function_type, address=prog.symbol(name).address)

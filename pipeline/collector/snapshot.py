@@ -217,6 +217,7 @@ def _memcg_rows(findings, memcg_list, object_charges, estimator):
         for index, count in lru.items_by_id.items():
             items[index] = items.get(index, 0) + count
             lists[index] = lists.get(index, 0) + 1
+    lazy_lists = estimator and estimator.lazy_lists
     for memcg in memcg_list:
         path, path_raw = text(memcg.path)
         yield {
@@ -230,7 +231,7 @@ def _memcg_rows(findings, memcg_list, object_charges, estimator):
             "items": items.get(memcg.cache_id, 0),
             "lists_with_items": lists.get(memcg.cache_id, 0),
             "lists_charged": object_charges and estimator.lists_charged[memcg],
-            "lazy_lists": estimator.lazy_lists[memcg] if memcg.online and memcg.parent else None,
+            "lazy_lists": lazy_lists[memcg] if memcg.online and memcg.parent else None,
             "serial_nr": memcg.serial_nr,
             "dir_rev": memcg.dir_rev,
         }

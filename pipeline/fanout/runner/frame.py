@@ -112,7 +112,7 @@ def _add_rows(tables: dict[str, dict[str, list[Any]]], record: dict[str, Any], n
     for row in rows:
         if not isinstance(row, list) or len(row) != len(columns):
             raise FrameError(f"line {number} of the frame: a row of {name} does not have {len(columns)} values")
-        if not all(_storable(value) for value in row):
+        if not all(map(_storable, row)):
             raise FrameError(f"line {number} of the frame: a value in {name} cannot be stored")
     table["rows"] += rows
 
@@ -128,10 +128,10 @@ def _check_columns(name: str, columns: list[Any]) -> None:
 def _storable(value: Any, in_list: bool = False) -> bool:
     """Whether a Parquet column can hold a value: 64 bits, finite, UTF-8, or a list of these."""
     match value:
-        case None | bool():
-            return True
         case int():
             return -(2**63) <= value < 2**64
+        case None:
+            return True
         case float():
             return math.isfinite(value)
         case str():

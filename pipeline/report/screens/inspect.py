@@ -68,7 +68,10 @@ def host_waste(outcome: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cells(table: Mapping[str, Any], column: str) -> list[Any]:
-    return [row[table["columns"].index(column)] for row in table["rows"]]
+    if not table["rows"]:
+        return []
+    index = table["columns"].index(column)
+    return [row[index] for row in table["rows"]]
 
 
 def _sum(cells: list[Any]) -> Any:

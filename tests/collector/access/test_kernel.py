@@ -18,6 +18,7 @@ from pipeline.collector.access import kernel
 from pipeline.collector.status import CollectError
 from pipeline.collector.walk import nodes
 from pipeline.fanout.runner import frame
+from tests.collector.conftest import CORES
 
 
 def test_types_come_from_the_kernel_itself(core) -> None:
@@ -206,3 +207,21 @@ def test_a_running_kernel_without_kcore_says_what_it_lacks() -> None:
     assert frame.parse(process.stdout) == frame.Failure(
         "denied", "FileNotFoundError", "live: /proc/kcore is missing: this kernel has no CONFIG_PROC_KCORE"
     )
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_no_plugin_of_drgn_is_loaded_unless_it_is_named(is_named: bool, tmp_path: Path) -> None:
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text("import sys; print('plugin loaded', file=sys.stderr)")
+    env = {**os.environ, "DRGN_PLUGINS": f"mine={plugin}" if is_named else ""}
+    process = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "pipeline.collector", CORES[0].path, "--no-charged"],
+        cwd=Path(__file__).parents[3],
+        env=env,
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    assert b" drgn.helpers.linux.mm\n" in process.stderr
+    assert b" drgn.commands" not in process.stderr
+    assert (b"plugin loaded" in process.stderr) == is_named

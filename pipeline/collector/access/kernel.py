@@ -85,7 +85,7 @@ def open_kernel(source, vmlinux=None, debug_dirs=(), btf_dir=None, vmcoreinfo=No
     """Open a core or the running kernel and find its types and symbols.
 
     The order of sources: ``vmlinux`` or ``debug_dirs``, the BTF in the kernel, ``btf_dir``, DWARF in drgn's standard
-    places. BTF precedes the standard places, since few hosts have DWARF there, and since an audit takes 70 MB of memory
+    places. BTF precedes the standard places, since few hosts have DWARF there, and since an audit takes 45 MB of memory
     with BTF, 220 MB with DWARF.
 
     :param source: path of an ELF or kdump-compressed core, ``live:``, or ``qmp:`` and the path of a socket.

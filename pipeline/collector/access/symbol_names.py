@@ -14,9 +14,10 @@ from bisect import bisect_left
 
 # The types of nm(1), one of which is the first character of each entry.
 _NM_TYPES = "AaBbCcDdGgIiNnPpRrSsTtUuVvWw-?"
-# No byte, so it is in no pair.
+# Not a byte, so no pair contains it.
 _SEPARATOR = "\u0100"
-# Every so many names one is compressed again, to check that the build compressed as described above.
+# One name in this many is compressed again, to check that the build compressed as described above. That is 400 of
+# 100,000 names and takes a millisecond.
 _CHECK_INTERVAL = 256
 
 

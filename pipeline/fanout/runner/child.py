@@ -7,27 +7,23 @@ with its process group.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import selectors
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.collector.status import OUT_OF_MEMORY
 from pipeline.common.text import printable
 from pipeline.fanout import transports
-from pipeline.fanout.runner import frame, launch
+from pipeline.fanout.runner import frame
+from pipeline.fanout.runner.process import REAP_S, Collector, ForkServerLost, Process, Program
 from pipeline.inventory import Target
 
 _GRACE_S = 2.0  # between SIGTERM and SIGKILL
-_REAP_S = 5.0  # to wait after SIGKILL; a child in uninterruptible sleep (a dead NFS server) survives it
 _DRAIN_S = 1.0  # to read the pipes after the child's exit, as its descendants may still hold them
 _STDERR_TAIL_BYTES = 4096
 _ERROR_CHARACTERS = 500
@@ -49,7 +45,7 @@ class Limits:
 class _Exit(NamedTuple):
     """The end of a child process and its output.
 
-    :param returncode: None if the child survived SIGKILL.
+    :param returncode: None if the child survived SIGKILL or its fork server was lost.
     :param exceeded_limit: "timeout", "output" or None.
     """
 
@@ -57,6 +53,7 @@ class _Exit(NamedTuple):
     stdout: bytes
     stderr: bytes
     exceeded_limit: str | None
+    lost: ForkServerLost | None
 
 
 class _Result(NamedTuple):
@@ -79,6 +76,8 @@ def run(target: Target, attempt: int, limits: Limits) -> dict[str, Any]:
     start = time.monotonic()
     try:
         collection = _collect(target, limits)
+    except ForkServerLost as error:
+        collection = _lost(error)
     except OSError as error:  # out of processes or file descriptors; a retry may find some
         collection = _Result("lost", type(error).__name__, f"cannot start a child process: {error.strerror}")
     duration_ms = round((time.monotonic() - start) * 1000)
@@ -173,6 +172,8 @@ def _failure(child: _Exit, error: frame.FrameError, limits: Limits, timeout_s: f
         return _Result("timeout", "deadline", f"no result after {timeout_s:g} s{stderr_quote}")
     if child.exceeded_limit == "output":
         return _Result("bad_output", "output", f"more than {limits.output_bytes >> 20} MiB on stdout, and {error}")
+    if child.lost is not None:
+        return _lost(child.lost)
     if any(message.encode() in child.stderr for message in OUT_OF_MEMORY):
         return _Result("over_budget", "MemoryError", f"needs more than {limits.memory_bytes >> 20} MiB of memory")
     if child.returncode is not None and child.returncode < 0:
@@ -184,37 +185,26 @@ def _failure(child: _Exit, error: frame.FrameError, limits: Limits, timeout_s: f
     return _Result("bad_output", "FrameError", f"{error}; exit code {child.returncode}{stderr_quote}")
 
 
+def _lost(error: ForkServerLost) -> _Result:
+    if error.returncode is None:
+        cause = "does not answer"
+    elif error.returncode < 0:
+        cause = f"was killed by {_signal_name(-error.returncode)}"
+    else:
+        cause = f"ended with exit code {error.returncode}"
+    text = f"the process that forks the collectors {cause}{_stderr_quote(error.stderr)}"
+    return _Result("lost", "ForkServerLost", text)
+
+
 def _run_child(command: transports.Command, limits: Limits, timeout_s: float) -> _Exit:
-    launcher = [sys.executable, "-IS", launch.__file__, str(os.getpid()), str(limits.memory_bytes)]
-    argv = [*launcher, str(limits.niceness), command.required_file or "", *command.argv]
-    with contextlib.ExitStack() as stack:
-        stdin: Any = subprocess.DEVNULL
-        if command.stdin is not None:
-            stdin = stack.enter_context(os.fdopen(os.memfd_create("stdin"), "w+b"))
-            stdin.write(command.stdin)
-            stdin.seek(0)
-        pipe = subprocess.PIPE
-        child = subprocess.Popen(
-            argv,
-            stdin=stdin,
-            stdout=pipe,
-            stderr=pipe,
-            cwd="/",  # `python -m` adds it to sys.path: a directory of cores may also hold a hostile json.py
-            env=_environment(),
-            start_new_session=True,
-        )
-        try:
-            stdout, stderr, exceeded_limit = _read_pipes(child, limits.output_bytes, timeout_s)
-        finally:
-            _kill_group(child, signal.SIGKILL)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(_REAP_S)
-            for file in (child.stdout, child.stderr):
-                file.close()  # type: ignore[union-attr]  # they are pipes
-        return _Exit(child.returncode, stdout, stderr, exceeded_limit)
+    arguments = [str(limits.memory_bytes), str(limits.niceness), command.required_file or ""]
+    arguments += [*(command.program or ()), *command.args]
+    with Program(arguments, command.stdin) if command.program else Collector(arguments) as child:
+        stdout, stderr, exceeded_limit = _read_pipes(child, limits.output_bytes, timeout_s)
+    return _Exit(child.returncode, stdout, stderr, exceeded_limit, child.lost)
 
 
-def _read_pipes(child: subprocess.Popen[bytes], output_bytes: int, timeout_s: float) -> tuple[bytes, bytes, str | None]:
+def _read_pipes(child: Process, output_bytes: int, timeout_s: float) -> tuple[bytes, bytes, str | None]:
     """Return the child's stdout, the tail of its stderr and the limit that it exceeded.
 
     This function does not reap the child: until it is reaped, no other process group can have its id.
@@ -225,8 +215,8 @@ def _read_pipes(child: subprocess.Popen[bytes], output_bytes: int, timeout_s: fl
     deadline = time.monotonic() + timeout_s
     signals = iter((signal.SIGTERM, signal.SIGKILL))
     with selectors.DefaultSelector() as pipes:
-        pipes.register(child.stdout, selectors.EVENT_READ, stdout)  # type: ignore[arg-type]  # a pipe
-        pipes.register(child.stderr, selectors.EVENT_READ, stderr)  # type: ignore[arg-type]
+        pipes.register(child.stdout, selectors.EVENT_READ, stdout)
+        pipes.register(child.stderr, selectors.EVENT_READ, stderr)
         while pipes.get_map() or not has_exited:
             # EOF on the pipes tells of the child's exit; poll for the case that another process holds them open.
             for key, _ in pipes.select(0.05 if pipes.get_map() else 0.002):
@@ -238,41 +228,18 @@ def _read_pipes(child: subprocess.Popen[bytes], output_bytes: int, timeout_s: fl
             if len(stdout) > output_bytes:
                 return bytes(stdout), bytes(stderr), "output"
             now = time.monotonic()
-            if not has_exited and _has_exited(child):
+            if not has_exited and child.has_exited():
                 has_exited = True
                 deadline = now + _DRAIN_S
-                _kill_group(child, signal.SIGKILL)
+                child.kill_group(signal.SIGKILL)
             elif now >= deadline:
                 next_signal = None if has_exited else next(signals, None)
                 if next_signal is None:
                     break
-                _kill_group(child, next_signal)
+                child.kill_group(next_signal)
                 exceeded_limit = "timeout"
-                deadline = now + (_GRACE_S if next_signal == signal.SIGTERM else _REAP_S)
+                deadline = now + (_GRACE_S if next_signal == signal.SIGTERM else REAP_S)
     return bytes(stdout), bytes(stderr), exceeded_limit
-
-
-def _has_exited(child: subprocess.Popen[bytes]) -> bool:
-    return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
-def _kill_group(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, number)
-
-
-def _environment() -> dict[str, str]:
-    """Return the runner's environment with this package importable, without Ray's variables: they hold its token."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    env["PYTHONPATH"] = python_path()
-    env.setdefault("OMP_NUM_THREADS", "1")  # a task has one CPU; by default drgn reads DWARF with a thread per CPU
-    return env
-
-
-def python_path() -> str:
-    """Return a PYTHONPATH with which a child imports this package from any working directory."""
-    parent = str(Path(__file__).resolve().parents[3])
-    return os.pathsep.join(filter(None, [parent, os.environ.get("PYTHONPATH")]))
 
 
 def _stderr_quote(stderr: bytes) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import NamedTuple
 
 from pipeline.inventory import Target
@@ -15,20 +14,24 @@ class TargetError(ValueError):
 class Command(NamedTuple):
     """The command of a child process.
 
+    :param args: the arguments of the collector, or of `program`.
+    :param program: a program and its first arguments, to run instead of the collector of this package in this Python.
     :param stdin: the bytes that the child reads, or None for /dev/null.
     :param required_file: a file that must exist and be readable before the child starts.
     :param host: the remote host, named in front of each error; None for a child that audits from this node.
     """
 
-    argv: list[str]
+    args: list[str]
+    program: list[str] | None = None
     stdin: bytes | None = None
     required_file: str | None = None
     host: str | None = None
 
 
-def collector(target: Target) -> list[str]:
-    """Return the argv of a collector on this node."""
-    return [target.python or sys.executable, "-m", "pipeline.collector", *arguments(target)]
+def collector(target: Target, required_file: str | None = None) -> Command:
+    """Return the command of a collector on this node."""
+    program = target.python and [target.python, "-m", "pipeline.collector"]
+    return Command(arguments(target), program or None, required_file=required_file)
 
 
 def arguments(target: Target) -> list[str]:

@@ -9,4 +9,4 @@ from pipeline.inventory import Target
 
 
 def command(target: Target) -> Command:
-    return Command(collector(replace(target, source="live:")))
+    return collector(replace(target, source="live:"))

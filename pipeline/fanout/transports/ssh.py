@@ -38,7 +38,7 @@ def command(target: Target) -> Command:
         "drgn_wheels": target.drgn_wheels,
     }
     stdin = json.dumps(header).encode() + b"\n" + payload.bootstrap() + payload.sources()
-    return Command([sys.executable, "-IS", session.__file__], stdin=stdin, host=account.host)
+    return Command([session.__file__], program=[sys.executable, "-IS"], stdin=stdin, host=account.host)
 
 
 def argv(account: destination.Destination, ssh_config: str | None, command_line: str) -> list[str]:

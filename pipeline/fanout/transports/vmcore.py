@@ -7,4 +7,4 @@ from pipeline.inventory import Target
 
 
 def command(target: Target) -> Command:
-    return Command(collector(target), required_file=target.source)
+    return collector(target, required_file=target.source)

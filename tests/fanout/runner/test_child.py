@@ -1,6 +1,6 @@
 """`pipeline.fanout.runner`: whatever a child does, one attempt with a status comes back in time.
 
-Every child is a real process: the fixture `child` makes a target whose interpreter is a script, not the collector.
+Every child is a real process that runs a script instead of the collector: as a program, and forked by a fork server.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
-import textwrap
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +20,6 @@ from pipeline.fanout import runner, transports
 from pipeline.inventory import Target
 
 ROOT = Path(__file__).resolve().parents[3]
-Child = Callable[..., Target]
 
 FRAME = """
 print("list-lru-audit snapshot 1")
@@ -30,36 +27,6 @@ print('{"table": "targets", "columns": ["host"], "rows": [["db1"]]}')
 print('{"table": "memcgs", "columns": ["css_id", "path"], "rows": [[1, "/"], [2, "/a"]]}')
 print('{"end": {"targets": 1, "superblocks": 0, "list_lrus": 0, "memcgs": 2}}', flush=True)
 """
-
-
-@pytest.fixture
-def child(tmp_path: Path) -> Child:
-    def make(code: str, **fields: object) -> Target:
-        script = tmp_path / "child"
-        script.write_text(f"#!{sys.executable}\n{textwrap.dedent(code)}")
-        script.chmod(0o755)
-        return Target(**{"name": "t", "kind": "live", "source": "live:", "python": str(script), **fields})
-
-    return make
-
-
-@pytest.fixture
-def pids(tmp_path: Path) -> Iterator[Path]:
-    """A file for the pids of processes that must not outlive the test; waits until all have exited."""
-    file = tmp_path / "pids"
-    yield file
-    deadline = time.monotonic() + 5
-    while running_pids := [pid for pid in file.read_text().split() if is_running(pid)]:
-        assert time.monotonic() < deadline, f"still running: {running_pids}"
-        time.sleep(0.02)
-    assert file.read_text()
-
-
-def is_running(pid: str) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def run(target: Target, **limits: float) -> dict:
@@ -125,21 +92,22 @@ def test_a_child_has_no_input_no_token_no_core_dump_low_priority_and_a_safe_dire
     assert values == ["", [], "/", min(nice + 10, 19), 0, True]
 
 
-def test_the_collector_of_this_very_package_is_what_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("python", [None, sys.executable])
+def test_the_collector_of_this_very_package_is_what_runs(tmp_path, monkeypatch, python):
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / "__init__.py").write_text("raise SystemExit('hostile')")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "no.core").write_bytes(b"nothing")
-    status, _, error = failure(Target("t", "vmcore", str(tmp_path / "no.core")))
+    status, _, error = failure(Target("t", "vmcore", str(tmp_path / "no.core"), python=python))
     assert status == "bad_core"
     assert "no.core" in error
 
 
-def test_bytes_for_stdin_reach_the_child(child, monkeypatch):
-    target = child("import sys\nassert sys.stdin.read() == 'payload' * 100_000\n" + FRAME)
-    command = transports.Command([str(target.python)], stdin=b"payload" * 100_000)
+def test_bytes_for_stdin_reach_a_program(monkeypatch):
+    code = "import sys\nassert sys.stdin.read() == 'payload' * 100_000\n" + FRAME
+    command = transports.Command(["-c", code], program=[sys.executable], stdin=b"payload" * 100_000)
     monkeypatch.setattr(transports, "command", lambda target: command)
-    assert run(target)["attempt"]["status"] == "ok"
+    assert run(Target("t", "live", "live:"))["attempt"]["status"] == "ok"
 
 
 # A child that reports a failure
@@ -182,8 +150,9 @@ def test_a_child_cannot_say_that_it_was_lost_and_be_tried_again(child):
     assert "no status that a child may report" in error
 
 
-def test_a_file_that_is_not_there_is_unreachable_on_this_node(tmp_path):
-    status, error_type, error = failure(Target("t", "vmcore", f"{tmp_path}/gone"))
+@pytest.mark.parametrize("python", [None, sys.executable])
+def test_a_file_that_is_not_there_is_unreachable_on_this_node(tmp_path, python):
+    status, error_type, error = failure(Target("t", "vmcore", f"{tmp_path}/gone", python=python))
     assert (status, error_type) == ("unreachable", "FileNotFoundError")
     assert error == f"no such file on {os.uname().nodename}: {tmp_path}/gone"
 
@@ -255,9 +224,9 @@ def test_no_child_outlives_its_runner(child, pids):
     hung = child(f"import os, time\nopen({str(pids)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)")
     code = (
         "import sys; from pipeline import inventory; from pipeline.fanout import runner;"
-        "runner.run(inventory.Target('t', 'live', 'live:', python=sys.argv[1]), 1, runner.Limits())"
+        "runner.run(inventory.Target('t', 'live', 'live:', python=sys.argv[1] or None), 1, runner.Limits())"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code, hung.python], cwd=ROOT)
+    parent = subprocess.Popen([sys.executable, "-c", code, hung.python or ""], cwd=ROOT)
     while not (pids.exists() and pids.read_text()):
         time.sleep(0.02)
     os.kill(parent.pid, signal.SIGKILL)
@@ -344,11 +313,12 @@ def test_an_outcome_is_the_last_attempt_with_all_attempts_as_rows():
     }
 
 
-def test_the_peak_memory_is_the_childs_own() -> None:
+@pytest.mark.parametrize("python", [None, sys.executable])
+def test_the_peak_memory_is_the_childs_own(python: str | None) -> None:
     """A child's ru_maxrss starts with its parent's memory at fork: 300 MB here, far more than an audit takes."""
     core = Path(__file__).parents[2] / "vmcores" / "deb510-n1" / "vmcore"
     ballast = bytearray(os.urandom(1 << 20)) * 300
-    attempt = runner.run(Target("core", "vmcore", str(core)), 1, runner.Limits())
+    attempt = runner.run(Target("core", "vmcore", str(core), python=python), 1, runner.Limits())
     assert len(ballast) > 2 * attempt["columns"]["peak_rss_bytes"] > 0
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
 from pipeline.fanout import transports
@@ -12,34 +10,32 @@ from pipeline.inventory import Target
 
 def test_a_core_is_read_by_this_python_and_has_to_be_there():
     command = transports.command(Target("a", "vmcore", "/cores/a"))
-    assert command.argv == [sys.executable, "-m", "pipeline.collector", "/cores/a"]
-    assert command.stdin is None
+    assert command.args == ["/cores/a"]
+    assert (command.program, command.stdin) == (None, None)
     assert command.required_file == "/cores/a"
 
 
 def test_live_is_the_nodes_own_kernel_and_needs_no_file():
     command = transports.command(Target("a", "live", "live:"))
-    assert command.argv == [sys.executable, "-m", "pipeline.collector", "live:"]
-    assert command.required_file is None
+    assert command.args == ["live:"]
+    assert (command.program, command.required_file) == (None, None)
 
 
 def test_a_guest_is_a_monitors_socket_and_takes_vmcoreinfo():
     command = transports.command(Target("a", "qmp", "/run/a.sock", vmcoreinfo="/note"))
-    argv = [sys.executable, "-m", "pipeline.collector", "--vmcoreinfo", "/note", "qmp:/run/a.sock"]
-    assert command.argv == argv
-    assert command.required_file is None
+    assert command.args == ["--vmcoreinfo", "/note", "qmp:/run/a.sock"]
+    assert (command.program, command.required_file) == (None, None)
 
 
 def test_the_targets_own_python_and_debug_info_are_passed_on():
     target = Target("a", "vmcore", "/a", vmlinux="/vmlinux", debug_dir="/debug", python="/opt/python")
-    assert transports.command(target).argv == [
-        *("/opt/python", "-m", "pipeline.collector"),
-        *("--vmlinux", "/vmlinux", "--debug-dir", "/debug", "/a"),
-    ]
+    command = transports.command(target)
+    assert command.program == ["/opt/python", "-m", "pipeline.collector"]
+    assert command.args == ["--vmlinux", "/vmlinux", "--debug-dir", "/debug", "/a"]
 
 
 @pytest.mark.parametrize(
-    ("options", "argv"),
+    ("options", "args"),
     [
         ({}, []),
         ({"charged": True}, ["--charged"]),
@@ -47,6 +43,6 @@ def test_the_targets_own_python_and_debug_info_are_passed_on():
         ({"verify": True}, ["--verify"]),
     ],
 )
-def test_what_to_read_and_to_estimate_is_the_collectors_choice_unless_said(options, argv):
+def test_what_to_read_and_to_estimate_is_the_collectors_choice_unless_said(options, args):
     target = Target("a", "live", "live:", **options)
-    assert transports.command(target).argv == [sys.executable, "-m", "pipeline.collector", *argv, "live:"]
+    assert transports.command(target).args == [*args, "live:"]

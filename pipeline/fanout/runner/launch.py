@@ -40,7 +40,8 @@ def main() -> None:
         except OSError as error:
             fail("unreachable", error, f"{file} on {node}: {error.strerror}")
     if not arguments:
-        return collect(command)
+        collect(command)
+        return
     try:
         os.execvp(command[0], command)
     except OSError as error:
@@ -69,7 +70,7 @@ def serve() -> list[str]:
 
     audit([os.devnull])  # imports what every audit needs
     sys.stdout.flush()
-    gc.freeze()
+    gc.freeze()  # no collection in a child touches these objects, which would copy their pages
     control = socket.socket(fileno=0)
     server = os.getpid()
     while True:

@@ -103,7 +103,7 @@ class Program(Process):
 
 
 class Collector(Process):
-    """A child that the fork server of this thread forks.
+    """A child that the fork server of this thread forks; if the server is lost, the kernel kills the child.
 
     :param arguments: those of launch.py after the pid, with the collector's arguments for the command.
     :raises ForkServerLost:

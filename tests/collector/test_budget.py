@@ -36,22 +36,22 @@ def test_reads_over_the_budget_end_an_audit_of_a_real_core(core: str) -> None:
     match = re.search(r"needs more than (\d+) reads; stopped after (\d+) reads of (\d+) bytes", attempt["error"])
     assert int(match[1]) == max_reads
     assert max_reads < int(match[2]) <= total_reads + 50
-    assert int(match[3]) > 1_000_000
+    assert int(match[3]) > 10_000
     assert re.search(r"with at most \d+ MiB resident$", attempt["error"])
 
 
 def test_the_command_line_sets_the_budget_of_a_run(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipeline", "run", VMCORES / "deb510-n1", "-w", tmp_path, "--max-reads", "100"]
+    command = [sys.executable, "-m", "pipeline", "run", VMCORES / "deb510-n1", "-w", tmp_path, "--max-reads", "4"]
     process = subprocess.run([*command, "--quiet"], cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert process.returncode == cli.NONE_GOOD, process.stderr
     (target,) = session(tmp_path).rows("SELECT status, error FROM targets")
     assert target["status"] == "over_budget"
-    assert "needs more than 100 reads; stopped after " in target["error"]
+    assert "needs more than 4 reads; stopped after " in target["error"]
 
 
 def test_the_budget_is_exact_where_the_audit_ends_before_it_is_checked() -> None:
     reads = run("deb510-n1", 1_000_000)["columns"]["reads"]
-    assert run("deb510-n1", reads - 20)["attempt"]["status"] == "over_budget"
+    assert run("deb510-n1", reads - 1)["attempt"]["status"] == "over_budget"
 
 
 def test_asking_what_was_used_is_not_counted() -> None:

@@ -270,10 +270,10 @@ def _read_with_holes(prog, address, size):
     try:
         return prog.read(address, size)
     except FaultError:
-        if size <= _PAGE_BYTES:
+        if size == _PAGE_BYTES:
             return bytes(size)
-    half = size // 2
-    return _read_with_holes(prog, address, half) + _read_with_holes(prog, address + half, half)
+    pages = range(address, address + size, _PAGE_BYTES)
+    return b"".join([_read_with_holes(prog, page, _PAGE_BYTES) for page in pages])
 
 
 def _tables_around(image, digits, endian):

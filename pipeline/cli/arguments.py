@@ -402,7 +402,7 @@ def _add_fail_if(parser: argparse.ArgumentParser) -> None:
 
 def _add_fanout_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--parallel", type=_positive, help="number of targets to collect at a time (default: the CPUs of Ray)"
+        "--parallel", type=_positive, help="number of targets to collect at a time (default: the CPUs of the cluster)"
     )
     parser.add_argument(
         "--ssh-parallel",

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import functools
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from pipeline.common.errors import UsageError
 
 if TYPE_CHECKING:
     from pipeline.fanout.runner import Limits
+    from pipeline.fanout.workers import Workers
     from pipeline.inventory import Target, Targets
     from pipeline.inventory.plan import Node, Plan
     from pipeline.warehouse import Staging
@@ -37,11 +37,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_locked(args: argparse.Namespace, targets: Targets) -> int:
     from pipeline import inventory, warehouse
-    from pipeline.fanout import cluster
 
-    # Start Ray first: nothing is staged if that fails, and the plan needs the nodes for `ray:*`.
-    with contextlib.ExitStack() as stack, cluster.connection(args.parallel, args.address):
-        plan = _make_plan(args, targets)
+    # Connect to the workers first: nothing is staged if that fails.
+    with contextlib.ExitStack() as stack, _planned(args, targets) as (plan, workers):
         planned_targets = [*(target for batch in plan.batches for target in batch.targets)]
         planned_targets += [target for target, _ in plan.unreachable]
         run = {
@@ -54,7 +52,7 @@ def _run_locked(args: argparse.Namespace, targets: Targets) -> int:
         options = {"limits": vars(_limits(args)), "retries": args.retries, "redact": args.redact}
         staging = warehouse.Staging.create(args.warehouse, run, options, map(vars, planned_targets))
         stack.enter_context(_resume_hint(staging))
-        _collect(args, staging, plan)
+        _collect(args, staging, plan, workers)
     return _publish(args, staging)
 
 
@@ -70,7 +68,6 @@ def resume(args: argparse.Namespace) -> int:
 
 def _resume_locked(args: argparse.Namespace, run_id: str) -> int:
     from pipeline import warehouse
-    from pipeline.fanout import cluster
 
     if run_id in warehouse.staged_runs(args.warehouse):
         staging = warehouse.Staging(args.warehouse, run_id)
@@ -83,8 +80,8 @@ def _resume_locked(args: argparse.Namespace, run_id: str) -> int:
         if not args.quiet:
             print(f"{staging.directory.name} revises {run_id}", file=sys.stderr)
     if targets := _unfinished_targets(staging):
-        with _resume_hint(staging), cluster.connection(args.parallel, args.address):
-            _collect(args, staging, _make_plan(args, targets))
+        with _resume_hint(staging), _planned(args, targets) as (plan, workers):
+            _collect(args, staging, plan, workers)
     return _publish(args, staging)
 
 
@@ -110,14 +107,8 @@ def plan(args: argparse.Namespace) -> int:
     from pipeline.inventory import plan
 
     targets = _targets(args)
-    nodes = [plan.this_machine()]
-    joins_cluster = (args.address or os.environ.get("RAY_ADDRESS") or "local") != "local"
-    needs_ray = joins_cluster or args.check
-    with cluster.connection(args.parallel, args.address) if needs_ray else contextlib.nullcontext():
-        if joins_cluster:
-            nodes = cluster.nodes()
-        parallel = args.parallel or (cluster.cpus() if joins_cluster else os.cpu_count() or 1)
-        whole_plan = plan.make_plan(targets, parallel, nodes, args.ssh_parallel)
+    with _joined_cluster(args):
+        whole_plan, nodes = _make_plan(args, targets), cluster.nodes()
         for line in plan.lines(whole_plan, nodes, args.timeout):
             print(line)
         return _check(args, whole_plan, nodes) if args.check else OK
@@ -217,8 +208,27 @@ def _audit_name(args: argparse.Namespace) -> str:
     return Path(args.inventory.removeprefix("ansible:")).stem
 
 
+@contextlib.contextmanager
+def _planned(args: argparse.Namespace, targets: Sequence[Target]) -> Iterator[tuple[Plan, Workers]]:
+    """Plan the targets, and connect to the workers for the plan while the block lasts."""
+    from pipeline.fanout import driver
+
+    with _joined_cluster(args):
+        plan = _make_plan(args, targets)
+        with driver.connection(plan) as workers:
+            yield plan, workers
+
+
+def _joined_cluster(args: argparse.Namespace) -> contextlib.AbstractContextManager[object]:
+    """Join the Ray cluster of the arguments while the block lasts, if they name one."""
+    from pipeline.fanout import cluster
+
+    address = cluster.address_to_join(args.address)
+    return cluster.connection(address=address) if address else contextlib.nullcontext()
+
+
 def _make_plan(args: argparse.Namespace, targets: Sequence[Target]) -> Plan:
-    """Plan the targets for the cluster that this process is connected to."""
+    """Plan the targets for the cluster that this process has joined, else for this machine."""
     from pipeline.fanout import cluster
     from pipeline.inventory import plan
 
@@ -251,7 +261,7 @@ def _restore(staging: Staging, factory: Callable[..., Any], fields: dict[str, An
         raise UsageError(f"{staging.directory}: {problem}: {error}") from error
 
 
-def _collect(args: argparse.Namespace, staging: Staging, plan: Plan) -> None:
+def _collect(args: argparse.Namespace, staging: Staging, plan: Plan, workers: Workers) -> None:
     from pipeline.cli import progress
     from pipeline.fanout import driver, redact, runner
 
@@ -265,6 +275,7 @@ def _collect(args: argparse.Namespace, staging: Staging, plan: Plan) -> None:
             limits=_restore(staging, runner.Limits, options["limits"]),
             retries=options["retries"],
             collect=collect,
+            workers=workers,
         )
 
 

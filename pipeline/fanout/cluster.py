@@ -1,7 +1,7 @@
 """Connection to Ray: a running cluster, or an embedded one with its own token, directory and processes.
 
 Only this module imports Ray. Signals never interrupt Ray's start and shutdown, and an embedded Ray leaves nothing
-behind: the next driver removes the leftovers of one that was killed.
+behind: the next embedded Ray removes the leftovers of a killed driver.
 """
 
 from __future__ import annotations
@@ -16,24 +16,27 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 from unittest import mock
 
 from pipeline.common import scratch
 from pipeline.common.errors import AuditError
-from pipeline.fanout import runner
-from pipeline.inventory.plan import Node
+from pipeline.fanout import interrupts, runner
+from pipeline.fanout.workers import WorkerLost, collect_batch
+from pipeline.inventory.plan import LOCAL_NODE, Batch, Node, this_machine
 
 _CONNECT_TIMEOUT_S = 10.0
-# Ignore a signal that follows another within this time, as a repetition.
-_REPEATED_SIGNAL_S = 2.0
+# Time for a head to restart. Ray ends this process and each node a minute after the head's end.
+_HEAD_RESTART_S = 10.0
 # Wait this long for killed processes to exit: one in uninterruptible sleep may never do so.
 _KILL_TIMEOUT_S = 5.0
+_CGROUP = Path("/sys/fs/cgroup")
+# Files with the quota and the period of the CPU time of this container, in microseconds: cgroup v2, then v1.
+_CPU_QUOTA_FILES = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
 
 _DIRECTORY_PREFIX = "lru-ray."
 # Environment variable that identifies the processes of an embedded Ray; its value is their directory.
@@ -55,43 +58,54 @@ class ClusterError(AuditError):
     """Ray cannot be started or joined, or was lost; the message is one line."""
 
 
+def address_to_join(address: str | None = None) -> str | None:
+    """Return the address of the cluster to join, default RAY_ADDRESS; None for an embedded Ray, or for "local"."""
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    return None if address == "local" else address
+
+
+def is_connected() -> bool:
+    """Whether this process is connected to Ray."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
 def cpus() -> int:
-    """Return the number of CPUs of the connected cluster, at least 1."""
-    ray: Any = importlib.import_module("ray")
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+    """Return the number of CPUs of the connected cluster, else of this machine, at least 1."""
+    if not is_connected():
+        return _usable_cpus()
+    return max(1, int(sys.modules["ray"].cluster_resources().get("CPU", 1)))
 
 
 def nodes() -> list[Node]:
-    """Return the nodes of the connected cluster that are alive."""
-    ray: Any = importlib.import_module("ray")
+    """Return the nodes of the connected cluster that are alive, else this machine."""
+    if not is_connected():
+        return [this_machine()]
     return [
         Node(node["NodeID"], node["NodeManagerHostname"], node["NodeManagerAddress"])
-        for node in ray.nodes()
+        for node in sys.modules["ray"].nodes()
         if node["Alive"]
     ]
 
 
 @contextlib.contextmanager
-def connection(parallel: int | None = None, address: str | None = None) -> Iterator[Any]:
-    """Connect to Ray while the block lasts, and yield the module `ray`.
+def connection(parallel: int | None = None, address: str | None = None) -> Iterator[RayWorkers]:
+    """Connect to Ray while the block lasts, and yield its workers.
 
     An embedded Ray has a random token, because it listens on all addresses, and keeps its files in a directory that
     only this user may enter. Its processes and the directory are removed at the end. SIGINT and SIGTERM raise
-    KeyboardInterrupt, but never during Ray's start or shutdown. A nested call yields the existing connection.
+    KeyboardInterrupt, but never during Ray's start or shutdown. A nested call uses the existing connection.
 
-    :param parallel: the number of CPUs of an embedded Ray, default this machine's.
+    :param parallel: the number of CPUs of an embedded Ray, which starts as many workers; default this machine's.
     :param address: the cluster to join, default RAY_ADDRESS; without either, or with "local", an embedded Ray.
     :raises ClusterError: Ray cannot be started or joined.
     """
-    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
-        yield sys.modules["ray"]
+    if is_connected():
+        yield RayWorkers(sys.modules["ray"])
         return
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address == "local":
-        address = None
-    with _SignalHandlers() as signal_handlers, contextlib.ExitStack() as stack:
+    address = address_to_join(address)
+    with interrupts.Handlers() as handlers, contextlib.ExitStack() as stack:
         stack.enter_context(_environment(_QUIET_SETTINGS))
-        options = _join_options(stack, address) if address else _embedded_options(stack, parallel)
+        options = _join_options(stack, address) if address else _embedded_options(stack, parallel or cpus())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ray = _import_ray()
@@ -104,73 +118,69 @@ def connection(parallel: int | None = None, address: str | None = None) -> Itera
                     reason = "it requires another token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
                 action = f"join the Ray cluster at {address}" if address else "start Ray"
                 raise ClusterError(f"cannot {action}: {runner.error_line(reason)}") from error
-        stack.callback(signal_handlers.defer)
-        signal_handlers.deliver()
-        yield ray
+        stack.callback(handlers.defer)
+        handlers.deliver()
+        yield RayWorkers(ray)
 
 
-def raise_if_interrupted() -> None:
-    """Raise KeyboardInterrupt if a signal has arrived since the last call.
+class RayWorkers:
+    """The workers of the connected Ray.
 
-    Python discards the exception of a signal handler that runs during a destructor or a callback of Ray's C++ code.
-    """
-    if _SignalHandlers.active and _SignalHandlers.active.has_interrupt:
-        _SignalHandlers.active.has_interrupt = False
-        raise KeyboardInterrupt
-
-
-class _SignalHandlers:
-    """Handlers that turn SIGINT and SIGTERM into KeyboardInterrupt, deferred while Ray starts or shuts down.
-
-    An interrupted start crashes when the program exits, and an interrupted shutdown leaves processes and files behind.
-    A signal that the caller ignores stays ignored.
-
-    :cvar active: the instance whose handlers are installed.
-    :ivar has_interrupt: whether KeyboardInterrupt was raised since `raise_if_interrupted` last cleared this.
+    Ray has no deadline for a task, and leaves no trace of a task that it retries itself. A batch is therefore a
+    generator task that Ray never retries.
     """
 
-    active: ClassVar[_SignalHandlers | None] = None
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
+        self._head: str = ray.get_runtime_context().gcs_address
+        self._task = ray.remote(num_cpus=1, max_retries=0, num_returns="streaming")(collect_batch)
 
-    def __init__(self) -> None:
-        self.has_interrupt = False
-        self._previous_handlers: dict[int, Any] = {}
-        self._is_deferring = True
-        self._has_deferred_signal = False
-        self._last_interrupt = -_REPEATED_SIGNAL_S
+    def start(self, batch: Batch, *args: Any) -> Any:
+        options: dict[str, Any] = {}
+        if batch.over_ssh:
+            options = {"scheduling_strategy": "SPREAD", "num_cpus": 0}
+        if batch.node is not None:
+            node = self._ray.get_runtime_context().get_node_id() if batch.node == LOCAL_NODE else batch.node
+            affinity = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+            # Request no CPU: the head of a cluster may have none, and a task that requests one would wait for ever.
+            options = {"scheduling_strategy": affinity(node, soft=False), "num_cpus": 0}
+        return self._task.options(**options).remote(*args)
 
-    def __enter__(self) -> _SignalHandlers:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    self._previous_handlers[number] = signal.signal(number, self._handle)
-        _SignalHandlers.active = self
-        return self
+    def wait(self, streams: Sequence[Any], timeout_s: float) -> Sequence[Any]:
+        """Return all streams that have a delivery, as a call of ray.wait costs 4 us per stream."""
+        ready, _ = self._ray.wait(streams, num_returns=len(streams), timeout=0)
+        if not ready:
+            ready, _ = self._ray.wait(streams, num_returns=1, timeout=timeout_s)
+        return list(ready)
 
-    def _handle(self, number: int, frame: Any) -> None:
-        if self._is_deferring:
-            self._has_deferred_signal = True
-        elif time.monotonic() - self._last_interrupt >= _REPEATED_SIGNAL_S:
-            self._last_interrupt = time.monotonic()
-            self.has_interrupt = True
-            raise KeyboardInterrupt
+    def receive(self, stream: Any) -> Any:
+        try:
+            return self._ray.get(next(stream))
+        except self._ray.exceptions.RayTaskError as error:  # an exception raised in the worker
+            raise WorkerLost(type(error.cause).__name__, str(error.cause)) from error
+        except self._ray.exceptions.RayError as error:
+            raise WorkerLost(type(error).__name__, str(error)) from error
 
-    def defer(self) -> None:
-        """Defer signals from now on."""
-        self._is_deferring = True
+    def cancel(self, stream: Any) -> None:
+        self._ray.cancel(stream, force=True)
 
-    def deliver(self) -> None:
-        """Raise KeyboardInterrupt for a deferred signal, and stop deferring."""
-        self._is_deferring = False
-        if self._has_deferred_signal:
-            self._has_deferred_signal = False
-            self._handle(0, None)
+    def check_head(self) -> None:
+        """Check that the cluster's head answers, in time for this process to report what it has kept.
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        _SignalHandlers.active = None
-        for number, handler in self._previous_handlers.items():
-            signal.signal(number, handler)
-        if self._has_deferred_signal and kind is not KeyboardInterrupt:
-            raise KeyboardInterrupt
+        :raises ClusterError: the head has not answered for _HEAD_RESTART_S.
+        """
+        deadline = time.monotonic() + _HEAD_RESTART_S
+        while True:
+            try:
+                check_listening(self._head)
+                return
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise ClusterError(f"the head of the Ray cluster at {self._head} is gone: {error}") from error
+            time.sleep(1)
+
+    def has_cpu(self) -> bool:
+        return bool(self._ray.cluster_resources().get("CPU"))
 
 
 def _init(ray: Any, address: str, options: Mapping[str, Any]) -> None:
@@ -188,6 +198,17 @@ def _init(ray: Any, address: str, options: Mapping[str, Any]) -> None:
             popen = functools.partial(services.ConsolePopen, process_group=0)
             stack.enter_context(mock.patch.object(services, "ConsolePopen", popen))
         ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
+
+
+def _usable_cpus() -> int:
+    """Return the number of CPUs that this process may use, by its affinity and the quota of its container."""
+    count = len(os.sched_getaffinity(0))
+    for names in _CPU_QUOTA_FILES:
+        with contextlib.suppress(OSError, ValueError):  # absent outside a container; "max" without a quota
+            quota, period = map(int, " ".join((_CGROUP / name).read_text(encoding="ascii") for name in names).split())
+            if quota > 0:  # -1 without a quota
+                count = min(count, max(1, quota // period))
+    return count
 
 
 def _join_options(stack: contextlib.ExitStack, address: str) -> dict[str, Any]:
@@ -215,7 +236,7 @@ def check_listening(address: str) -> None:
     socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
 
 
-def _embedded_options(stack: contextlib.ExitStack, parallel: int | None) -> dict[str, Any]:
+def _embedded_options(stack: contextlib.ExitStack, parallel: int) -> dict[str, Any]:
     """Return the options of an embedded Ray; the stack removes its environment, directory and processes."""
     # Ray creates its own directory with mode 0777. A socket's path may have 107 bytes, of which Ray needs 83.
     parent = tempfile.gettempdir()

@@ -1,29 +1,25 @@
-"""The driver of a run: sends batches to Ray's workers, receives attempts one by one, and re-queues lost work.
+"""The driver of a run: sends batches to workers, receives attempts one by one, and re-queues lost work.
 
-Ray has no deadline for a task, and leaves no trace of a task that it retries itself. A batch is therefore a generator
-task that Ray never retries. The driver re-queues the targets that a lost batch did not deliver, and records each try as
-an attempt.
+A batch is never retried as such: the driver re-queues the targets that a lost batch did not deliver, and records each
+try as an attempt.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
-import socket
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 from pipeline.collector.status import GOOD
-from pipeline.fanout import cluster, runner
+from pipeline.fanout import cluster, interrupts, runner
 from pipeline.fanout.cluster import ClusterError
+from pipeline.fanout.workers import Collect, LocalWorker, WorkerLost, Workers
 from pipeline.inventory import Target
-from pipeline.inventory.plan import LOCAL_NODE, Batch, Plan
-
-Collect = Callable[[Target, int, runner.Limits], dict[str, Any]]
+from pipeline.inventory.plan import Batch, Plan
 
 # Statuses that may change on a retry: the worker died, or the live kernel changed during every read.
 _RETRY_STATUSES = {"lost", "inconsistent"}
@@ -38,8 +34,6 @@ _MAX_SSH_PER_WORKER = 8
 _FIRST_WORKER_S = 10.0
 # Check the head this often. Check for a node with a CPU after this long without a delivery.
 _CHECK_INTERVAL_S = 20.0
-# Time for a head to restart. Ray ends this process and each node a minute after the head's end.
-_HEAD_RESTART_S = 10.0
 
 # A batch occupies a CPU of a node, or waits for hosts over ssh; each has its own limit of concurrent targets.
 _Transport = Literal["node", "ssh"]
@@ -61,8 +55,8 @@ def run(
     progress: Progress | None = None,
     limits: runner.Limits | None = None,
     retries: int = 1,
-    address: str | None = None,
     collect: Collect = runner.run,
+    workers: Workers | None = None,
 ) -> None:
     """Collect every target of the plan; pass each outcome to `on_outcome`, in this thread, as it arrives.
 
@@ -71,48 +65,41 @@ def run(
     :param limits: limits of one collection; a target's timeout_s takes precedence.
     :param retries: how often a target is retried after a result that may change: lost, inconsistent, or crashed by a
         SIGKILL. A target that was lost together with others is retried alone in any case.
-    :param address: the Ray cluster to join, default RAY_ADDRESS; without either an embedded Ray for this call.
     :param collect: the function that a worker calls for each target, from several threads for targets over ssh.
+    :param workers: default those of `connection`, for this call.
     :raises ClusterError: Ray cannot be started or joined, or no node is left that can collect.
     """
-    with cluster.connection(plan.parallel, address) as ray:
-        _Run(ray, plan, on_outcome, progress, limits or runner.Limits(), retries, collect).drive()
+    with contextlib.nullcontext(workers) if workers else connection(plan) as workers:
+        _Run(workers, plan, on_outcome, progress, limits or runner.Limits(), retries, collect).drive()
 
 
-def _collect_batch(
-    targets: Sequence[tuple[Target, int]], limits: runner.Limits, collect: Collect, concurrency: int
-) -> Iterator[Any]:
-    """Collect a batch in a worker: yield the node's name, then the name of each target with its attempt.
+@contextlib.contextmanager
+def connection(plan: Plan) -> Iterator[Workers]:
+    """Connect to the workers for a plan while the block lasts: those of Ray, or this process.
 
-    :param targets: each with the number of the attempt.
+    This process is enough for a plan that collects one target at a time, unless it belongs to a cluster: Ray's start
+    and end take longer than the audit of a core. SIGINT and SIGTERM raise KeyboardInterrupt.
     """
-    yield socket.gethostname()
-    if concurrency == 1:
-        for target, number in targets:
-            yield target.name, _with_json_tables(collect(target, number, limits))
-        return
-    with ThreadPoolExecutor(concurrency) as threads:
-        names = {threads.submit(collect, target, number, limits): target.name for target, number in targets}
-        for future in as_completed(names):
-            yield names[future], _with_json_tables(future.result())
-
-
-def _with_json_tables(attempt: dict[str, Any]) -> dict[str, Any]:
-    """Return an attempt with its tables as JSON text, so that the workers encode them and not the one driver."""
-    return {**attempt, "tables": json.dumps(attempt["tables"], separators=(",", ":"))}
+    node_slots = plan.concurrency(over_ssh=False)
+    if cluster.address_to_join() or cluster.is_connected() or node_slots + plan.concurrency(over_ssh=True) > 1:
+        with cluster.connection(max(1, node_slots)) as workers:
+            yield workers
+    else:
+        with interrupts.Handlers() as handlers:
+            handlers.deliver()
+            yield LocalWorker()
 
 
 class _Stream:
-    """A running batch: its generator, and the targets that it has not delivered.
+    """A running batch, and the targets that it has not delivered.
 
     :param concurrency: how many targets the worker collects at a time.
     """
 
-    def __init__(self, batch: Batch, concurrency: int, generator: Any) -> None:
+    def __init__(self, batch: Batch, concurrency: int) -> None:
         self.batch = batch
         self.targets_left = {target.name: target for target in batch.targets}
         self.concurrency = concurrency
-        self.generator = generator
         self.node: str | None = None
         self.restart_clock()
 
@@ -127,7 +114,7 @@ class _Run:
 
     def __init__(
         self,
-        ray: Any,
+        workers: Workers,
         plan: Plan,
         on_outcome: Callable[[dict[str, Any]], None],
         progress: Progress | None,
@@ -135,7 +122,7 @@ class _Run:
         retries: int,
         collect: Collect,
     ) -> None:
-        self.ray = ray
+        self.workers = workers
         self.on_outcome = on_outcome
         self.progress = progress
         self.retries = retries
@@ -151,9 +138,7 @@ class _Run:
         self.done_count = 0
         self.failure_counts: Counter[str] = Counter()
         self.wait_s = _FIRST_WORKER_S
-        self.head: str = self.ray.get_runtime_context().gcs_address
         self.last_head_check = time.monotonic()
-        self.task = self.ray.remote(num_cpus=1, max_retries=0, num_returns="streaming")(_collect_batch)
 
     def drive(self) -> None:
         """Start batches while slots are free and receive their attempts, until no batch is queued or running."""
@@ -166,42 +151,19 @@ class _Run:
                     free_slots = self.slots_by_transport[transport] - self._running_targets(transport)
                     while queue and free_slots > 0:
                         free_slots -= self._start(self._next_batch(transport), free_slots)
-                generators = self._wait()
-                cluster.raise_if_interrupted()
+                keys = self.workers.wait(list(self.streams), self.wait_s)
+                interrupts.raise_if_interrupted()
                 if time.monotonic() - self.last_head_check >= _CHECK_INTERVAL_S:
-                    self._check_head()
-                if not generators:
+                    self.workers.check_head()
+                    self.last_head_check = time.monotonic()
+                if not keys:
                     self._check_workers()
                 self.wait_s = _CHECK_INTERVAL_S
-                for generator in generators:
-                    self._receive(self.streams[generator])
+                for key in keys:
+                    self._receive(key)
         finally:
-            for generator in self.streams:
-                self.ray.cancel(generator, force=True)
-
-    def _wait(self) -> list[Any]:
-        """Wait for a delivery; return all generators that have one, as a call of ray.wait costs 4 us per generator."""
-        streams = list(self.streams)
-        ready, _ = self.ray.wait(streams, num_returns=len(streams), timeout=0)
-        if not ready:
-            ready, _ = self.ray.wait(streams, num_returns=1, timeout=self.wait_s)
-        return ready
-
-    def _check_head(self) -> None:
-        """Check that the cluster's head answers, in time for this process to report what it has kept.
-
-        :raises ClusterError: the head has not answered for _HEAD_RESTART_S.
-        """
-        deadline = time.monotonic() + _HEAD_RESTART_S
-        while True:
-            try:
-                cluster.check_listening(self.head)
-                self.last_head_check = time.monotonic()
-                return
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise ClusterError(f"the head of the Ray cluster at {self.head} is gone: {error}") from error
-            time.sleep(1)
+            for key in self.streams:
+                self.workers.cancel(key)
 
     def _check_workers(self) -> None:
         """Warn if no worker has started after the first wait.
@@ -211,7 +173,7 @@ class _Run:
         if any(stream.node for stream in self.streams.values()):
             return
         waits_for_cpu = any(not stream.batch.over_ssh and stream.batch.node is None for stream in self.streams.values())
-        if waits_for_cpu and not self.ray.cluster_resources().get("CPU"):
+        if waits_for_cpu and not self.workers.has_cpu():
             raise ClusterError("no node with a CPU is left in the Ray cluster")
         if self.wait_s == _FIRST_WORKER_S:
             _log.warning("no worker has started after %g s: does Ray have a free CPU?", self.wait_s)
@@ -237,27 +199,20 @@ class _Run:
         """Start a batch and return how many of its targets are collected at a time."""
         targets = [(target, len(self.past_attempts.get(target.name, ())) + 1) for target in batch.targets]
         concurrency = min(len(targets), _MAX_SSH_PER_WORKER, free_slots) if batch.over_ssh else 1
-        options: dict[str, Any] = {}
-        if batch.over_ssh:
-            options = {"scheduling_strategy": "SPREAD", "num_cpus": 0}
-        if batch.node is not None:
-            node = self.ray.get_runtime_context().get_node_id() if batch.node == LOCAL_NODE else batch.node
-            affinity = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-            # Request no CPU: the head of a cluster may have none, and a task that requests one would wait for ever.
-            options = {"scheduling_strategy": affinity(node, soft=False), "num_cpus": 0}
-        generator = self.task.options(**options).remote(targets, self.limits, self.collect, concurrency)
-        self.streams[generator] = _Stream(batch, concurrency, generator)
+        key = self.workers.start(batch, targets, self.limits, self.collect, concurrency)
+        self.streams[key] = _Stream(batch, concurrency)
         return concurrency
 
-    def _receive(self, stream: _Stream) -> None:
+    def _receive(self, key: Any) -> None:
         """Take the next item of a batch: the name of its node, an attempt, or its end or loss."""
+        stream = self.streams[key]
         try:
-            item = self.ray.get(next(stream.generator))
+            item = self.workers.receive(key)
         except StopIteration:
-            del self.streams[stream.generator]
+            del self.streams[key]
             return
-        except self.ray.exceptions.RayError as error:
-            del self.streams[stream.generator]
+        except WorkerLost as error:
+            del self.streams[key]
             self._requeue(stream, error)
             return
         if stream.node is None:
@@ -267,7 +222,7 @@ class _Run:
             self._finish(stream.targets_left.pop(name), stream.batch, attempt)
         stream.restart_clock()
 
-    def _requeue(self, stream: _Stream, error: Exception) -> None:
+    def _requeue(self, stream: _Stream, error: WorkerLost) -> None:
         """Re-queue the targets of a lost batch: each that may have been running alone, the others as one batch.
 
         One of the targets that were running may have killed the worker; each is retried alone to find out which.
@@ -277,9 +232,7 @@ class _Run:
         targets = tuple(stream.targets_left.values())
         suspects, queued_targets = targets[: stream.concurrency], targets[stream.concurrency :]
         duration_ms = round((time.monotonic() - stream.start) * 1000)
-        if isinstance(error, self.ray.exceptions.RayTaskError):
-            error = error.cause  # the exception raised in the worker
-        failure = "lost", type(error).__name__, str(error).strip().partition("\n")[0]
+        failure = "lost", error.error_type, str(error).strip().partition("\n")[0]
         queue = self.queue_by_transport[_transport(stream.batch)]
         if queued_targets:
             queue.appendleft(replace(stream.batch, targets=queued_targets))

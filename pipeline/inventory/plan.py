@@ -70,6 +70,11 @@ class Plan:
     def target_count(self) -> int:
         return sum(len(batch.targets) for batch in self.batches) + len(self.unreachable)
 
+    def concurrency(self, over_ssh: bool) -> int:
+        """Return how many targets are collected at a time over ssh, or other than over ssh."""
+        target_count = sum(len(batch.targets) for batch in self.batches if batch.over_ssh == over_ssh)
+        return min(target_count, self.ssh_parallel if over_ssh else self.parallel)
+
 
 def make_plan(targets: Sequence[Target], parallel: int, nodes: Sequence[Node] = (), ssh_parallel: int = 32) -> Plan:
     """Assign targets to nodes and group them into batches.

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import os
+import secrets
 import signal
 import stat
 import subprocess
@@ -24,7 +25,9 @@ from typing import Any
 import pytest
 
 from pipeline.fanout import cluster, driver, runner
+from pipeline.fanout.workers import LocalWorker
 from pipeline.inventory import Target, plan
+from tests import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 PARALLEL = 2
@@ -52,6 +55,12 @@ def run(some: list[Target], collect: driver.Collect, **options: Any) -> dict[str
     driver.run(plan.make_plan(some, PARALLEL), on_outcome=add, collect=collect, **options)
     assert outcomes.keys() == {target.name for target in some}
     return outcomes
+
+
+@pytest.fixture(params=["ray", "local"])
+def workers(request: pytest.FixtureRequest) -> driver.Workers | None:
+    """The connected Ray, or the process of the driver."""
+    return LocalWorker() if request.param == "local" else None
 
 
 def statuses(outcome: dict[str, Any]) -> list[str]:
@@ -118,7 +127,7 @@ def test_outcomes_arrive_one_by_one_before_the_run_is_over():
     assert [later - earlier > 0.2 for earlier, later in itertools.pairwise(arrival_times)] == [True, True]
 
 
-def test_real_children_are_run_for_cores_anywhere_and_live_here(tmp_path):
+def test_real_children_are_run_for_cores_anywhere_and_live_here(tmp_path, workers):
     script = tmp_path / "child"
     script.write_text(
         f"#!{sys.executable}\n"
@@ -135,7 +144,7 @@ def test_real_children_are_run_for_cores_anywhere_and_live_here(tmp_path):
         Target("here", "live", "live:", python=str(script)),
         Target("gone", "vmcore", f"{tmp_path}/gone", python=str(script)),
     ]
-    outcomes = run(some, runner.run)
+    outcomes = run(some, runner.run, workers=workers)
     assert {name: (o["row"]["status"], o["row"].get("host")) for name, o in outcomes.items()} == {
         "core": ("ok", str(core)),
         "here": ("ok", "live:"),
@@ -199,8 +208,9 @@ def test_retries_can_be_none():
     ("first", "attempts"),
     [("inconsistent", ["inconsistent", "ok"]), ("bad_core", ["bad_core"]), ("timeout", ["timeout"])],
 )
-def test_only_what_another_try_may_change_is_tried_again(first, attempts):
-    outcomes = run(targets(2), with_status(lambda target, attempt: first if attempt == 1 else "ok"))
+def test_only_what_another_try_may_change_is_tried_again(first, attempts, workers):
+    collect = with_status(lambda target, attempt: first if attempt == 1 else "ok")
+    outcomes = run(targets(2), collect, workers=workers)
     assert [statuses(outcome) for outcome in outcomes.values()] == [attempts, attempts]
 
 
@@ -216,13 +226,13 @@ def test_a_collector_that_was_killed_from_outside_is_tried_again_and_in_the_end_
     assert outcomes["t1"]["row"]["error_type"] == "signal:SIGKILL"
 
 
-def test_an_error_of_our_own_in_a_worker_is_a_row_and_not_the_end_of_the_run():
+def test_an_error_of_our_own_in_a_worker_is_a_row_and_not_the_end_of_the_run(workers):
     def broken(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
         if target.name == "t1":
             raise ValueError("a bug")
         return runner.result(attempt, "node", 1, 1, "ok")
 
-    outcomes = run(targets(3), broken)
+    outcomes = run(targets(3), broken, workers=workers)
     row = outcomes["t1"]["row"]
     assert (row["status"], row["error_type"], row["error"]) == ("lost", "ValueError", "a bug")
     assert outcomes["t2"]["row"]["status"] == "ok"
@@ -253,7 +263,7 @@ FAULTS = {
 }
 
 
-def test_no_fault_of_a_child_costs_another_target_anything_but_its_turn(tmp_path):
+def test_no_fault_of_a_child_costs_another_target_anything_but_its_turn(tmp_path, workers):
     """Real children, each fault between good ones; the hung child holds the GIL in C and blocks every signal."""
 
     def child(name: str, code: str) -> str:
@@ -274,7 +284,8 @@ def test_no_fault_of_a_child_costs_another_target_anything_but_its_turn(tmp_path
         some += [Target(name, "live", "live:", python=child(name, code))]
     limits = runner.Limits(timeout_s=5, memory_bytes=300 << 20, output_bytes=4 << 20)
     start = time.monotonic()
-    results = {name: outcome["row"]["status"] for name, outcome in run(some, runner.run, limits=limits).items()}
+    outcomes = run(some, runner.run, limits=limits, workers=workers)
+    results = {name: outcome["row"]["status"] for name, outcome in outcomes.items()}
     faults = {name: status for name, (_, status) in FAULTS.items()}
     assert results == faults | {f"before-{name}": "ok" for name in FAULTS}
     assert time.monotonic() - start < 60
@@ -448,6 +459,27 @@ def test_a_cluster_that_is_not_there_or_wants_another_token_is_one_line_at_once(
     assert time.monotonic() - start < 30
 
 
+@pytest.mark.parametrize(
+    ("files", "count"),
+    [
+        ({"cpu.max": "350000 100000\n"}, 3),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
+        ({}, 4),
+    ],
+)
+def test_a_container_has_the_cpus_of_its_quota(files, count, tmp_path, monkeypatch):
+    """The files are those of Documentation/admin-guide/cgroup-v2.rst and Documentation/scheduler/sched-bwc.rst."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 7})
+    monkeypatch.setattr(cluster, "_CGROUP", tmp_path)
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert cluster._usable_cpus() == count
+
+
 # A driver in a process of its own, like a user's command
 
 
@@ -457,6 +489,37 @@ def short() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
         yield Path(folder)
         assert list(Path(folder).iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("over_ssh", "count", "worker_count"), [(False, 3, 3), (True, 9, 2)], ids=["3 cores", "9 hosts over ssh"]
+)
+def test_an_embedded_ray_keeps_no_more_workers_than_targets_need(tmp_path, over_ssh, count, worker_count):
+    """On a machine with many CPUs; a worker waits for up to 8 hosts over ssh."""
+    code = f"""
+        def wait(target, attempt, limits):
+            time.sleep(100)
+
+        batches = [plan.Batch((Target(f"t{{n}}", "vmcore", "/"),), over_ssh={over_ssh}) for n in range({count})]
+        driver.run(plan.Plan(tuple(batches), 64), on_outcome=print, collect=wait)
+    """
+    word = secrets.token_hex(16)
+    process = run_script(tmp_path, textwrap.dedent(code), wait=False, TEST_WORD=word)
+    deadline = time.monotonic() + 60
+    # Ray starts one in reserve and ends it a second later if there are more than it has CPUs.
+    while ray_workers(f"TEST_WORD={word}") != ["ray::collect_batch"] * worker_count:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, ray_workers(f"TEST_WORD={word}")
+        time.sleep(0.1)
+    process.terminate()
+    process.communicate(timeout=30)
+
+
+def ray_workers(variable: str) -> list[str]:
+    """Return the command lines of Ray's workers: the title that Ray gives them, before that an interpreter's."""
+    commands = [command.strip() for command in processes.find(variable).values()]
+    titles = [command for command in commands if command.startswith("ray::") and "Agent" not in command]
+    return titles + [command for command in commands if "/default_worker.py" in command and "/raylet " not in command]
 
 
 def run_script(folder: Path, code: str, wait: bool = True, **env: str) -> Any:
@@ -529,10 +592,10 @@ def test_a_stopped_driver_leaves_nothing_running_and_ray_has_said_nothing(tmp_pa
     else:
         assert stderr == ""
     if number == signal.SIGKILL:
-        # Ray's own agents take a minute to notice. The next driver removes the directory.
+        # Ray's own agents take a minute to notice. The next embedded Ray removes the directory.
         assert_exit_within(5, children)
         assert list(short.iterdir())
-        run_script(tmp_path, "run(1, ok)", TMPDIR=str(short))
+        run_script(tmp_path, "run(2, ok)", TMPDIR=str(short))
     assert_exit_within(5, children + raylets)
 
 
@@ -617,12 +680,8 @@ def test_an_interrupt_that_python_drops_still_ends_the_run() -> None:
 )
 def test_only_what_needs_a_cpu_ends_a_run_on_a_cluster_without_one(fields: dict[str, Any], ends: bool) -> None:
     """The head of a cluster may have no CPU, and a worker there may take longer to start than the first check."""
-    ray = types.SimpleNamespace(
-        get_runtime_context=lambda: types.SimpleNamespace(gcs_address="127.0.0.1:1"),
-        remote=lambda **options: lambda function: function,
-        cluster_resources=lambda: {"memory": 1e9},
-    )
-    state = driver._Run(ray, plan.make_plan([], 1), print, None, runner.Limits(), 1, runner.run)
-    state.streams["generator"] = driver._Stream(plan.Batch(tuple(targets(1)), **fields), 1, None)
+    workers = types.SimpleNamespace(has_cpu=lambda: False)
+    state = driver._Run(workers, plan.make_plan([], 1), print, None, runner.Limits(), 1, runner.run)
+    state.streams["generator"] = driver._Stream(plan.Batch(tuple(targets(1)), **fields), 1)
     with pytest.raises(cluster.ClusterError, match="no node with a CPU") if ends else contextlib.nullcontext():
         state._check_workers()

@@ -133,6 +133,14 @@ def test_batches_over_ssh_are_apart_and_as_small_as_their_own_slots_want():
     assert (result.parallel, result.ssh_parallel) == (2, 32)
 
 
+def test_no_more_targets_are_collected_at_a_time_than_there_are():
+    some = [*targets(3), *targets(9, "ssh")]
+    for parallel, ssh_parallel, concurrency in ((64, 32, (3, 9)), (2, 4, (2, 4))):
+        run_plan = plan.make_plan(some, parallel, ssh_parallel=ssh_parallel)
+        assert (run_plan.concurrency(over_ssh=False), run_plan.concurrency(over_ssh=True)) == concurrency
+    assert plan.make_plan([], 4).concurrency(over_ssh=False) == 0
+
+
 def test_the_text_says_of_every_target_what_it_is_and_from_where_by_which_means():
     result = plan.make_plan(
         [

@@ -1,0 +1,111 @@
+"""Workers, which collect batches: the interface that the driver uses, and the driver's own process as a worker.
+
+The other implementation, on Ray, is in `cluster`.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any, Protocol
+
+from pipeline.fanout import runner
+from pipeline.inventory import Target
+from pipeline.inventory.plan import Batch
+
+Collect = Callable[[Target, int, runner.Limits], dict[str, Any]]
+
+
+class WorkerLost(Exception):
+    """A batch ended before it delivered all targets.
+
+    :param error_type: class of the cause.
+    """
+
+    def __init__(self, error_type: str, message: str) -> None:
+        super().__init__(message)
+        self.error_type = error_type
+
+
+class Workers(Protocol):
+    """Collect batches. A started batch is a hashable stream of the items that `collect_batch` yields."""
+
+    def start(self, batch: Batch, *args: Any) -> Any:
+        """Start `collect_batch` with these arguments where the batch belongs, and return its stream."""
+
+    def wait(self, streams: Sequence[Any], timeout_s: float) -> Sequence[Any]:
+        """Wait until an item, an end or a loss can be received; return the streams that have one."""
+
+    def receive(self, stream: Any) -> Any:
+        """Return the next item of a stream.
+
+        :raises StopIteration: the batch is complete.
+        :raises WorkerLost: it will never be.
+        """
+
+    def cancel(self, stream: Any) -> None:
+        """Kill what a batch has started."""
+
+    def check_head(self) -> None:
+        """Check that whatever coordinates the workers answers.
+
+        :raises ClusterError: it does not.
+        """
+
+    def has_cpu(self) -> bool:
+        """Whether a node with a CPU is alive."""
+
+
+class LocalWorker:
+    """Collects in the process of the driver, one batch after another, for runs that would wait longer for Ray.
+
+    Each target has a child process in any case. An interrupt of the driver ends the child.
+    """
+
+    def start(self, batch: Batch, *args: Any) -> Iterator[Any]:
+        return collect_batch(*args)
+
+    def wait(self, streams: Sequence[Any], timeout_s: float) -> Sequence[Any]:
+        return streams[:1]
+
+    def receive(self, stream: Iterator[Any]) -> Any:
+        try:
+            return next(stream)
+        except StopIteration:
+            raise
+        except Exception as error:
+            raise WorkerLost(type(error).__name__, str(error)) from error
+
+    def cancel(self, stream: Any) -> None:
+        stream.close()
+
+    def check_head(self) -> None:
+        pass
+
+    def has_cpu(self) -> bool:
+        return True
+
+
+def collect_batch(
+    targets: Sequence[tuple[Target, int]], limits: runner.Limits, collect: Collect, concurrency: int
+) -> Iterator[Any]:
+    """Collect a batch in a worker: yield the node's name, then the name of each target with its attempt.
+
+    :param targets: each with the number of the attempt.
+    """
+    yield socket.gethostname()
+    if concurrency == 1:
+        for target, number in targets:
+            yield target.name, _with_json_tables(collect(target, number, limits))
+        return
+    with ThreadPoolExecutor(concurrency) as threads:
+        names = {threads.submit(collect, target, number, limits): target.name for target, number in targets}
+        for future in as_completed(names):
+            yield names[future], _with_json_tables(future.result())
+
+
+def _with_json_tables(attempt: dict[str, Any]) -> dict[str, Any]:
+    """Return an attempt with its tables as JSON text, so that the workers encode them and not the one driver."""
+    return {**attempt, "tables": json.dumps(attempt["tables"], separators=(",", ":"))}

@@ -53,6 +53,10 @@ _QUIET_SETTINGS = {
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
 }
 
+# Methods of Ray's node that start processes which nothing here uses: the server of the dashboard, the autoscaler, and
+# the one that copies the workers' output to the driver. Together they take 1 s to start and 1 s to end.
+_UNUSED_SERVICES = ("start_api_server", "start_monitor", "start_log_monitor")
+
 
 class ClusterError(AuditError):
     """Ray cannot be started or joined, or was lost; the message is one line."""
@@ -187,16 +191,19 @@ def _init(ray: Any, address: str, options: Mapping[str, Any]) -> None:
     """Start or join Ray without its SIGTERM handler, which would end the process at any point.
 
     Ray's processes get process groups of their own: `timeout` sends SIGTERM to the whole group, and a driver whose Ray
-    dies during the start exits without an exception.
+    dies during the start exits without an exception. An embedded Ray has only the processes that it needs.
     """
     with contextlib.ExitStack() as stack:
-        # Private names of Ray. With a release that lacks one, an interrupt during the start takes effect later.
-        utils, services = ray._private.utils, ray._private.services
+        # Private names of Ray. With a release that lacks one, an interrupt during the start takes effect later, and
+        # Ray's start and end take longer.
+        utils, services, node = ray._private.utils, ray._private.services, ray._private.node.Node
         if hasattr(utils, "set_sigterm_handler"):
             stack.enter_context(mock.patch.object(utils, "set_sigterm_handler"))
         if hasattr(services, "ConsolePopen"):
             popen = functools.partial(services.ConsolePopen, process_group=0)
             stack.enter_context(mock.patch.object(services, "ConsolePopen", popen))
+        for name in filter(functools.partial(hasattr, node), _UNUSED_SERVICES):
+            stack.enter_context(mock.patch.object(node, name))
         ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
 
 
@@ -245,6 +252,7 @@ def _embedded_options(stack: contextlib.ExitStack, parallel: int) -> dict[str, A
     variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, "PYTHONPATH": runner.python_path()}
     variables[_DIRECTORY_VARIABLE] = directory
     variables["RAY_worker_niceness"] = "0"  # default 15, which would add to the niceness of a child
+    variables["RAY_memory_monitor_refresh_ms"] = "0"  # else others' use of memory makes Ray kill its workers
     variables["SPT_NOENV"] = "1"  # keeps Ray from overwriting the environment of its agents with their titles
     stack.enter_context(_environment(variables))
     return {

@@ -302,7 +302,7 @@ def _publish(args: argparse.Namespace, staging: Staging) -> int:
     """Publish a run whose targets all have an outcome, print its report, and return the exit code."""
     from pipeline import query, warehouse
     from pipeline.common import output
-    from pipeline.report.formats import RENDERERS
+    from pipeline.report import render
     from pipeline.report.model import build_report
 
     with _resume_hint(staging):
@@ -312,7 +312,7 @@ def _publish(args: argparse.Namespace, staging: Staging) -> int:
     with warehouse.open_tables(args.warehouse) as tables:
         report = build_report(query.Session(tables), manifest.run_id)
         try:
-            RENDERERS["text"](report, sys.stdout)
+            render.text(report, sys.stdout)
             sys.stdout.flush()
         except BrokenPipeError:  # the run is published even if the reader of stdout has gone
             output.discard_stdout()

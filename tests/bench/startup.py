@@ -1,4 +1,4 @@
-"""Startup: the cost of the command line, of the embedded Ray and of reading an inventory."""
+"""Startup: the cost of the command line, of a run of one target, of the embedded Ray and of reading an inventory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.inventory import Target
-from tests.bench.measure import Row, call, run_command, run_in_turn
+from tests.bench.measure import ROOT, Row, call, run_command, run_in_turn
 from tests.bench.simulated import collect_failure, write_inventory
 
 _HEAVY_PACKAGES = {"ray", "pyarrow", "duckdb", "drgn", "rich", "yaml"}
@@ -26,6 +26,13 @@ def run(full: bool) -> Iterator[Row]:
     yield Row("lru-audit --help", help_costs["help"].wall_s, "s", budget="<= 0.2")
     yield Row("lru-audit --help", help_costs["help"].wall_s, "s", "python -c pass", help_costs["bare"].wall_s)
     yield Row("heavy packages that --help imports", call(heavy_imports).value, "packages", budget="<= 0")
+
+    with tempfile.TemporaryDirectory() as folder:
+        core = ROOT / "tests/vmcores/deb510-n1/vmcore"
+        command = [sys.executable, "-m", "pipeline", "run", core, "-w", folder, "--quiet"]
+        costs = run_in_turn(5 if full else 1, run=partial(run_command, command))
+    yield Row("lru-audit run of one small core, until the ranking", costs["run"].wall_s, "s", budget="<= 2")
+    yield Row("lru-audit run of one small core: CPU time", costs["run"].cpu_s, "s")
 
     ray_costs = run_in_turn(3 if full else 1, embedded=partial(call, embedded_ray), plain=partial(call, plain_ray))
     plain_s = ray_costs["plain"].wall_s
@@ -64,28 +71,30 @@ def embedded_ray() -> None:
 
 
 def first_outcome() -> tuple[list[int], int]:
-    """Start Ray as a run does, and collect a target that takes no time.
+    """Start Ray as a run does, and collect targets that take no time.
 
     :return: the memory of each worker and of all other processes of Ray, in bytes. Shared pages are split evenly (PSS).
     """
     from pipeline.fanout import driver
     from pipeline.inventory import plan
 
-    target = Target("one", "vmcore", "/one")
+    targets = [Target(f"t{number}", "vmcore", "/core") for number in range(_PARALLEL)]
     worker_bytes: list[int] = []
     other_bytes = 0
 
     def measure(outcome: dict[str, Any]) -> None:
         nonlocal other_bytes
+        if worker_bytes:  # not the first outcome
+            return
         for process in _descendants(os.getpid()):
             rollup = (process / "smaps_rollup").read_text(encoding="ascii")
             pss_bytes = 1024 * int(rollup.partition("\nPss:")[2].split()[0])
-            if (process / "cmdline").read_bytes().startswith((b"ray::IDLE", b"ray::_collect")):
+            if (process / "cmdline").read_bytes().startswith((b"ray::IDLE", b"ray::collect_batch")):
                 worker_bytes.append(pss_bytes)
             else:
                 other_bytes += pss_bytes
 
-    driver.run(plan.make_plan([target], _PARALLEL), on_outcome=measure, collect=collect_failure)
+    driver.run(plan.make_plan(targets, _PARALLEL), on_outcome=measure, collect=collect_failure)
     return worker_bytes, other_bytes
 
 

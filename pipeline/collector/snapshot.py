@@ -3,6 +3,8 @@
 ``schemas/`` documents the columns.
 """
 
+import zlib
+
 from drgn import FaultError, Object, alignof, sizeof
 
 from . import __version__, budget
@@ -261,6 +263,7 @@ def _target_row(kernel, findings, sbs, memcg_list):
         "captured_at": captured_s and captured_s * _MICROSECONDS,
         "booted_at": captured_s and (captured_s - uptime_s) * _MICROSECONDS,
         "uptime_s": uptime_s,
+        "core_id": _core_id(kernel, captured_s, uptime_s),
         "nr_node_ids": nr_node_ids(prog),
         "possible_nodes": nodes_in_state(prog, "N_POSSIBLE"),
         "online_nodes": nodes_in_state(prog, "N_ONLINE"),
@@ -310,6 +313,15 @@ def _clock(prog):
         return None, None
     low, high = _PLAUSIBLE_SECONDS
     return (epoch_s, max(0, epoch_s - boot_s)) if low < epoch_s < high else (None, None)
+
+
+def _core_id(kernel, captured_s, uptime_s):
+    """Return a name that all copies of a core have in common, or None for a running kernel or an unreadable clock."""
+    if kernel.core_bytes is None or captured_s is None:
+        return None
+    node_name = kernel.prog["init_uts_ns"].name.nodename.string_()
+    identity = b"%s %s %d" % (kernel.prog["VMCOREINFO"].string_(), node_name, captured_s - uptime_s)
+    return "%x-%x-%08x" % (captured_s, kernel.core_bytes, zlib.crc32(identity))
 
 
 def _timekeeper(prog):

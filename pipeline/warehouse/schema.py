@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.common import data
 
 # Incremented when a table gains a nullable column; any other change requires a new table.
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)

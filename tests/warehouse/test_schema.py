@@ -15,6 +15,7 @@ DESIGN = {
     "runs": """run_id audit started_at finished_at revision_of complete targets good tool_version schema_version
         model_version inventory_sha256""",
     "targets": """run_id target kind source via labels status error_type error attempts started_at duration_ms
+        carried_from input_digest core_id
         collector_version model_version reads read_bytes peak_rss_bytes host kernel_release kernel_version arch
         page_bytes memory_bytes captured_at booted_at uptime_s nr_node_ids possible_nodes online_nodes layout
         types_source memcg_nr_cache_ids online_memcgs dying_memcgs max_online_id superblocks list_lrus slab_cache
@@ -48,8 +49,8 @@ def test_other_columns_are_another_version():
         f"{name} {field.name} {field.type}" for name, table in schema.tables().items() for field in table.arrow
     ]
     assert (schema.VERSION, hashlib.sha256("\n".join(declarations).encode()).hexdigest()[:16]) == (
-        3,
-        "1dcc37fa12b3d8db",
+        4,
+        "27fdc5b9ee28142e",
     )
 
 

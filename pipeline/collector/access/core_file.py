@@ -16,11 +16,11 @@ _PT_LOAD = 1
 _PN_XNUM = 0xFFFF
 
 
-class CoreFile(namedtuple("CoreFile", "note machine")):
+class CoreFile(namedtuple("CoreFile", "note machine size_bytes")):
     """The facts in a core file's header that an audit needs.
 
     note: warning for a reader of the audit, or None. machine: utsname.machine where libkdumpfile ignores it because
-    QEMU left the rest of utsname empty, else None.
+    QEMU left the rest of utsname empty, else None. size_bytes: size of the file.
     """
 
     __slots__ = ()
@@ -48,7 +48,7 @@ def read_header(path):
             expected_bytes = _elf_size(f, header)
             if expected_bytes > size_bytes:
                 note = "the core is truncated: %d of %d bytes" % (size_bytes, expected_bytes)
-    return CoreFile(note, machine)
+    return CoreFile(note, machine, size_bytes)
 
 
 def _elf_size(f, header):

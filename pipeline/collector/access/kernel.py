@@ -73,12 +73,14 @@ class Kernel:
     :ivar prog: ``drgn.Program``.
     :ivar types_source: ``dwarf``, ``btf`` (the kernel's own) or ``btf-dir``.
     :ivar note: warning about the core file for a reader of the audit, or None.
+    :ivar core_bytes: size of the core file, or None for a running kernel.
     """
 
     def __init__(self, prog, types_source, note=None):
         self.prog = prog
         self.types_source = types_source
         self.note = note
+        self.core_bytes = None
 
 
 def open_kernel(source, vmlinux=None, debug_dirs=(), btf_dir=None, vmcoreinfo=None):
@@ -95,9 +97,10 @@ def open_kernel(source, vmlinux=None, debug_dirs=(), btf_dir=None, vmcoreinfo=No
     :param vmcoreinfo: path of a file with the VMCOREINFO of a QEMU guest, or None.
     :raises CollectError: with the status that says why.
     """
-    prog, note = _attach(source, vmcoreinfo)
+    prog, core = _attach(source, vmcoreinfo)
     kernel = with_types(prog, source, vmlinux, debug_dirs, btf_dir)
-    kernel.note = note
+    if core is not None:
+        kernel.note, kernel.core_bytes = core.note, core.size_bytes
     return kernel
 
 
@@ -119,18 +122,17 @@ def with_types(prog, source, vmlinux=None, debug_dirs=(), btf_dir=None):
 
 
 def _attach(source, vmcoreinfo=None):
-    """Return a program attached to the kernel, and the note on its core file."""
+    """Return a program attached to the kernel, and the CoreFile of its core, or None."""
     if source.startswith(qmp.PREFIX):
         return qmp.attach(source, vmcoreinfo), None
-    note = None
+    core = None
     try:
         if source == "live:":
             prog = Program()
             prog.set_kernel()
         else:
-            header = core_file.read_header(source)
-            note = header.note
-            prog = Program(_PLATFORMS.get(header.machine))
+            core = core_file.read_header(source)
+            prog = Program(_PLATFORMS.get(core.machine))
             prog.set_core_dump(source)
         prog["VMCOREINFO"]
     except CollectError:
@@ -156,7 +158,7 @@ def _attach(source, vmcoreinfo=None):
     except Exception as e:
         # drgn raises Exception, ValueError or FaultError for a file that libelf or libkdumpfile cannot read.
         raise CollectError("bad_core", "%s: %s" % (source, e), type(e).__name__) from e
-    return prog, note
+    return prog, core
 
 
 def _load_dwarf(prog, source, vmlinux, debug_dirs):

@@ -20,7 +20,7 @@ TABLES = ("targets", "superblocks", "list_lrus", "memcgs")
 # and in `targets` those that describe the target and its collection.
 _KEYS = {"run_id", "target"}
 _TARGET_COLUMNS = _KEYS | {"kind", "source", "via", "labels", "status", "error_type", "error", "attempts"}
-_TARGET_COLUMNS |= {"started_at", "duration_ms"}
+_TARGET_COLUMNS |= {"started_at", "duration_ms", "carried_from", "input_digest"}
 
 
 class FrameError(ValueError):

@@ -14,6 +14,11 @@ MAX_DETAILED_HOSTS = 20
 """The worst hosts, up to this many, have a section each."""
 
 
+def ranking_name(target: str, same_core_as: str | None) -> str:
+    """Return a target's name in the ranking, which says whose core it has."""
+    return target if same_core_as is None else f"{target} (same core as {same_core_as})"
+
+
 class Report:
     """The figures of one run. Each section is a statement of `sql/reports/`, run when a renderer first reads it."""
 
@@ -29,15 +34,17 @@ class Report:
     @cached_property
     def totals(self) -> dict[str, int]:
         """Sums over the ranking: `hosts`, `memory_bytes`, `list_lru_bytes`, `lazy_bytes`, `wasted_bytes`, the three
-        `saves_*_bytes` that sum to it, and `machines`, which counts all cores of a machine once."""
+        `saves_*_bytes` that sum to it, `machines`, which counts all cores of a machine once, and `copies` of cores."""
         return self._row("totals") or {}
 
     @property
-    def older_cores_note(self) -> str:
-        """A sentence on the older cores that the sums include and `advice` leaves out; empty without such cores."""
-        count = self.totals["hosts"] - self.totals["machines"]
-        cores = f"{count:,} older core{'' if count == 1 else 's'}"
-        return f"These sums include {cores} of a host; the advice counts each host once." if count else ""
+    def repeated_cores_note(self) -> str:
+        """A sentence on older cores and copies, which the sums include and `advice` leaves out; empty without any."""
+        copies = self.totals["copies"]
+        older = self.totals["hosts"] - self.totals["machines"] - copies
+        counts = [f"{older:,} older core{'' if older == 1 else 's'} of a host"] if older else []
+        counts += [f"{copies:,} {'copy' if copies == 1 else 'copies'} of the same core"] if copies else []
+        return f"These sums include {' and '.join(counts)}; the advice counts each host once." if counts else ""
 
     @cached_property
     def coverage(self) -> pa.Table:

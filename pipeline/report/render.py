@@ -13,7 +13,7 @@ from rich.table import Table
 
 from pipeline.common.text import human_bytes, printable
 from pipeline.report import advice, escape, rows
-from pipeline.report.model import Report
+from pipeline.report.model import Report, ranking_name
 
 # Limits of the text format: a terminal shows the worst hosts.
 MAX_HOSTS = 50
@@ -138,7 +138,7 @@ def _summary(report: Report) -> list[str]:
         at_least, at_most = ("at least ", "at most ") if "online" in report.lazy_bases else ("", "")
         machines = totals["machines"]
         hosts = "1 host wastes" if totals["hosts"] == 1 else f"{totals['hosts']} hosts waste"
-        if report.older_cores_note:
+        if report.repeated_cores_note:
             hosts = f"{totals['hosts']} targets of {machines} {'host' if machines == 1 else 'hosts'} waste"
         lines += [
             f"{hosts} {at_least}"
@@ -149,8 +149,8 @@ def _summary(report: Report) -> list[str]:
             f"one array instead of one per node {human_bytes(totals['saves_transpose_bytes'])}, "
             f"xarrays instead of arrays {human_bytes(totals['saves_xarray_bytes'])}.",
         ]
-        if report.older_cores_note:
-            lines.append(report.older_cores_note)
+        if report.repeated_cores_note:
+            lines.append(report.repeated_cores_note)
     return lines
 
 
@@ -180,7 +180,7 @@ def _ranking(report: Report, *, is_wide: bool) -> Table:
         _add_row(
             table,
             row["rank"],
-            row["target"],
+            ranking_name(row["target"], row["same_core_as"]),
             row["kernel_release"] if is_wide else _version(row["kernel_release"]),
             row["memcg_nr_cache_ids"],
             row["superblocks"],

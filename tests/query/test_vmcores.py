@@ -72,6 +72,17 @@ def test_the_parts_of_the_waste_sum_to_it(db):
         assert db.rows(f"SELECT target, {parts} AS wasted_bytes FROM {view} ORDER BY target") == waste
 
 
+def test_the_id_of_a_core_has_its_crash_time_and_size_and_no_other_core_has_it(db):
+    rows = db.rows("SELECT target, core_id, epoch(captured_at)::BIGINT AS crashed_s FROM targets WHERE status = 'ok'")
+    assert len({row["core_id"] for row in rows}) == len(CORES)
+    for row in rows:
+        crash_time, size, crc = row["core_id"].split("-")
+        assert int(crash_time, 16) == row["crashed_s"]
+        assert int(size, 16) == (VMCORES / row["target"]).stat().st_size
+        assert len(crc) == 8
+    assert db.rows("SELECT target FROM host_waste WHERE same_core_as IS NOT NULL") == []
+
+
 def test_the_server_comes_first_with_its_bytes(db):
     server = db.rows("FROM host_waste")[0]
     assert (server["rank"], server["target"], server["list_lru_bytes"]) == (1, "bytedance/vmcore", SERVER_BYTES)

@@ -223,7 +223,7 @@ def test_csv_is_the_ranking_with_the_views_columns(root):
     rows = list(csv.DictReader(io.StringIO(render(root, "csv"))))
     expected_rows = session(root).rows("FROM host_waste")
     assert [{k: v for k, v in row.items() if k != "wasted_pct_of_memory"} for row in rows] == [
-        {k: str(v) for k, v in row.items() if k != "wasted_pct_of_memory"} for row in expected_rows
+        {k: "" if v is None else str(v) for k, v in row.items() if k != "wasted_pct_of_memory"} for row in expected_rows
     ]
 
 

@@ -63,6 +63,12 @@ def _add_run(commands: Any) -> None:
         "--audit", type=_name, help="name of the series of runs (default: name of the inventory, else adhoc)"
     )
     parser.add_argument(
+        "--again",
+        action="store_true",
+        help="read every core; without this, a core keeps the rows of an earlier run of this audit if neither the core "
+        "nor the options nor the collector have changed since",
+    )
+    parser.add_argument(
         "--redact",
         action="store_true",
         help="store pseudonyms instead of names of mounts, devices and cgroups, for a warehouse that others may see; "

@@ -50,7 +50,10 @@ def _run_locked(args: argparse.Namespace, targets: Targets) -> int:
             "inventory_sha256": inventory.sha256(planned_targets),
         }
         options = {"limits": vars(_limits(args)), "retries": args.retries, "redact": args.redact}
-        staging = warehouse.Staging.create(args.warehouse, run, options, map(vars, planned_targets))
+        # Pseudonyms are those of one run: a core of another run would have others.
+        carries_cores = not (args.again or args.redact)
+        planned = map(vars, planned_targets)
+        staging = warehouse.Staging.create(args.warehouse, run, options, planned, carries_cores=carries_cores)
         stack.enter_context(_resume_hint(staging))
         _collect(args, staging, plan, workers)
     return _publish(args, staging)
@@ -274,6 +277,7 @@ def _collect(args: argparse.Namespace, staging: Staging, plan: Plan, workers: Wo
             progress=display,
             limits=_restore(staging, runner.Limits, options["limits"]),
             retries=options["retries"],
+            known_digests=None if options.get("redact") else staging.known_digests(),
             collect=collect,
             workers=workers,
         )
@@ -308,6 +312,8 @@ def _publish(args: argparse.Namespace, staging: Staging) -> int:
     with _resume_hint(staging):
         manifest = staging.publish(query.check)
     if not args.quiet:
+        if staging.unchanged_counts:
+            print(_unchanged_note(staging), file=sys.stderr)
         print(f"published {manifest.directory}", file=sys.stderr)
     with warehouse.open_tables(args.warehouse) as tables:
         report = build_report(query.Session(tables), manifest.run_id)
@@ -321,3 +327,11 @@ def _publish(args: argparse.Namespace, staging: Staging) -> int:
     if manifest.good == manifest.targets:
         return OK
     return SOME_NOT_GOOD if manifest.good else NONE_GOOD
+
+
+def _unchanged_note(staging: Staging) -> str:
+    """Return the line on stderr about the cores whose rows a published run has from earlier runs."""
+    count, runs = staging.unchanged_counts.total(), sorted(staging.unchanged_counts)
+    since = f"run {runs[-1]}" + (" or earlier" if len(runs) > 1 else "")
+    counts = f"{count:,} of {staging.run['targets']:,} targets"
+    return f"{counts} are cores that have not changed since {since} and were not read; run --again reads them"

@@ -30,7 +30,7 @@ def show(total: int, quiet: bool = False, file: TextIO | None = None) -> Iterato
         yield _NoProgress()
     elif file.isatty():
         console = Console(file=file)
-        columns = ("{task.fields[failures]}", "{task.fields[rate]}")
+        columns = ("{task.fields[remarks]}", "{task.fields[rate]}")
         with Progress(
             TextColumn("auditing"),
             BarColumn(),
@@ -47,7 +47,7 @@ def show(total: int, quiet: bool = False, file: TextIO | None = None) -> Iterato
 
 
 class _NoProgress:
-    def update(self, done_count: int, failure_counts: Mapping[str, int]) -> None:
+    def update(self, done_count: int, counts: Mapping[str, int]) -> None:
         pass
 
 
@@ -55,11 +55,11 @@ class _Bar:
     def __init__(self, bar: Progress, total: int) -> None:
         self._bar = bar
         self._start = time.monotonic()
-        self._task = bar.add_task("", total=total, failures="", rate="")
+        self._task = bar.add_task("", total=total, remarks="", rate="")
 
-    def update(self, done_count: int, failure_counts: Mapping[str, int]) -> None:
+    def update(self, done_count: int, counts: Mapping[str, int]) -> None:
         rate = f"{done_count / (time.monotonic() - self._start):.1f}/s"
-        self._bar.update(self._task, completed=done_count, failures=_failures(failure_counts), rate=rate)
+        self._bar.update(self._task, completed=done_count, remarks=_remarks(counts), rate=rate)
 
 
 class _Lines:
@@ -70,12 +70,12 @@ class _Lines:
         self._last_print = self._start
         self._line = ""
 
-    def update(self, done_count: int, failure_counts: Mapping[str, int]) -> None:
+    def update(self, done_count: int, counts: Mapping[str, int]) -> None:
         time_s = time.monotonic()
         rate = done_count / (time_s - self._start)
         remaining_time = f", {(self._total - done_count) / rate:.0f} s left" if done_count < self._total else ""
-        failures = f", {_failures(failure_counts)}" if failure_counts else ""
-        self._line = f"{done_count}/{self._total} targets{failures}, {rate:.1f}/s{remaining_time}"
+        remarks = f", {_remarks(counts)}" if counts else ""
+        self._line = f"{done_count}/{self._total} targets{remarks}, {rate:.1f}/s{remaining_time}"
         if time_s - self._last_print >= _LINE_INTERVAL_S:
             self._last_print = time_s
             self.flush()
@@ -87,5 +87,5 @@ class _Lines:
         self._line = ""
 
 
-def _failures(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+def _remarks(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {result}" for result, count in sorted(counts.items()))

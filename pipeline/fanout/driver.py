@@ -44,8 +44,8 @@ _log = logging.getLogger(__name__)
 class Progress(Protocol):
     """Receives the progress of a run."""
 
-    def update(self, done_count: int, failure_counts: Mapping[str, int]) -> None:
-        """Take the number of targets with an outcome and, of these, the number with each status that is not good."""
+    def update(self, done_count: int, counts: Mapping[str, int]) -> None:
+        """Take the number of targets with an outcome, and how many of these have each bad status or are `unchanged`."""
 
 
 def run(
@@ -55,22 +55,26 @@ def run(
     progress: Progress | None = None,
     limits: runner.Limits | None = None,
     retries: int = 1,
+    known_digests: Mapping[str, str] | None = None,
     collect: Collect = runner.run,
     workers: Workers | None = None,
 ) -> None:
     """Collect every target of the plan; pass each outcome to `on_outcome`, in this thread, as it arrives.
 
-    An outcome has the form of `runner.outcome`, except that the tables of a collected target are JSON text.
+    An outcome has the form of `runner.outcome`, with `input_digest` in the row, and the tables of a collected target as
+    JSON text. That of a core which is not read, since it has not changed, has no attempts, and `unchanged` is True.
 
     :param limits: limits of one collection; a target's timeout_s takes precedence.
     :param retries: how often a target is retried after a result that may change: lost, inconsistent, or crashed by a
         SIGKILL. A target that was lost together with others is retried alone in any case.
+    :param known_digests: digests of cores in earlier runs by target; a core that still has its digest is not read. With
+        None, no digests are made.
     :param collect: the function that a worker calls for each target, from several threads for targets over ssh.
     :param workers: default those of `connection`, for this call.
     :raises ClusterError: Ray cannot be started or joined, or no node is left that can collect.
     """
     with contextlib.nullcontext(workers) if workers else connection(plan) as workers:
-        _Run(workers, plan, on_outcome, progress, limits or runner.Limits(), retries, collect).drive()
+        _Run(workers, plan, on_outcome, progress, limits or runner.Limits(), retries, known_digests, collect).drive()
 
 
 @contextlib.contextmanager
@@ -120,12 +124,14 @@ class _Run:
         progress: Progress | None,
         limits: runner.Limits,
         retries: int,
+        known_digests: Mapping[str, str] | None,
         collect: Collect,
     ) -> None:
         self.workers = workers
         self.on_outcome = on_outcome
         self.progress = progress
         self.retries = retries
+        self.known_digests = known_digests
         self.unreachable = plan.unreachable
         self.limits = limits
         self.collect = collect
@@ -136,7 +142,7 @@ class _Run:
         self.streams: dict[Any, _Stream] = {}
         self.past_attempts: dict[str, list[dict[str, Any]]] = {}
         self.done_count = 0
-        self.failure_counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
         self.wait_s = _FIRST_WORKER_S
         self.last_head_check = time.monotonic()
 
@@ -144,7 +150,8 @@ class _Run:
         """Start batches while slots are free and receive their attempts, until no batch is queued or running."""
         for target, reason in self.unreachable:
             started_at = time.time_ns() // 1000
-            self._deliver(target, [runner.result(1, None, started_at, 0, "unreachable", "NoSuchNode", reason)])
+            attempt = runner.result(1, None, started_at, 0, "unreachable", "NoSuchNode", reason)
+            self._deliver(runner.outcome(target, [attempt]), "unreachable")
         try:
             while any(self.queue_by_transport.values()) or self.streams:
                 for transport, queue in self.queue_by_transport.items():
@@ -199,12 +206,20 @@ class _Run:
         """Start a batch and return how many of its targets are collected at a time."""
         targets = [(target, len(self.past_attempts.get(target.name, ())) + 1) for target in batch.targets]
         concurrency = min(len(targets), _MAX_SSH_PER_WORKER, free_slots) if batch.over_ssh else 1
-        key = self.workers.start(batch, targets, self.limits, self.collect, concurrency)
+        arguments = targets, self.limits, self.collect, concurrency, self._known_digests_of(batch)
+        key = self.workers.start(batch, *arguments)
         self.streams[key] = _Stream(batch, concurrency)
         return concurrency
 
+    def _known_digests_of(self, batch: Batch) -> dict[str, str] | None:
+        """Return the known digests of a batch; a target that is retried has none, since it has an attempt already."""
+        if self.known_digests is None:
+            return None
+        names = {target.name for target in batch.targets} - self.past_attempts.keys()
+        return {name: self.known_digests[name] for name in names & self.known_digests.keys()}
+
     def _receive(self, key: Any) -> None:
-        """Take the next item of a batch: the name of its node, an attempt, or its end or loss."""
+        """Take the next item of a batch: its node and unchanged cores, an attempt, or its end or loss."""
         stream = self.streams[key]
         try:
             item = self.workers.receive(key)
@@ -216,7 +231,10 @@ class _Run:
             self._requeue(stream, error)
             return
         if stream.node is None:
-            stream.node = item
+            stream.node, unchanged_names = item
+            for name in unchanged_names:
+                unchanged = runner.outcome(stream.targets_left.pop(name), [])
+                self._deliver({**unchanged, "unchanged": True}, "unchanged")
         else:
             name, attempt = item
             self._finish(stream.targets_left.pop(name), stream.batch, attempt)
@@ -253,16 +271,17 @@ class _Run:
             self.past_attempts[target.name] = attempts
             self.queue_by_transport[_transport(batch)].appendleft(replace(batch, targets=(target,)))
             return
-        self._deliver(target, attempts)
+        outcome = runner.outcome(target, attempts)
+        outcome["row"]["input_digest"] = attempt.get("input_digest")
+        self._deliver(outcome, row["status"])
 
-    def _deliver(self, target: Target, attempts: list[dict[str, Any]]) -> None:
+    def _deliver(self, outcome: dict[str, Any], result: str) -> None:
         """Pass a target's outcome to the caller and report the progress."""
-        self.on_outcome(runner.outcome(target, attempts))
+        self.on_outcome(outcome)
         self.done_count += 1
-        status = attempts[-1]["attempt"]["status"]
-        self.failure_counts[status] += status not in GOOD
+        self.counts[result] += result not in GOOD
         if self.progress:
-            self.progress.update(self.done_count, +self.failure_counts)
+            self.progress.update(self.done_count, +self.counts)
 
 
 def _transport(batch: Batch) -> _Transport:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, Protocol
 
@@ -89,16 +89,28 @@ class LocalWorker:
 
 
 def collect_batch(
-    targets: Sequence[tuple[Target, int]], limits: runner.Limits, collect: Collect, concurrency: int
+    targets: Sequence[tuple[Target, int]],
+    limits: runner.Limits,
+    collect: Collect,
+    concurrency: int,
+    known_digests: Mapping[str, str] | None,
 ) -> Iterator[Any]:
-    """Collect a batch in a worker: yield the node's name, then the name of each target with its attempt.
+    """Collect a batch in a worker: yield its node with the names of unchanged cores, then each other name and attempt.
 
     :param targets: each with the number of the attempt.
+    :param known_digests: as for `driver.run`.
     """
-    yield socket.gethostname()
+    digests = {} if known_digests is None else runner.input_digests([target for target, _ in targets])
+    unchanged_names = {name for name, digest in digests.items() if known_digests and digest == known_digests.get(name)}
+    yield socket.gethostname(), unchanged_names
+    targets = [(target, number) for target, number in targets if target.name not in unchanged_names]
     if concurrency == 1:
         for target, number in targets:
-            yield target.name, _with_json_tables(collect(target, number, limits))
+            attempt = _with_json_tables(collect(target, number, limits))
+            # None if a file was exchanged meanwhile, even if it is put back later.
+            digest = digests.get(target.name)
+            is_current = digest is not None and runner.input_digests([target]).get(target.name) == digest
+            yield target.name, {**attempt, "input_digest": digest if is_current else None}
         return
     with ThreadPoolExecutor(concurrency) as threads:
         names = {threads.submit(collect, target, number, limits): target.name for target, number in targets}

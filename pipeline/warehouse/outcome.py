@@ -42,7 +42,7 @@ def checked_record(entry: Mapping[str, Any]) -> Record:
 
     An entry without a host's part is a record already.
     """
-    record = {name: columns for name, columns in entry.items() if name != "host"}
+    record = {name: columns for name, columns in entry.items() if name not in ("host", "earlier_run")}
     if "host" not in entry:
         return record
     try:
@@ -59,10 +59,11 @@ def bad_output_record(record: Record, error_type: str, error: str) -> Record:
     """Return the record of the same target without the host's part, and `bad_output` for it and its last attempt."""
     result = {"status": "bad_output", "error_type": error_type, "error": error}
     targets = {name: cells for name, cells in record["targets"].items() if name in _driver_columns()}
-    attempts = {name: list(cells) for name, cells in record["attempts"].items()}
+    # A carried target has no attempts.
+    attempts = {name: list(cells) for name, cells in record.get("attempts", {}).items()}
     for name, value in result.items():
         targets[name] = [value]
-        if attempts["attempt"]:
+        if attempts.get("attempt"):
             attempts[name][-1] = value
     return {"targets": targets, "attempts": attempts}
 

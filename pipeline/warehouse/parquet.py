@@ -33,7 +33,7 @@ class TableWriter:
         self._columns = table.columns
         self._schema = table.arrow
         self._batch: dict[str, list[Any]] = {column.name: [] for column in table.columns}
-        self._row_group: list[pa.Table] = []
+        self._row_group: list[pa.Table] = [table.arrow.empty_table()]
         addresses = [column.name for column in table.columns if column.type == "uint64"]
         self._order = [(name, "ascending") for name in ("target", "address") if name in self._schema.names]
         self._path = path
@@ -56,9 +56,8 @@ class TableWriter:
 
     def add_table(self, rows: pa.Table) -> None:
         """Add rows in Arrow's form, with the columns of the table in their order."""
-        self._row_group.append(rows)
-        if sum(map(len, self._row_group)) >= ROW_GROUP_ROWS:
-            self._write(only_full_groups=True)
+        self._convert()
+        self._append(rows)
 
     def close(self) -> None:
         """Write the remaining rows and the footer, and sync the file."""
@@ -80,10 +79,18 @@ class TableWriter:
             self._writer.close()
 
     def _convert(self) -> None:
+        """Convert the rows that were added as JSON values, so that other rows can follow them."""
+        if not any(self._batch.values()):
+            return
         arrays = [column.array(self._batch[column.name]) for column in self._columns]
         for cells in self._batch.values():
             cells.clear()
-        self.add_table(pa.Table.from_arrays(arrays, schema=self._schema))
+        self._append(pa.Table.from_arrays(arrays, schema=self._schema))
+
+    def _append(self, rows: pa.Table) -> None:
+        self._row_group.append(rows)
+        if sum(map(len, self._row_group)) >= ROW_GROUP_ROWS:
+            self._write(only_full_groups=True)
 
     def _write(self, *, only_full_groups: bool) -> None:
         buffer = pa.concat_tables(self._row_group)

@@ -5,6 +5,7 @@
     key              the secret for pseudonyms, if the run has them; removed before the run is published
     outcomes.jsonl   the spool: a line [target, entry] for each outcome as it arrives; the last of a target counts
     carried          created once the spool has all good rows of the revised run, which may expire from then on
+    earlier/         tables of earlier runs, for the rows of unchanged cores; see `carry`
     run/             the tables, the inputs and manifest.json: the directory that is published
 
 A process that is killed at any moment leaves no partial run, but the spool, from which `Staging(root, run_id)` resumes.
@@ -24,13 +25,14 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import groupby, islice
 from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from pipeline.warehouse import locks, schema
+from pipeline.warehouse import carry, locks, schema
 from pipeline.warehouse.errors import WarehouseError, storage_errors
 from pipeline.warehouse.outcome import GOOD, Record, bad_output_record, checked_record, escape_surrogates, spool_entry
 from pipeline.warehouse.parquet import TableWriter, sha256, sync
@@ -50,11 +52,15 @@ from pipeline.warehouse.totals import totals
 
 SPOOL_FILE = "outcomes.jsonl"
 CARRIED_FILE = "carried"
+EARLIER_DIRECTORY = "earlier"
 KEY_FILE = "key"
 KEY_BYTES = 32
 
 RUN_KEYS = ("run_id", "audit", "started_at", "targets", "tool_version")
 OPTIONAL_RUN_KEYS = ("revision_of", "model_version", "inventory_sha256")
+
+# Targets whose rows are carried over at a time: some 200,000 rows of hosts with 1,000 mounts.
+_CARRIED_TARGETS = 64
 
 # Matches the target at the start of a spool line, to avoid parsing the thousands of rows that follow.
 _LINE_START = re.compile(rb'\[("(?:[^"\\]|\\.)*")')
@@ -68,6 +74,9 @@ class Staging:
 
     Outcomes are not held in memory, only an offset for each target while tables are written. One process at a time can
     have a run open.
+
+    :ivar unchanged_counts: numbers of unchanged cores in the tables that `write` has written, by the earlier run whose
+        rows they have.
     """
 
     def __init__(self, root: str | Path, run_id: str) -> None:
@@ -80,6 +89,8 @@ class Staging:
             self._lock()
             self.run = read_run_file(self.directory)
             self._spool.truncate(_end_of_last_line(self._spool))
+            self._earlier_rows = carry.read_digests(self._earlier_directory)
+        self.unchanged_counts: Counter[str] = Counter()
         if self.run["revision_of"] is not None and not (self.directory / CARRIED_FILE).exists():
             self._carry_over(self.run["revision_of"])
 
@@ -90,6 +101,8 @@ class Staging:
         run: Mapping[str, Any],
         options: Mapping[str, Any] | None = None,
         targets: Iterable[Mapping[str, Any]] = (),
+        *,
+        carries_cores: bool = False,
     ) -> Staging:
         """Stage a new run.
 
@@ -98,13 +111,20 @@ class Staging:
             tool_version; optionally model_version, inventory_sha256 and revision_of, a published run whose good
             targets are carried over.
         :param options: what resuming the run needs besides the targets, as JSON values.
+        :param carries_cores: whether to keep the newest good rows of its cores from earlier runs of the audit, for the
+            cores that have not changed.
         """
         if not RUN_ID.fullmatch(run["run_id"]):
             raise WarehouseError(f"invalid run id {run['run_id']!a}; expected YYYYMMDDTHHMMSSZ-<8 hex>")
         content = {key: escape_surrogates(run[key]) for key in RUN_KEYS}
         content |= {key: escape_surrogates(run.get(key)) for key in OPTIONAL_RUN_KEYS}
+        targets = list(targets)
         store = open_store(root)
         directory = store.staging / run["run_id"]
+        earlier_rows: carry.Rows = {}
+        if carries_cores:
+            core_names = {target["name"] for target in targets if target["kind"] == "vmcore"}
+            earlier_rows = carry.newest_rows(root, run["audit"], core_names)
         with storage_errors(directory, "nothing was audited"):
             directory.parent.mkdir(parents=True, exist_ok=True)
             run_names = set(store.run_names())
@@ -118,6 +138,8 @@ class Staging:
                 for line in (options or {}, *targets):
                     file.write(json.dumps(line) + "\n")
             sync(directory / INPUTS)
+            if earlier_rows:
+                carry.keep_tables(earlier_rows, directory / EARLIER_DIRECTORY)
             new_file = directory / f"{RUN_FILE}.new"
             new_file.write_text(json.dumps(content) + "\n", encoding="utf-8")
             sync(new_file)
@@ -161,12 +183,19 @@ class Staging:
         """Return the targets that have an outcome."""
         return set(_offsets(self._spool_path))
 
+    def known_digests(self) -> dict[str, str]:
+        """Return the digests of the cores whose rows can be carried over, by target."""
+        return {target: digest for target, (_, digest) in self._earlier_rows.items()}
+
     def append(self, outcome: Mapping[str, Any]) -> None:
         """Spool the outcome of a target; a later outcome of the same target replaces it.
 
-        What the host sent is checked when the tables are written.
+        What the host sent is checked when the tables are written. The rows of an `unchanged` core are copied then.
         """
-        self._append(escape_surrogates(outcome["target"]), spool_entry(outcome))
+        entry = spool_entry(outcome)
+        if outcome.get("unchanged"):
+            entry["earlier_run"], _ = self._earlier_rows[outcome["target"]]
+        self._append(escape_surrogates(outcome["target"]), entry)
 
     def write(self) -> None:
         """Write the tables, sorted by target, and the manifest from the spool, and sync them."""
@@ -207,6 +236,10 @@ class Staging:
     @property
     def _run_directory(self) -> Path:
         return self.directory / "run"
+
+    @property
+    def _earlier_directory(self) -> Path:
+        return self.directory / EARLIER_DIRECTORY
 
     @property
     def _spool_path(self) -> Path:
@@ -258,26 +291,35 @@ class Staging:
         first_violations = {target: (check, reason) for target, check, reason in reversed(list(violations))}
         for target, (check, reason) in first_violations.items():
             with self._spool_path.open("rb") as spool:
-                record = _read_record(spool, offsets[target])
+                record = checked_record(_read_entry(spool, offsets[target]))
             self._append(target, bad_output_record(record, f"check:{check}", reason))
 
     def _write_tables(self) -> None:
         outcomes: Counter[str] = Counter()
+        self.unchanged_counts.clear()
+        earlier_runs: dict[str, carry.KeptRun] = {}
         tables = schema.tables()
-        run_id = self.run["run_id"]
         with ExitStack() as stack:
             writers = {
                 name: stack.enter_context(TableWriter(self._run_directory / f"{name}-00000.parquet", table))
                 for name, table in tables.items()
             }
             spool = stack.enter_context(self._spool_path.open("rb"))
-            for target, offset in _offsets(self._spool_path).items():
-                record = _read_record(spool, offset)
-                record["targets"] |= totals(record)
-                outcomes[record["targets"]["status"][0]] += 1
-                for name, columns in record.items():
-                    rows = max(map(len, columns.values()))
-                    writers[name].add({**columns, "run_id": [run_id] * rows, "target": [target] * rows})
+            offsets = _offsets(self._spool_path)
+            entries = ((target, _read_entry(spool, offset)) for target, offset in offsets.items())
+            for earlier_run_id, group in groupby(entries, key=lambda item: item[1].get("earlier_run")):
+                if earlier_run_id is None:
+                    outcomes.update(self._add_record(writers, target, checked_record(entry)) for target, entry in group)
+                    continue
+                if earlier_run_id not in earlier_runs:
+                    earlier_runs[earlier_run_id] = carry.KeptRun(self._earlier_directory / earlier_run_id)
+                while chunk := list(islice(group, _CARRIED_TARGETS)):
+                    labels_by_target = {target: entry["targets"]["labels"][0] for target, entry in chunk}
+                    rows = earlier_runs[earlier_run_id].rows(self.run["run_id"], labels_by_target)
+                    for name, table in rows.items():
+                        writers[name].add_table(table)
+                    outcomes.update(rows["targets"]["status"].to_pylist())
+                    self.unchanged_counts[earlier_run_id] += len(chunk)
             finished_at = datetime.now(UTC)
             row = self._runs_row(outcomes, finished_at)
             tables["runs"].check(row, frozenset())
@@ -286,6 +328,14 @@ class Staging:
         self._manifest = self._make_manifest(outcomes, finished_at, rows_written)
         (self._run_directory / MANIFEST).write_text(self._manifest.text(), encoding="utf-8")
         sync(self._run_directory / MANIFEST)
+
+    def _add_record(self, writers: Mapping[str, TableWriter], target: str, record: Record) -> str:
+        """Write the rows of a collected target and return its status."""
+        record["targets"] |= totals(record)
+        for name, columns in record.items():
+            rows = max(map(len, columns.values()), default=0)
+            writers[name].add({**columns, "run_id": [self.run["run_id"]] * rows, "target": [target] * rows})
+        return str(record["targets"]["status"][0])
 
     def _runs_row(self, outcomes: Counter[str], finished_at: datetime) -> dict[str, list[Any]]:
         statuses = schema.tables()["targets"].by_name["status"].values or ()
@@ -345,9 +395,10 @@ def _offsets(spool_path: Path) -> dict[str, int]:
     return dict(sorted(offsets.items()))
 
 
-def _read_record(spool: IO[bytes], offset: int) -> Record:
+def _read_entry(spool: IO[bytes], offset: int) -> dict[str, Any]:
     spool.seek(offset)
-    return checked_record(json.loads(spool.readline())[1])
+    entry: dict[str, Any] = json.loads(spool.readline())[1]
+    return entry
 
 
 def _end_of_last_line(spool: IO[bytes]) -> int:

@@ -1,12 +1,13 @@
 -- Which targets of an audit were not read in its newest run, and when was each last ok?
--- status and error are those of the newest run; they are null where that run did not plan the target.
+-- status and error are those of the newest run; they are null where that run did not plan the target. A run that
+-- carries the rows of an unchanged core over has found it, so last_ok_at is then the start of the run.
 CREATE VIEW missing AS
 WITH history AS (
     SELECT
         r.audit,
         t.target,
         max_by(t.run_id, (r.started_at, r.run_id)) FILTER (t.status = 'ok') AS last_ok_run_id,
-        max_by(t.started_at, (r.started_at, r.run_id)) FILTER (t.status = 'ok') AS last_ok_at
+        max_by(coalesce(t.started_at, r.started_at), (r.started_at, r.run_id)) FILTER (t.status = 'ok') AS last_ok_at
     FROM targets AS t
     JOIN _unrevised_runs AS r USING (run_id)
     GROUP BY r.audit, t.target

@@ -20,11 +20,11 @@ def test_a_log_gets_plain_lines_now_and_then_and_the_last_one(monkeypatch):
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     with progress.show(12, file=log) as display:
         for done_count in range(1, 13):
-            display.update(done_count, {"timeout": 2, "bad_core": 1} if done_count > 8 else {})
+            display.update(done_count, {"timeout": 2, "bad_core": 1, "unchanged": 4} if done_count > 8 else {})
     assert log.getvalue().splitlines() == [
         "5/12 targets, 1.0/s, 7 s left",
-        "10/12 targets, 1 bad_core, 2 timeout, 1.0/s, 2 s left",
-        "12/12 targets, 1 bad_core, 2 timeout, 1.0/s",
+        "10/12 targets, 1 bad_core, 2 timeout, 4 unchanged, 1.0/s, 2 s left",
+        "12/12 targets, 1 bad_core, 2 timeout, 4 unchanged, 1.0/s",
     ]
 
 

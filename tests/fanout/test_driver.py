@@ -116,6 +116,49 @@ def test_a_child_is_no_nicer_than_its_limits_say():
     assert outcome["attempts"][0]["node"] == str(os.nice(0))
 
 
+def test_a_core_with_a_known_digest_is_not_read():
+    files = [Target(name, "vmcore", str(ROOT / name)) for name in ("README.md", "setup.cfg", "absent")]
+    collect = with_status(lambda target, attempt: "ok")
+    unknown = run(files, collect)
+    assert {outcome["row"]["input_digest"] for outcome in unknown.values()} == {None}
+    first = run(files, collect, known_digests={})
+    digests = {name: outcome["row"]["input_digest"] for name, outcome in first.items()}
+    assert digests["absent"] is None
+    assert len(set(digests.values())) == 3
+    second = run(files, collect, known_digests={**digests, "setup.cfg": digests["README.md"]})
+    assert [name for name, outcome in second.items() if outcome.get("unchanged")] == ["README.md"]
+    assert (second["README.md"]["attempts"], second["README.md"]["row"]["attempts"]) == ([], 0)
+    for name in ("setup.cfg", "absent"):
+        assert statuses(second[name]) == ["ok"]
+        assert second[name]["row"]["input_digest"] == digests[name]
+
+
+def test_a_core_that_is_exchanged_while_it_is_read_has_no_digest(tmp_path):
+    link = tmp_path / "core"
+    link.symlink_to(ROOT / "setup.cfg")
+
+    def exchange(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
+        os.symlink(ROOT / "README.md", tmp_path / "new")
+        os.rename(tmp_path / "new", target.source)
+        return runner.result(attempt, "node", 1, 1, "ok")
+
+    target = Target("t", "vmcore", str(link))
+    assert run([target], exchange, known_digests={})["t"]["row"]["input_digest"] is None
+    collect = with_status(lambda target, attempt: "ok")
+    assert run([target], collect, known_digests={})["t"]["row"]["input_digest"] is not None
+
+
+def test_unchanged_cores_are_counted_apart_from_failures():
+    files = [Target(name, "vmcore", str(ROOT / name)) for name in ("README.md", "setup.cfg")]
+    first = run(files, with_status(lambda target, attempt: "ok"), known_digests={})
+    digest = first["README.md"]["row"]["input_digest"]
+    updates: list[tuple[int, dict[str, int]]] = []
+    progress = types.SimpleNamespace(update=lambda done_count, counts: updates.append((done_count, dict(counts))))
+    collect = with_status(lambda target, attempt: "bad_core")
+    run(files, collect, known_digests={"README.md": digest}, progress=progress)
+    assert updates[-1] == (2, {"unchanged": 1, "bad_core": 1})
+
+
 def test_outcomes_arrive_one_by_one_before_the_run_is_over():
     def slow(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
         time.sleep(0.3)

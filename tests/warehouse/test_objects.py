@@ -20,6 +20,7 @@ from pyarrow import fs
 
 from pipeline import cli, query, warehouse
 from pipeline.warehouse import expiry
+from pipeline.warehouse.store import open_store
 from tests.warehouse import s3
 from tests.warehouse.outcomes import STARTED_AT, failure, ok, run, session
 
@@ -60,6 +61,23 @@ def publish(root: str, *outcomes: dict, **values: object) -> warehouse.Manifest:
     for outcome in outcomes:
         staging.append(outcome)
     return staging.publish(query.check)
+
+
+def test_rows_of_an_unchanged_core_are_carried_over_although_their_run_expires(bucket):
+    root = f"s3://{bucket}/prefix"
+    outcome = ok("a", mounts=3)
+    outcome["row"]["input_digest"] = "d1"
+    publish(root, outcome, run_id=OLD)
+    target = {"name": "a", "kind": "vmcore"}
+    staging = warehouse.Staging.create(root, run(NEW), {}, [target], carries_cores=True)
+    assert staging.known_digests() == {"a": "d1"}
+    open_store(root).withdraw(OLD)
+    staging.append(
+        {**outcome, "row": {**outcome["row"], "status": "not_run", "attempts": 0}, "attempts": [], "unchanged": True}
+    )
+    staging.publish(query.check)
+    (row,) = session(root).rows("SELECT run_id, carried_from, superblocks FROM targets")
+    assert row == {"run_id": NEW, "carried_from": OLD, "superblocks": 3}
 
 
 def test_a_run_is_published_and_read_as_in_a_directory(bucket, list_keys, tmp_path, capsys):

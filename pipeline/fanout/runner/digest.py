@@ -1,0 +1,95 @@
+"""Digests of what the rows of a core depend on. A core with the digest of an earlier run would give the same rows."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import stat
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.fanout.transports.command import arguments
+from pipeline.inventory import Target
+
+_COLLECTOR = Path(__file__).parents[2] / "collector"
+_BTF_SUFFIXES = (".btf", ".btf.tar.xz")
+# Minimum age of a file's last change. A younger file may change again without a visible difference: its size stays, and
+# the times of a file system advance in steps, on FAT of 2 s.
+_MIN_AGE_S = 2.0
+# A hung file system delays a batch at most this long. Its cores are then read, each with its own deadline.
+_TIMEOUT_S = 5.0
+
+
+def input_digests(targets: Sequence[Target]) -> dict[str, str]:
+    """Return the digests of cores by target name.
+
+    A digest covers the core (path, device, inode, size, mtime, ctime), `vmlinux` and the files of `btf_dir` in the same
+    way, the collector's sources and arguments, and drgn's version. A vmlinux in `debug_dir` is identified by the core's
+    build id. The digest of rows is one that was made before the core was read: if the core changed meanwhile, the next
+    run finds another digest and reads it again.
+
+    There is no digest for targets other than cores of this node, for those with an interpreter of their own, whose drgn
+    is unknown, and for files that cannot be opened or changed less than _MIN_AGE_S ago.
+    """
+    cores = [target for target in targets if target.kind == "vmcore" and not target.over_ssh and target.python is None]
+    digests: dict[str, str] = {}
+    if cores:
+        # A thread, since stat(2) on a hung file system does not return and cannot be interrupted.
+        thread = threading.Thread(target=_add_digests, args=(cores, digests), daemon=True)
+        thread.start()
+        thread.join(_TIMEOUT_S)
+    return dict(digests)
+
+
+def _add_digests(cores: Sequence[Target], digests: dict[str, str]) -> None:
+    try:
+        versions = _versions()
+    except importlib.metadata.PackageNotFoundError:  # the collector reports `no_drgn`, or finds one of unknown version
+        return
+    stamps = functools.cache(_stamps)
+    for core in cores:
+        try:
+            inputs = [stamps(path) for path in (core.source, core.vmlinux, core.btf_dir) if path is not None]
+        except OSError:  # reading the core gives the reason
+            continue
+        content = json.dumps([versions, core.via, arguments(core), inputs])
+        digests[core.name] = hashlib.sha256(content.encode()).hexdigest()
+
+
+@functools.cache
+def _versions() -> list[str]:
+    """Return a digest of the collector's sources and the version of drgn, both as of the start of this process."""
+    digest = hashlib.sha256()
+    for path in sorted(_COLLECTOR.rglob("*.py")):
+        digest.update(b"%s %d\n" % (os.fsencode(path.relative_to(_COLLECTOR)), path.stat().st_size))
+        digest.update(path.read_bytes())
+    return [digest.hexdigest(), importlib.metadata.version("drgn")]
+
+
+def _stamps(path: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Return the stamp of a file, or of each BTF file below a directory."""
+    if not os.path.isdir(path):
+        return [(path, _stamp(path))]
+    files = [os.path.join(directory, name) for directory, _, names in os.walk(path) for name in names]
+    return [(file, _stamp(file)) for file in sorted(files) if file.endswith(_BTF_SUFFIXES)]
+
+
+def _stamp(path: str) -> tuple[int, ...]:
+    """Return the numbers that change with a file's content.
+
+    :raises OSError: the file cannot be opened, is not a regular file, or is too young.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # on NFS open(2) fetches the times, stat(2) may not
+    try:
+        status = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    age_s = time.time() - max(status.st_mtime, status.st_ctime)
+    if not stat.S_ISREG(status.st_mode) or age_s < _MIN_AGE_S:
+        raise OSError(f"{path}: not a regular file, or changed less than {_MIN_AGE_S:g} s ago")
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -1,0 +1,199 @@
+"""Rows of unchanged cores: found in earlier runs of an audit, kept in staging, copied when the tables are written.
+
+The directory for them in staging has a subdirectory with the tables of each run that is needed: hard links, or copies
+from an object store, so that the run may expire. `digests.json` maps each core to its run and its digest there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from pipeline.collector.status import GOOD
+from pipeline.warehouse import schema
+from pipeline.warehouse.errors import WarehouseError, storage_errors
+from pipeline.warehouse.outcome import HOST_TABLES
+from pipeline.warehouse.parquet import sha256, sync
+from pipeline.warehouse.runs import Manifest, published_runs
+from pipeline.warehouse.store import local_folder
+
+_DIGESTS_FILE = "digests.json"
+# A carried target has no attempts.
+_TABLES = ("targets", *HOST_TABLES)
+# Earlier runs to search for the rows of a core: more than one, since a core may be missing for some nights, or left out
+# with --limit; few, since each new core is searched for in all of them.
+_MAX_RUNS = 8
+# Rows of a table to read at a time, which bounds memory.
+_BATCH_ROWS = 65_536
+
+# The newest good row of each target: its run, and its digest.
+Rows = dict[str, tuple[Manifest, str]]
+_log = logging.getLogger(__name__)
+
+
+def newest_rows(root: str | Path, audit: str, targets: set[str]) -> Rows:
+    """Return the newest good row of each of these targets in an audit, as far as it has a digest.
+
+    Runs of another schema version are left out. A run that cannot be read costs its rows, not the new run: a warning
+    names it.
+    """
+    rows: dict[str, tuple[Manifest, str | None]] = {}
+    try:
+        runs = published_runs(root)
+        revised_ids = {run.revision_of for run in runs}
+        runs = [run for run in reversed(runs) if run.audit == audit and run.run_id not in revised_ids][:_MAX_RUNS]
+        for run in runs:
+            wanted = targets - rows.keys()
+            if wanted and run.versions["schema"] == schema.VERSION:
+                rows |= {target: (run, digest) for target, digest in _good_rows(run) if target in wanted}
+    except WarehouseError as error:
+        _log.warning("%s; unchanged cores are read again", error)
+    return {target: (run, digest) for target, (run, digest) in rows.items() if digest is not None}
+
+
+def keep_tables(rows: Rows, directory: Path) -> None:
+    """Keep the tables of the rows' runs in a new directory, verified against their manifests."""
+    directory.mkdir()
+    runs = {run.run_id: run for run, _ in rows.values()}
+    kept_ids = {run_id for run_id, run in runs.items() if _keep_run(run, directory / run_id)}
+    digests = {target: [run.run_id, digest] for target, (run, digest) in rows.items() if run.run_id in kept_ids}
+    (directory / _DIGESTS_FILE).write_text(json.dumps(digests), encoding="ascii")
+    sync(directory / _DIGESTS_FILE)
+    sync(directory)
+
+
+def read_digests(directory: Path) -> dict[str, tuple[str, str]]:
+    """Return the run and the digest of each target for which tables are kept."""
+    try:
+        digests = json.loads((directory / _DIGESTS_FILE).read_bytes())
+    except FileNotFoundError:
+        return {}
+    return {target: (run_id, digest) for target, (run_id, digest) in digests.items()}
+
+
+class KeptRun:
+    """The kept tables of an earlier run, read forward once: targets have to be asked for in order."""
+
+    def __init__(self, directory: Path) -> None:
+        self._run_id = directory.name
+        self._cursors = {name: _Cursor(_path(directory, name), schema.tables()[name]) for name in _TABLES}
+
+    def rows(self, run_id: str, labels_by_target: Mapping[str, dict[str, str]]) -> dict[str, pa.Table]:
+        """Return all rows of some targets by table, as rows of another run with these labels.
+
+        :param labels_by_target: sorted by target.
+        """
+        tables = {name: cursor.take(list(labels_by_target)) for name, cursor in self._cursors.items()}
+        count = len(tables["targets"])
+        carried_from = pc.fill_null(tables["targets"]["carried_from"], self._run_id)
+        cells: dict[str, list[Any]] = {
+            "labels": [labels_by_target[target] for target in tables["targets"]["target"].to_pylist()],
+            "attempts": [0] * count,
+            "started_at": [None] * count,
+            "duration_ms": [None] * count,
+        }
+        columns = {name: schema.tables()["targets"].by_name[name].array(values) for name, values in cells.items()}
+        tables["targets"] = _replace(tables["targets"], {**columns, "carried_from": carried_from})
+        return {name: _replace(rows, {"run_id": pa.repeat(run_id, len(rows))}) for name, rows in tables.items()}
+
+
+class _Cursor:
+    """A position in a table that is sorted by target."""
+
+    def __init__(self, path: Path, table: schema.Table) -> None:
+        self._schema = table.arrow
+        self._spans = _spans(path, table.arrow)
+        self._next = next(self._spans, None)
+
+    def take(self, targets: Sequence[str]) -> pa.Table:
+        """Return the rows of these targets, which come after those taken before."""
+        wanted = set(targets)
+        batches = []
+        while self._next is not None and self._next[0] <= targets[-1]:
+            target, batch = self._next
+            if target in wanted:
+                batches.append(batch)
+            self._next = next(self._spans, None)
+        return pa.Table.from_batches(batches, self._schema).combine_chunks()
+
+
+def _spans(path: Path, arrow: pa.Schema) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """Yield each target with consecutive rows; the rows of one target may come in several batches."""
+    with pq.ParquetFile(path) as file:
+        for stored_batch in file.iter_batches(_BATCH_ROWS):
+            batch = _conform(stored_batch, arrow)
+            encoded = pc.run_end_encode(batch.column("target"))
+            ends = encoded.run_ends.to_pylist()
+            for target, start, end in zip(encoded.values.to_pylist(), [0, *ends], ends, strict=False):
+                yield target, batch.slice(start, end - start)
+
+
+def _conform(batch: pa.RecordBatch, arrow: pa.Schema) -> pa.RecordBatch:
+    """Return a batch with the columns of this version; a column that an older one lacks is null."""
+    names = set(batch.schema.names)
+    arrays = [batch.column(field.name) if field.name in names else pa.nulls(len(batch), field.type) for field in arrow]
+    return pa.RecordBatch.from_arrays(arrays, schema=arrow)
+
+
+def _replace(rows: pa.Table, columns: Mapping[str, pa.Array]) -> pa.Table:
+    arrays = [columns.get(name, rows[name]) for name in rows.schema.names]
+    return pa.Table.from_arrays(arrays, schema=rows.schema)
+
+
+def _good_rows(run: Manifest) -> list[tuple[str, str | None]]:
+    """Return each good target of a run with its digest."""
+    (path,) = (file.path for file in run.files if file.table == "targets")
+    columns = ["target", "status", "consistency", "input_digest"]
+    with storage_errors(run.directory.display_path_of(path)):
+        rows = pq.read_table(run.directory.file_path(path), filesystem=run.directory.filesystem, columns=columns)
+    return [
+        (target, digest)
+        for target, status, consistency, digest in zip(*(rows[name].to_pylist() for name in columns), strict=True)
+        if status in GOOD and consistency != "raced"
+    ]
+
+
+def _keep_run(run: Manifest, directory: Path) -> bool:
+    """Keep the tables of a run; return False if they are damaged, or if the run expires meanwhile."""
+    directory.mkdir()
+    for file in run.files:
+        if file.table in _TABLES:
+            try:
+                _keep_file(run, file.path, directory / file.path)
+            except FileNotFoundError:
+                return False
+            if sha256(directory / file.path) != file.sha256:
+                damaged = run.directory.display_path_of(file.path)
+                _log.warning("%s: differs from its manifest; the cores of this run are read again", damaged)
+                return False
+    sync(directory)
+    return True
+
+
+def _keep_file(run: Manifest, name: str, path: Path) -> None:
+    source = run.directory
+    if source.filesystem.type_name == "local":
+        try:
+            os.link(source.file_path(name), path)
+            return
+        except FileNotFoundError:
+            raise
+        except OSError:  # a file system without hard links
+            pass
+    target = local_folder(path.parent)
+    fs.copy_files(source.file_path(name), target.file_path(name), source.filesystem, target.filesystem)
+    sync(path)
+
+
+def _path(directory: Path, table: str) -> Path:
+    (path,) = directory.glob(f"{table}-*.parquet")
+    return path

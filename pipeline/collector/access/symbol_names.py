@@ -2,8 +2,9 @@
 
 scripts/kallsyms.c compresses the names, each with nm's type in front. A byte value that no name uses becomes a token:
 it replaces the pair of bytes that is then the most frequent, from left to right in every name. The values are used from
-255 down. Whatever replaces the same pairs in the same order compresses a name as the kernel's build did, so a name that
-the table lacks in this form is not in the kernel.
+255 down. Whatever replaces the same pairs in the same order compresses a name as the kernel's build did. A name that
+the table lacks in this form is searched for by every pair of tokens that can end it, so it is missing only if no entry
+decompresses to it.
 
 The table has only the text of each token. Replacing the pairs of the earlier tokens in the text leaves the token's own
 pair: where the build made the token, no earlier pair reached across the ends of the text.
@@ -16,9 +17,6 @@ from bisect import bisect_left
 _NM_TYPES = "AaBbCcDdGgIiNnPpRrSsTtUuVvWw-?"
 # Not a byte, so no pair contains it.
 _SEPARATOR = "\u0100"
-# One name in this many is compressed again, to check that the build compressed as described above. That is 400 of
-# 100,000 names and takes a millisecond.
-_CHECK_INTERVAL = 256
 
 
 class SymbolNames:
@@ -35,11 +33,6 @@ class SymbolNames:
         self._starts = _entry_starts(data, count)
         self._data = data[: self._starts[-1]]
         self._pairs = _token_pairs(tokens)
-        if self._pairs is not None:
-            checked = range(0, count, _CHECK_INTERVAL)
-            texts = [self._decompress(i).decode("latin-1") for i in checked]
-            if self._compress(texts) != [self._entry(i) for i in checked]:
-                self._pairs = None
 
     def __len__(self):
         return len(self._starts) - 1
@@ -51,30 +44,41 @@ class SymbolNames:
         return map(self.__getitem__, range(len(self)))
 
     def find(self, name):
-        """Yield the index of each symbol with a name, the last one first: variables follow the functions."""
-        return (index for index in self._candidates(name) if self[index] == name)
-
-    def _candidates(self, name):
-        """Yield the indices of the symbols that can have a name, the last one first."""
+        """Return the index of each symbol with a name, the last one first: variables follow the functions."""
         suffix = self._compressed_suffix(name)
-        if not suffix:
-            yield from reversed(range(len(self)))
-            return
-        end = len(self._data)
-        while True:
-            position = self._data.rfind(suffix, 0, end)
-            if position < 0:
-                return
-            end = position + len(suffix)
-            next_index = bisect_left(self._starts, end)
-            if self._starts[next_index] == end:
+        return self._find_ending(name, [suffix] if suffix else []) or self._find_ending(name, self._last_pairs(name))
+
+    def _find_ending(self, name, endings):
+        """Return the index of each symbol with a name whose entry has one of these endings, the last one first."""
+        indices = {index for ending in endings for index in self._entries_ending(ending) if self[index] == name}
+        return sorted(indices, reverse=True)
+
+    def _entries_ending(self, ending):
+        """Yield the index of each entry with an ending."""
+        position = self._data.find(ending)
+        while position >= 0:
+            next_index = bisect_left(self._starts, position + len(ending))
+            if self._starts[next_index] == position + len(ending):
                 yield next_index - 1
-            end -= 1
+            position = self._data.find(ending, position + 1)
+
+    def _last_pairs(self, name):
+        """Return the last two bytes of each entry that can stand for a name, however it is compressed."""
+        pairs = []
+        for last in self._last_tokens(name):
+            text = self._tokens[last]
+            if len(text) > len(name):  # the only token, behind a length of 1
+                pairs.append(bytes([1, last]))
+            else:
+                pairs += [bytes([token, last]) for token in self._last_tokens(name[: len(name) - len(text)])]
+        return pairs
+
+    def _last_tokens(self, name):
+        """Return the tokens that can end an entry for a name, of which one may reach back to the type in front."""
+        return [value for value, text in enumerate(self._tokens) if text and (name.endswith(text) or text[1:] == name)]
 
     def _compressed_suffix(self, name):
         """Return the end of a compressed name that is the same for every type; empty if there is none."""
-        if self._pairs is None:
-            return b""
         text = name.decode("latin-1")
         entries = self._compress(nm_type + text for nm_type in _NM_TYPES)
         suffix = entries[0]
@@ -112,7 +116,7 @@ def _entry_starts(data, count):
 
 
 def _token_pairs(tokens):
-    """Return each token's pair and the token, both as text, in the order of replacement; None if one has no pair."""
+    """Return the pair and the token of each token of two, both as text, in the order of replacement."""
     pairs = []
     for value in reversed(range(256)):
         text = tokens[value].decode("latin-1")
@@ -120,6 +124,4 @@ def _token_pairs(tokens):
             text = text.replace(pair, token)
         if len(text) == 2:
             pairs.append((text, chr(value)))
-        elif text not in ("", chr(value)):
-            return None
     return pairs

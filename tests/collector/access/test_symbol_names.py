@@ -108,7 +108,6 @@ def test_names_of_few_letters_whose_pairs_overlap(seed: int) -> None:
     entries, texts = compress(bytes(choice.choices(b"TtDdBb", k=1)) + name for name in expected)
     assert max(map(len, entries)) < 12, "the names are compressed"
     names = SymbolNames(table(entries) + b"\x03aaa", len(entries), texts)
-    assert names._pairs is not None
     check(names, expected, words[600:])
 
 
@@ -120,8 +119,25 @@ def test_names_that_another_program_compressed_are_found_all_the_same(other_toke
     if other_token:
         texts[texts.index(b"")] = other_token
     names = SymbolNames(table(b"d" + name for name in expected), len(expected), texts)
-    assert names._pairs is None
     check(names, expected, [b"list_lru", b"ist_lrus", b"", b"list" * 59])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_name_is_missing_only_if_no_entry_decompresses_to_it(seed: int) -> None:
+    """Each entry may have any tokens that spell it."""
+    choice = random.Random(seed)
+    words = {bytes(choice.choices(b"abT", k=choice.randint(1, 12))) for _ in range(400)}
+    expected, absent = sorted(words)[::2], sorted(words)[1::2]
+    _, texts = compress(b"d" + name for name in expected)
+    entries = []
+    for name in expected:
+        rest, entry = b"d" + name, b""
+        while rest:
+            value = choice.choice([value for value, text in enumerate(texts) if text and rest.startswith(text)])
+            entry += bytes([value])
+            rest = rest.removeprefix(texts[value])
+        entries.append(entry)
+    check(SymbolNames(table(entries), len(entries), texts), expected, absent)
 
 
 def test_a_table_that_ends_too_early_is_refused() -> None:

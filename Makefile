@@ -5,14 +5,20 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 TESTING := .venv/testing
+FAULTS := .venv/faults
+BROWSER := .venv/browser
 
-.PHONY: audit test test-oldest-duckdb lint lab lab-test bench clean
+.PHONY: audit test test-faults test-oldest-duckdb lint lab lab-test bench clean
 
 audit: $(INSTALLED)
 	$(BIN)/lru-audit run tests/vmcores --audit bundled --warehouse warehouse
 
 test: $(TESTING) lint
-	$(BIN)/python -m pytest -m "not lab"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not lab and not faults"
+
+# A random part of what is about time, chance and repetition; TEST_FULL=1 runs all of it, TEST_SEED=N the same part again.
+test-faults: $(FAULTS)
+	$(BIN)/python -m pytest -v -n auto --dist worksteal -m "faults and not lab"
 
 # The tests that use DuckDB, with the oldest supported version.
 test-oldest-duckdb: $(TESTING)
@@ -31,24 +37,22 @@ lab: $(TESTING)
 	$(BIN)/python -m tests.lab bundle
 
 # Boot and audit real kernels, and open the report in a browser; small enough to run for every change.
-lab-test: $(TESTING)
+lab-test: $(BROWSER)
 	sh tests/lab/install-tools.sh
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[browser]'
 	$(BIN)/python -m pytest -m lab
 
 # Benchmark every part at the size of its budget: an hour or two on two idle cores, and 10 GB of disk.
 bench: $(TESTING)
 	$(BIN)/python -m tests.bench --full --json bench.json
 
-$(INSTALLED): setup.cfg pyproject.toml
+$(TESTING): EXTRAS := [test]
+$(FAULTS): EXTRAS := [test,faults]
+$(BROWSER): EXTRAS := [test,browser]
+$(INSTALLED) $(TESTING) $(FAULTS) $(BROWSER): setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.$(EXTRAS)'
 	$(BIN)/python -m compileall -q pipeline  # pip does not compile an editable install
-	touch $@
-
-$(TESTING): $(INSTALLED)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
-	touch $@
+	touch $(INSTALLED) $@
 
 clean:
 	rm -rf .venv .cache build dist *.egg-info

@@ -1,11 +1,43 @@
-"""Process state that every test restores."""
+"""Process state that every test restores, a Ray for all tests of a process, and what skipped tests need."""
 
 from __future__ import annotations
 
+import collections
+import os
 import signal
 from collections.abc import Iterator
+from unittest import mock
 
 import pytest
+
+from pipeline.fanout import cluster
+from tests import campaign
+
+# What to do about the needs of skipped tests, which skip with "needs NAME".
+REMEDIES = {
+    "Landlock": "a kernel with CONFIG_SECURITY_LANDLOCK",
+    "network": "access to a package index",
+    "promtool": "sh tests/lab/install-tools.sh",
+    "root": "run as root",
+    "sshd": "apt-get install openssh-server",
+    "sudo": "apt-get install sudo",
+    "systemd-analyze": "apt-get install systemd",
+    "valgrind": "apt-get install valgrind",
+}
+
+
+def pytest_report_header() -> str:
+    return f"TEST_SEED={campaign.SEED} TEST_FULL={campaign.IS_FULL:d}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how many tests were skipped for want of what, and the remedy."""
+    reasons = collections.Counter(
+        report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.getreports("skipped")
+    )
+    for reason, count in reasons.most_common():
+        remedy = REMEDIES.get(reason.removeprefix("needs "))
+        terminalreporter.write_line(f"{count} skipped: {reason}" + (f" ({remedy})" if remedy else ""))
 
 
 @pytest.fixture(autouse=True)
@@ -15,3 +47,19 @@ def signals() -> Iterator[None]:
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def embedded_ray() -> Iterator[dict[str, str]]:
+    """An embedded Ray with two CPUs, which commands run in this process use instead of one of their own.
+
+    Its value is the environment of a driver in another process that joins it. Ray's variables are not left in the
+    environment of this process, because other tests start children.
+    """
+    environment = dict(os.environ)
+    with cluster.connection(2) as ray:
+        names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+        driver_environment = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+        driver_environment |= {name: os.environ[name] for name in names}
+        with mock.patch.dict(os.environ, environment, clear=True):
+            yield driver_environment

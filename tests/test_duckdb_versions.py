@@ -10,16 +10,22 @@ import sys
 from pathlib import Path
 
 import duckdb
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_sql_on_the_oldest_duckdb(tmp_path: Path) -> None:
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a Python that imports the oldest DuckDB."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     (oldest,) = re.findall(r"^duckdb>=([\d.]+),<", config["options"]["install_requires"], re.MULTILINE)
     assert not duckdb.__version__.startswith(oldest)
-    target = tmp_path / "oldest"
+    target = tmp_path_factory.mktemp("oldest")
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
     subprocess.run([*install, "--target", str(target), f"duckdb=={oldest}"], check=True, timeout=300)
 
@@ -27,9 +33,11 @@ def test_sql_on_the_oldest_duckdb(tmp_path: Path) -> None:
     print_version = [sys.executable, "-c", "import duckdb; print(duckdb.__version__)"]
     version = subprocess.run(print_version, env=environment, check=True, capture_output=True, text=True).stdout
     assert version.strip() == oldest
-    for arguments in (["tests/sql", "-k", "parquet"], ["tests/query"]):
-        suite = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
-        process = subprocess.run(
-            suite, cwd=ROOT, env=environment, check=False, capture_output=True, text=True, timeout=900
-        )
-        assert process.returncode == 0, process.stdout + process.stderr
+    return environment
+
+
+@pytest.mark.parametrize("arguments", [("tests/sql", "-k", "parquet"), ("tests/query",)], ids=lambda args: args[0])
+def test_sql_on_the_oldest_duckdb(environment: dict[str, str], arguments: tuple[str, ...]) -> None:
+    suite = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    process = subprocess.run(suite, cwd=ROOT, env=environment, check=False, capture_output=True, text=True, timeout=900)
+    assert process.returncode == 0, process.stdout + process.stderr

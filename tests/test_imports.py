@@ -120,7 +120,7 @@ def test_every_room_is_in_the_table() -> None:
 
 
 def test_the_collector_runs_on_python_3_6() -> None:
-    vermin = pytest.importorskip("vermin")
+    vermin = pytest.importorskip("vermin", reason="needs vermin")
     config = vermin.Config()
     for path in (ROOT / "pipeline" / "collector").rglob("*.py"):
         _, version3 = vermin.detect(path.read_text(), config)

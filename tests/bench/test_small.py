@@ -16,6 +16,8 @@ from tests.bench import __main__ as harness
 from tests.bench import collector, fanout, simulated
 from tests.bench.measure import ROOT, Cost, Row, call, run_command, run_in_turn
 
+pytestmark = pytest.mark.faults
+
 MIB = 2**20
 
 
@@ -122,7 +124,7 @@ def test_every_benchmark_of_the_registry_is_there_and_others_are_refused() -> No
     assert "no benchmark nosuch; there are " in process.stderr
 
 
-@pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind counts the instructions")
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind")
 def test_an_audit_takes_few_times_the_instructions_of_opening_its_core() -> None:
     """3.0 times when this was written; the load of the machine does not matter."""
     audit_count, open_count = collector.instructions(ROOT / "tests/vmcores/deb510-n2/vmcore")

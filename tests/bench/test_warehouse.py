@@ -16,6 +16,8 @@ from tests.bench import states
 from tests.bench.fleet import Fleet, write
 from tests.bench.warehouse import ALL_RUNS_RANKING, NEWEST_RANKING, RANKING_FROM_ROWS, list_lru_files, publish
 
+pytestmark = pytest.mark.faults
+
 COLUMNS = ("list_lru_one_objects", "list_lru_one_size", "list_lru_one_bytes", "pointer_array_bytes", "node_array_bytes")
 
 

@@ -97,13 +97,14 @@ def audit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Audit]:
             running_audit.process.communicate()
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 6])
+@pytest.mark.parametrize("count", [2, *(pytest.param(count, marks=pytest.mark.faults) for count in (1, 4, 6))])
 def test_an_interrupt_while_ray_starts_leaves_nothing(audit: Audit, count: int) -> None:
     audit.wait_for_processes(count)
     audit.process.send_signal(signal.SIGTERM if count == 2 else signal.SIGINT)
     audit.wait_for_interrupted_end()
 
 
+@pytest.mark.faults
 def test_interrupts_of_an_interrupted_start_and_end_change_nothing(audit: Audit) -> None:
     audit.wait_for_processes(4)
     while audit.process.poll() is None:
@@ -113,7 +114,7 @@ def test_interrupts_of_an_interrupted_start_and_end_change_nothing(audit: Audit)
 
 
 @pytest.mark.parametrize("audit", [1, 2], indirect=True)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.faults)])
 def test_an_interrupt_while_collecting_keeps_what_was_collected(audit: Audit, number: signal.Signals) -> None:
     """The signal goes to all processes at once, as from a terminal, `timeout` or systemd, and once more."""
     audit.wait_for_collector()
@@ -142,6 +143,7 @@ def interrupt_at_exit(connection: contextlib.AbstractContextManager[object]) -> 
     raise KeyboardInterrupt
 
 
+@pytest.mark.usefixtures("embedded_ray")
 def test_an_interrupt_while_ray_ends_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,6 +158,7 @@ def test_an_interrupt_while_ray_ends_says_how_to_go_on(
     assert (resume_line, last_line) == (f"resume it with: lru-audit resume {staging.name}", "interrupted")
 
 
+@pytest.mark.usefixtures("embedded_ray")
 def test_an_interrupt_of_a_run_that_is_published_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from pipeline import cli
+from tests import program
 
 ROOT = Path(__file__).parents[2]
 VMCORES = ROOT / "tests" / "vmcores"
@@ -46,19 +47,23 @@ class Warehouse:
             command, cwd=self.path.parent, env=self._env, stdout=pipe, stderr=pipe, text=True, start_new_session=True
         )
 
-    def run(self, *args: str | Path, prefix: tuple[str, ...] = ()) -> tuple[int, str]:
-        """Run a command to its end and return its exit code and stderr."""
+    def run_in_child(self, *args: str | Path, prefix: tuple[str, ...] = ()) -> tuple[int, str]:
+        """Run a command with a Ray of its own, which removes what a killed one left; return exit code and stderr."""
         process = self.start(*args, prefix=prefix)
         _, stderr = process.communicate(timeout=200)
         assert "Traceback" not in stderr, stderr
         return process.returncode, stderr
 
+    def run(self, *args: str | Path) -> tuple[int, str]:
+        """Run a command in this process and return its exit code and stderr."""
+        process = program.run(*args, "-w", self.path)
+        return process.returncode, process.stderr
+
     def rows(self, query: str) -> list[dict[str, Any]]:
         """Return the rows of a query."""
-        process = self.start("sql", "--format", "json", query)
-        stdout, stderr = process.communicate(timeout=60)
-        assert process.returncode == 0, stderr
-        result: list[dict[str, Any]] = json.loads(stdout)
+        process = program.run("sql", "--format", "json", query, "-w", self.path)
+        assert process.returncode == 0, process.stderr
+        result: list[dict[str, Any]] = json.loads(process.stdout)
         return result
 
     def staging(self) -> Path:
@@ -77,7 +82,7 @@ class Warehouse:
 
 
 @pytest.fixture
-def warehouse(tmp_path: Path) -> Iterator[Warehouse]:
+def warehouse(tmp_path: Path, embedded_ray: dict[str, str]) -> Iterator[Warehouse]:
     # Ray's sockets need a short path.
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as temporary:
         yield Warehouse(tmp_path / "w", Path(temporary))
@@ -98,6 +103,7 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.communicate(timeout=30)
 
 
+@pytest.mark.faults
 def test_a_driver_that_is_killed_at_any_moment_publishes_nothing_and_is_gone_on_with(warehouse: Warehouse) -> None:
     cores = [VMCORES / name / "vmcore" for name in ("deb510-n1", "deb510-n2", "bytedance", "deb61-n2", "deb7-n2")]
     command: tuple[str | Path, ...] = ("run", *cores, "--audit", "killed", "--parallel", "1")
@@ -117,7 +123,7 @@ def test_a_driver_that_is_killed_at_any_moment_publishes_nothing_and_is_gone_on_
         spool = warehouse.spool()
         run_id = warehouse.staging().name
         command = ("resume", "latest", "--parallel", "1")
-    assert warehouse.run("resume", run_id[:20])[0] == cli.OK
+    assert warehouse.run_in_child("resume", run_id[:20])[0] == cli.OK
     assert warehouse.run_ids() == [run_id]
     assert list(warehouse.path.glob("staging/*")) == []
     assert len(spool) == len(cores)
@@ -225,18 +231,18 @@ def test_a_second_run_of_an_audit_ends_at_once_unless_asked_to_overlap(warehouse
     assert first.poll() is None
     kill(first)
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    assert warehouse.run("resume", run_id)[0] == cli.OK
+    assert warehouse.run_in_child("resume", run_id)[0] == cli.OK
     assert run_id in warehouse.run_ids()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="gives itself a host name")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_live_resumed_on_another_machine_is_unreachable_and_not_that_machine(
     warehouse: Warehouse, tmp_path: Path
 ) -> None:
     fleet = tmp_path / "one.yaml"
     fleet.write_text("- {target: 'live:', name: web, python: /bin/false}\n")
     on_hosta = ("unshare", "--uts", "sh", "-c", 'hostname hosta; exec "$@"', "-")
-    assert warehouse.run("run", "-i", fleet, prefix=on_hosta)[0] == cli.NONE_GOOD
+    assert warehouse.run_in_child("run", "-i", fleet, prefix=on_hosta)[0] == cli.NONE_GOOD
     assert warehouse.rows("SELECT status, node FROM attempts") == [{"status": "bad_output", "node": "hosta"}]
     assert warehouse.run("resume", "latest")[0] == cli.NONE_GOOD
     (target,) = warehouse.rows("SELECT source, status, error FROM latest_targets")
@@ -275,13 +281,14 @@ def small_disk(warehouse: Warehouse, tmp_path: Path, request: pytest.FixtureRequ
         subprocess.run(["umount", mount], check=True)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system of its own")
+@pytest.mark.faults
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 @pytest.mark.parametrize("small_disk", ["tmpfs", pytest.param("ext4", marks=pytest.mark.lab)], indirect=True)
 def test_a_disk_that_is_full_ends_a_run_in_one_line_and_costs_nothing_collected(
     warehouse: Warehouse, small_disk: Path
 ) -> None:
     cores = [VMCORES / name / "vmcore" for name in ("deb510-n1", "deb7-n2", "bytedance")]
-    code, stderr = warehouse.run("run", *cores, "--quiet", "--parallel", "1")
+    code, stderr = warehouse.run_in_child("run", *cores, "--quiet", "--parallel", "1")
     assert code == cli.FAILED
     directory = warehouse.staging()
     assert stderr.splitlines() == [
@@ -290,5 +297,5 @@ def test_a_disk_that_is_full_ends_a_run_in_one_line_and_costs_nothing_collected(
     ]
     assert len(warehouse.spool()) == 2
     small_disk.unlink()
-    assert warehouse.run("resume", "latest")[0] == cli.OK
+    assert warehouse.run_in_child("resume", "latest")[0] == cli.OK
     assert [row["good"] for row in warehouse.rows("SELECT good FROM runs")] == [3]

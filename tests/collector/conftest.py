@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,6 @@ class Core:
 
     @cached_property
     def reference(self) -> dict[str, Any]:
-        if not self.has_truth("reference.json"):
-            pytest.skip("too large for the reference walk; crash and the guest's own files replace it")
         return json.loads(self.truth("reference.json"))
 
     def has_truth(self, name: str) -> bool:
@@ -79,20 +78,25 @@ class Core:
 CORES = [Core(path.parent) for path in sorted(VMCORES.glob("*/vmcore"))]
 
 
+def with_cores(condition: Callable[[Core], bool], argument: str = "core") -> pytest.MarkDecorator:
+    """Run a test with the cores for which a condition holds."""
+    return pytest.mark.parametrize(argument, [*filter(condition, CORES)], ids=lambda core: core.name)
+
+
+# The server is too large for the reference walk; crash and the guest's own files replace it.
+has_reference = with_cores(lambda core: core.has_truth("reference.json"))
+
+
 @pytest.fixture(params=CORES, ids=lambda core: core.name)
 def core(request: pytest.FixtureRequest) -> Core:
     return request.param
 
 
-@pytest.fixture
-def eager_core(core: Core) -> Core:
-    if not core.is_eager:
-        pytest.skip("this kernel is lazy")
-    return core
+@pytest.fixture(params=[core for core in CORES if core.is_eager], ids=lambda core: core.name)
+def eager_core(request: pytest.FixtureRequest) -> Core:
+    return request.param
 
 
-@pytest.fixture
-def lazy_core(core: Core) -> Core:
-    if core.is_eager:
-        pytest.skip("this kernel is eager")
-    return core
+@pytest.fixture(params=[core for core in CORES if not core.is_eager], ids=lambda core: core.name)
+def lazy_core(request: pytest.FixtureRequest) -> Core:
+    return request.param

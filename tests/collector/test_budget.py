@@ -141,12 +141,12 @@ def test_running_out_of_memory_says_what_was_used(mebibytes: int) -> None:
 
 def test_a_kernel_that_does_not_count_reads_cannot_limit_them() -> None:
     if os.geteuid():
-        pytest.skip("needs root to hide /proc/self/io")
+        pytest.skip("needs root")
     core = VMCORES / "deb510-n1/vmcore"
     collector = f"{sys.executable} -m pipeline.collector --max-reads 1000000 {core}"
     command = ["unshare", "-m", "sh", "-c", f"mount -t tmpfs none /proc && exec {collector}"]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
     if "unshare" in process.stderr or "mount" in process.stderr:
-        pytest.skip("no mount namespaces on this machine")
+        pytest.skip("needs mount namespaces")
     assert '"over_budget"' in process.stdout, process
     assert "reads cannot be limited" in process.stdout

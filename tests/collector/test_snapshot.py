@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.collector.conftest import CORES
+from tests.collector.conftest import CORES, has_reference, with_cores
 
 # "radix_tree_node ... 584" in each guest's /proc/slabinfo: 576 bytes of struct xa_node and SLUB's free pointer.
 XA_NODE_SLAB_BYTES = 584
@@ -18,6 +18,7 @@ def by_address(rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     return {row["address"]: row for row in rows}
 
 
+@has_reference
 def test_superblocks_are_those_of_the_reference(core) -> None:
     rows = by_address(core.rows("superblocks"))
     reference = by_address(core.reference["superblocks"])
@@ -51,6 +52,7 @@ def test_what_nobody_mounted_is_internal(core) -> None:
     assert "ext4" not in internal
 
 
+@has_reference
 def test_memcgs_are_those_of_the_reference(core) -> None:
     rows = {memcg["path"]: memcg for memcg in core.rows("memcgs")}
     reference = {memcg["path"]: memcg for memcg in core.reference["memcgs"]}
@@ -63,6 +65,7 @@ def test_memcgs_are_those_of_the_reference(core) -> None:
         assert rows[path]["cache_id"] == (memcg["cache_id"] if has_lists else None)
 
 
+@has_reference
 def test_items_belong_to_the_memcgs_of_the_reference(core) -> None:
     """Items by index, summed over all list_lrus. The index is kmemcg_id up to v5.17, and memcg->id.id later."""
     items: Counter[int] = Counter()
@@ -84,6 +87,7 @@ def test_parents_are_those_of_the_paths(core) -> None:
         assert memcg["parent"] == (None if path == "/" else memcg_by_path[parent_path]["css_id"])
 
 
+@with_cores(lambda core: core.is_eager and core.has_truth("reference.json"), "eager_core")
 def test_the_low_bound_by_hand(eager_core) -> None:
     """The memcgs with items and their ancestors have an object each, and xarray nodes for their ids."""
     core = eager_core
@@ -112,6 +116,7 @@ def test_memcgs_are_those_of_cgroup_stat(core) -> None:
     assert core.target["dying_memcgs"] == int(stat["nr_dying_descendants"])
 
 
+@has_reference
 def test_list_lrus_hold_what_the_reference_counts(core) -> None:
     rows = by_address(core.rows("list_lrus"))
     reference = by_address(core.reference["list_lrus"])
@@ -136,20 +141,24 @@ def test_list_lrus_hold_what_the_reference_counts(core) -> None:
             assert row["lazy_empty_bytes"] == (lru["objects"] - len(lru["memcg_items"])) * size
 
 
+@with_cores(lambda core: core.has_truth("reference.json") and core.name != "deb510-offline")
 def test_usage_of_the_slab_cache_is_the_references(core) -> None:
-    """The reference has drgn's counts of active objects and slabs in the full core with DWARF."""
+    """The reference has drgn's counts of active objects and slabs in the full core with DWARF.
+
+    drgn follows the NULL kmem_cache_node of an offline node; there test_crash_agrees compares.
+    """
     usage = core.reference["slab_usage"][core.target["slab_cache"]]
-    if usage is None:
-        pytest.skip("drgn follows the NULL kmem_cache_node of an offline node; test_crash_agrees compares")
     assert core.target["slab_cache_active_objects"] == usage["active_objects"]
     pages = re.search(rf"^{core.target['slab_cache']} .* (\d+) : tunables", core.truth("slabinfo"), re.MULTILINE)
     assert core.target["slab_cache_bytes"] == usage["slabs"] * int(pages[1]) * 4096
 
 
+@with_cores(lambda core: core.has_truth("crash.json"))
 def test_crash_agrees(core) -> None:
-    """crash has read the same full core: memcg_nr_cache_ids, superblocks, objects of the slab cache."""
-    if not core.has_truth("crash.json"):
-        pytest.skip("crash 8.0.2 cannot open this kernel")
+    """crash has read the same full core: memcg_nr_cache_ids, superblocks, objects of the slab cache.
+
+    crash 8.0.2 cannot open the other cores.
+    """
     crash = core.crash
     assert core.target["memcg_nr_cache_ids"] == crash.get("memcg_nr_cache_ids")
     assert core.target["superblocks"] == crash["super_blocks"]

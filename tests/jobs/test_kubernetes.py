@@ -56,7 +56,7 @@ def pods() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def validate():
-    return pytest.importorskip("kubernetes_validate").validate
+    return pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate").validate
 
 
 @pytest.mark.parametrize("release", KUBERNETES)

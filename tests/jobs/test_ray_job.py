@@ -33,7 +33,7 @@ def bin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     install = [folder / "bin/pip", "install", "--quiet", "--disable-pip-version-check"]
     process = subprocess.run([*install, f"ray[default]=={version('ray')}"], capture_output=True, text=True)
     if process.returncode:
-        pytest.skip(f"cannot install ray[default]: {process.stderr.strip()[-200:]}")
+        pytest.skip("needs network")
     ray = folder / "bin/ray"
     ray.write_text(f"#!{folder}/bin/python\nfrom ray.scripts.scripts import main\nmain()\n")
     ray.chmod(0o755)

@@ -47,7 +47,7 @@ json.dump(lists_and_items, sys.stdout)
 """
 
 
-@pytest.mark.skipif(DRGN_TOOLS is None, reason="$DRGN_TOOLS is not set to a checkout of oracle-samples/drgn-tools")
+@pytest.mark.skipif(DRGN_TOOLS is None, reason="needs $DRGN_TOOLS")
 @pytest.mark.parametrize("name", ["deb510-n2", "deb61-n2", "deb7-n2"])
 def test_every_list_of_a_memcg_has_what_drgn_tools_walks_over(tmp_path: Path, name: str) -> None:
     shape = SHAPES[name]

@@ -11,7 +11,7 @@ import pytest
 from tests.lab import kernels
 from tests.lab.kernels import LabError
 
-needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not installed")
+needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")
 
 
 @pytest.fixture(autouse=True)

@@ -158,7 +158,7 @@ def test_a_running_guest_and_its_core_agree_row_for_row(guest: Guest, how: str) 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_runner_asks_for_the_same(guest: Guest, way: str) -> None:
     if way == "over ssh" and SSHD is None:
-        pytest.skip("no sshd")
+        pytest.skip("needs sshd")
     result = guest.results[way]
     assert result["attempt"]["status"] == "ok", result["attempt"]
     assert result["tables"] == guest.results["plain"].tables

@@ -26,7 +26,7 @@ from tests.warehouse.outcomes import STARTED_AT, failure, ok, publish, session
 
 ROOT = Path(__file__).parents[2]
 LIMITS = query.Limits(timeout_s=240, memory_bytes=256 << 20, result_bytes=4 << 20)
-NEEDS_LANDLOCK = pytest.mark.skipif(landlock.abi() == 0, reason="this kernel has no Landlock")
+NEEDS_LANDLOCK = pytest.mark.skipif(landlock.abi() == 0, reason="needs Landlock")
 
 
 def ask(root: Path, statement: str, limits: query.Limits = LIMITS, **params: str) -> pa.Table | str:
@@ -172,12 +172,12 @@ def test_a_run_that_is_removed_meanwhile_is_one_line_saying_to_run_it_again(tmp_
         "os.execv(sys.executable, [sys.executable, '-c', ''])",
         "duckdb.sql(f\"FROM read_text('{other}')\").fetchall()",
         "duckdb.sql(f\"COPY (SELECT 1) TO '{folder}/new'\")",
-        pytest.param("os.truncate(readable, 0)", marks=pytest.mark.skipif(landlock.abi() < 3, reason="needs ABI 3")),
+        pytest.param("os.truncate(readable, 0)", marks=pytest.mark.skipif(landlock.abi() < 3, reason="needs Landlock")),
         pytest.param(
             "socket.create_connection(('127.0.0.1', 9))",
-            marks=pytest.mark.skipif(landlock.abi() < 4, reason="needs ABI 4"),
+            marks=pytest.mark.skipif(landlock.abi() < 4, reason="needs Landlock"),
         ),
-        pytest.param("os.kill(os.getppid(), 0)", marks=pytest.mark.skipif(landlock.abi() < 6, reason="needs ABI 6")),
+        pytest.param("os.kill(os.getppid(), 0)", marks=pytest.mark.skipif(landlock.abi() < 6, reason="needs Landlock")),
     ],
 )
 def test_the_kernel_refuses_even_where_duckdbs_own_doors_are_open(tmp_path, attempt):

@@ -84,7 +84,7 @@ def test_the_command_line_of_duckdb_takes_it(root, tmp_path):
     installed_command = Path(sys.executable).with_name("duckdb")
     program = str(installed_command) if installed_command.exists() else shutil.which("duckdb")
     if program is None:
-        pytest.skip("no duckdb command line: pip install duckdb-cli")
+        pytest.skip("needs duckdb-cli")
     (tmp_path / "audit.sql").write_text(query.init_script(warehouse.tables(root)))
     statement = "SELECT target, wasted_bytes FROM host_waste ORDER BY ALL"
     command = [program, "-init", "audit.sql", "-json", "-c", statement]

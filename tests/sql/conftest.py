@@ -10,9 +10,11 @@ Parquet and Arrow. Expected numbers are worked out by hand; the case says how.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -23,6 +25,7 @@ import yaml
 
 from pipeline import query
 from pipeline.common import data
+from pipeline.query import views
 from pipeline.warehouse import schema
 
 
@@ -47,7 +50,8 @@ class Case(pytest.Item):
         case = yaml.safe_load(self.path.read_text(encoding="utf-8"))
         assert set(case) <= {"given", "query", "params", "expect"}
         directory = self.config._tmp_path_factory.mktemp("given")
-        session = query.Session(write_datasets(directory, case["given"]), is_confined=self.is_confined)
+        with mock.patch.object(views, "statements", return_value=needed_statements(self.query(case))):
+            session = query.Session(write_datasets(directory, case["given"]), is_confined=self.is_confined)
         is_report = self.path.parent.parent.name == "reports"
         params = {"run": "r1", **case.get("params", {})} if is_report else None
         rows = session.rows(self.query(case), params)
@@ -67,6 +71,18 @@ class Case(pytest.Item):
 
     def reportinfo(self) -> tuple[Path, int, str]:
         return self.path, 0, f"{self.path.parent.name}/{self.path.stem} [{self.name}]"
+
+
+def needed_statements(text: str) -> dict[str, str]:
+    """Return the macros and views that a query needs: creating all would take most of the time of a case."""
+    statements = views.statements()
+    names: set[str] = set()
+    texts = [text, "_newest_run"]  # which a session itself asks
+    while texts:
+        new_names = statements.keys() & set(re.findall(r"\w+", texts.pop())) - names
+        names |= new_names
+        texts += [statements[name] for name in new_names]
+    return {name: statement for name, statement in statements.items() if name in names}
 
 
 def write_datasets(directory: Path, rows: dict[str, list[dict[str, Any]]]) -> dict[str, ds.UnionDataset]:

@@ -18,7 +18,7 @@ from pipeline.collector.access import kernel
 from pipeline.collector.status import CollectError
 from pipeline.collector.walk import nodes
 from pipeline.fanout.runner import frame
-from tests.collector.conftest import CORES
+from tests.collector.conftest import CORES, has_reference
 
 
 def test_types_come_from_the_kernel_itself(core) -> None:
@@ -70,6 +70,7 @@ def test_symbols_are_those_of_proc_kallsyms(core) -> None:
             assert int(address, 16) in {symbol.address for symbol in prog.symbols(name)}, name
 
 
+@has_reference
 def test_slab_helpers_of_drgn(core) -> None:
     """Cache iteration, usage and object info work with BTF; the names are those of the guest's /proc/slabinfo."""
     prog = core.kernel.prog
@@ -199,11 +200,11 @@ def test_a_running_kernel_without_kcore_says_what_it_lacks() -> None:
     command = [sys.executable, "-m", "pipeline.collector", "live:"]
     if os.path.exists("/proc/kcore"):
         if os.geteuid():
-            pytest.skip("needs root to hide /proc/kcore")
+            pytest.skip("needs root")
         command = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "-", *command]
     process = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, timeout=60)
     if b"unshare: " in process.stderr or b"mount: " in process.stderr:
-        pytest.skip("no mount namespaces on this machine")
+        pytest.skip("needs mount namespaces")
     assert frame.parse(process.stdout) == frame.Failure(
         "denied", "FileNotFoundError", "live: /proc/kcore is missing: this kernel has no CONFIG_PROC_KCORE"
     )

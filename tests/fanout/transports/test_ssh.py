@@ -24,9 +24,9 @@ from pipeline.inventory import Target, destination
 from tests import processes
 from tests.fanout.transports.sshd import SSHD, USER, Client, Server, free_port, make_key
 
-pytestmark = pytest.mark.skipif(SSHD is None, reason="no sshd: apt-get install openssh-server")
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="switches users: run as root")
-with_sudo = pytest.mark.skipif(shutil.which("sudo") is None, reason="no sudo: apt-get install sudo")
+pytestmark = pytest.mark.skipif(SSHD is None, reason="needs sshd")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+with_sudo = pytest.mark.skipif(shutil.which("sudo") is None, reason="needs sudo")
 
 ROOT = Path(__file__).resolve().parents[3]
 CORE = ROOT / "tests/vmcores/deb510-n1/vmcore"
@@ -163,7 +163,7 @@ def status_and_error(result: dict) -> tuple:
 @pytest.mark.parametrize("shell", ["dash", "bash", "fish", "tcsh", "zsh", "busybox sh"])
 def test_whatever_the_login_shell_is(tmp_path, client, shell):
     if shutil.which(shell.split()[0]) is None:
-        pytest.skip(f"no {shell}")
+        pytest.skip(f"needs {shell}")
     forced_command = tmp_path / "forced_command"
     forced_command.write_text(f'#!/bin/sh\nexec {shell} -c "$SSH_ORIGINAL_COMMAND"\n')
     forced_command.chmod(0o755)
@@ -204,7 +204,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fetch = [sys.executable, "-m", "pipeline", "fetch-drgn", "--drgn-wheels", str(folder)]
     fetch += ["--python", *interpreters(), "--arch", os.uname().machine]
     if subprocess.run(fetch, cwd=ROOT, check=False, capture_output=True).returncode:
-        pytest.skip("pip cannot download drgn's wheels")
+        pytest.skip("needs network")
     return folder
 
 
@@ -224,7 +224,7 @@ def tmp_server(client: Client, tmp_path: Path) -> Iterator[Server]:
 @pytest.mark.parametrize("version", ["3.6", "3.7", "3.8", "3.11"])
 def test_drgn_is_sent_to_a_python_without_it_and_is_gone_afterwards(tmp_server, client, wheels, tmp_path, version):
     if version not in interpreters():
-        pytest.skip(f"no Python {version}")
+        pytest.skip(f"needs Python {version}")
     python = interpreters()[version]
     folder = tmp_path / "cöre\udcff"
     folder.symlink_to(ARM64.parent)

@@ -20,8 +20,10 @@ from pathlib import Path
 from tests import processes
 
 _OBJECT_STORE_BYTES = 80 << 20
+# Each worker of pytest-xdist has a network of its own.
+NETWORK = f"127.0.{os.environ.get('PYTEST_XDIST_WORKER', 'gw0').removeprefix('gw')}"
 # Address of the head node. Ray substitutes another address of the machine for 127.0.0.1.
-HEAD = "127.0.0.2"
+HEAD = f"{NETWORK}.2"
 RAY = Path(sys.executable).with_name("ray")
 
 
@@ -77,13 +79,13 @@ class Cluster:
 
 @contextlib.contextmanager
 def cluster(nodes: int, ray: Path = RAY, dashboard: bool = False) -> Iterator[Cluster]:
-    """Run a cluster for the duration of the block. Its nodes are HEAD, which has no CPUs, 127.0.0.3, ..."""
+    """Run a cluster for the duration of the block. Its nodes are HEAD, which has no CPUs, NETWORK.3, ..."""
     # Ray's sockets are below the folder, and the path of a socket is limited to 107 bytes.
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder, tempfile.TemporaryDirectory() as cwd:
         running_cluster = Cluster(Path(folder), Path(cwd), ray, dashboard)
         try:
             for number in range(2, 2 + nodes):
-                running_cluster.add(f"127.0.0.{number}")
+                running_cluster.add(f"{NETWORK}.{number}")
             yield running_cluster
         finally:
             for ip in running_cluster.words:

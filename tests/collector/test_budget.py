@@ -15,6 +15,7 @@ from pipeline import cli
 from pipeline.collector import budget
 from pipeline.fanout import runner
 from pipeline.inventory import Target
+from tests import program
 from tests.warehouse.outcomes import session
 
 VMCORES = Path(__file__).parents[1] / "vmcores"
@@ -40,9 +41,9 @@ def test_reads_over_the_budget_end_an_audit_of_a_real_core(core: str) -> None:
     assert re.search(r"with at most \d+ MiB resident$", attempt["error"])
 
 
+@pytest.mark.usefixtures("embedded_ray")
 def test_the_command_line_sets_the_budget_of_a_run(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipeline", "run", VMCORES / "deb510-n1", "-w", tmp_path, "--max-reads", "4"]
-    process = subprocess.run([*command, "--quiet"], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    process = program.run("run", VMCORES / "deb510-n1", "-w", tmp_path, "--max-reads", "4", "--quiet")
     assert process.returncode == cli.NONE_GOOD, process.stderr
     (target,) = session(tmp_path).rows("SELECT status, error FROM targets")
     assert target["status"] == "over_budget"

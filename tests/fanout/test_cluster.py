@@ -16,15 +16,22 @@ import pytest
 
 from pipeline import cli
 from tests.cli.test_resume import VMCORES, Warehouse, wait_until
-from tests.cluster import HEAD, Cluster, cluster
+from tests.cluster import HEAD, NETWORK, Cluster, cluster
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKER, VICTIM = "127.0.0.3", "127.0.0.4"
+WORKER, VICTIM = f"{NETWORK}.3", f"{NETWORK}.4"
 
 
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[Cluster]:
     with cluster(3) as running_cluster:
+        yield running_cluster
+
+
+@pytest.fixture
+def fragile_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """A cluster for a test that kills nodes of it; its parameter is the number of nodes."""
+    with cluster(request.param) as running_cluster:
         yield running_cluster
 
 
@@ -142,17 +149,19 @@ def test_nodes_audit_their_own_kernels_with_the_package_that_the_driver_sent(
         assert package.is_relative_to(ray_cluster.folder / name[-1]), "each node has its own copy"
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("fragile_cluster", [3], indirect=True)
 def test_a_node_that_dies_costs_its_own_targets_and_nobody_elses(
-    ray_cluster: Cluster, tmp_path: Path, collector: Path
+    fragile_cluster: Cluster, tmp_path: Path, collector: Path
 ) -> None:
     (tmp_path / "core").touch()
-    (tmp_path / "hang").write_text(ray_cluster.words[VICTIM])
+    (tmp_path / "hang").write_text(fragile_cluster.words[VICTIM])
     common = {"python": str(collector)}
     targets = [{"name": "there", "kind": "ray", "source": f"ray:{VICTIM}", **common}]
     targets += [{"name": f"core{n}", "kind": "vmcore", "source": f"{tmp_path}/core", **common} for n in range(8)]
-    process = fan_out(tmp_path, targets, ray_cluster.env)
+    process = fan_out(tmp_path, targets, fragile_cluster.env)
     until_hung(process, tmp_path, {"live:", f"{tmp_path}/core"})
-    ray_cluster.kill_raylet(VICTIM)
+    fragile_cluster.kill_raylet(VICTIM)
     results = outcomes(process)
     # The collector may be killed before its worker; then the first attempt has crashed.
     first, last = statuses(results.pop("there"))
@@ -161,24 +170,28 @@ def test_a_node_that_dies_costs_its_own_targets_and_nobody_elses(
     attempts = {tuple(statuses(outcome)) for outcome in results.values()}
     assert ("ok",) in attempts
     assert attempts - {("ok",)} in ({("lost", "ok")}, {("crashed", "ok")})
-    assert {outcome["row"]["host"] for outcome in results.values()} == {ray_cluster.words[WORKER]}
+    assert {outcome["row"]["host"] for outcome in results.values()} == {fragile_cluster.words[WORKER]}
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("fragile_cluster", [2], indirect=True)
 def test_when_the_last_node_with_a_cpu_is_dead_a_run_does_not_wait_for_ever(
-    ray_cluster: Cluster, tmp_path: Path, collector: Path
+    fragile_cluster: Cluster, tmp_path: Path, collector: Path
 ) -> None:
     (tmp_path / "core").touch()
-    (tmp_path / "hang").write_text(ray_cluster.words[WORKER])
+    (tmp_path / "hang").write_text(fragile_cluster.words[WORKER])
     some = {"kind": "vmcore", "source": f"{tmp_path}/core", "python": str(collector)}
-    process = fan_out(tmp_path, [{"name": f"core{n}", **some} for n in range(3)], ray_cluster.env)
+    process = fan_out(tmp_path, [{"name": f"core{n}", **some} for n in range(3)], fragile_cluster.env)
     until_hung(process, tmp_path, {f"{tmp_path}/core"})
-    ray_cluster.kill_raylet(WORKER)
+    fragile_cluster.kill_raylet(WORKER)
     stdout, stderr = process.communicate(timeout=120)
     assert stdout == ""
     assert stderr.splitlines()[-1] == "no node with a CPU is left in the Ray cluster"
     assert "Traceback" not in stderr
 
 
+@pytest.mark.faults
+@pytest.mark.usefixtures("embedded_ray")
 def test_when_the_head_is_dead_a_run_ends_and_is_gone_on_with_elsewhere(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\ntouch {tmp_path}/hung\nsleep 300\n")

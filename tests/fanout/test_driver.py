@@ -597,7 +597,10 @@ def run_script(folder: Path, code: str, wait: bool = True, **env: str) -> Any:
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [*(pytest.param(number, marks=pytest.mark.faults) for number in (signal.SIGINT, signal.SIGTERM)), signal.SIGKILL],
+)
 def test_a_stopped_driver_leaves_nothing_running_and_ray_has_said_nothing(tmp_path, short, number):
     script = tmp_path / "hung"
     script.write_text(

@@ -8,8 +8,6 @@ import json
 import os
 import re
 import stat
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import query, warehouse
+from pipeline import cli, query, warehouse
 from pipeline.fanout import redact, runner
 from pipeline.inventory import Target
+from tests import program
 from tests.warehouse.outcomes import directory_of, run, session
 
 VMCORES = Path(__file__).parents[1] / "vmcores"
@@ -247,9 +246,9 @@ def test_the_key_is_gone_before_anybody_can_see_the_run(tmp_path, monkeypatch):
     assert not (staging.directory / "key").exists()
 
 
+@pytest.mark.usefixtures("embedded_ray")
 def test_what_the_command_line_publishes_has_pseudonyms(tmp_path):
-    command = [sys.executable, "-m", "pipeline", "run", VMCORES / "deb510-n1", "-w", tmp_path, "--redact", "--quiet"]
-    subprocess.run(command, check=True, capture_output=True)
+    assert program.run("run", VMCORES / "deb510-n1", "-w", tmp_path, "--redact", "--quiet").returncode == cli.OK
     redacted_session = session(tmp_path)
     paths = [row["path"] for row in redacted_session.rows("SELECT path FROM memcgs")]
     assert len(paths) > 50

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import boto3
 import pytest
 
 _SERVER = """
@@ -24,6 +23,7 @@ sys.stdin.read()
 @contextmanager
 def server() -> Iterator[str]:
     """Run a server and yield its endpoint."""
+    pytest.importorskip("moto", reason="needs moto")
     process = subprocess.Popen(
         [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
@@ -49,4 +49,6 @@ def use_endpoint(monkeypatch: pytest.MonkeyPatch, endpoint: str, state_home: Any
 
 
 def client(endpoint: str) -> Any:
+    import boto3  # an extra of `make test-faults`
+
     return boto3.client("s3", endpoint_url=endpoint)

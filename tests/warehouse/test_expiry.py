@@ -311,6 +311,7 @@ def test_a_run_that_is_opened_while_it_is_removed_is_gone_and_one_line(tmp_path,
     assert f"{run_id}/outcomes.jsonl: No such file or directory" in messages[0]
 
 
+@pytest.mark.faults
 def test_killed_at_any_step_of_expire_runs_are_whole_or_absent_and_the_next_one_cleans(tmp_path):
     script = start_child(
         """
@@ -379,6 +380,7 @@ def test_a_query_during_which_a_run_is_expired_ends_in_one_line(tmp_path, comman
     assert err == f"lru-audit: {tmp_path}: run 20251101T000000Z-aaaaaaaa was expired meanwhile: run the command again\n"
 
 
+@pytest.mark.faults
 def test_readers_see_whole_runs_while_two_drivers_publish_and_runs_expire(tmp_path):
     publish(tmp_path, ok("a"), failure("b"), audit="first")
     drivers = [

@@ -24,6 +24,8 @@ from pipeline.warehouse.store import open_store
 from tests.warehouse import s3
 from tests.warehouse.outcomes import STARTED_AT, failure, ok, run, session
 
+pytestmark = pytest.mark.faults
+
 ROOT = Path(__file__).parents[2]
 OLD, NEW, NEWER = "20251101T000000Z-aaaaaaaa", "20251102T000000Z-bbbbbbbb", "20251103T000000Z-cccccccc"
 DAY_S = 86_400
@@ -294,12 +296,6 @@ def test_runs_of_one_endpoint_are_not_resumed_at_another(bucket, endpoint, monke
         assert list(warehouse.staged_runs(f"s3://{bucket}/w")) == []
 
 
-def test_a_file_uri_is_the_directory(tmp_path):
-    publish(f"file://{tmp_path}/w%20x", ok("a"), run_id=OLD, started_at=STARTED_AT)
-    assert [manifest.run_id for manifest in warehouse.published_runs(tmp_path / "w x")] == [OLD]
-    assert list((tmp_path / "w x" / "staging").iterdir()) == []
-
-
 class DenyingHandler(BaseHTTPRequestHandler):
     """The handler of an S3 server that denies every request."""
 
@@ -350,22 +346,6 @@ def test_an_endpoint_that_does_not_serve_is_one_line_within_bounds(bad_endpoint,
     with pytest.raises(warehouse.WarehouseError, match=r"nothing was audited$"):
         warehouse.Staging.create("s3://nowhere/w", run(OLD))
     assert not list(tmp_path.rglob(OLD))
-
-
-@pytest.mark.parametrize(
-    ("location", "error_text"),
-    [
-        ("gs://bucket/w", "a warehouse is a directory, file:///PATH or s3://BUCKET/PREFIX"),
-        ("s3:///w", "a warehouse is a directory"),
-        ("s3://bucket/w?regoin=x", "unknown option 'regoin'"),
-        ("s3://key:secret@bucket/w", "the URI contains credentials"),
-    ],
-)
-def test_a_uri_that_names_no_warehouse_is_a_usage_error(location, error_text, capsys):
-    assert cli.main(["runs", "-w", location]) == cli.USAGE
-    err = capsys.readouterr().err
-    assert error_text in err
-    assert "secret" not in err
 
 
 def test_a_run_is_collected_into_a_bucket_and_what_failed_is_collected_again(bucket, tmp_path):

@@ -236,6 +236,7 @@ def test_a_full_disk_is_one_clear_line_and_costs_no_outcome(tmp_path):
     ]
 
 
+@pytest.mark.faults
 def test_killed_at_any_step_a_run_is_whole_or_absent_and_can_be_finished(tmp_path):
     """A child process is killed at its first, second, ... file system call, until one child completes."""
     child = script(

@@ -14,11 +14,11 @@ audit: $(INSTALLED)
 	$(BIN)/lru-audit run tests/vmcores --audit bundled --warehouse warehouse
 
 test: $(TESTING) lint
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not lab and not faults"
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not lab and not faults"
 
 # A random part of what is about time, chance and repetition; TEST_FULL=1 runs all of it, TEST_SEED=N the same part again.
 test-faults: $(FAULTS)
-	$(BIN)/python -m pytest -v -n auto --dist worksteal -m "faults and not lab"
+	$(BIN)/python -m pytest -v -n auto --maxprocesses 8 --dist worksteal -m "faults and not lab"
 
 # The tests that use DuckDB, with the oldest supported version.
 test-oldest-duckdb: $(TESTING)

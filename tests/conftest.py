@@ -13,6 +13,8 @@ import pytest
 from pipeline.fanout import cluster
 from tests import campaign
 
+os.environ.pop("COLUMNS", None)  # a width for reports, which readline sets for the workers of pytest-xdist
+
 # What to do about the needs of skipped tests, which skip with "needs NAME".
 REMEDIES = {
     "Landlock": "a kernel with CONFIG_SECURITY_LANDLOCK",

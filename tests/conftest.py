@@ -34,9 +34,8 @@ def pytest_report_header() -> str:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print how many tests were skipped for want of what, and the remedy."""
-    reasons = collections.Counter(
-        report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.getreports("skipped")
-    )
+    reports = terminalreporter.stats.get("skipped", [])
+    reasons = collections.Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reports)
     for reason, count in reasons.most_common():
         remedy = REMEDIES.get(reason.removeprefix("needs "))
         terminalreporter.write_line(f"{count} skipped: {reason}" + (f" ({remedy})" if remedy else ""))
@@ -60,8 +59,7 @@ def embedded_ray() -> Iterator[dict[str, str]]:
     """
     environment = dict(os.environ)
     with cluster.connection(2) as ray:
-        names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
-        driver_environment = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-        driver_environment |= {name: os.environ[name] for name in names}
+        address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+        token = {name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
         with mock.patch.dict(os.environ, environment, clear=True):
-            yield driver_environment
+            yield address | token

@@ -19,12 +19,11 @@ from pipeline.fanout import cluster
 from pipeline.inventory import Target
 from tests.program import run as audit
 
+pytestmark = pytest.mark.usefixtures("embedded_ray")
+
 ROOT = Path(__file__).parents[2]
 VMCORES = ROOT / "tests" / "vmcores"
 CORES = sorted(path.parent.name for path in VMCORES.glob("*/vmcore"))
-
-
-pytestmark = pytest.mark.usefixtures("embedded_ray")
 
 
 def audit_in_child(

@@ -29,11 +29,10 @@ from pipeline.fanout.workers import LocalWorker
 from pipeline.inventory import Target, plan
 from tests import processes
 
-ROOT = Path(__file__).resolve().parents[2]
-PARALLEL = 2
-
-
 pytestmark = pytest.mark.usefixtures("embedded_ray")
+
+ROOT = Path(__file__).resolve().parents[2]
+PARALLEL = 2  # as many CPUs as the embedded Ray has
 
 
 def targets(count: int) -> list[Target]:

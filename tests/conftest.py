@@ -17,6 +17,8 @@ os.environ.pop("COLUMNS", None)  # a width for reports, which readline sets for 
 
 # What to do about the needs of skipped tests, which skip with "needs NAME".
 REMEDIES = {
+    **{f"Python {version}": f"pyenv install {version}" for version in ("3.6", "3.7", "3.8", "3.11")},
+    **{shell: f"apt-get install {shell}" for shell in ("fish", "tcsh", "zsh")},
     "Landlock": "a kernel with CONFIG_SECURITY_LANDLOCK",
     "network": "access to a package index",
     "promtool": "sh tests/lab/install-tools.sh",

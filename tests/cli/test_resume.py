@@ -20,6 +20,7 @@ import pytest
 
 from pipeline import cli
 from tests import program
+from tests.warehouse.outcomes import session
 
 ROOT = Path(__file__).parents[2]
 VMCORES = ROOT / "tests" / "vmcores"
@@ -61,10 +62,7 @@ class Warehouse:
 
     def rows(self, query: str) -> list[dict[str, Any]]:
         """Return the rows of a query."""
-        process = program.run("sql", "--format", "json", query, "-w", self.path)
-        assert process.returncode == 0, process.stderr
-        result: list[dict[str, Any]] = json.loads(process.stdout)
-        return result
+        return session(self.path).rows(query)
 
     def staging(self) -> Path:
         """Return the directory of the only unpublished run."""

@@ -708,14 +708,20 @@ def many_of_ansible() -> str:
 
 @pytest.mark.parametrize(
     ("name", "make"),
-    [("f.yaml", many_yaml), ("f.json", many_json), ("f.csv", many_csv), ("-", many_lines), ("a.json", many_of_ansible)],
+    [
+        ("-", many_lines),
+        pytest.param("f.yaml", many_yaml, marks=pytest.mark.faults),
+        pytest.param("f.json", many_json, marks=pytest.mark.faults),
+        pytest.param("f.csv", many_csv, marks=pytest.mark.faults),
+        pytest.param("a.json", many_of_ansible, marks=pytest.mark.faults),
+    ],
 )
 def test_a_hundred_thousand_targets_load_in_seconds(tmp_path, monkeypatch, name, make):
     text = make().encode()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
     file = name if name == "-" else write(tmp_path / name, text)
-    start = time.process_time()
+    start = time.thread_time()  # other tests have left threads
     assert len(inventory.load([], file)) == 100_000
-    cpu_s = time.process_time() - start
+    cpu_s = time.thread_time() - start
     print(f"{name}: {cpu_s:.1f} s")
     assert cpu_s < 15  # YAML takes 5 s on an idle machine, the others 1 to 2

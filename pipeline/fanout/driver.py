@@ -62,7 +62,8 @@ def run(
     """Collect every target of the plan; pass each outcome to `on_outcome`, in this thread, as it arrives.
 
     An outcome has the form of `runner.outcome`, with `input_digest` in the row, and the tables of a collected target as
-    JSON text. That of a core which is not read, since it has not changed, has no attempts, and `unchanged` is True.
+    JSON text by column. That of a core which is not read, since it has not changed, has no attempts, and `unchanged` is
+    True.
 
     :param limits: limits of one collection; a target's timeout_s takes precedence.
     :param retries: how often a target is retried after a result that may change: lost, inconsistent, or crashed by a

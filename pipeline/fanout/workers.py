@@ -120,4 +120,11 @@ def collect_batch(
 
 def _with_json_tables(attempt: dict[str, Any]) -> dict[str, Any]:
     """Return an attempt with its tables as JSON text, so that the workers encode them and not the one driver."""
-    return {**attempt, "tables": json.dumps(attempt["tables"], separators=(",", ":"))}
+    tables = {name: _columns(table) for name, table in attempt["tables"].items()}
+    return {**attempt, "tables": json.dumps(tables, separators=(",", ":"))}
+
+
+def _columns(table: dict[str, list[Any]]) -> dict[str, Sequence[Any]]:
+    """Return the cells of a table by column: Arrow's JSON reader parses columns, not rows."""
+    cells = zip(*table["rows"], strict=True) if table["rows"] else [()] * len(table["columns"])
+    return dict(zip(table["columns"], cells, strict=True))

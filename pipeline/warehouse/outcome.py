@@ -24,29 +24,52 @@ Record = dict[str, dict[str, list[Any]]]
 STAMPED_COLUMNS = frozenset({"run_id", "target"})
 
 
-def spool_entry(outcome: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an outcome in the form of the spool: the driver's part as a record, the host's part unchecked as `host`.
+def spool_entry(outcome: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """Return an outcome in the form of the spool: the driver's part as a record with the host's part unchecked as
+    `host`, and the host's tables if they are JSON text.
 
     Checking the host's part takes longer than collecting it, and can wait until the run is written.
 
     :raises WarehouseError: the driver's own part does not fit the schema, which is a defect of this program.
     """
     entry: dict[str, Any] = _driver_part(outcome)
-    if outcome["row"].get("status") in GOOD:
-        entry["host"] = {"row": outcome["row"], "tables": outcome["tables"]}
-    return entry
+    if outcome["row"].get("status") not in GOOD:
+        return entry, b""
+    if isinstance(outcome["tables"], str):  # the form that pipeline.fanout passes on
+        return {**entry, "host": {"row": outcome["row"]}}, outcome["tables"].encode()
+    return {**entry, "host": {"row": outcome["row"], "tables": outcome["tables"]}}, b""
 
 
-def checked_record(entry: Mapping[str, Any]) -> Record:
-    """Return the record of a spool entry, as `bad_output` if the host's part does not fit the schema.
+def record_entry(record: Record) -> tuple[Record, bytes]:
+    """Return a record in the form of the spool."""
+    tables = {name: columns for name, columns in record.items() if name in HOST_TABLES}
+    entry = {name: columns for name, columns in record.items() if name not in HOST_TABLES}
+    return entry, json.dumps(tables, separators=(",", ":")).encode()
+
+
+def target_row(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row of an entry in `targets`, with the host's part unchecked.
+
+    :raises Misfit: the host's tables have rows, not columns; only `checked_record` reads them.
+    """
+    row = {name: cells[0] for name, cells in entry["targets"].items()}
+    if "host" not in entry:
+        return row
+    if "tables" in entry["host"]:
+        raise Misfit("tables of rows")
+    return row | _host_columns(entry["host"])
+
+
+def checked_record(entry: Mapping[str, Any], tables: bytes) -> Record:
+    """Return the record of an outcome in the spool, as `bad_output` if the host's part does not fit the schema.
 
     An entry without a host's part is a record already.
     """
     record = {name: columns for name, columns in entry.items() if name not in ("host", "earlier_run")}
     if "host" not in entry:
-        return record
+        return {**record, **json.loads(tables or b"{}")}
     try:
-        host = _host_part(entry["host"])
+        host = _host_part(entry["host"], tables)
         full = {**host, "targets": {**record["targets"], **host["targets"]}, "attempts": record["attempts"]}
         for name in ("targets", *HOST_TABLES):
             schema.tables()[name].check(full[name], STAMPED_COLUMNS)
@@ -98,30 +121,35 @@ def _driver_part(outcome: Mapping[str, Any]) -> Record:
     return record
 
 
-def _host_part(host: Mapping[str, Any]) -> Record:
-    driver_columns = _driver_columns()
-    tables = host["tables"]
-    if isinstance(tables, str):  # the form that pipeline.fanout passes on
-        tables = json.loads(tables)
-    if unknown := set(tables) - set(HOST_TABLES):
+def _host_part(host: Mapping[str, Any], tables: bytes) -> Record:
+    columns = _columns_of_rows(host["tables"]) if "tables" in host else json.loads(tables)
+    if unknown := set(columns) - set(HOST_TABLES):
         raise Misfit(f"unknown table {min(unknown)!a:.60} from the collector")
-    return {
-        "targets": {name: [value] for name, value in host["row"].items() if name not in driver_columns},
-        **{name: _columns(name, tables.get(name)) for name in HOST_TABLES},
-    }
+    for name in HOST_TABLES:
+        required_names = [column.name for column in schema.tables()[name].columns if not column.nullable]
+        cells_by_name = columns.setdefault(name, {key: [] for key in required_names if key not in STAMPED_COLUMNS})
+        if max(map(len, cells_by_name.values()), default=0) > MAX_ROWS:
+            raise Misfit(f"{name} has more than {MAX_ROWS} rows")
+    return {"targets": {name: [value] for name, value in _host_columns(host).items()}, **columns}
 
 
-def _columns(name: str, table: Any) -> dict[str, list[Any]]:
-    match table:
-        case None:
-            column_names = (column.name for column in schema.tables()[name].columns if not column.nullable)
-            return {column: [] for column in column_names if column not in STAMPED_COLUMNS}
-        case {"columns": list(columns), "rows": list(rows)} if _are_names(columns) and _are_rows(rows, len(columns)):
-            if len(rows) > MAX_ROWS:
-                raise Misfit(f"{name} has more than {MAX_ROWS} rows")
-            cells: Iterable[Sequence[Any]] = zip(*rows, strict=True) if rows else [()] * len(columns)
-            return {column: list(values) for column, values in zip(columns, cells, strict=True)}
-    raise Misfit(f"{name} must have distinct columns, and rows with one value for each column")
+def _host_columns(host: Mapping[str, Any]) -> dict[str, Any]:
+    driver_columns = _driver_columns()
+    return {name: value for name, value in host["row"].items() if name not in driver_columns}
+
+
+def _columns_of_rows(tables: Any) -> dict[str, dict[str, list[Any]]]:
+    if isinstance(tables, str):  # in a run that version 0.1.0 has staged
+        tables = json.loads(tables)
+    columns_by_table = {}
+    for name, table in tables.items():
+        match table:
+            case {"columns": list(names), "rows": list(rows)} if _are_names(names) and _are_rows(rows, len(names)):
+                cells: Iterable[Sequence[Any]] = zip(*rows, strict=True) if rows else [()] * len(names)
+                columns_by_table[name] = {key: list(values) for key, values in zip(names, cells, strict=True)}
+            case _:
+                raise Misfit(f"{name} must have distinct columns, and rows with one value for each column")
+    return columns_by_table
 
 
 def _are_names(columns: list[Any]) -> bool:

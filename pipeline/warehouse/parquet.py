@@ -21,7 +21,7 @@ _BATCH_ROWS = 4_096
 
 
 class TableWriter:
-    """Writes rows that arrive sorted by target; memory is bounded by one row group.
+    """Writes rows that arrive in the order of the table; memory is bounded by one row group.
 
     Every column is compressed with zstd and has a dictionary, except addresses, which never repeat. Addresses are
     DELTA_BINARY_PACKED and sorted within a target: less than a byte each instead of four, since objects of a slab are
@@ -35,7 +35,6 @@ class TableWriter:
         self._batch: dict[str, list[Any]] = {column.name: [] for column in table.columns}
         self._row_group: list[pa.Table] = [table.arrow.empty_table()]
         addresses = [column.name for column in table.columns if column.type == "uint64"]
-        self._order = [(name, "ascending") for name in ("target", "address") if name in self._schema.names]
         self._path = path
         self._writer = pq.ParquetWriter(
             path,
@@ -43,7 +42,7 @@ class TableWriter:
             compression="zstd",
             use_dictionary=[leaf for leaf in _leaf_paths(self._schema) if leaf not in addresses],
             column_encoding=dict.fromkeys(addresses, "DELTA_BINARY_PACKED"),
-            sorting_columns=pq.SortingColumn.from_ordering(self._schema, self._order) if self._order else None,
+            sorting_columns=pq.SortingColumn.from_ordering(self._schema, table.order) if table.order else None,
         )
 
     def add(self, columns: dict[str, list[Any]]) -> None:
@@ -95,10 +94,7 @@ class TableWriter:
     def _write(self, *, only_full_groups: bool) -> None:
         buffer = pa.concat_tables(self._row_group)
         count = len(buffer) - len(buffer) % ROW_GROUP_ROWS if only_full_groups else len(buffer)
-        rows = buffer.slice(0, count)
-        if "address" in self._schema.names:
-            rows = rows.combine_chunks().sort_by(self._order)
-        self._writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
+        self._writer.write_table(buffer.slice(0, count), row_group_size=ROW_GROUP_ROWS)
         self._row_group = [buffer.slice(count)]
         self.rows += count
 

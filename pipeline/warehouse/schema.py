@@ -9,6 +9,7 @@ from functools import cache, cached_property
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.common import data
 
@@ -116,6 +117,21 @@ class Column:
             return f"holds {min(unknown)!a:.40}, not one of {', '.join(self.values)}"
         return None
 
+    def fits(self, values: pa.Array) -> bool:
+        """Whether `misfit` accepts all of these integers, truth values or texts."""
+        limits = TYPES[self.type].limits
+        if values.null_count:
+            if not self.nullable:
+                return False
+            values = values.drop_null()
+        if limits and len(values):
+            low, high = pc.min_max(values).as_py().values()
+            return bool(limits[0] <= low and high <= (limits[1] if self.max is None else self.max))
+        if self.type == "string" and len(values):
+            is_known = not self.values or pc.all(pc.is_in(values, pa.array(self.values))).as_py()
+            return bool(is_known and pc.max(pc.utf8_length(values)).as_py() <= MAX_TEXT_CHARS)
+        return True
+
     def array(self, cells: Sequence[Any]) -> pa.Array:
         """Convert JSON values that `misfit` accepts."""
         if self.type == "binary":
@@ -152,6 +168,11 @@ class Table:
     def by_name(self) -> dict[str, Column]:
         """The columns by name, in the order of their declaration."""
         return {column.name: column for column in self.columns}
+
+    @cached_property
+    def order(self) -> list[tuple[str, str]]:
+        """The columns by which the rows of a run are sorted, in the form that Arrow takes."""
+        return [(name, "ascending") for name in ("target", "address") if name in self.by_name]
 
     @cached_property
     def arrow(self) -> pa.Schema:

@@ -3,7 +3,8 @@
     run.json         the columns of `runs` known before the first outcome; a directory with it is a staged run
     inputs.jsonl.gz  the options, then one target a line: what to collect, even if the inventory has changed
     key              the secret for pseudonyms, if the run has them; removed before the run is published
-    outcomes.jsonl   the spool: a line [target, entry] for each outcome as it arrives; the last of a target counts
+    outcomes.jsonl   the spool: a line for each outcome as it arrives; the last of a target counts. It is
+                     [target, entry], a tab, and the host's tables as a JSON object of columns, or nothing
     carried          created once the spool has all good rows of the revised run, which may expire from then on
     earlier/         tables of earlier runs, for the rows of unchanged cores; see `carry`
     run/             the tables, the inputs and manifest.json: the directory that is published
@@ -21,7 +22,8 @@ import re
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -34,9 +36,17 @@ import pyarrow.dataset as ds
 
 from pipeline.warehouse import carry, locks, schema
 from pipeline.warehouse.errors import WarehouseError, storage_errors
-from pipeline.warehouse.outcome import GOOD, Record, bad_output_record, checked_record, escape_surrogates, spool_entry
+from pipeline.warehouse.outcome import (
+    GOOD,
+    bad_output_record,
+    checked_record,
+    escape_surrogates,
+    record_entry,
+    spool_entry,
+)
 from pipeline.warehouse.parquet import TableWriter, sha256, sync
 from pipeline.warehouse.records import records, run_row
+from pipeline.warehouse.rows import Spooled, to_tables
 from pipeline.warehouse.runs import (
     RUN_FILE,
     File,
@@ -48,7 +58,6 @@ from pipeline.warehouse.runs import (
     read_run_file,
 )
 from pipeline.warehouse.store import INPUTS, MANIFEST, RUN_ID, local_folder, open_store
-from pipeline.warehouse.totals import totals
 
 SPOOL_FILE = "outcomes.jsonl"
 CARRIED_FILE = "carried"
@@ -61,6 +70,10 @@ OPTIONAL_RUN_KEYS = ("revision_of", "model_version", "inventory_sha256")
 
 # Targets whose rows are carried over at a time: some 200,000 rows of hosts with 1,000 mounts.
 _CARRIED_TARGETS = 64
+
+# Lines of the spool that are converted at a time: some 250 targets with 240 rows each. As much memory again holds their
+# tables.
+_BATCH_BYTES = 8 << 20
 
 # Matches the target at the start of a spool line, to avoid parsing the thousands of rows that follow.
 _LINE_START = re.compile(rb'\[("(?:[^"\\]|\\.)*")')
@@ -192,10 +205,10 @@ class Staging:
 
         What the host sent is checked when the tables are written. The rows of an `unchanged` core are copied then.
         """
-        entry = spool_entry(outcome)
+        entry, tables = spool_entry(outcome)
         if outcome.get("unchanged"):
             entry["earlier_run"], _ = self._earlier_rows[outcome["target"]]
-        self._append(escape_surrogates(outcome["target"]), entry)
+        self._append(escape_surrogates(outcome["target"]), entry, tables)
 
     def write(self) -> None:
         """Write the tables, sorted by target, and the manifest from the spool, and sync them."""
@@ -263,7 +276,7 @@ class Staging:
         try:
             for target, record in records(read_manifest(self.root, run_id)):
                 if record["targets"]["status"][0] in GOOD and target not in finished_targets:
-                    self._append(target, record)
+                    self._append(target, *record_entry(record))
         except WarehouseError as error:
             with self._storage_errors():
                 if open_store(self.root).is_published(run_id):
@@ -275,8 +288,9 @@ class Staging:
             (self.directory / CARRIED_FILE).touch()
             sync(self.directory)
 
-    def _append(self, target: str, entry: Mapping[str, Any]) -> None:
-        data = memoryview(json.dumps([target, entry], separators=(",", ":")).encode() + b"\n")
+    def _append(self, target: str, entry: Mapping[str, Any], tables: bytes = b"") -> None:
+        start = json.dumps([target, entry], separators=(",", ":")).encode()
+        data = memoryview(b"".join((start, b"\t", tables, b"\n")))
         with self._storage_errors():
             end = self._spool.seek(0, os.SEEK_END)
             try:
@@ -291,13 +305,13 @@ class Staging:
         first_violations = {target: (check, reason) for target, check, reason in reversed(list(violations))}
         for target, (check, reason) in first_violations.items():
             with self._spool_path.open("rb") as spool:
-                record = checked_record(_read_entry(spool, offsets[target]))
+                spooled = _read_outcome(spool, offsets[target])
+            record = checked_record(spooled.entry, spooled.tables)
             self._append(target, bad_output_record(record, f"check:{check}", reason))
 
     def _write_tables(self) -> None:
         outcomes: Counter[str] = Counter()
         self.unchanged_counts.clear()
-        earlier_runs: dict[str, carry.KeptRun] = {}
         tables = schema.tables()
         with ExitStack() as stack:
             writers = {
@@ -305,21 +319,15 @@ class Staging:
                 for name, table in tables.items()
             }
             spool = stack.enter_context(self._spool_path.open("rb"))
-            offsets = _offsets(self._spool_path)
-            entries = ((target, _read_entry(spool, offset)) for target, offset in offsets.items())
-            for earlier_run_id, group in groupby(entries, key=lambda item: item[1].get("earlier_run")):
-                if earlier_run_id is None:
-                    outcomes.update(self._add_record(writers, target, checked_record(entry)) for target, entry in group)
-                    continue
-                if earlier_run_id not in earlier_runs:
-                    earlier_runs[earlier_run_id] = carry.KeptRun(self._earlier_directory / earlier_run_id)
-                while chunk := list(islice(group, _CARRIED_TARGETS)):
-                    labels_by_target = {target: entry["targets"]["labels"][0] for target, entry in chunk}
-                    rows = earlier_runs[earlier_run_id].rows(self.run["run_id"], labels_by_target)
-                    for name, table in rows.items():
-                        writers[name].add_table(table)
-                    outcomes.update(rows["targets"]["status"].to_pylist())
-                    self.unchanged_counts[earlier_run_id] += len(chunk)
+            writing = stack.enter_context(ThreadPoolExecutor(1))
+            written: Future[None] | None = None
+            for rows_by_table in self._rows(spool):
+                outcomes.update(rows_by_table["targets"]["status"].to_pylist())
+                if written:
+                    written.result()
+                written = writing.submit(_add_rows, writers, rows_by_table)
+            if written:
+                written.result()
             finished_at = datetime.now(UTC)
             row = self._runs_row(outcomes, finished_at)
             tables["runs"].check(row, frozenset())
@@ -329,13 +337,21 @@ class Staging:
         (self._run_directory / MANIFEST).write_text(self._manifest.text(), encoding="utf-8")
         sync(self._run_directory / MANIFEST)
 
-    def _add_record(self, writers: Mapping[str, TableWriter], target: str, record: Record) -> str:
-        """Write the rows of a collected target and return its status."""
-        record["targets"] |= totals(record)
-        for name, columns in record.items():
-            rows = max(map(len, columns.values()), default=0)
-            writers[name].add({**columns, "run_id": [self.run["run_id"]] * rows, "target": [target] * rows})
-        return str(record["targets"]["status"][0])
+    def _rows(self, spool: IO[bytes]) -> Iterator[dict[str, pa.Table]]:
+        """Yield the rows of all outcomes by table, in the order of the files, some targets at a time."""
+        earlier_runs: dict[str, carry.KeptRun] = {}
+        outcomes = (_read_outcome(spool, offset) for offset in _offsets(self._spool_path).values())
+        for earlier_run_id, group in groupby(outcomes, key=lambda outcome: outcome.entry.get("earlier_run")):
+            if earlier_run_id is None:
+                for batch in _batches(group):
+                    yield to_tables(batch, self.run["run_id"])
+                continue
+            if earlier_run_id not in earlier_runs:
+                earlier_runs[earlier_run_id] = carry.KeptRun(self._earlier_directory / earlier_run_id)
+            while chunk := list(islice(group, _CARRIED_TARGETS)):
+                labels_by_target = {outcome.target: outcome.entry["targets"]["labels"][0] for outcome in chunk}
+                yield earlier_runs[earlier_run_id].rows(self.run["run_id"], labels_by_target)
+                self.unchanged_counts[earlier_run_id] += len(chunk)
 
     def _runs_row(self, outcomes: Counter[str], finished_at: datetime) -> dict[str, list[Any]]:
         statuses = schema.tables()["targets"].by_name["status"].values or ()
@@ -395,10 +411,31 @@ def _offsets(spool_path: Path) -> dict[str, int]:
     return dict(sorted(offsets.items()))
 
 
-def _read_entry(spool: IO[bytes], offset: int) -> dict[str, Any]:
+def _add_rows(writers: Mapping[str, TableWriter], rows_by_table: Mapping[str, pa.Table]) -> None:
+    for name, rows in rows_by_table.items():
+        writers[name].add_table(rows)
+
+
+def _batches(outcomes: Iterable[Spooled]) -> Iterator[list[Spooled]]:
+    """Yield consecutive outcomes, _BATCH_BYTES of the spool at a time."""
+    batch: list[Spooled] = []
+    batch_bytes = 0
+    for outcome in outcomes:
+        batch.append(outcome)
+        batch_bytes += outcome.line_bytes
+        if batch_bytes >= _BATCH_BYTES:
+            yield batch
+            batch, batch_bytes = [], 0
+    if batch:
+        yield batch
+
+
+def _read_outcome(spool: IO[bytes], offset: int) -> Spooled:
     spool.seek(offset)
-    entry: dict[str, Any] = json.loads(spool.readline())[1]
-    return entry
+    line = spool.readline()
+    start, _, tables = line.rstrip(b"\n").partition(b"\t")
+    target, entry = json.loads(start)
+    return Spooled(target, entry, tables, len(line))
 
 
 def _end_of_last_line(spool: IO[bytes]) -> int:

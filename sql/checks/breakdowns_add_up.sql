@@ -1,5 +1,5 @@
 -- Do the rows of cgroup_waste and id_bloat sum to the waste of the machine, to the byte?
--- superblock_waste and fstype_waste only join, so they add up if keys_unique finds no superblock twice.
+-- superblock_waste and fstype_waste add up because of keys_unique, superblock_known and superblock_totals_kept.
 WITH parts AS (
     SELECT 'cgroup_waste' AS name, target, list_lru_bytes, lazy_bytes, wasted_bytes
     FROM cgroup_waste

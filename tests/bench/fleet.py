@@ -207,9 +207,10 @@ class _Run:
                 [pa.repeat(target, len(part)) for (target, _), part in zip(hosts, parts, strict=True)]
             )
             run_ids = pa.chunked_array([pa.repeat(self.run_id, len(table))])
-            arrow = schema.tables()[name].arrow
+            declared = schema.tables()[name]
             columns = {"run_id": run_ids, "target": targets, **{key: table[key] for key in table.column_names}}
-            self._writers[name].add_table(pa.Table.from_arrays([columns[key] for key in arrow.names], schema=arrow))
+            rows = pa.Table.from_arrays([columns[key] for key in declared.arrow.names], schema=declared.arrow)
+            self._writers[name].add_table(rows.sort_by(declared.order) if "address" in declared.by_name else rows)
 
     def _superblock_addresses(self, counts: list[int]) -> pa.Array:
         """Return an address for each superblock of each host, as int64.

@@ -18,7 +18,7 @@ from pipeline import inventory
 from pipeline.collector.model import cost
 from pipeline.fanout import runner
 from pipeline.warehouse import schema
-from pipeline.warehouse.totals import totals
+from pipeline.warehouse.totals import SUPERBLOCK_TOTALS, TARGET_TOTALS, target_totals
 from tests.bench.measure import ROOT
 
 Row = dict[str, Any]
@@ -86,6 +86,9 @@ def state(shape: Shape, seed: int) -> State:
         entries = chance.sample(online, min(source["lazy_memcgs"], len(online)))
         list_lrus.append(_list_lru(shape, sizes, is_lazy, source, number, entries, online))
     superblocks = [_superblock(number, row, chance) for number, row in enumerate(mounts)]
+    for row in list_lrus:
+        if row["superblock"] is not None:
+            _add_to_sums(superblocks[row["superblock"]], row)
     columns = _columns(shape, attempt, list_lrus, superblocks, memcgs, is_lazy)
     tables = {"superblocks": superblocks, "list_lrus": list_lrus, "memcgs": memcgs}
     return State(columns, {name: _arrow(name, table_rows) for name, table_rows in tables.items()})
@@ -124,7 +127,14 @@ def _mounts(attempt: dict[str, Any], count: int, chance: random.Random) -> tuple
 
 def _superblock(number: int, row: Row, chance: random.Random) -> Row:
     owner = row["owner"] and f"/kubepods.slice/pod{chance.getrandbits(32):08x}"
-    return {**row, "address": 0, "s_dev": number + 1, "owner": owner}
+    return {**row, "address": 0, "s_dev": number + 1, "owner": owner} | dict.fromkeys(SUPERBLOCK_TOTALS, 0)
+
+
+def _add_to_sums(superblock: Row, list_lru: Row) -> None:
+    superblock["list_lrus"] += 1
+    superblock["lazy_bytes"] += list_lru["lazy_bytes"]
+    for name in ("list_lru_one_bytes", "pointer_array_bytes", "node_array_bytes", "xa_node_bytes"):
+        superblock["list_lru_bytes"] += list_lru[name]
 
 
 def _memcgs(shape: Shape, chance: random.Random) -> list[Row]:
@@ -231,15 +241,16 @@ def _columns(
         "slab_cache_bytes": (objects + 30_000) * (lists[0]["list_lru_one_size"] or 0),
         "list_lru_one_in_cache": objects,
         "lazy_basis": None if is_lazy else "charged" if shape.has_charges else "online",
-        **{
-            name: cells[0]
-            for name, cells in totals({"targets": {"status": ["ok"]}, "list_lrus": _cells(lists)}).items()
-        },
+        **_totals(lists),
     }
 
 
-def _cells(rows: Sequence[Row]) -> dict[str, list[Any]]:
-    return {name: [row[name] for row in rows] for name in rows[0]}
+def _totals(lists: Sequence[Row]) -> Row:
+    nulls = {name: pa.nulls(1, pa.int64()) for name in TARGET_TOTALS}
+    target = pa.table({"target": ["host"], "status": ["ok"], **nulls})
+    list_lrus = _arrow("list_lrus", lists).append_column("target", pa.repeat("host", len(lists)))
+    (row,) = target_totals(target, list_lrus).select(TARGET_TOTALS).to_pylist()
+    return row
 
 
 def _arrow(name: str, table_rows: Sequence[Row]) -> pa.Table:

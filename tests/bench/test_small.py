@@ -126,6 +126,6 @@ def test_every_benchmark_of_the_registry_is_there_and_others_are_refused() -> No
 
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind")
 def test_an_audit_takes_few_times_the_instructions_of_opening_its_core() -> None:
-    """3.0 times when this was written; the load of the machine does not matter."""
+    """3.3 times when this was written; the load of the machine does not matter."""
     audit_count, open_count = collector.instructions(ROOT / "tests/vmcores/deb510-n2/vmcore")
-    assert audit_count < 4 * open_count
+    assert audit_count < 4.5 * open_count

@@ -60,7 +60,9 @@ def embedded_ray() -> Iterator[dict[str, str]]:
     environment of this process, because other tests start children.
     """
     environment = dict(os.environ)
-    with cluster.connection(2) as ray:
+    with cluster.connection(2):
+        import ray
+
         address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
         token = {name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
         with mock.patch.dict(os.environ, environment, clear=True):

@@ -27,13 +27,15 @@ CORES = sorted(path.parent.name for path in VMCORES.glob("*/vmcore"))
 
 
 def audit_in_child(
-    *args: str | Path, env: Mapping[str, str], stdout: int = subprocess.PIPE
+    *args: str | Path, env: Mapping[str, str], stdout: int = subprocess.PIPE, cwd: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
     """Run lru-audit in a process of its own."""
     clean_env = {name: value for name, value in os.environ.items() if not name.startswith(("LRU_AUDIT_", "RAY_"))}
     env = {**clean_env, "PYTHONPATH": str(ROOT), **env}
     command = [sys.executable, "-m", "pipeline", *map(str, args)]
-    return subprocess.run(command, env=env, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, timeout=300)
+    return subprocess.run(
+        command, env=env, cwd=cwd, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, timeout=300
+    )
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +273,9 @@ def test_plan_shows_what_run_would_audit_and_touches_nothing(tmp_path: Path) -> 
     (tmp_path / "fleet.csv").write_text(
         "target,name,labels.rack\nssh:root@192.0.2.1,db1,r1\nqmp:vm.sock,vm1,r1\n/core,core,r2\n"
     )
-    process = audit("plan", "live:", "ray:*", "ray:gone", "-i", "fleet.csv", "--timeout", "60", cwd=tmp_path)
+    # In a process of its own, which is not connected to Ray.
+    command = ["plan", "live:", "ray:*", "ray:gone", "-i", "fleet.csv", "--timeout", "60"]
+    process = audit_in_child(*command, env={}, cwd=tmp_path)
     assert (process.returncode, process.stderr) == (cli.OK, "")
     rows = {line.split()[0]: line for line in process.stdout.splitlines() if line}
     assert rows["db1"].split() == ["db1", "ssh", "ssh:root@192.0.2.1", "python3", "60", "s", "1", "here"]

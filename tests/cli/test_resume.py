@@ -165,7 +165,8 @@ def test_an_interrupted_run_is_resumed_under_its_id_or_published_in_part_and_rev
     warehouse: Warehouse, hanging_python: Path
 ) -> None:
     run_id = warehouse.staging().name
-    started_at = json.loads(warehouse.spool()[0])[1]["targets"]["started_at"][0]
+    entry, _, _ = warehouse.spool()[0].partition(b"\t")
+    started_at = json.loads(entry)[1]["targets"]["started_at"][0]
     code, stderr = warehouse.run("publish", "latest")
     assert (code, warehouse.run_ids()) == (cli.USAGE, [])
     assert "1 of 2 targets of " in stderr

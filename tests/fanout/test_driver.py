@@ -193,13 +193,15 @@ def test_real_children_are_run_for_cores_anywhere_and_live_here(tmp_path, worker
 
 def test_large_outcomes_do_not_pile_up_in_the_driver():
     def large(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
-        return runner.result(attempt, "node", 1, 1, "ok", tables={"memcgs": {"rows": ["x" * (8 << 20)]}})
+        return runner.result(
+            attempt, "node", 1, 1, "ok", tables={"memcgs": {"columns": ["path"], "rows": [["x" * (8 << 20)]]}}
+        )
 
     sizes: list[int] = []
     resident: list[int] = []
 
     def measure(outcome: dict[str, Any]) -> None:
-        sizes.append(len(json.loads(outcome["tables"])["memcgs"]["rows"][0]))
+        sizes.append(len(json.loads(outcome["tables"])["memcgs"]["path"][0]))
         resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
 
     driver.run(plan.make_plan(targets(60), PARALLEL), on_outcome=measure, collect=large)
@@ -715,7 +717,7 @@ def test_an_interrupt_that_python_drops_still_ends_the_run() -> None:
 def test_only_what_needs_a_cpu_ends_a_run_on_a_cluster_without_one(fields: dict[str, Any], ends: bool) -> None:
     """The head of a cluster may have no CPU, and a worker there may take longer to start than the first check."""
     workers = types.SimpleNamespace(has_cpu=lambda: False)
-    state = driver._Run(workers, plan.make_plan([], 1), print, None, runner.Limits(), 1, runner.run)
+    state = driver._Run(workers, plan.make_plan([], 1), print, None, runner.Limits(), 1, None, runner.run)
     state.streams["generator"] = driver._Stream(plan.Batch(tuple(targets(1)), **fields), 1)
     with pytest.raises(cluster.ClusterError, match="no node with a CPU") if ends else contextlib.nullcontext():
         state._check_workers()

@@ -23,7 +23,7 @@ from tests.lab.reduce import PAGE, FullCore, SmallCore
 from tests.lab.shapes import Shape
 
 VMCORES = Path(__file__).parents[1] / "vmcores"
-COSTS = ("reads", "read_bytes", "peak_rss_bytes")
+INCIDENTAL_COLUMNS = ("reads", "read_bytes", "peak_rss_bytes", "core_id")
 """Columns of the table targets that depend on the file's format and its reader, not on the kernel."""
 
 
@@ -128,10 +128,10 @@ def image_ranges(prog: Program) -> list[tuple[int, int]]:
 
 
 def audit(core: Path) -> dict[str, Any]:
-    """The rows of an audit of a core without debug info, by table, without the columns in COSTS."""
+    """The rows of an audit of a core without debug info, by table, without INCIDENTAL_COLUMNS."""
     tables = snapshot.take(kernel.open_kernel(str(core))).tables
     rows = {table.name: [dict(zip(table.columns, row, strict=True)) for row in table.rows] for table in tables}
-    for column in COSTS:
+    for column in INCIDENTAL_COLUMNS:
         del rows["targets"][0][column]
     return rows
 

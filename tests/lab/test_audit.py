@@ -12,7 +12,7 @@ import pytest
 
 from tests.lab import kernels
 from tests.lab.boot import take_core
-from tests.lab.bundle import COSTS
+from tests.lab.bundle import INCIDENTAL_COLUMNS
 from tests.lab.shapes import SHAPES
 
 pytestmark = pytest.mark.lab
@@ -48,7 +48,7 @@ def test_dwarf_and_btf_give_the_same_rows(guest: tuple[Path, Path, Any]) -> None
     assert collect(core) == collect(core, "--vmlinux", vmlinux)
     btf, dwarf = inspect(core), inspect(core, "--vmlinux", vmlinux)
     assert (btf.pop("types_source"), dwarf.pop("types_source")) == ("btf", "dwarf")
-    for column in (*COSTS, "started_at", "duration_ms"):
+    for column in (*INCIDENTAL_COLUMNS, "started_at", "duration_ms"):
         btf.pop(column), dwarf.pop(column)
     assert btf == dwarf
 

@@ -11,12 +11,12 @@ import pytest
 
 from pipeline.fanout.runner import frame
 from pipeline.fanout.runner.frame import Failure, Snapshot
-from tests.lab.bundle import COSTS
+from tests.lab.bundle import INCIDENTAL_COLUMNS
 
 pytestmark = pytest.mark.lab
 
 CHANGING_COLUMNS = {
-    *COSTS,
+    *INCIDENTAL_COLUMNS,
     "captured_at",
     "uptime_s",
     "slab_cache_active_objects",

@@ -19,12 +19,19 @@ from pipeline.inventory import Target
 from tests.fanout.transports.sshd import SSHD, USER, Client, Server
 from tests.lab import boot, initramfs, kernels
 from tests.lab.boot import Monitor
-from tests.lab.bundle import COSTS
+from tests.lab.bundle import INCIDENTAL_COLUMNS
 from tests.lab.shapes import SHAPES
 
 pytestmark = pytest.mark.lab
 
-CHANGING_COLUMNS = {*COSTS, "captured_at", "uptime_s", "slab_cache_active_objects", "slab_cache_bytes", "notes"}
+CHANGING_COLUMNS = {
+    *INCIDENTAL_COLUMNS,
+    "captured_at",
+    "uptime_s",
+    "slab_cache_active_objects",
+    "slab_cache_bytes",
+    "notes",
+}
 """Columns of targets with times, or that an idle kernel changes slightly; notes say that the guest ran."""
 LOWER_BOUND = "charged objects were counted while the kernel ran: a lower bound"
 ROOT = Path(__file__).parents[2]

@@ -43,7 +43,7 @@ lab-test: $(BROWSER)
 
 # Benchmark every part at the size of its budget: an hour or two on two idle cores, and 10 GB of disk.
 bench: $(TESTING)
-	$(BIN)/python -m tests.bench --full --json bench.json
+	$(BIN)/python -m tests.bench --full --json bench.json $(if $(BEFORE),--before $(BEFORE))
 
 $(TESTING): EXTRAS := [test]
 $(FAULTS): EXTRAS := [test,faults]

@@ -20,7 +20,7 @@ from pipeline.common.text import human_bytes, printable
 from pipeline.report import charts, rows
 from pipeline.report.advice import steps
 from pipeline.report.charts import Bar
-from pipeline.report.model import Report, ranking_name
+from pipeline.report.model import Report
 
 MAX_HOSTS = 10_000
 """Hosts in the ranking of the page, so that a browser can sort them quickly. CSV and Parquet have all hosts."""
@@ -59,7 +59,6 @@ def html(report: Report, file: TextIO) -> None:
         ranking_hosts=min(len(report.host_waste), MAX_HOSTS),
         first_hosts=rows.records(report.host_waste.slice(0, _PAGE_HOSTS)),
         bases=report.lazy_bases,
-        ranking_name=ranking_name,
         script=Markup(script),
         style=Markup(style),
         script_hash=_hash(script),
@@ -145,18 +144,19 @@ def _day(timestamp_s: float) -> str:
 
 def _ranking(report: Report) -> Mapping[str, Any]:
     """Return the ranking for the script: columns, and rows of cells with the labels as one text."""
-    ranking = report.host_waste.slice(0, MAX_HOSTS).select([*_RANKING_COLUMNS, "same_core_as"])
+    ranking = report.host_waste.slice(0, MAX_HOSTS).select(_RANKING_COLUMNS)
     labels_by_target = report.labels_by_target
     return {
         "columns": [*_RANKING_COLUMNS, "labels", "bounded"],
         "rows": [
             [
-                *(printable(cell) if isinstance(cell, str) else cell for cell in cells),
+                rank,
+                printable(report.ranking_name(target)),
+                *(printable(cell) if isinstance(cell, str) else cell for cell in others),
                 _labels(labels_by_target.get(target, {})),
                 target in report.bounded_targets,
             ]
-            for rank, target, *others, same_core_as in rows.values(ranking)
-            for cells in [(rank, ranking_name(target, same_core_as), *others)]
+            for rank, target, *others in rows.values(ranking)
         ],
     }
 

@@ -14,11 +14,6 @@ MAX_DETAILED_HOSTS = 20
 """The worst hosts, up to this many, have a section each."""
 
 
-def ranking_name(target: str, same_core_as: str | None) -> str:
-    """Return a target's name in the ranking, which says whose core it has."""
-    return target if same_core_as is None else f"{target} (same core as {same_core_as})"
-
-
 class Report:
     """The figures of one run. Each section is a statement of `sql/reports/`, run when a renderer first reads it."""
 
@@ -93,6 +88,21 @@ class Report:
         for row in self._rows("labels_of").to_pylist():
             labels.setdefault(row["target"], {})[row["label"]] = row["value"]
         return labels
+
+    @cached_property
+    def core_copies(self) -> pa.Table:
+        """Rows of `core_copies`: the targets whose core another target has too."""
+        return self._rows("core_copies")
+
+    @cached_property
+    def same_core_by_target(self) -> dict[str, str]:
+        """The `same_core_as` of each target of `core_copies`."""
+        return {row["target"]: row["same_core_as"] for row in self.core_copies.to_pylist()}
+
+    def ranking_name(self, target: str) -> str:
+        """Return a target's name in the ranking, which says whose core it has."""
+        same_core_as = self.same_core_by_target.get(target)
+        return target if same_core_as is None else f"{target} (same core as {same_core_as})"
 
     @cached_property
     def kernels(self) -> pa.Table:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from pipeline.common.text import human_bytes, printable
 from pipeline.report import advice, escape, rows
-from pipeline.report.model import Report, ranking_name
+from pipeline.report.model import Report
 
 # Limits of the text format: a terminal shows the worst hosts.
 MAX_HOSTS = 50
@@ -27,6 +27,7 @@ _BREAKDOWNS = {
     "trend": "Trend",
     "upgrades": "Kernels that changed",
     "doublings": "Next doublings",
+    "core_copies": "Copies of a core",
 }
 # Terminal width for the wide ranking, which pipes and logs get as well, and for the narrow one.
 _WIDE_COLUMNS = 140
@@ -180,7 +181,7 @@ def _ranking(report: Report, *, is_wide: bool) -> Table:
         _add_row(
             table,
             row["rank"],
-            ranking_name(row["target"], row["same_core_as"]),
+            report.ranking_name(row["target"]),
             row["kernel_release"] if is_wide else _version(row["kernel_release"]),
             row["memcg_nr_cache_ids"],
             row["superblocks"],

@@ -1,5 +1,4 @@
 -- Which machines of a given run waste most?
--- Each target has a row. Of several copies of one core all but the first by name have same_core_as.
 CREATE MACRO host_waste_at(run) AS TABLE
 WITH hosts AS (
     SELECT
@@ -28,7 +27,6 @@ SELECT
     lazy_high_bytes,
     lazy_basis,
     wasted_bytes,
-    round(100.0 * wasted_bytes / nullif(memory_bytes, 0), 2) AS wasted_pct_of_memory,
-    CASE WHEN core_id IS NOT NULL THEN nullif(min(target) OVER (PARTITION BY core_id), target) END AS same_core_as
+    round(100.0 * wasted_bytes / nullif(memory_bytes, 0), 2) AS wasted_pct_of_memory
 FROM hosts
 ORDER BY rank, target;

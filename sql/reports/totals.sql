@@ -2,7 +2,7 @@
 SELECT
     CAST(count(*) AS BIGINT) AS hosts,
     (SELECT CAST(count(*) AS BIGINT) FROM _machines_at($run)) AS machines,
-    CAST(count(same_core_as) AS BIGINT) AS copies,
+    (SELECT CAST(count(*) AS BIGINT) FROM core_copies_at($run)) AS copies,
     CAST(coalesce(sum(memory_bytes), 0) AS BIGINT) AS memory_bytes,
     CAST(coalesce(sum(list_lru_bytes), 0) AS BIGINT) AS list_lru_bytes,
     CAST(coalesce(sum(lazy_bytes), 0) AS BIGINT) AS lazy_bytes,

@@ -151,6 +151,6 @@ def test_a_core_under_two_paths_counts_once_in_the_advice_and_says_whose_it_is(n
     _, html, _ = nights.command("report", "--format", "html")
     assert html.count("one/vmcore (same core as a/copy/vmcore)") == 2, "in the table and in the script's rows"
     _, report, _ = nights.command("report", "--format", "json")
-    copies = {row["target"]: row["same_core_as"] for row in json.loads(report)["host_waste"]}
-    assert copies == {"a/copy/vmcore": None, "one/vmcore": "a/copy/vmcore", "two/vmcore": None}
+    copies = {row["target"]: row["same_core_as"] for row in json.loads(report)["core_copies"]}
+    assert copies == {"one/vmcore": "a/copy/vmcore"}
     assert json.loads(report)["totals"]["copies"] == 1

@@ -87,7 +87,7 @@ def test_inspect_and_the_view_say_the_same(warehouse: Path, core: str) -> None:
     assert process.returncode == 0, process.stderr
     report = json.loads(process.stdout)
     (view,) = rows(warehouse, f"FROM host_waste WHERE host = '{core}'")
-    for column in view.keys() - {"rank", "run_id", "target", "same_core_as"}:
+    for column in view.keys() - {"rank", "run_id", "target"}:
         assert report[column] == view[column], column
     (target,) = rows(warehouse, f"FROM targets WHERE host = '{core}'")
     varying_columns = {"run_id", "target", "started_at", "duration_ms", "reads", "read_bytes", "peak_rss_bytes"}

@@ -1,0 +1,3 @@
+-- Which targets of a run have a core that another target has too?
+FROM core_copies_at($run)
+ORDER BY target;

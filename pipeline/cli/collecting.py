@@ -125,8 +125,11 @@ def _check(args: argparse.Namespace, whole_plan: Plan, nodes: Sequence[Node]) ->
 
     sample = plan.sample(whole_plan, nodes)
     outcomes: list[dict[str, Any]] = []
-    with progress.show(sample.target_count, quiet=args.quiet) as display:
-        driver.run(sample, on_outcome=outcomes.append, progress=display, limits=_limits(args))
+    with (
+        driver.connection(sample, args.address) as workers,
+        progress.show(sample.target_count, quiet=args.quiet) as display,
+    ):
+        driver.run(sample, on_outcome=outcomes.append, progress=display, limits=_limits(args), workers=workers)
     rows = [("tried", "from", "status", "reason")]
     for outcome in sorted(outcomes, key=lambda outcome: str(outcome["target"])):
         row, attempt = outcome["row"], outcome["attempts"][-1]
@@ -218,7 +221,7 @@ def _planned(args: argparse.Namespace, targets: Sequence[Target]) -> Iterator[tu
 
     with _joined_cluster(args):
         plan = _make_plan(args, targets)
-        with driver.connection(plan) as workers:
+        with driver.connection(plan, args.address) as workers:
             yield plan, workers
 
 

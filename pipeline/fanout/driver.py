@@ -79,15 +79,18 @@ def run(
 
 
 @contextlib.contextmanager
-def connection(plan: Plan) -> Iterator[Workers]:
+def connection(plan: Plan, address: str | None = None) -> Iterator[Workers]:
     """Connect to the workers for a plan while the block lasts: those of Ray, or this process.
 
     This process is enough for a plan that collects one target at a time, unless it belongs to a cluster: Ray's start
     and end take longer than the audit of a core. SIGINT and SIGTERM raise KeyboardInterrupt.
+
+    :param address: as for `cluster.connection`.
     """
     node_slots = plan.concurrency(over_ssh=False)
-    if cluster.address_to_join() or cluster.is_connected() or node_slots + plan.concurrency(over_ssh=True) > 1:
-        with cluster.connection(max(1, node_slots)) as workers:
+    address = cluster.address_to_join(address)
+    if address or cluster.is_connected() or node_slots + plan.concurrency(over_ssh=True) > 1:
+        with cluster.connection(max(1, node_slots), address or "local") as workers:
             yield workers
     else:
         with interrupts.Handlers() as handlers:

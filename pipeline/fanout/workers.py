@@ -49,7 +49,7 @@ class Workers(Protocol):
         """Kill what a batch has started."""
 
     def check_head(self) -> None:
-        """Check that whatever coordinates the workers answers.
+        """Check that the head of the cluster answers; a worker without a cluster has none.
 
         :raises ClusterError: it does not.
         """

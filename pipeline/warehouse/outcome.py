@@ -127,7 +127,8 @@ def _host_part(host: Mapping[str, Any], tables: bytes) -> Record:
         raise Misfit(f"unknown table {min(unknown)!a:.60} from the collector")
     for name in HOST_TABLES:
         required_names = [column.name for column in schema.tables()[name].columns if not column.nullable]
-        cells_by_name = columns.setdefault(name, {key: [] for key in required_names if key not in STAMPED_COLUMNS})
+        no_rows: dict[str, list[Any]] = {key: [] for key in required_names if key not in STAMPED_COLUMNS}
+        columns[name] = cells_by_name = columns.get(name) or no_rows
         if max(map(len, cells_by_name.values()), default=0) > MAX_ROWS:
             raise Misfit(f"{name} has more than {MAX_ROWS} rows")
     return {"targets": {name: [value] for name, value in _host_columns(host).items()}, **columns}

@@ -269,6 +269,13 @@ def test_a_cluster_that_cannot_be_joined_is_one_clear_error() -> None:
     assert "Traceback" not in process.stderr
 
 
+def test_an_address_of_local_joins_no_cluster(tmp_path: Path) -> None:
+    env = {"RAY_ADDRESS": "127.0.0.1:1"}
+    command = ["run", VMCORES / "deb510-n1", "-w", tmp_path, "--quiet"]
+    assert audit_in_child(*command, env=env).returncode == cli.FAILED
+    assert audit_in_child(*command, "--address", "local", env=env).returncode == cli.OK
+
+
 def test_plan_shows_what_run_would_audit_and_touches_nothing(tmp_path: Path) -> None:
     (tmp_path / "fleet.csv").write_text(
         "target,name,labels.rack\nssh:root@192.0.2.1,db1,r1\nqmp:vm.sock,vm1,r1\n/core,core,r2\n"

@@ -100,6 +100,7 @@ def collect(arguments: list[str]) -> None:
     """Do what `python -m pipeline.collector` does; an exception ends the interpreter as it does there."""
     import runpy
 
+    del sys.modules["pipeline.collector.__main__"]  # runpy warns of a module that is already imported
     sys.argv[1:] = arguments
     runpy.run_module("pipeline.collector", run_name="__main__", alter_sys=True)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.fanout import runner
+from pipeline.fanout import runner, transports
 from pipeline.fanout.runner import child, process
 from pipeline.inventory import Target
 
@@ -63,6 +63,12 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # What its children share
+
+
+def test_a_forked_collector_says_nothing_on_stderr():
+    core = str(ROOT / "tests/vmcores/deb510-n1/vmcore")
+    collector = child._run_child(transports.command(Target("t", "vmcore", core)), runner.Limits(), 60)
+    assert (collector.returncode, collector.stderr) == (0, b"")
 
 
 def test_the_children_of_a_thread_have_one_parent_and_those_of_another_thread_another(forked):

@@ -408,7 +408,7 @@ def _add_fail_if(parser: argparse.ArgumentParser) -> None:
 
 def _add_fanout_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--parallel", type=_positive, help="number of targets to collect at a time (default: the CPUs of the cluster)"
+        "--parallel", type=_positive, help="number of targets to collect at a time (default: the usable CPUs)"
     )
     parser.add_argument(
         "--ssh-parallel",
@@ -416,7 +416,7 @@ def _add_fanout_options(parser: argparse.ArgumentParser) -> None:
         default=32,
         help="number of targets to collect over ssh at a time, besides --parallel (default: %(default)s)",
     )
-    parser.add_argument("--address", help="Ray cluster to join (default: $RAY_ADDRESS, else an embedded Ray)")
+    parser.add_argument("--address", help="Ray cluster to join, or local for none (default: $RAY_ADDRESS, else none)")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 

@@ -13,8 +13,8 @@
     └── FormatError          1  a format cannot represent a result                           (report.rows)
 
 The failure of one target is not among them. CollectError, TargetError and FrameError become the status of that target
-(collector.status); SessionError, BtfError, NotScanned, Misfit, WorkerLost and
-InventorySyntaxError stay within their room.
+(collector.status); SessionError, BtfError, NotScanned, Misfit, WorkerLost, ForkServerLost and InventorySyntaxError stay
+within their room.
 """
 
 

@@ -1,35 +1,16 @@
 -- Which filesystem type costs the machines of a run most by its mounts, and on which machine?
 -- The kernel's own mounts are left out: they cannot be unmounted.
-WITH mounts AS (
+WITH fstypes AS (
     SELECT
         s.target,
-        s.address,
-        s.fstype
-    FROM _stored_superblocks AS s
-    JOIN _machines_at($run) AS m USING (target)
-    WHERE s.run_id = $run AND m.lazy_basis IS NOT NULL AND NOT coalesce(s.kernel_internal, false)
-),
-
-fstype_sums AS (
-    SELECT
-        mounts.target,
-        mounts.fstype,
-        sum(lru.list_lru_bytes) AS list_lru_bytes
-    FROM _sized_list_lrus AS lru
-    JOIN mounts ON lru.target = mounts.target AND lru.superblock = mounts.address
-    WHERE lru.run_id = $run
-    GROUP BY mounts.target, mounts.fstype
-),
-
-fstypes AS (
-    SELECT
-        target,
-        fstype,
+        s.fstype,
         count(*) AS superblocks,
-        any_value(fstype_sums.list_lru_bytes) AS list_lru_bytes
-    FROM mounts
-    JOIN fstype_sums USING (target, fstype)
-    GROUP BY target, fstype
+        sum(s.list_lru_bytes) AS list_lru_bytes
+    FROM _summed_superblocks_at($run) AS s
+    JOIN _machines_at($run) AS m USING (target)
+    WHERE s.address IS NOT NULL AND m.lazy_basis IS NOT NULL AND NOT coalesce(s.kernel_internal, false)
+    GROUP BY s.target, s.fstype
+    HAVING sum(s.list_lrus) > 0
 )
 
 SELECT

@@ -41,7 +41,8 @@ lab-test: $(BROWSER)
 	sh tests/lab/install-tools.sh
 	$(BIN)/python -m pytest -m lab
 
-# Benchmark every part at the size of its budget: an hour or two on two idle cores, and 10 GB of disk.
+# Benchmark every part at the size of its budget: an hour or two on two idle cores, and 10 GB of disk. With
+# BEFORE=REVISION also as it was in that revision.
 bench: $(TESTING)
 	$(BIN)/python -m tests.bench --full --json bench.json $(if $(BEFORE),--before $(BEFORE))
 

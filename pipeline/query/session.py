@@ -182,14 +182,18 @@ class Session:
     def _create_views(self, tables: Mapping[str, ds.UnionDataset]) -> str | None:
         """Create the macros and views of `sql/` and return the newest run's id.
 
-        newest_run_id() becomes a constant: DuckDB then knows which run a view asks for before it opens any file.
+        newest_run_id() is created as a constant: DuckDB then knows which run a view asks for before it opens any file,
+        and does not bind the search for the newest run again in each view.
         """
-        for statement in views.statements().values():
-            self._define(statement)
-        row = self._connection.execute("SELECT run_id FROM _newest_run").fetchone()
-        newest_run_id = row[0] if row else None
-        constant = sql_literal(newest_run_id) if newest_run_id else "NULL"
-        self._define(f"CREATE OR REPLACE MACRO newest_run_id() AS {constant};")
+        newest_run_id = None
+        for name, statement in views.statements().items():
+            if name == "newest_run_id":
+                row = self._connection.execute("SELECT run_id FROM _newest_run").fetchone()
+                newest_run_id = row[0] if row else None
+                constant = sql_literal(newest_run_id) if newest_run_id else "NULL"
+                self._define(f"CREATE MACRO newest_run_id() AS {constant};")
+            else:
+                self._define(statement)
         if self._is_confined:
             self._comment({name: dataset.schema for name, dataset in tables.items()})
         return newest_run_id

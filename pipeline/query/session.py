@@ -156,7 +156,7 @@ class Session:
         is_broken = duckdb.__version__.startswith("1.")
         self._disable_optimizers(BROKEN_OPTIMIZER, *([_BROKEN_ARROW_OPTIMIZER] if is_broken else []))
         for name, dataset in tables.items():
-            self._connection.register(f"_stored_{name}", dataset.to_table() if name == "runs" else dataset)
+            self._connection.register(f"_stored_{name}", _run_rows(dataset) if name == "runs" else dataset)
         self._create_views(tables)
 
     def _disable_optimizers(self, *names: str) -> None:
@@ -174,10 +174,21 @@ class Session:
         self._define(f"CREATE VIEW _stored_{name} AS FROM _memory_{name};")
 
     def _load_runs(self, runs: ds.UnionDataset) -> None:
-        """Copy the runs into memory: nearly every view reads them, and each is one row in a file of its own."""
+        """Copy the runs into memory: nearly every view reads them, and each is one row in a file of its own.
+
+        The definitions read every file, so that they need no Arrow; here only files are read whose rows are not known.
+        """
         columns = ", ".join(map(sql_literal, runs.schema.names))  # files of a later version have more columns
-        for scan in _scans(runs):
-            self._define(f"INSERT INTO _memory_runs BY NAME SELECT COLUMNS(lambda name: name IN ({columns})) {scan};")
+        for part in runs.children:
+            scans = (f"SELECT COLUMNS(lambda name: name IN ({columns})) {scan}" for scan in _scans(part))
+            insertions = [f"INSERT INTO _memory_runs BY NAME {scan};" for scan in scans]
+            self._definitions += insertions
+            if rows := _known_rows(part):
+                self._connection.register("known_rows", pa.Table.from_pylist(rows, schema=runs.schema))
+                self._connection.execute("INSERT INTO _memory_runs BY NAME FROM known_rows")
+                self._connection.unregister("known_rows")
+            else:
+                self._connection.execute("\n".join(insertions))
 
     def _create_views(self, tables: Mapping[str, ds.UnionDataset]) -> str | None:
         """Create the macros and views of `sql/` and return the newest run's id.
@@ -208,7 +219,8 @@ class Session:
 
         The empty table stays part of it for the columns that older files lack.
         """
-        rows = " UNION ALL BY NAME ".join((f"FROM _memory_{name}", *_scans(dataset, newest_run_id)))
+        scans = (scan for part in dataset.children for scan in _scans(part, newest_run_id))
+        rows = " UNION ALL BY NAME ".join((f"FROM _memory_{name}", *scans))
         self._define(f"CREATE OR REPLACE VIEW _stored_{name} AS {rows};")
 
     def _define(self, statement: str) -> None:
@@ -226,22 +238,34 @@ def dataset_files(dataset: ds.UnionDataset) -> list[str]:
     return [path for part in dataset.children for path in part.files]
 
 
-def _scans(dataset: ds.UnionDataset, newest_run_id: str | None = None) -> Iterator[str]:
-    """Yield FROM clauses that read a table's files, at least one for each schema version, since columns differ.
+def _run_rows(runs: ds.UnionDataset) -> pa.Table:
+    """Return the rows of the table `runs`, and read only files whose rows are not known."""
+    parts = ((part, _known_rows(part)) for part in runs.children)
+    return pa.concat_tables(
+        pa.Table.from_pylist(rows, schema=runs.schema) if rows else part.to_table() for part, rows in parts
+    )
+
+
+def _known_rows(part: ds.FileSystemDataset) -> list[dict[str, Any]]:
+    """Return the rows of files that are partitions of every column; no rows if any file is not."""
+    rows = [ds.get_partition_keys(fragment.partition_expression) for fragment in part.get_fragments()]
+    return rows if all(row.keys() >= set(part.schema.names) for row in rows) else []
+
+
+def _scans(part: ds.FileSystemDataset, newest_run_id: str | None = None) -> Iterator[str]:
+    """Yield FROM clauses that read the files of one schema version.
 
     :param newest_run_id: read this run's files in a clause of their own. Each clause then has a filter on run_id that
         is true for all of its rows, so that DuckDB opens no other file for a query of the newest run.
     """
-    for part in dataset.children:
-        paths_by_filter: dict[str, list[str]] = {}
-        for fragment in part.get_fragments():
-            run_id = ds.get_partition_keys(fragment.partition_expression).get("run_id")
-            run_filter = ""
-            if newest_run_id and run_id:
-                run_filter = f" WHERE run_id {'=' if run_id == newest_run_id else '!='} {sql_literal(newest_run_id)}"
-            paths_by_filter.setdefault(run_filter, []).append(sql_literal(fragment.path))
-        for run_filter, paths in paths_by_filter.items():
-            yield f"FROM read_parquet([{', '.join(paths)}], hive_partitioning = false){run_filter}"
+    paths_by_filter: dict[str, list[str]] = {}
+    for fragment in part.get_fragments():
+        run_filter = ""
+        if newest_run_id and (run_id := ds.get_partition_keys(fragment.partition_expression).get("run_id")):
+            run_filter = f" WHERE run_id {'=' if run_id == newest_run_id else '!='} {sql_literal(newest_run_id)}"
+        paths_by_filter.setdefault(run_filter, []).append(sql_literal(fragment.path))
+    for run_filter, paths in paths_by_filter.items():
+        yield f"FROM read_parquet([{', '.join(paths)}], hive_partitioning = false){run_filter}"
 
 
 @contextmanager

@@ -14,13 +14,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from functools import partial
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache, partial, reduce
 from itertools import islice
+from operator import and_
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from pyarrow import fs
 
@@ -34,6 +36,8 @@ RUN_FILE = "run.json"
 MANIFEST_VERSION = 1
 # Manifests read at a time; in an object store, each of them costs a round trip.
 _PARALLEL_READS = 16
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Manifest:
     complete: bool
     targets: int
     outcomes: dict[str, int]  # status -> targets
-    versions: dict[str, Any]  # tool, schema, model, pyarrow
+    versions: dict[str, Any]  # tool, schema, model, pyarrow; inventory: its SHA-256, absent in older runs
     files: tuple[File, ...]
     inputs_sha256: str | None = None  # of the file INPUTS; None in older runs
 
@@ -76,6 +80,25 @@ class Manifest:
     def size_bytes(self) -> int:
         """Size of the tables; the manifest and the inputs are small."""
         return sum(file.bytes for file in self.files)
+
+    def row(self) -> dict[str, Any]:
+        """Return the row in the table `runs` as JSON values; the manifest of an older run lacks some of it."""
+        statuses = schema.tables()["targets"].by_name["status"].values or ()
+        return {
+            "run_id": self.run_id,
+            "audit": self.audit,
+            "started_at": (self.started_at - _EPOCH) // _MICROSECOND,
+            "finished_at": (self.finished_at - _EPOCH) // _MICROSECOND,
+            "revision_of": self.revision_of,
+            "complete": self.complete,
+            "targets": self.targets,
+            "good": self.good,
+            **{f"status_{status}": self.outcomes.get(status, 0) for status in statuses},
+            "tool_version": self.versions["tool"],
+            "schema_version": self.versions["schema"],
+            "model_version": self.versions["model"],
+            "inventory_sha256": self.versions["inventory"],
+        }
 
     def text(self) -> str:
         """Return the manifest as JSON, in the form that `find_manifest` reads."""
@@ -240,7 +263,8 @@ def datasets(manifests: Sequence[Manifest]) -> dict[str, ds.UnionDataset]:
     """Return every table over runs of one warehouse, with a child dataset for each schema version.
 
     All files of a child have the same columns, so that the schema of one applies to all. Each file is a partition of
-    its run_id, so that Arrow opens no file of another run than a query selects.
+    its run_id, so that Arrow opens no file of another run than a query selects. A file of `runs` is a partition of
+    every column, if the manifest has them all, and need not be opened; times are microseconds there.
     """
     filesystem = manifests[0].directory.filesystem if manifests else fs.LocalFileSystem()
     runs_by_version: dict[int, list[Manifest]] = {}
@@ -258,7 +282,7 @@ def _dataset(
 ) -> ds.FileSystemDataset:
     """Return one table over the runs of one schema version; a later version may have more tables, which are ignored."""
     files = [
-        (manifest.directory.file_path(file.path), manifest.run_id)
+        (manifest.directory.file_path(file.path), _partition(name, manifest))
         for manifest in manifests
         for file in manifest.files
         if file.table == name
@@ -268,8 +292,28 @@ def _dataset(
         schema=arrow,
         format=ds.ParquetFileFormat(),
         filesystem=filesystem,
-        partitions=[ds.field("run_id") == run_id for _, run_id in files],
+        partitions=[partition for _, partition in files],
     )
+
+
+def _partition(name: str, manifest: Manifest) -> pc.Expression:
+    """Return what a manifest says of every row of a table."""
+    if name != "runs" or "inventory" not in manifest.versions:
+        return ds.field("run_id") == manifest.run_id
+    arrow = schema.tables()[name].arrow
+    try:
+        return reduce(and_, (_equals(arrow.field(column), cell) for column, cell in manifest.row().items()))
+    except (ValueError, TypeError, KeyError) as error:
+        path = manifest.directory.display_path_of(MANIFEST)
+        raise WarehouseError(f"{path}: invalid manifest: {cause(error)}") from error
+
+
+@lru_cache(1_024)  # most cells are also those of other runs, and a session over a year of runs has 10,000
+def _equals(field: pa.Field, cell: Any) -> pc.Expression:
+    column = ds.field(field.name)
+    # Reading a timestamp back needs the time zone database, which a confined process cannot open.
+    kind = pa.int64() if pa.types.is_timestamp(field.type) else field.type
+    return column.is_null() if cell is None else column == pa.scalar(cell, kind)
 
 
 def read_manifest(root: str | Path, run_id: str) -> Manifest:

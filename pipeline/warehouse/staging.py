@@ -328,12 +328,15 @@ class Staging:
                 written = writing.submit(_add_rows, writers, rows_by_table)
             if written:
                 written.result()
-            finished_at = datetime.now(UTC)
-            row = self._runs_row(outcomes, finished_at)
+            manifest = self._make_manifest(outcomes)
+            row = {name: [value] for name, value in manifest.row().items()}
             tables["runs"].check(row, frozenset())
             writers["runs"].add(row)
-        rows_written = {name: writer.rows for name, writer in writers.items()}
-        self._manifest = self._make_manifest(outcomes, finished_at, rows_written)
+        paths = {name: self._run_directory / f"{name}-00000.parquet" for name in tables}
+        files = (
+            File(name, path.name, writers[name].rows, path.stat().st_size, sha256(path)) for name, path in paths.items()
+        )
+        self._manifest = replace(manifest, files=tuple(files))
         (self._run_directory / MANIFEST).write_text(self._manifest.text(), encoding="utf-8")
         sync(self._run_directory / MANIFEST)
 
@@ -353,26 +356,14 @@ class Staging:
                 yield earlier_runs[earlier_run_id].rows(self.run["run_id"], labels_by_target)
                 self.unchanged_counts[earlier_run_id] += len(chunk)
 
-    def _runs_row(self, outcomes: Counter[str], finished_at: datetime) -> dict[str, list[Any]]:
-        statuses = schema.tables()["targets"].by_name["status"].values or ()
-        row = {
-            **self.run,
-            "finished_at": int(finished_at.timestamp() * 1_000_000),
-            "complete": outcomes["not_run"] == 0,
-            "good": sum(outcomes[status] for status in GOOD),
-            **{f"status_{status}": outcomes[status] for status in statuses},
-            "schema_version": schema.VERSION,
-        }
-        return {name: [value] for name, value in row.items()}
-
-    def _make_manifest(self, outcomes: Counter[str], finished_at: datetime, rows: dict[str, int]) -> Manifest:
-        paths = {name: self._run_directory / f"{name}-00000.parquet" for name in rows}
+    def _make_manifest(self, outcomes: Counter[str]) -> Manifest:
+        """Return the manifest of a run that is finished now, without its files."""
         return Manifest(
             directory=local_folder(self._run_directory),
             run_id=self.run["run_id"],
             audit=self.run["audit"],
             started_at=datetime.fromtimestamp(self.run["started_at"] / 1_000_000, UTC),
-            finished_at=finished_at,
+            finished_at=datetime.now(UTC),
             revision_of=self.run["revision_of"],
             complete=outcomes["not_run"] == 0,
             targets=self.run["targets"],
@@ -383,11 +374,10 @@ class Staging:
                 "model": self.run["model_version"],
                 "python": platform.python_version(),
                 "pyarrow": pa.__version__,
+                "inventory": self.run["inventory_sha256"],
             },
+            files=(),
             inputs_sha256=sha256(self._run_directory / INPUTS),
-            files=tuple(
-                File(name, path.name, rows[name], path.stat().st_size, sha256(path)) for name, path in paths.items()
-            ),
         )
 
 

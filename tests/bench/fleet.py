@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,10 +24,10 @@ import pyarrow.compute as pc
 
 from pipeline import __version__
 from pipeline.collector.model import cost
-from pipeline.collector.status import GOOD
 from pipeline.warehouse import schema
 from pipeline.warehouse.parquet import ROW_GROUP_ROWS, TableWriter, sha256
 from pipeline.warehouse.runs import MANIFEST, File, Manifest
+from pipeline.warehouse.store import local_folder
 from tests.bench.states import State, shapes, state
 
 # struct super_block is allocated from kmalloc-2k, whose slabs have 16 objects.
@@ -149,9 +149,14 @@ class _Run:
                     self._add_hosts(batch)
                     batch = []
             self._add_hosts(batch)
-            self._add_run()
-        rows = {name: writer.rows for name, writer in self._writers.items()}
-        (self._directory / MANIFEST).write_text(self._manifest(rows).text(), encoding="utf-8")
+            manifest = self._manifest()
+            self._writers["runs"].add({name: [value] for name, value in manifest.row().items()})
+        files = [
+            File(name, path.name, writer.rows, path.stat().st_size, sha256(path))
+            for name, writer in self._writers.items()
+            for path in [self._path(name)]
+        ]
+        (self._directory / MANIFEST).write_text(replace(manifest, files=tuple(files)).text(), encoding="utf-8")
 
     def _path(self, table: str) -> Path:
         return self._directory / f"{table}-00000.parquet"
@@ -255,28 +260,11 @@ class _Run:
             items=pc.add(root_items, memcg_items),
         )
 
-    def _add_run(self) -> None:
-        statuses = schema.tables()["targets"].by_name["status"].values or ()
-        row = {
-            "run_id": self.run_id,
-            "audit": self._fleet.audit,
-            "started_at": self._micros(),
-            "finished_at": self._micros(timedelta(hours=1)),
-            "revision_of": None,
-            "complete": True,
-            "targets": self._fleet.hosts,
-            "good": sum(self._outcomes[status] for status in GOOD),
-            **{f"status_{status}": self._outcomes[status] for status in statuses},
-            "tool_version": __version__,
-            "schema_version": schema.VERSION,
-            "model_version": cost.MODEL_VERSION,
-        }
-        self._writers["runs"].add({name: [value] for name, value in row.items()})
-
-    def _manifest(self, rows: dict[str, int]) -> Manifest:
-        paths = {name: self._path(name) for name in rows}
+    def _manifest(self) -> Manifest:
+        """Return the manifest of the run without its files."""
+        versions = {"tool": __version__, "schema": schema.VERSION, "model": cost.MODEL_VERSION, "inventory": None}
         return Manifest(
-            directory=self._directory,
+            directory=local_folder(self._directory),
             run_id=self.run_id,
             audit=self._fleet.audit,
             started_at=self._started_at,
@@ -285,10 +273,8 @@ class _Run:
             complete=True,
             targets=self._fleet.hosts,
             outcomes=dict(sorted(self._outcomes.items())),
-            versions={"tool": __version__, "schema": schema.VERSION, "model": cost.MODEL_VERSION},
-            files=tuple(
-                File(name, path.name, rows[name], path.stat().st_size, sha256(path)) for name, path in paths.items()
-            ),
+            versions=versions,
+            files=(),
         )
 
 

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import warehouse
@@ -52,6 +53,12 @@ def test_it_is_as_that_version_wrote_it(older_root):
     assert run.versions["schema"] == int(older_root.name.removeprefix("v"))
     for file in run.files:
         assert hashlib.sha256((older_root / "runs" / run.run_id / file.path).read_bytes()).hexdigest() == file.sha256
+
+
+def test_its_row_in_runs_is_that_of_its_file(older_root, both_db):
+    (file,) = older_root.glob("runs/*/runs-*.parquet")
+    (row,) = pq.read_table(file).to_pylist()
+    assert row in both_db.rows("FROM runs")
 
 
 @pytest.mark.parametrize("view", VIEWS)

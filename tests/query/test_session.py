@@ -132,6 +132,20 @@ def test_both_bindings_answer_the_same(root, confined_session):
             assert confined_session.rows(statement) == direct_session.rows(statement), name
 
 
+@pytest.mark.parametrize("is_confined", [False, True])
+def test_the_rows_of_runs_are_those_of_their_files_which_stay_closed(tmp_path, is_confined):
+    run_ids = [f"20250101T00000{n}Z-00000000" for n in range(3)]
+    publish(tmp_path, ok("a"), failure("b"), run_id=run_ids[0], model_version=2, inventory_sha256="0a" * 32)
+    publish(tmp_path, failure("b", "not_run"), run_id=run_ids[1], audit="né\x1b'|\"c", revision_of=run_ids[0])
+    publish(tmp_path, ok("a"), run_id=run_ids[2], started_at=STARTED_AT + 1)
+    files = sorted(tmp_path.glob("runs/*/runs-*.parquet"))
+    rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+    for file in files:
+        file.write_bytes(b"")
+    assert [row["run_id"] for row in rows] == run_ids
+    assert session(tmp_path, is_confined=is_confined).rows("FROM runs ORDER BY run_id") == rows
+
+
 def test_runs_written_with_fewer_columns_still_read(root, tmp_path):
     tables = warehouse.tables(root)
     (current_part,) = tables["targets"].children

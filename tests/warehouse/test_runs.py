@@ -121,6 +121,7 @@ INVALID_MANIFESTS = {
     "of another version": replace_keys(manifest_version=2),
     "of another run": replace_keys(run_id=NEW),
     "with a time that is none": replace_keys(started_at="yesterday"),
+    "with a number that is none": replace_keys(targets="many"),
     "with an unknown key": replace_keys(colour="red"),
     "with a file elsewhere": replace_keys(files=[{**FILE, "path": "../../etc/passwd"}]),
     "with a file of another table": replace_keys(files=[{**FILE, "path": "memcgs-00000.parquet"}]),
@@ -135,7 +136,7 @@ def test_a_manifest_that_cannot_be_read_is_one_line_that_names_it(root, kind):
     content = INVALID_MANIFESTS[kind](json.loads(text))
     path.write_text(text[:100] if content is None else json.dumps(content))
     with pytest.raises(warehouse.WarehouseError) as error:
-        warehouse.published_runs(root)
+        warehouse.tables(root)
     assert str(error.value).startswith(f"{path}: invalid manifest: ")
     assert "\n" not in str(error.value)
 

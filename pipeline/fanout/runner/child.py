@@ -199,12 +199,19 @@ def _lost(error: ForkServerLost) -> _Result:
 def _run_child(command: transports.Command, limits: Limits, timeout_s: float) -> _Exit:
     arguments = [str(limits.memory_bytes), str(limits.niceness), command.required_file or ""]
     arguments += [*(command.program or ()), *command.args]
-    with Program(arguments, command.stdin) if command.program else Collector(arguments) as child:
-        stdout, stderr, exceeded_limit = _read_pipes(child, limits.output_bytes, timeout_s)
+    deadline = time.monotonic() + timeout_s
+    try:
+        child = Program(arguments, command.stdin) if command.program else Collector(arguments, timeout_s)
+    except ForkServerLost as error:
+        if time.monotonic() < deadline:
+            raise
+        return _Exit(None, b"", error.stderr, "timeout", error)
+    with child:
+        stdout, stderr, exceeded_limit = _read_pipes(child, limits.output_bytes, deadline)
     return _Exit(child.returncode, stdout, stderr, exceeded_limit, child.lost)
 
 
-def _read_pipes(child: Process, output_bytes: int, timeout_s: float) -> tuple[bytes, bytes, str | None]:
+def _read_pipes(child: Process, output_bytes: int, deadline: float) -> tuple[bytes, bytes, str | None]:
     """Return the child's stdout, the tail of its stderr and the limit that it exceeded.
 
     This function does not reap the child: until it is reaped, no other process group can have its id.
@@ -212,7 +219,6 @@ def _read_pipes(child: Process, output_bytes: int, timeout_s: float) -> tuple[by
     stdout, stderr = bytearray(), bytearray()
     exceeded_limit = None
     has_exited = False
-    deadline = time.monotonic() + timeout_s
     signals = iter((signal.SIGTERM, signal.SIGKILL))
     with selectors.DefaultSelector() as pipes:
         pipes.register(child.stdout, selectors.EVENT_READ, stdout)

@@ -106,10 +106,11 @@ class Collector(Process):
     """A child that the fork server of this thread forks; if the server is lost, the kernel kills the child.
 
     :param arguments: those of launch.py after the pid, with the collector's arguments for the command.
+    :param timeout_s: limit of the start.
     :raises ForkServerLost:
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], timeout_s: float) -> None:
         self.stdout, stdout = _pipe()
         self.stderr, stderr = _pipe()
         with contextlib.ExitStack() as on_error:
@@ -117,7 +118,7 @@ class Collector(Process):
             on_error.callback(self._server.close)
             with stdout, stderr:
                 self._server.send(json.dumps(arguments).encode(), [stdout.fileno(), stderr.fileno()])
-            self.pid = self._server.receive(b"started", _START_S)
+            self.pid = self._server.receive(b"started", min(timeout_s, _START_S))
             on_error.pop_all()
 
     def has_exited(self) -> bool:

@@ -72,6 +72,7 @@ def test_unsupported_keeps_its_row_and_its_reason(child):
 
 
 def test_a_whole_frame_counts_whatever_the_child_does_afterwards(child):
+    run(child(FRAME))  # starts the fork server, which may take longer than the deadline
     for end in ("os.kill(os.getpid(), 11)", "os._exit(3)", "time.sleep(60)"):
         target = child(f"{FRAME}\nimport os, time\n{end}", timeout_s=0.5)
         assert run(target)["attempt"]["status"] == "ok"
@@ -198,6 +199,7 @@ print("list-lru-audit snapshot 1", flush=True)
 print("still at it", file=sys.stderr, flush=True)
 {hang}
 """
+    run(child(FRAME))  # starts the fork server, which may take longer than the deadline
     start = time.monotonic()
     status, _, error = failure(child(code, timeout_s=0.5))
     assert status == "timeout"

@@ -11,6 +11,8 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -227,7 +229,9 @@ def test_a_server_that_ended_while_it_was_idle_is_replaced(forked):
 
 def test_a_child_of_a_stopped_server_ends_at_its_deadline(forked, pids, short_waits):
     stop = f"open({str(pids)!r}, 'w').write(f'{{os.getppid()}} {{os.getpid()}}')\nos.kill(os.getppid(), 19)"
+    assert answer(forked(answering("0"))) == 0  # starts the server, which may take longer than the deadline
     assert answer(forked(answering("1", stop), timeout_s=0.5)) == 1
+    assert answer(forked(answering("2"))) == 2
     status, error_type, _ = failure(forked(f"import os, time\n{stop}\ntime.sleep(60)", timeout_s=0.5))
     assert (status, error_type) == ("timeout", "deadline")
     assert answer(forked(answering("1"))) == 1
@@ -242,6 +246,28 @@ def test_a_stopped_server_that_cannot_fork_is_lost(forked, pids, short_waits, mo
         context.setattr(process, "_START_S", 0.2)
         assert failure(target) == ("lost", "ForkServerLost", "the process that forks the collectors does not answer")
     assert answer(forked(answering("1"))) == 1
+
+
+def test_a_server_that_hangs_at_its_start_ends_at_the_targets_deadline(forked, pids, short_waits, tmp_path):
+    hang = "print('importing', file=sys.stderr, flush=True)\ntime.sleep(60)"
+    (tmp_path / "drgn.py").write_text(f"import os, sys, time\nopen({str(pids)!r}, 'w').write(str(os.getpid()))\n{hang}")
+    error = "no result after 2 s; stderr: importing"
+    assert failure(forked("", timeout_s=2)) == ("timeout", "deadline", error)
+
+
+def test_the_start_of_a_server_counts_towards_the_deadline(forked, monkeypatch):
+    """The clock jumps over the deadline, 1000 s, during the start; a child with a deadline of its own would go on."""
+    clock = SimpleNamespace(monotonic=time.monotonic, time_ns=time.time_ns)
+
+    class LateCollector(process.Collector):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            clock.monotonic = lambda: time.monotonic() + 1000
+
+    monkeypatch.setattr(child, "time", clock)
+    monkeypatch.setattr(child, "Collector", LateCollector)
+    status, error_type, _ = failure(forked("import time; time.sleep(60)", timeout_s=1000))
+    assert (status, error_type) == ("timeout", "deadline")
 
 
 def test_a_server_that_cannot_start_is_lost_with_the_reason(forked, tmp_path):

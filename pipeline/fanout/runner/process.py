@@ -45,12 +45,13 @@ class ForkServerLost(Exception):
 class Process:
     """A child in a process group of its own, with pipes for stdout and stderr.
 
-    The end of its context kills the group and then reaps the child: until then no other group can have its id.
+    The group gets SIGKILL once, at the latest at the end of the context, which then reaps the child: until then no
+    other group can have its id. But init reaps the child of a lost fork server, so SIGKILL follows the loss at once.
 
     :ivar returncode: None if the child survived SIGKILL or its fork server was lost.
     """
 
-    pid: int
+    _group: int | None = None  # its id; None if it has been killed
     stdout: io.FileIO
     stderr: io.FileIO
     returncode: int | None = None
@@ -60,8 +61,13 @@ class Process:
         raise NotImplementedError
 
     def kill_group(self, number: signal.Signals) -> None:
+        """Send a signal to the group, unless that has been killed."""
+        if self._group is None:
+            return
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, number)
+            os.killpg(self._group, number)
+        if number == signal.SIGKILL:
+            self._group = None
 
     def _reap(self) -> None:
         raise NotImplementedError
@@ -92,10 +98,10 @@ class Program(Process):
                 stdin_file.write(stdin)
                 stdin_file.seek(0)
             self._popen = _launch("-IS", arguments, environment(), stdin_file, stdout, stderr)
-        self.pid = self._popen.pid
+        self._group = self._popen.pid
 
     def has_exited(self) -> bool:
-        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        return os.waitid(os.P_PID, self._popen.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def _reap(self) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -118,15 +124,20 @@ class Collector(Process):
             on_error.callback(self._server.close)
             with stdout, stderr:
                 self._server.send(json.dumps(arguments).encode(), [stdout.fileno(), stderr.fileno()])
-            self.pid = self._server.receive(b"started", min(timeout_s, _START_S))
+            name, number = self._server.receive(min(timeout_s, _START_S))
+            if name == b"started":
+                self._group = number
+            else:  # it was killed before it could say so
+                self.returncode = number
             on_error.pop_all()
 
     def has_exited(self) -> bool:
-        return self._server.has_answered()
+        return self.returncode is not None or self._server.has_answered()
 
     def _reap(self) -> None:
         try:
-            self.returncode = self._server.receive(b"exited", REAP_S)
+            if self.returncode is None:
+                _, self.returncode = self._server.receive(REAP_S)
             self._server.send(b"killed")
         except ForkServerLost as error:
             self.lost = error
@@ -171,16 +182,17 @@ class _ForkServer:
         except ConnectionError:
             raise self._lost() from None
 
-    def receive(self, name: bytes, timeout_s: float) -> int:
-        """Return the number in the next message, which must have this name."""
+    def receive(self, timeout_s: float) -> tuple[bytes, int]:
+        """Return the name and the number of the next message: "started" and a pid, or "exited" and a return code."""
         self._socket.settimeout(timeout_s)
         try:
-            message_name, _, number = self._socket.recv(64).partition(b" ")
+            message = self._socket.recv(64)
         except (TimeoutError, ConnectionError):
             raise self._lost() from None
-        if message_name != name:
+        if not message:
             raise self._lost()
-        return int(number)
+        name, number = message.split()
+        return name, int(number)
 
     def has_answered(self) -> bool:
         """Whether a message has arrived or the server has ended."""

@@ -270,6 +270,27 @@ def test_the_start_of_a_server_counts_towards_the_deadline(forked, monkeypatch):
     assert (status, error_type) == ("timeout", "deadline")
 
 
+def test_a_child_that_is_killed_before_it_has_started_is_crashed_and_its_server_stays(forked, tmp_path):
+    kill = tmp_path / "kill"
+    with (tmp_path / "sitecustomize.py").open("a") as file:
+        condition = f"os.path.exists({str(kill)!r})"
+        file.write(f"import os\nos.register_at_fork(after_in_child=lambda: {condition} and os.kill(os.getpid(), 9))")
+    target = forked(answering("os.getppid()"))
+    server = answer(target)
+    kill.touch()
+    assert failure(target)[:2] == ("crashed", "signal:SIGKILL")
+    kill.unlink()
+    assert answer(target) == server
+
+
+def test_the_group_of_a_lost_server_is_signalled_once(forked, monkeypatch):
+    signals = []
+    killpg = os.killpg
+    monkeypatch.setattr(os, "killpg", lambda group, number: (signals.append(number), killpg(group, number)))
+    assert failure(forked("import os, time\nos.kill(os.getppid(), 9)\ntime.sleep(60)"))[0] == "lost"
+    assert signals == [signal.SIGKILL]
+
+
 def test_a_server_that_cannot_start_is_lost_with_the_reason(forked, tmp_path):
     (tmp_path / "drgn.py").write_text("raise RuntimeError('cannot load')")
     status, error_type, error = failure(forked(""))

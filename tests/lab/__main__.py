@@ -32,7 +32,6 @@ def main() -> int:
     args = parse()
     # drgn warns about missing debug info, which the lab does not need.
     logging.getLogger("drgn").setLevel(logging.ERROR)
-    args.cache.mkdir(parents=True, exist_ok=True)
     try:
         if args.command == "boot":
             boot.take_core(args.shape, kernel(args.shape.series, args, args.shape.arch), args.output, args.live)
@@ -96,9 +95,10 @@ def parse_shape(name: str) -> Shape:
 
 def kernel(series: str, args: argparse.Namespace, arch: str = "amd64") -> kernels.Kernel:
     """The kernel of a series; it is downloaded and unpacked if it is not in the cache."""
-    packages = kernels.source(series, arch, args.debs, args.cache)
-    step(f"the {series} kernel for {arch} from {packages}")
-    return kernels.get(series, packages, args.cache, args.dwarf)
+    with kernels.lock(args.cache):
+        packages = kernels.source(series, arch, args.debs, args.cache)
+        step(f"the {series} kernel for {arch} from {packages}")
+        return kernels.get(series, packages, args.cache, args.dwarf)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import functools
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -54,11 +58,21 @@ class Packages(Protocol):
         """The package's .deb file on this machine."""
 
 
+@functools.cache
 def debian_kernel(series: str, arch: str = "amd64", dwarf: bool = False) -> Kernel:
     """The newest cloud kernel of a series, from $LAB_DEBS or the mirror, unpacked in CACHE; `dwarf` as in get()."""
-    CACHE.mkdir(parents=True, exist_ok=True)
     debs = os.environ.get("LAB_DEBS")
-    return get(series, source(series, arch, Path(debs) if debs else None, CACHE), CACHE, dwarf)
+    with lock(CACHE):
+        return get(series, source(series, arch, Path(debs) if debs else None, CACHE), CACHE, dwarf)
+
+
+@contextlib.contextmanager
+def lock(cache: Path) -> Iterator[None]:
+    """Wait until no other process fills `cache`, and make others wait until the end of the `with` block."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def get(series: str, packages: Packages, cache: Path, dwarf: bool) -> Kernel:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests import reference_charges
-from tests.lab import boot, initramfs
+from tests.lab import boot, initramfs, kernels
 from tests.lab.kernels import SUITES, Kernel, debian_uri
 from tests.lab.reduce import FullCore
 from tests.lab.shapes import Shape
@@ -104,16 +104,17 @@ def examine(server: Server, kernel: Kernel, folder: Path, cache: Path) -> None:
 def image(name: str, cache: Path) -> Path:
     """A disk of DISKS; it is built if it does not exist, which takes about a minute and 310 to 700 MB."""
     disk = cache / f"debian-{name}-{zlib.crc32(' '.join(DISKS[name].packages).encode()):08x}.ext4"
-    if not disk.exists():
-        suite, packages = DISKS[name]
-        with tempfile.TemporaryDirectory(dir=cache) as scratch:
-            root, new = Path(scratch) / "root", Path(scratch) / "disk"
-            subprocess.run(
-                ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}", suite, root, debian_uri()],
-                stdout=subprocess.DEVNULL, check=True,
-            )  # fmt: skip
-            # Without udev the device never appears, and the boot would wait for it.
-            (root / "etc/systemd/system/serial-getty@ttyS0.service").symlink_to("/dev/null")
-            initramfs.mke2fs(new, f"{DISK_MB}M", "-d", root)
-            new.rename(disk)
+    with kernels.lock(cache):
+        if not disk.exists():
+            suite, packages = DISKS[name]
+            with tempfile.TemporaryDirectory(dir=cache) as scratch:
+                root, new = Path(scratch) / "root", Path(scratch) / "disk"
+                subprocess.run(
+                    ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}", suite, root, debian_uri()],
+                    stdout=subprocess.DEVNULL, check=True,
+                )  # fmt: skip
+                # Without udev the device never appears, and the boot would wait for it.
+                (root / "etc/systemd/system/serial-getty@ttyS0.service").symlink_to("/dev/null")
+                initramfs.mke2fs(new, f"{DISK_MB}M", "-d", root)
+                new.rename(disk)
     return disk

@@ -36,7 +36,7 @@ lab: $(TESTING)
 	sh tests/lab/install-tools.sh
 	$(BIN)/python -m tests.lab bundle
 
-# Boot and audit real kernels, and open the report in a browser; small enough to run for every change.
+# Boot and audit real kernels, and open the report in a browser; TEST_FULL=1 and TEST_SEED=N as for test-faults.
 lab-test: $(BROWSER)
 	sh tests/lab/install-tools.sh
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m lab

@@ -1,4 +1,4 @@
-"""Campaigns of `make test-faults`: by default it runs a random part of their repetitions.
+"""Campaigns of `make test-faults` and `make lab-test`: by default these run a random part of the repetitions.
 
 TEST_SEED, which the header of a test run shows, chooses the same part again. TEST_FULL=1 runs all repetitions.
 """

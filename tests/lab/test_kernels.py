@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,20 @@ def test_the_mirror_is_not_asked_for_what_the_folder_has(tmp_path: Path) -> None
 def test_a_folder_without_the_kernel_says_what_to_add(tmp_path: Path) -> None:
     with pytest.raises(LabError, match=r"linux-image-6\.1\..* add its \.deb"):
         kernels.get("6.1", kernels.Folder(tmp_path, "amd64"), tmp_path / "cache", dwarf=False)
+
+
+def test_processes_take_turns_to_fill_the_cache(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from tests.lab import kernels
+print("ready", flush=True)
+with kernels.lock(Path(sys.argv[1])):
+    print(Path(sys.argv[1], "filled").exists())
+"""
+    with kernels.lock(tmp_path):
+        other = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE)
+        assert other.stdout
+        other.stdout.readline()
+        (tmp_path / "filled").touch()
+    assert other.communicate()[0] == b"True\n"

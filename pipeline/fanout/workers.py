@@ -100,7 +100,8 @@ def collect_batch(
     :param targets: each with the number of the attempt.
     :param known_digests: as for `driver.run`.
     """
-    digests = {} if known_digests is None else runner.input_digests([target for target, _ in targets])
+    digester = runner.Digester()
+    digests = {} if known_digests is None else digester.digests([target for target, _ in targets])
     unchanged_names = {name for name, digest in digests.items() if known_digests and digest == known_digests.get(name)}
     yield socket.gethostname(), unchanged_names
     targets = [(target, number) for target, number in targets if target.name not in unchanged_names]
@@ -109,7 +110,7 @@ def collect_batch(
             attempt = _with_json_tables(collect(target, number, limits))
             # None if a file was exchanged meanwhile, even if it is put back later.
             digest = digests.get(target.name)
-            is_current = digest is not None and runner.input_digests([target]).get(target.name) == digest
+            is_current = digest is not None and digester.digests([target]).get(target.name) == digest
             yield target.name, {**attempt, "input_digest": digest if is_current else None}
         return
     with ThreadPoolExecutor(concurrency) as threads:

@@ -1,7 +1,7 @@
 """One child process per target: its limits, the frame it prints, and the resulting attempt."""
 
 from pipeline.fanout.runner.child import Limits, error_line, outcome, result, run, without_quoted_stderr
-from pipeline.fanout.runner.digest import input_digests
+from pipeline.fanout.runner.digest import Digester
 from pipeline.fanout.runner.process import python_path
 
-__all__ = ["Limits", "error_line", "input_digests", "outcome", "python_path", "result", "run", "without_quoted_stderr"]
+__all__ = ["Digester", "Limits", "error_line", "outcome", "python_path", "result", "run", "without_quoted_stderr"]

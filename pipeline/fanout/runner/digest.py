@@ -25,40 +25,54 @@ _MIN_AGE_S = 2.0
 _TIMEOUT_S = 5.0
 
 
-def input_digests(targets: Sequence[Target]) -> dict[str, str]:
-    """Return the digests of cores by target name.
+class Digester:
+    """Computes the digests of the cores of a batch.
 
     A digest covers the core (path, device, inode, size, mtime, ctime), `vmlinux` and the files of `btf_dir` in the same
-    way, the collector's sources and arguments, and drgn's version. A vmlinux in `debug_dir` is identified by the core's
-    build id. The digest of rows is one that was made before the core was read: if the core changed meanwhile, the next
-    run finds another digest and reads it again.
+    way, the collector's sources and arguments, and drgn's version. It does not cover files that the collector finds by
+    itself: a vmlinux in `debug_dir`, DWARF in drgn's standard places, a System.map. Those are checked against the build
+    of the kernel, so that another file gives the same rows or none.
 
-    There is no digest for targets other than cores of this node, for those with an interpreter of their own, whose drgn
-    is unknown, and for files that cannot be opened or changed less than _MIN_AGE_S ago.
+    The digest of rows is one that was made before the core was read: if a file changed meanwhile, the next run finds
+    another digest and reads the core again. The worker also compares the digest after the read, in case the file is put
+    back later.
     """
-    cores = [target for target in targets if target.kind == "vmcore" and not target.over_ssh and target.python is None]
-    digests: dict[str, str] = {}
-    if cores:
-        # A thread, since stat(2) on a hung file system does not return and cannot be interrupted.
-        thread = threading.Thread(target=_add_digests, args=(cores, digests), daemon=True)
-        thread.start()
-        thread.join(_TIMEOUT_S)
-    return dict(digests)
 
+    def __init__(self) -> None:
+        # Once for the batch: there may be thousands of files. A later change gives the next run another digest.
+        self._btf_stamps = functools.cache(_btf_stamps)
 
-def _add_digests(cores: Sequence[Target], digests: dict[str, str]) -> None:
-    try:
-        versions = _versions()
-    except importlib.metadata.PackageNotFoundError:  # the collector reports `no_drgn`, or finds one of unknown version
-        return
-    stamps = functools.cache(_stamps)
-    for core in cores:
+    def digests(self, targets: Sequence[Target]) -> dict[str, str]:
+        """Return the digests of cores by target name, as of now except for the files of `btf_dir`.
+
+        There is no digest for targets other than cores of this node, for those with an interpreter of their own, whose
+        drgn is unknown, and for files that cannot be opened or changed less than _MIN_AGE_S ago.
+        """
+        cores = [
+            target for target in targets if target.kind == "vmcore" and not target.over_ssh and target.python is None
+        ]
+        digests: dict[str, str] = {}
+        if cores:
+            # A thread, since stat(2) on a hung file system does not return and cannot be interrupted.
+            thread = threading.Thread(target=self._add_digests, args=(cores, digests), daemon=True)
+            thread.start()
+            thread.join(_TIMEOUT_S)
+        return dict(digests)
+
+    def _add_digests(self, cores: Sequence[Target], digests: dict[str, str]) -> None:
         try:
-            inputs = [stamps(path) for path in (core.source, core.vmlinux, core.btf_dir) if path is not None]
-        except OSError:  # reading the core gives the reason
-            continue
-        content = json.dumps([versions, core.via, arguments(core), inputs])
-        digests[core.name] = hashlib.sha256(content.encode()).hexdigest()
+            versions = _versions()
+        except importlib.metadata.PackageNotFoundError:  # the collector reports `no_drgn`, or one of unknown version
+            return
+        stamp = functools.cache(_stamp)
+        for core in cores:
+            try:
+                files = [(path, stamp(path)) for path in (core.source, core.vmlinux) if path is not None]
+                btf_files = self._btf_stamps(core.btf_dir) if core.btf_dir is not None else []
+            except OSError:  # reading the core gives the reason
+                continue
+            content = json.dumps([versions, core.via, arguments(core), files, btf_files])
+            digests[core.name] = hashlib.sha256(content.encode()).hexdigest()
 
 
 @functools.cache
@@ -71,10 +85,9 @@ def _versions() -> list[str]:
     return [digest.hexdigest(), importlib.metadata.version("drgn")]
 
 
-def _stamps(path: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Return the stamp of a file, or of each BTF file below a directory."""
-    if not os.path.isdir(path):
-        return [(path, _stamp(path))]
+def _btf_stamps(path: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Return the stamp of each BTF file below a directory."""
+    os.stat(path)  # os.walk passes over a directory that does not exist
     files = [os.path.join(directory, name) for directory, _, names in os.walk(path) for name in names]
     return [(file, _stamp(file)) for file in sorted(files) if file.endswith(_BTF_SUFFIXES)]
 

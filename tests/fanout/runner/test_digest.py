@@ -33,7 +33,7 @@ def target(tmp_path: Path) -> Target:
 
 
 def digest_of(target: Target) -> str | None:
-    return digest.input_digests([target]).get(target.name)
+    return digest.Digester().digests([target]).get(target.name)
 
 
 def write_with_old_times(path: Path, content: bytes) -> None:
@@ -79,6 +79,19 @@ def test_a_new_btf_file_changes_it(target: Target, tmp_path: Path) -> None:
     first_digest = digest_of(target)
     (tmp_path / "btf" / "5.15.0.btf").write_bytes(b"content")
     assert digest_of(target) not in (first_digest, None)
+
+
+@pytest.mark.parametrize("file", ["core", "vmlinux"])
+def test_a_batch_stamps_its_btf_directory_once_and_the_other_files_each_time(
+    target: Target, tmp_path: Path, file: str
+) -> None:
+    digester = digest.Digester()
+    first_digests = digester.digests([target])
+    (tmp_path / "btf" / "5.15.0.btf").write_bytes(b"content")
+    assert digester.digests([target]) == first_digests != {}
+    assert digest_of(target) not in (first_digests["web"], None), "the next run reads the core again"
+    write_with_old_times(tmp_path / file, b"CONTENT")
+    assert digester.digests([target]).get("web") not in (first_digests["web"], None)
 
 
 def test_a_link_to_another_core_changes_it(target: Target, tmp_path: Path) -> None:
@@ -138,6 +151,7 @@ def test_another_drgn_or_collector_changes_it(target: Target, tmp_path: Path, mo
         {"source": "/nonexistent"},
         {"source": "/dev/null"},
         {"vmlinux": "/nonexistent"},
+        {"btf_dir": "/nonexistent"},
     ],
     ids=str,
 )
@@ -145,7 +159,7 @@ def test_there_is_none_for_other_targets_and_files_that_cannot_be_opened(
     target: Target, other: dict[str, object]
 ) -> None:
     fine = replace(target, name="fine")
-    assert digest.input_digests([replace(target, **other), fine]).keys() == {"fine"}  # type: ignore[arg-type]
+    assert digest.Digester().digests([replace(target, **other), fine]).keys() == {"fine"}  # type: ignore[arg-type]
 
 
 def test_there_is_none_without_a_drgn_whose_version_is_known(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,6 +198,6 @@ def test_a_hung_file_system_delays_a_batch_for_a_limited_time(target: Target, mo
     monkeypatch.setattr(digest, "_TIMEOUT_S", 0.5)
     hung, after = replace(target, name="hung", source="/hung/core"), replace(target, name="after")
     try:
-        assert digest.input_digests([target, hung, after]).keys() == {"web"}
+        assert digest.Digester().digests([target, hung, after]).keys() == {"web"}
     finally:
         answer.set()

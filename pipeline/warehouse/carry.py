@@ -10,13 +10,13 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow import fs
 
 from pipeline.collector.status import GOOD
 from pipeline.warehouse import schema
@@ -24,16 +24,18 @@ from pipeline.warehouse.errors import WarehouseError, storage_errors
 from pipeline.warehouse.outcome import HOST_TABLES
 from pipeline.warehouse.parquet import sha256, sync
 from pipeline.warehouse.runs import Manifest, published_runs
-from pipeline.warehouse.store import local_folder
+from pipeline.warehouse.store import Folder
 
 _DIGESTS_FILE = "digests.json"
 # A carried target has no attempts.
 _TABLES = ("targets", *HOST_TABLES)
-# Earlier runs to search for the rows of a core: more than one, since a core may be missing for some nights, or left out
-# with --limit; few, since each new core is searched for in all of them.
+# Earlier runs to search for the rows of a core: a week of nights and one more, since for a week a core may be left out
+# with --limit, or its file system be away. Not more, since each new core is searched for in all of them.
 _MAX_RUNS = 8
 # Rows of a table to read at a time, which bounds memory.
 _BATCH_ROWS = 65_536
+# Bytes of a file to copy at a time, which bounds memory; in an object store, each read is a request.
+_CHUNK_BYTES = 8 << 20
 
 # The newest good row of each target: its run, and its digest.
 Rows = dict[str, tuple[Manifest, str]]
@@ -43,25 +45,37 @@ _log = logging.getLogger(__name__)
 def newest_rows(root: str | Path, audit: str, targets: set[str]) -> Rows:
     """Return the newest good row of each of these targets in an audit, as far as it has a digest.
 
-    Runs of another schema version are left out. A run that cannot be read costs its rows, not the new run: a warning
-    names it.
+    A target that was `bad_output` since that row is left out: the same rows would fail the same check. Runs of another
+    schema version are left out. A table that cannot be read costs the rows of its run, not the new run. A manifest that
+    cannot be read costs all rows, since its run may be a revision of any other. A warning names the file.
     """
-    rows: dict[str, tuple[Manifest, str | None]] = {}
     try:
         runs = published_runs(root)
-        revised_ids = {run.revision_of for run in runs}
-        runs = [run for run in reversed(runs) if run.audit == audit and run.run_id not in revised_ids][:_MAX_RUNS]
-        for run in runs:
-            wanted = targets - rows.keys()
-            if wanted and run.versions["schema"] == schema.VERSION:
-                rows |= {target: (run, digest) for target, digest in _good_rows(run) if target in wanted}
     except WarehouseError as error:
         _log.warning("%s; unchanged cores are read again", error)
+        return {}
+    revised_ids = {run.revision_of for run in runs}
+    runs = [run for run in reversed(runs) if run.audit == audit and run.run_id not in revised_ids][:_MAX_RUNS]
+    rows: dict[str, tuple[Manifest, str | None]] = {}
+    for run in runs:
+        missing_targets = targets - rows.keys()
+        if missing_targets and run.versions["schema"] == schema.VERSION:
+            try:
+                digests = _digests(run)
+            except WarehouseError as error:
+                _warn(error)
+                continue
+            rows |= {target: (run, digest) for target, digest in digests.items() if target in missing_targets}
     return {target: (run, digest) for target, (run, digest) in rows.items() if digest is not None}
 
 
 def keep_tables(rows: Rows, directory: Path) -> None:
-    """Keep the tables of the rows' runs in a new directory, verified against their manifests."""
+    """Keep the tables of the rows' runs in a new directory, verified against their manifests.
+
+    A run whose tables cannot be read, because they are damaged or expire meanwhile, is left out with a warning.
+
+    :raises OSError: the directory cannot be written.
+    """
     directory.mkdir()
     runs = {run.run_id: run for run, _ in rows.values()}
     kept_ids = {run_id for run_id, run in runs.items() if _keep_run(run, directory / run_id)}
@@ -116,11 +130,11 @@ class _Cursor:
 
     def take(self, targets: Sequence[str]) -> pa.Table:
         """Return the rows of these targets, which come after those taken before."""
-        wanted = set(targets)
+        target_set = set(targets)
         batches = []
         while self._next is not None and self._next[0] <= targets[-1]:
             target, batch = self._next
-            if target in wanted:
+            if target in target_set:
                 batches.append(batch)
             self._next = next(self._spans, None)
         return pa.Table.from_batches(batches, self._schema).combine_chunks()
@@ -149,49 +163,65 @@ def _replace(rows: pa.Table, columns: Mapping[str, pa.Array]) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=rows.schema)
 
 
-def _good_rows(run: Manifest) -> list[tuple[str, str | None]]:
-    """Return each good target of a run with its digest."""
+def _digests(run: Manifest) -> dict[str, str | None]:
+    """Return the digest of each good target of a run, and None for those that have to be read again.
+
+    :raises WarehouseError: the table cannot be read; the message names it.
+    """
     (path,) = (file.path for file in run.files if file.table == "targets")
     columns = ["target", "status", "consistency", "input_digest"]
     with storage_errors(run.directory.display_path_of(path)):
         rows = pq.read_table(run.directory.file_path(path), filesystem=run.directory.filesystem, columns=columns)
-    return [
-        (target, digest)
+    return {
+        target: None if status == "bad_output" else digest
         for target, status, consistency, digest in zip(*(rows[name].to_pylist() for name in columns), strict=True)
-        if status in GOOD and consistency != "raced"
-    ]
+        if status == "bad_output" or (status in GOOD and consistency != "raced")
+    }
 
 
 def _keep_run(run: Manifest, directory: Path) -> bool:
-    """Keep the tables of a run; return False if they are damaged, or if the run expires meanwhile."""
+    """Keep the tables of a run; return False after a warning if one of them cannot be read or is damaged."""
     directory.mkdir()
     for file in run.files:
         if file.table in _TABLES:
+            path = run.directory.display_path_of(file.path)
             try:
-                _keep_file(run, file.path, directory / file.path)
-            except FileNotFoundError:
-                return False
-            if sha256(directory / file.path) != file.sha256:
-                damaged = run.directory.display_path_of(file.path)
-                _log.warning("%s: differs from its manifest; the cores of this run are read again", damaged)
+                _keep_file(run.directory, file.path, directory / file.path)
+                with storage_errors(path):
+                    is_intact = sha256(directory / file.path) == file.sha256
+                if not is_intact:
+                    raise WarehouseError(f"{path}: differs from its manifest")
+            except WarehouseError as error:
+                _warn(error)
                 return False
     sync(directory)
     return True
 
 
-def _keep_file(run: Manifest, name: str, path: Path) -> None:
-    source = run.directory
+def _keep_file(source: Folder, name: str, path: Path) -> None:
+    """Link or copy a file.
+
+    :raises WarehouseError: the source cannot be read.
+    :raises OSError: the copy cannot be written.
+    """
     if source.filesystem.type_name == "local":
-        try:
+        with suppress(OSError):  # a file system without hard links; of any other error, the copy finds the side
             os.link(source.file_path(name), path)
             return
-        except FileNotFoundError:
-            raise
-        except OSError:  # a file system without hard links
-            pass
-    target = local_folder(path.parent)
-    fs.copy_files(source.file_path(name), target.file_path(name), source.filesystem, target.filesystem)
+    with open(path, "xb") as copy:
+        for chunk in _chunks(source, name):
+            copy.write(chunk)
     sync(path)
+
+
+def _chunks(source: Folder, name: str) -> Iterator[bytes]:
+    with storage_errors(source.display_path_of(name)), source.open(name) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
+
+
+def _warn(error: WarehouseError) -> None:
+    _log.warning("%s; the cores of this run are read again", error)
 
 
 def _path(directory: Path, table: str) -> Path:

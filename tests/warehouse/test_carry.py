@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -185,21 +186,62 @@ def test_rows_that_contradict_a_check_of_this_version_become_bad_output(tmp_path
         ("ok", None, 0, None),
         ("bad_output", "check:rows_counted", 0, "r1"),
     ]
-    assert stage(tmp_path, 2, "a", "b").known_digests() == {"a": "d1", "b": "d1"}
+    assert stage(tmp_path, 2, "a", "b").known_digests() == {"a": "d1"}, "b is read again, not rejected every night"
+    publish(tmp_path, 3, unchanged("a"), failure("b"))
+    assert stage(tmp_path, 4, "a", "b").known_digests() == {"a": "d1"}
+    publish(tmp_path, 5, unchanged("a"), core("b", "d2"))
+    assert stage(tmp_path, 6, "a", "b").known_digests() == {"a": "d1", "b": "d2"}
 
 
-@pytest.mark.parametrize("table", ["list_lrus", "targets"])
-def test_a_damaged_run_is_named_and_its_cores_are_read_again(tmp_path, caplog, table):
-    publish(tmp_path, 0, core("b"))
-    directory = publish(tmp_path, 1, core("a"))
-    path = directory / f"{table}-00000.parquet"
+def flip_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    staging = stage(tmp_path, 2, "a", "b")
-    assert "a" not in staging.known_digests()
+
+
+def replace_by_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("damage", [flip_bit, lambda path: os.truncate(path, 99), replace_by_directory, Path.unlink])
+@pytest.mark.parametrize("table", ["list_lrus", "targets"])
+def test_a_damaged_run_is_named_and_only_its_cores_are_read_again(tmp_path, caplog, table, damage):
+    publish(tmp_path, 0, core("b"))
+    directory = publish(tmp_path, 1, core("a"))
+    path = directory / f"{table}-00000.parquet"
+    damage(path)
+    assert stage(tmp_path, 2, "a", "b").known_digests() == {"b": "d1"}
     assert str(path) in caplog.text
-    assert "read again" in caplog.text
+    assert "the cores of this run are read again" in caplog.text
+
+
+def test_a_linked_table_with_bad_blocks_costs_the_rows_of_its_run(tmp_path, monkeypatch, caplog):
+    publish(tmp_path, 0, core("a"))
+    publish(tmp_path, 1, core("b"))
+    read = carry.sha256
+
+    def read_badly(path: Path) -> str:
+        if RUNS[0] in str(path):
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(carry, "sha256", read_badly)
+    assert stage(tmp_path, 2, "a", "b").known_digests() == {"b": "d1"}
+    assert f"runs/{RUNS[0]}" in caplog.text
+
+
+def test_a_full_disk_in_staging_ends_the_run(tmp_path, monkeypatch):
+    publish(tmp_path, 0, core("a"))
+
+    def refuse(source: str, target: Path) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link", source)
+
+    monkeypatch.setattr(carry.os, "link", refuse)
+    with open("/dev/full", "wb", buffering=0) as full_file:
+        monkeypatch.setattr(carry, "open", lambda path, mode: full_file, raising=False)
+        with pytest.raises(warehouse.WarehouseError, match="No space left on device; nothing was audited"):
+            stage(tmp_path, 1, "a")
 
 
 def test_a_broken_manifest_does_not_keep_a_run_from_starting(tmp_path, caplog):
@@ -216,7 +258,7 @@ def test_a_run_that_expires_meanwhile_costs_its_rows_only(tmp_path, monkeypatch)
 
     def link_late(source: str, target: Path) -> None:
         if RUNS[0] in source:
-            raise FileNotFoundError(errno.ENOENT, "No such file or directory", source)
+            shutil.rmtree(tmp_path / "runs" / RUNS[0], ignore_errors=True)
         link(source, target)
 
     monkeypatch.setattr(carry.os, "link", link_late)

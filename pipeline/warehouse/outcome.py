@@ -10,11 +10,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pipeline.collector.status import GOOD
 from pipeline.warehouse import schema
 from pipeline.warehouse.errors import WarehouseError
 from pipeline.warehouse.schema import Misfit
 
-GOOD = ("ok", "unsupported")
 HOST_TABLES = ("superblocks", "list_lrus", "memcgs")
 # Bounds the rows of one table from one host: a host with 30,000 containers has about 400,000 list_lrus.
 MAX_ROWS = 1_048_576

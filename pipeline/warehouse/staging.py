@@ -34,10 +34,10 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.dataset as ds
 
+from pipeline.collector.status import GOOD
 from pipeline.warehouse import carry, locks, schema
 from pipeline.warehouse.errors import WarehouseError, storage_errors
 from pipeline.warehouse.outcome import (
-    GOOD,
     bad_output_record,
     checked_record,
     escape_surrogates,
@@ -319,15 +319,15 @@ class Staging:
                 for name, table in tables.items()
             }
             spool = stack.enter_context(self._spool_path.open("rb"))
-            writing = stack.enter_context(ThreadPoolExecutor(1))
-            written: Future[None] | None = None
+            writer_thread = stack.enter_context(ThreadPoolExecutor(1))
+            pending_write: Future[None] | None = None
             for rows_by_table in self._rows(spool):
                 outcomes.update(rows_by_table["targets"]["status"].to_pylist())
-                if written:
-                    written.result()
-                written = writing.submit(_add_rows, writers, rows_by_table)
-            if written:
-                written.result()
+                if pending_write:
+                    pending_write.result()
+                pending_write = writer_thread.submit(_add_rows, writers, rows_by_table)
+            if pending_write:
+                pending_write.result()
             manifest = self._make_manifest(outcomes)
             row = {name: [value] for name, value in manifest.row().items()}
             tables["runs"].check(row, frozenset())

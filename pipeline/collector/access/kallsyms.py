@@ -15,10 +15,11 @@ import struct
 from bisect import bisect_right
 from itertools import islice
 
-from drgn import FaultError, PlatformFlags, ProgramFlags, Symbol, SymbolBinding, SymbolKind
+from drgn import FaultError, ProgramFlags, Symbol, SymbolBinding, SymbolKind
 from drgn.helpers.linux.kallsyms import load_vmlinux_kallsyms
 
 from ..status import CollectError
+from .memory import struct_prefix
 from .symbol_names import SymbolNames
 
 _CHUNK_BYTES = 1 << 20
@@ -132,7 +133,7 @@ def _read_kallsyms(prog):
         raise CollectError("no_types", "VMCOREINFO lacks the address of the kernel's text; give --vmlinux")
     if not any(_read_with_holes(prog, symbols["_stext"], _PAGE_BYTES)):
         raise CollectError("bad_core", "the kernel's text is missing: the core is truncated, zeroed or filtered")
-    endian = "<" if prog.platform.flags & PlatformFlags.IS_LITTLE_ENDIAN else ">"
+    endian = struct_prefix(prog)
     tables = {name[9:]: address for name, address in symbols.items() if name.startswith("kallsyms_")}
     if "names" not in tables:
         tables = _find_tables(prog, symbols["_stext"], endian)

@@ -1,6 +1,8 @@
 """Bulk reads of kernel memory: a whole struct in one read, many objects in few reads."""
 
 import struct
+import sys
+from array import array
 from collections import namedtuple
 
 from drgn import FaultError, PlatformFlags, ProgramFlags, TypeKind, offsetof, sizeof
@@ -34,7 +36,7 @@ class Members:
             (offsetof(struct_type, path), _format(struct_type, path), name) for name, path in paths.items()
         )
         self._start = members[0][0]
-        code = "<" if prog.platform.flags & PlatformFlags.IS_LITTLE_ENDIAN else ">"
+        code = struct_prefix(prog)
         end = self._start
         for offset, member_code, _ in members:
             code += "%dx%s" % (offset - end, member_code)
@@ -50,6 +52,24 @@ class Members:
     def decode(self, data, offset=0):
         """Decode the members of the struct that starts at an offset of data."""
         return self._fields._make(self._struct.unpack_from(data, offset + self._start))
+
+
+def byte_order(prog):
+    """Return the byte order of the kernel, ``little`` or ``big``."""
+    return "little" if prog.platform.flags & PlatformFlags.IS_LITTLE_ENDIAN else "big"
+
+
+def struct_prefix(prog):
+    """Return the first character of the struct module's formats for the byte order of the kernel."""
+    return "<" if byte_order(prog) == "little" else ">"
+
+
+def words(prog, data):
+    """Return kernel memory as an array of its 64-bit words."""
+    values = array("Q", data)
+    if byte_order(prog) != sys.byteorder:
+        values.byteswap()
+    return values
 
 
 def is_running(prog):

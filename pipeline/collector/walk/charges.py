@@ -7,14 +7,13 @@ superblock. It reads all of these in bulk, so the number of reads depends on mem
 memcgs.
 """
 
-from array import array
 from collections import Counter, defaultdict, namedtuple
 from itertools import repeat
 
 from drgn import FaultError, Object, cast, offsetof
 from drgn.helpers.linux.mm import page_to_virt
 
-from ..access.memory import Members, is_running, read_each
+from ..access.memory import Members, is_running, read_each, words
 from ..status import CollectError
 from . import superblocks
 from .memmap import Memmap
@@ -214,7 +213,7 @@ class _Scan:
             return {slab.address: [None] * slab.objects for slab in slabs}
         words_by_slab = self.read_words((slab.address, slab.objects * cache.size) for slab in slabs)
         first, step = cache.sb_offset // _WORD_BYTES, cache.size // _WORD_BYTES
-        return {address: words[first::step] for address, words in words_by_slab.items()}
+        return {address: slab_words[first::step] for address, slab_words in words_by_slab.items()}
 
     def read_words(self, ranges):
         """Read memory as 64-bit words.
@@ -225,12 +224,12 @@ class _Scan:
         addresses_by_size = defaultdict(list)
         for address, size in ranges:
             addresses_by_size[size].append(address)
-        words = {}
+        words_by_address = {}
         for size, addresses in addresses_by_size.items():
             for address, data in read_each(self.prog, addresses, size).items():
-                words[address] = array("Q", data)
+                words_by_address[address] = words(self.prog, data)
                 self.charges.read_bytes += size
-        return words
+        return words_by_address
 
     def online_memcg(self, address):
         """Return the Memcg at an address or, if it is offline, the ancestor that inherited its charges.

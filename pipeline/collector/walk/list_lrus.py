@@ -5,13 +5,12 @@ pointer array exists. The lists are read only where list_lru_node.nr_items count
 online memcgs: when a memcg goes offline its items move to its parent (memcg_drain_all_list_lrus(), since v4.0).
 """
 
-import struct
 from collections import namedtuple
 
 from drgn import offsetof, sizeof
 from drgn.helpers.linux.mm import in_direct_map
 
-from ..access.memory import Members, has_member, is_running, read, read_each
+from ..access.memory import Members, has_member, is_running, read, read_each, words
 from ..status import CollectError
 from . import layouts, owners, superblocks
 from .nodes import nodes_in_state, nr_node_ids
@@ -324,7 +323,7 @@ class _PointerArrays:
         """Return the first ``count`` pointers of a pointer array."""
         if not count:
             return ()
-        return struct.unpack("%dQ" % count, read(self.prog, array + self.header_bytes, 8 * count))
+        return words(self.prog, read(self.prog, array + self.header_bytes, 8 * count))
 
     def entries(self, array, ids):
         """Return a pair (id, pointer) for each of the ids, which are ascending."""

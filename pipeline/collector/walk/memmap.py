@@ -1,13 +1,12 @@
 """The memmap: one ``struct page`` for each page of memory, read in large pieces to find slabs."""
 
 import re
-from array import array
 from collections import namedtuple
 
 from drgn import FaultError, offsetof, sizeof
 from drgn.helpers.linux.mm import page_to_virt, pfn_to_page
 
-from ..access.memory import has_member
+from ..access.memory import byte_order, has_member, words
 from ..status import CollectError
 from .nodes import nodes_in_state
 
@@ -55,12 +54,20 @@ class Memmap:
         offsetof(prog.type("struct kmem_cache"), "oo")  # Only SLUB has it.
         slab = _slab_type(prog)
         self._slab_cache = offsetof(slab, "slab_cache")
-        self._objects, self._inuse, self._frozen = (_Bits(slab, name) for name in ("objects", "inuse", "frozen"))
-        self._mark = _SlabMark(prog, page)
-        self._vector, self.element_bytes, objcg_offset = _vector_layout(prog, slab)
+        self._byte_order = byte_order(prog)
+        self._objects, self._inuse, self._frozen = (
+            self._bits(slab.member(name).bit_offset, slab.member(name).bit_field_size)
+            for name in ("objects", "inuse", "frozen")
+        )
+        mark_offset, mark_bytes, mark_mask, self._mark_value = _slab_mark(prog, page)
+        self._mark = self._bits(8 * mark_offset, 8 * mark_bytes, mark_mask)
+        vector_offset, self.element_bytes, objcg_offset = _vector_layout(prog, slab)
+        self.has_vectors = vector_offset is not None
+        if self.has_vectors:
+            self._vector = self._bits(8 * vector_offset, 64, ~_VECTOR_FLAGS)
         # Since commit 7a8e71bc619d ("mm/slab: use stride to access slabobj_ext") (in v7.0).
-        self._stride = offsetof(slab, "stride") if has_member(slab, "stride") else None
-        self.has_vectors = self._vector is not None
+        has_stride = has_member(slab, "stride")
+        self._stride = self._bits(8 * offsetof(slab, "stride"), 32) if has_stride else None
         self.objcg_word = objcg_offset // _WORD_BYTES
         self.read_bytes = 0
 
@@ -73,25 +80,32 @@ class Memmap:
         step, column = self._struct_bytes // _WORD_BYTES, self._slab_cache // _WORD_BYTES
         for first, data in self._pieces():
             self.read_bytes += len(data)
-            for i, cache in enumerate(array("Q", data)[column::step]):
+            for i, cache in enumerate(words(self._prog, data)[column::step]):
                 if cache in caches:
                     offset = i * self._struct_bytes
-                    page = int.from_bytes(data[offset : offset + self._struct_bytes], "little")
+                    page = int.from_bytes(data[offset : offset + self._struct_bytes], self._byte_order)
                     # The page of a freed slab still has the pointer to its cache.
-                    if self._mark.is_on(page):
+                    if self._mark.extract(page) == self._mark_value:
                         yield cache, self._slab(first + i, page)
 
     def _slab(self, pfn, page):
         vector, stride = 0, self.element_bytes
         if self.has_vectors:
-            vector = page >> 8 * self._vector & (1 << 64) - 1 & ~_VECTOR_FLAGS
+            vector = self._vector.extract(page)
             if self._stride is not None and vector:
-                stride = page >> 8 * self._stride & (1 << 32) - 1
+                stride = self._stride.extract(page)
                 if not self.element_bytes <= stride <= _MAX_STRIDE_BYTES or stride % _WORD_BYTES:
                     raise CollectError("bad_core", "a slab has its object extensions at a stride of %d bytes" % stride)
         objects = self._objects.extract(page)
         is_full = self._inuse.extract(page) == objects and not self._frozen.extract(page)
         return Slab(self._direct_map + pfn * self._page_bytes, objects, is_full, vector, stride)
+
+    def _bits(self, offset, size, mask=-1):
+        """Return the _Bits of a member of a ``struct page``; offset and size are in bits, as drgn counts them."""
+        # In big-endian memory drgn counts from the most significant bit.
+        is_little_endian = self._byte_order == "little"
+        shift = offset if is_little_endian else 8 * self._struct_bytes - offset - size
+        return _Bits(shift, (1 << size) - 1 & mask)
 
     def _pieces(self):
         """Yield the first page frame number and the data of each readable piece of the memmap."""
@@ -126,36 +140,26 @@ class Memmap:
             return False
 
 
-class _Bits:
-    """A bit field of a struct that was decoded as one little-endian number."""
+class _Bits(namedtuple("_Bits", "shift mask")):
+    """Bits of a struct that was decoded as one number."""
 
-    def __init__(self, struct_type, name):
-        member = struct_type.member(name)
-        self._shift, self._mask = member.bit_offset, (1 << member.bit_field_size) - 1
+    __slots__ = ()
 
     def extract(self, value):
-        return value >> self._shift & self._mask
+        return value >> self.shift & self.mask
 
 
-class _SlabMark:
-    """The mark of a slab's page.
+def _slab_mark(prog, page):
+    """Return the mark of a slab's page: offset and bytes of its member of struct page, its mask and its value.
 
     Since commit 46df8e73a4a3 ("mm: free up PG_slab") (in v6.10) it is the page type, before that the flag PG_slab.
     """
-
-    def __init__(self, prog, page):
-        page_type = re.search(
-            rb"^NUMBER\(PAGE_SLAB_MAPCOUNT_VALUE\)=(-?\d+)$", prog["VMCOREINFO"].string_(), re.MULTILINE
-        )
-        if page_type:
-            self._shift, self._mask = 8 * offsetof(page, "_mapcount"), (1 << 32) - 1
-            self._value = int(page_type.group(1)) & self._mask
-        else:
-            self._shift, self._mask = 8 * offsetof(page, "flags"), 1 << prog.constant("PG_slab").value_()
-            self._value = self._mask
-
-    def is_on(self, page):
-        return page >> self._shift & self._mask == self._value
+    page_type = re.search(rb"^NUMBER\(PAGE_SLAB_MAPCOUNT_VALUE\)=(-?\d+)$", prog["VMCOREINFO"].string_(), re.MULTILINE)
+    if page_type:
+        mask = (1 << 32) - 1
+        return offsetof(page, "_mapcount"), 4, mask, int(page_type.group(1)) & mask
+    flag = 1 << prog.constant("PG_slab").value_()
+    return offsetof(page, "flags"), 8, flag, flag
 
 
 def _slab_type(prog):

@@ -5,7 +5,7 @@ from collections import namedtuple
 
 from drgn import FaultError, offsetof
 
-from ..access.memory import Members, c_string, has_member, read, text, walk_list
+from ..access.memory import Members, c_string, has_member, read, struct_prefix, text, walk_list
 from ..status import CollectError
 from . import slab, superblocks
 
@@ -14,7 +14,7 @@ _MAX_LIST_LRUS = 1 << 22
 _MAX_MODULES = 1 << 14
 _MAX_MODULE_SYMBOLS = 1 << 20
 # Elf64_Sym: st_name, then st_info, st_other and st_shndx, st_value, st_size.
-_ELF64_SYM = struct.Struct("<I4xQQ")
+_ELF64_SYM = "I4xQQ"
 
 _Link = namedtuple("_Link", "next")
 
@@ -120,7 +120,8 @@ def _symbols_at(prog, table, addresses):
 
     Symbols of size 0 are skipped: without lockdep a lock_class_key is one.
     """
-    symtab = read(prog, table.symtab, min(table.num_symtab, _MAX_MODULE_SYMBOLS) * _ELF64_SYM.size)
-    for name, value, size in _ELF64_SYM.iter_unpack(symtab):
+    symbol = struct.Struct(struct_prefix(prog) + _ELF64_SYM)
+    symtab = read(prog, table.symtab, min(table.num_symtab, _MAX_MODULE_SYMBOLS) * symbol.size)
+    for name, value, size in symbol.iter_unpack(symtab):
         if value in addresses and name and size:
             yield value, text(c_string(prog, table.strtab + name))[0]

@@ -1,14 +1,13 @@
 """Bulk reads of many ``struct xarray`` together, level by level (include/linux/xarray.h)."""
 
-import struct
-
 from drgn import offsetof, sizeof
 
-from ..access.memory import Members, read_each
+from ..access.memory import Members, read_each, words
 from ..status import CollectError
 
 _XA_CHUNK_SHIFT = 6
 _XA_CHUNK_SIZE = 1 << _XA_CHUNK_SHIFT
+_POINTER_BYTES = 8
 # Shifts that a root node can have: an xarray of ids up to 65535 has at most three levels.
 _XA_ROOT_SHIFTS = (0, _XA_CHUNK_SHIFT, 2 * _XA_CHUNK_SHIFT)
 # Lowest value of a pointer, and of an internal entry that is a node: lower internal entries are XA_ZERO_ENTRY,
@@ -25,6 +24,7 @@ class Xarrays:
         self._node = Members(prog, node_type, shift="shift", array="array")
         self._node_bytes = sizeof(node_type)
         self._slots_offset = offsetof(node_type, "slots")
+        self._slots_end = self._slots_offset + _POINTER_BYTES * _XA_CHUNK_SIZE
 
     def read(self, heads):
         """Read the entries of xarrays.
@@ -56,7 +56,7 @@ class Xarrays:
                 if node.array != xa or node.shift not in shifts:
                     raise _broken(xa)
                 node_counts[xa] += 1
-                slots = struct.unpack_from("%dQ" % _XA_CHUNK_SIZE, data[address], self._slots_offset)
+                slots = words(self._prog, data[address][self._slots_offset : self._slots_end])
                 level += [(xa, index + (i << node.shift), node.shift, entry) for i, entry in enumerate(slots) if entry]
         return entries, node_counts
 

@@ -34,7 +34,8 @@ def main() -> int:
     logging.getLogger("drgn").setLevel(logging.ERROR)
     try:
         if args.command == "boot":
-            boot.take_core(args.shape, kernel(args.shape.series, args, args.shape.arch), args.output, args.live)
+            shape = args.shape
+            boot.take_core(shape, kernel(shape.series, args, shape.arch, shape.flavour), args.output, args.live)
         elif args.command == "server":
             server.examine(SERVERS[args.name], kernel(SERVERS[args.name].series, args), args.output, args.cache)
         elif args.command == "pairs":
@@ -42,7 +43,7 @@ def main() -> int:
                 print(line, flush=True)
         else:
             for shape in args.shapes or BUNDLED_SHAPES:
-                folder = bundle.bundle(shape, kernel(shape.series, args, shape.arch), args.cache)
+                folder = bundle.bundle(shape, kernel(shape.series, args, shape.arch, shape.flavour), args.cache)
                 size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
                 step(f"{shape.name}: {size / 1e6:.1f} MB")
     except (LabError, CollectError) as e:
@@ -93,12 +94,12 @@ def parse_shape(name: str) -> Shape:
     return SHAPES[name]
 
 
-def kernel(series: str, args: argparse.Namespace, arch: str = "amd64") -> kernels.Kernel:
+def kernel(series: str, args: argparse.Namespace, arch: str = "amd64", flavour: str = "cloud") -> kernels.Kernel:
     """The kernel of a series; it is downloaded and unpacked if it is not in the cache."""
     with kernels.lock(args.cache):
-        packages = kernels.source(series, arch, args.debs, args.cache)
-        step(f"the {series} kernel for {arch} from {packages}")
-        return kernels.get(series, packages, args.cache, args.dwarf)
+        packages = kernels.source(series, arch, args.debs, args.cache, flavour)
+        step(f"the {series} {flavour} kernel for {arch} from {packages}")
+        return kernels.get(series, packages, args.cache, args.dwarf, flavour)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,11 @@ from typing import Protocol
 SUITES = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "7": "forky"}
 """The Debian suite that has a kernel series, by series."""
 
+FLAVOURS = {"cloud": "-cloud-{}", "generic": "-{}", "rt": "-rt-{}"}
+"""End of the packages' names by flavour; the field is the kernel's name of the architecture."""
+KERNEL_ARCHES = {"ppc64el": "powerpc64le"}
+"""Name of an architecture in the names of kernel packages, where it differs from Debian's own."""
+
 BUSYBOX = Path("/bin/busybox")
 """This machine's static busybox, of the package busybox-static."""
 
@@ -59,11 +64,11 @@ class Packages(Protocol):
 
 
 @functools.cache
-def debian_kernel(series: str, arch: str = "amd64", dwarf: bool = False) -> Kernel:
-    """The newest cloud kernel of a series, from $LAB_DEBS or the mirror, unpacked in CACHE; `dwarf` as in get()."""
+def debian_kernel(series: str, arch: str = "amd64", dwarf: bool = False, flavour: str = "cloud") -> Kernel:
+    """The newest kernel of a series, from $LAB_DEBS or the mirror, unpacked in CACHE; `dwarf` as in get()."""
     debs = os.environ.get("LAB_DEBS")
     with lock(CACHE):
-        return get(series, source(series, arch, Path(debs) if debs else None, CACHE), CACHE, dwarf)
+        return get(series, source(series, arch, Path(debs) if debs else None, CACHE, flavour), CACHE, dwarf, flavour)
 
 
 @contextlib.contextmanager
@@ -75,15 +80,17 @@ def lock(cache: Path) -> Iterator[None]:
         yield
 
 
-def get(series: str, packages: Packages, cache: Path, dwarf: bool) -> Kernel:
-    """The newest cloud kernel of a series, unpacked below `cache`.
+def get(series: str, packages: Packages, cache: Path, dwarf: bool, flavour: str = "cloud") -> Kernel:
+    """The newest kernel of a series, unpacked below `cache`.
 
+    :param flavour: a key of FLAVOURS.
     :param dwarf: also unpack the vmlinux and the System.map of the -dbg package (300 MB to download, 600 MB on disk).
     """
     versions = packages.versions()
-    release = newest(series, packages.arch, versions)
+    release = newest(series, packages.arch, versions, flavour)
     if release is None:
-        raise LabError(f"no linux-image-{series}.*-cloud-{packages.arch} in {packages}; {packages.remedy}")
+        name = f"linux-image-{series}.*{suffix(packages.arch, flavour)}"
+        raise LabError(f"no {name} in {packages}; {packages.remedy}")
     # Since 7.x the package linux-image is empty; it depends on the packages with the files.
     names = [f"linux-{part}-{release}" for part in ("image", "binary", "modules")]
     names = [name for name in names if name in versions]
@@ -111,10 +118,12 @@ def get(series: str, packages: Packages, cache: Path, dwarf: bool) -> Kernel:
     )
 
 
-def source(series: str, arch: str, debs: Path | None, cache: Path) -> Packages:
+def source(series: str, arch: str, debs: Path | None, cache: Path, flavour: str = "cloud") -> Packages:
     """The source of a series' kernel: the folder `debs` if it has one, else the mirror."""
     folder = Folder(debs, arch) if debs else None
-    return folder if folder and newest(series, arch, folder.versions()) else Mirror(SUITES[series], arch, cache)
+    return (
+        folder if folder and newest(series, arch, folder.versions(), flavour) else Mirror(SUITES[series], arch, cache)
+    )
 
 
 def own_arch() -> str:
@@ -122,9 +131,15 @@ def own_arch() -> str:
     return subprocess.check_output(["dpkg", "--print-architecture"], text=True).strip()
 
 
-def newest(series: str, arch: str, versions: dict[str, str]) -> str | None:
-    """Release of the newest cloud kernel of a series in a set of packages, or None; `versions` as of Packages."""
-    pattern = re.compile(rf"linux-image-({re.escape(series)}\..*-cloud-{arch})")
+def suffix(arch: str, flavour: str) -> str:
+    """End of the release, and of the packages' names, of a flavour's kernels."""
+    return FLAVOURS[flavour].format(KERNEL_ARCHES.get(arch, arch))
+
+
+def newest(series: str, arch: str, versions: dict[str, str], flavour: str = "cloud") -> str | None:
+    """Release of the newest kernel of a series in a set of packages, or None; `versions` as of Packages."""
+    # 5.10.0-32 or 6.12.117+deb13, without the name of another flavour.
+    pattern = re.compile(rf"linux-image-({re.escape(series)}\.[^-]+(?:-\d+)?{re.escape(suffix(arch, flavour))})")
     releases = [
         (version_key(version), match[1]) for name, version in versions.items() if (match := pattern.fullmatch(name))
     ]
@@ -221,7 +236,8 @@ class Mirror:
             "-qq",
         ]
         self._run("apt-get", "update", "-oAPT::Update::Error-Mode=any")
-        names = [name for name in self._run("apt-cache", "pkgnames", "linux-").split() if f"-cloud-{arch}" in name]
+        kernel = re.compile(rf"linux-(?:image|binary|modules)-\d.*-{KERNEL_ARCHES.get(arch, arch)}(?:-dbg)?")
+        names = [name for name in self._run("apt-cache", "pkgnames", "linux-").split() if kernel.fullmatch(name)]
         names.append("busybox-static")
         self.version_by_name: dict[str, str] = {}
         for line in self._run("apt-cache", "madison", *names).splitlines():

@@ -26,6 +26,8 @@ class Shape:
     """Memory cgroups that are not removed, spread evenly over all `memcgs`."""
     arch: str = "amd64"
     """Debian's name of the architecture, a key of boot.MACHINES."""
+    flavour: str = "cloud"
+    """Debian's flavour of the kernel, a key of kernels.FLAVOURS."""
     offline_nodes: int = 0
     """Nodes that the firmware declares, but that have no memory: possible, not online."""
     nested: tuple[int, ...] = ()
@@ -52,7 +54,7 @@ class Shape:
     def assignments(self) -> str:
         """The shape as shell assignments, one per line, for the guest's init."""
         values = {**vars(self), "nested": " ".join(map(str, self.nested))}
-        del values["arch"]
+        del values["arch"], values["flavour"]
         return "".join(f"{key}='{value}'\n" for key, value in values.items())
 
 

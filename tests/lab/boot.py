@@ -23,6 +23,11 @@ IDLE_PREFIX = "LAB-IDLE "
 FAILURE_PREFIX = "LAB: FAILED"
 IDLE_TIMEOUT_S = 1200
 """Timeout for a guest to become idle. The slowest shape, the commit message's server, takes 150 s on two cores."""
+END_TIMEOUT_S = 600
+"""Timeout for a machine to end. A guest that writes a kdump of 70 MB takes 75 s on two cores."""
+REPORT_DEVICE = "socket,id=report,path=command,server=on,wait=off,logfile=report"
+"""Character device of the report's line. All that the guest writes there is in the file `report`, and what a client of
+the socket `command` sends reaches the guest."""
 MAX_BOOTS = 3
 """Boots of a guest that panics, before it counts as a failure."""
 
@@ -32,17 +37,18 @@ class Machine(NamedTuple):
 
     qemu: tuple[str, ...]
     report: tuple[str, ...]
+    """The second serial line, on the character device "report"."""
     ttys: tuple[str, str]
     """The kernel's names of the console and of the report's line."""
 
 
 MACHINES = {
     # Without cmpxchg16b: QEMU 7.2 sets its flags wrongly, and the slab allocator of 6.4 and later relies on them.
-    "amd64": Machine(("qemu-system-x86_64", "-cpu", "max,-cx16"), ("-serial", "file:report"), ("ttyS0", "ttyS1")),
+    "amd64": Machine(("qemu-system-x86_64", "-cpu", "max,-cx16"), ("-serial", "chardev:report"), ("ttyS0", "ttyS1")),
     # The machine "virt" has a single serial port. The second one is on PCI: Debian's kernels have its driver built in.
     "arm64": Machine(
         ("qemu-system-aarch64", "-machine", "virt,gic-version=3", "-cpu", "neoverse-n1"),
-        ("-chardev", "file,id=report,path=report", "-device", "pci-serial,chardev=report"),
+        ("-device", "pci-serial,chardev=report"),
         ("ttyAMA0", "ttyS0"),
     ),
 }
@@ -51,9 +57,17 @@ MACHINES = {
 IdleAction = Callable[[Path], object]
 """Action on an idle guest before its core is dumped; its argument is the machine's working folder."""
 
+EndAction = Callable[["Monitor", Path], object]
+"""Action that lets a machine end after QEMU has dumped its stopped guest; the path is the machine's working folder."""
+
 
 def no_action(_: Path) -> None:
     """Do nothing: the IdleAction of a guest that is only dumped."""
+
+
+def quit_machine(monitor: Monitor, _: Path) -> None:
+    """End QEMU: the EndAction of a guest that is only dumped."""
+    monitor.call("quit")
 
 
 def take_core(
@@ -83,7 +97,11 @@ def take_core(
 
 
 def run(
-    command: Sequence[str | os.PathLike[str]], work: Path, folder: Path, idle_action: IdleAction = no_action
+    command: Sequence[str | os.PathLike[str]],
+    work: Path,
+    folder: Path,
+    idle_action: IdleAction = no_action,
+    end_action: EndAction = quit_machine,
 ) -> None:
     """Run a machine in `work` until its guest is idle, and write its core and report to `folder`.
 
@@ -94,14 +112,20 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     for boots_left in reversed(range(MAX_BOOTS)):
         try:
-            run_once(command, work, folder, idle_action)
+            run_once(command, work, folder, idle_action, end_action)
             break
         except LabError:
             if not boots_left or "Kernel panic" not in (work / "console").read_text(errors="replace"):
                 raise
 
 
-def run_once(command: Sequence[str | os.PathLike[str]], work: Path, folder: Path, idle_action: IdleAction) -> None:
+def run_once(
+    command: Sequence[str | os.PathLike[str]],
+    work: Path,
+    folder: Path,
+    idle_action: IdleAction,
+    end_action: EndAction,
+) -> None:
     """Run a machine as run() does, without another boot after a panic."""
     with subprocess.Popen(command, cwd=work, stdin=subprocess.DEVNULL) as machine:
         try:
@@ -112,8 +136,8 @@ def run_once(command: Sequence[str | os.PathLike[str]], work: Path, folder: Path
                 core = folder / "vmcore"
                 core.unlink(missing_ok=True)
                 monitor.call("dump-guest-memory", paging=False, protocol=f"file:{core.resolve()}")
-                monitor.call("quit")
-            machine.wait(timeout=60)
+                end_action(monitor, work)
+            machine.wait(timeout=END_TIMEOUT_S)
         finally:
             machine.kill()
     report = (work / "report").read_bytes()
@@ -138,7 +162,8 @@ def qemu(shape: Shape, kernel: Kernel) -> list[str]:
         "-m", f"{shape.memory_mb}M" + (f",slots=1,maxmem={2 * shape.memory_mb}M" if shape.offline_nodes else ""),
         # With the guest's module qemu_fw_cfg this device puts VMCOREINFO into the dump.
         "-device", "vmcoreinfo",
-        "-serial", "file:console", *machine.report, "-qmp", "unix:qmp,server=on,wait=off",
+        "-serial", "file:console", "-chardev", REPORT_DEVICE, *machine.report,
+        "-qmp", "unix:qmp,server=on,wait=off",
         "-qmp", "unix:audit,server=on,wait=off",
         "-kernel", str(kernel.vmlinuz.resolve()), "-initrd", "initramfs",
         "-append", f"console={console} quiet panic=-1 rdinit=/init lab_report=/dev/{report}", "-no-reboot",

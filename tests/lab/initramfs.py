@@ -11,24 +11,43 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.lab import userland
 from tests.lab.kernels import BUSYBOX, Kernel
 from tests.lab.shapes import Shape
 
 GUEST = Path(__file__).parent / "guest"
-MODULES = ("qemu_fw_cfg", "loop", "overlay")
+MODULES = ("qemu_fw_cfg", "loop", "crc32c_generic", "ext4", "overlay")
 """Drivers that init needs and that some kernels have as modules: VMCOREINFO for the dump, ext4 on loop, overlay."""
 
 DISK_MODULES = (*MODULES, "virtio_pci", "virtio_blk")
+CAPTURE_MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4")
 NETWORK_MODULES = (*DISK_MODULES, "virtio_net")
 
 
-def pack(shape: Shape, kernel: Kernel, archive: Path, live: bool = False, churn: bool = False) -> None:
+class Kdump(NamedTuple):
+    """What makes a guest end with a kdump."""
+
+    capture: Path
+    """Initramfs of the capture kernel."""
+    panic: str
+    """Shell commands that make the guest panic."""
+
+
+def pack(
+    shape: Shape,
+    kernel: Kernel,
+    archive: Path,
+    live: bool = False,
+    churn: bool = False,
+    kdump: Kdump | None = None,
+) -> None:
     """Write the initramfs (cpio, uncompressed) of `shape` for `kernel`.
 
     :param live: add the collector and guest/live.
     :param churn: add guest/churn; with `live`, guest/churn-live replaces guest/live.
+    :param kdump: add kexec and guest/kdump; the capture kernel is `kernel` too.
     """
     with busybox(shape, kernel, archive, MODULES) as root:
         install(root / "init", "init")
@@ -40,6 +59,21 @@ def pack(shape: Shape, kernel: Kernel, archive: Path, live: bool = False, churn:
             install(root / "lab/live", "churn-live" if churn else "live")
         if churn:
             install(root / "lab/churn", "churn")
+        if kdump:
+            userland.copy_program(root, "kexec")
+            (root / "lab/kdump").mkdir()
+            install(root / "lab/kdump/load", "kdump")
+            shutil.copy(kernel.vmlinuz, root / "lab/kdump/vmlinuz")
+            shutil.copy(kdump.capture, root / "lab/kdump/initramfs")
+            (root / "lab/panic").write_text(f"{kdump.panic}\n")
+
+
+def pack_capture(shape: Shape, kernel: Kernel, archive: Path, dump: str) -> None:
+    """Write the initramfs of the capture kernel, which runs the shell commands `dump` on /proc/vmcore."""
+    with busybox(shape, kernel, archive, CAPTURE_MODULES) as root:
+        install(root / "init", "capture")
+        userland.copy_program(root, "makedumpfile")
+        (root / "lab/dump").write_text(f"{dump}\n")
 
 
 def pack_server(server: Shape, kernel: Kernel, archive: Path) -> None:

@@ -1,12 +1,15 @@
-"""Put the collector into a guest, with this Python and its drgn: only the files that an audit opens here."""
+"""Put programs of this machine into a guest: the collector with this Python and its drgn, only the files that an audit
+opens here, or a program with its libraries."""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import drgn
@@ -32,14 +35,27 @@ def copy(root: Path) -> None:
     python = os.path.realpath(sys.executable)
     modules = audit_modules()
     extensions = [path for path in modules if path.endswith(".so")]
-    for path in {python, *modules, *libraries([python, *extensions])}:
+    copy_files(root, {python, *modules, *libraries([python, *extensions])})
+    launcher = root / "bin/python"
+    launcher.write_text(f"#!/bin/sh\nPYTHONPATH='{_ROOT}:{Path(drgn.__file__).parents[1]}' exec '{python}' \"$@\"\n")
+    launcher.chmod(0o755)
+
+
+def copy_program(root: Path, name: str) -> None:
+    """Copy a program of this machine with its libraries below `root`."""
+    program = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    if program is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    copy_files(root, {program, *libraries([program])})
+
+
+def copy_files(root: Path, paths: Iterable[str]) -> None:
+    """Copy files below `root`, each with its path on this machine."""
+    for path in paths:
         copy_path = root / path.lstrip("/")
         copy_path.parent.mkdir(parents=True, exist_ok=True)
         # copy2() keeps the modification time: bytecode is valid only for its source's time.
         shutil.copy2(path, copy_path)
-    launcher = root / "bin/python"
-    launcher.write_text(f"#!/bin/sh\nPYTHONPATH='{_ROOT}:{Path(drgn.__file__).parents[1]}' exec '{python}' \"$@\"\n")
-    launcher.chmod(0o755)
 
 
 def audit_modules() -> list[str]:

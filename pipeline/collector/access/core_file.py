@@ -4,6 +4,7 @@ import os
 import struct
 from collections import namedtuple
 
+from .. import foreign
 from ..status import CollectError
 
 # struct disk_dump_header of makedumpfile: signature, version, utsname (six fields of 65 bytes), time, status.
@@ -48,6 +49,8 @@ def read_header(path):
             expected_bytes = _elf_size(f, header)
             if expected_bytes > size_bytes:
                 note = "the core is truncated: %d of %d bytes" % (size_bytes, expected_bytes)
+        else:
+            foreign.check(header, path)
     return CoreFile(note, machine, size_bytes)
 
 

@@ -21,7 +21,7 @@ from drgn import (
 )
 
 from ..status import CollectError
-from . import core_file, kallsyms, qmp
+from . import core_file, kallsyms, physical, qmp, vmcoreinfo
 from .btf import Btf, BtfError
 from .memory import is_running
 
@@ -83,7 +83,7 @@ class Kernel:
         self.core_bytes = None
 
 
-def open_kernel(source, vmlinux=None, debug_dirs=(), btf_dir=None, vmcoreinfo=None):
+def open_kernel(source, vmlinux=None, debug_dirs=(), btf_dir=None, vmcoreinfo_path=None):
     """Open a core or the running kernel and find its types and symbols.
 
     The order of sources: ``vmlinux`` or ``debug_dirs``, the BTF in the kernel, ``btf_dir``, DWARF in drgn's standard
@@ -94,10 +94,10 @@ def open_kernel(source, vmlinux=None, debug_dirs=(), btf_dir=None, vmcoreinfo=No
     :param vmlinux: path of a file with this kernel's DWARF, or None.
     :param debug_dirs: directories to search for that file by build id.
     :param btf_dir: directory of BTF files by release and architecture (the layout of BTFHub-archive), or None.
-    :param vmcoreinfo: path of a file with the VMCOREINFO of a QEMU guest, or None.
+    :param vmcoreinfo_path: path of a file with the VMCOREINFO of a core or a QEMU guest, or None.
     :raises CollectError: with the status that says why.
     """
-    prog, core = _attach(source, vmcoreinfo)
+    prog, core = _attach(source, vmcoreinfo_path)
     kernel = with_types(prog, source, vmlinux, debug_dirs, btf_dir)
     if core is not None:
         kernel.note, kernel.core_bytes = core.note, core.size_bytes
@@ -121,44 +121,84 @@ def with_types(prog, source, vmlinux=None, debug_dirs=(), btf_dir=None):
         return Kernel(prog, "dwarf")
 
 
-def _attach(source, vmcoreinfo=None):
+def _attach(source, vmcoreinfo_path):
     """Return a program attached to the kernel, and the CoreFile of its core, or None."""
     if source.startswith(qmp.PREFIX):
-        return qmp.attach(source, vmcoreinfo), None
-    core = None
+        return qmp.attach(source, vmcoreinfo_path), None
+    if source == "live:":
+        return _attach_live(), None
     try:
-        if source == "live:":
-            prog = Program()
-            prog.set_kernel()
-        else:
-            core = core_file.read_header(source)
-            prog = Program(_PLATFORMS.get(core.machine))
-            prog.set_core_dump(source)
-        prog["VMCOREINFO"]
-    except CollectError:
-        raise
+        return _attach_core(source, vmcoreinfo_path)
     except PermissionError as e:
-        remedy = "run as root"
-        if source == "live:":
-            remedy += " (over ssh: log in as root, or set become: true for sudo)"
-            remedy += "; lockdown=confidentiality forbids it even to root"
-        raise CollectError("denied", "%s: %s" % (e.filename or source, remedy), "PermissionError") from e
+        raise CollectError("denied", "%s: run as root" % source, "PermissionError") from e
     except FileNotFoundError as e:
-        if source == "live:":
-            message = "%s is missing: this kernel has no CONFIG_PROC_KCORE" % e.filename
-            raise CollectError("denied", message, "FileNotFoundError") from e
         raise CollectError("unreachable", "%s: no such file" % source, "FileNotFoundError") from e
-    except LookupError as e:
-        raise CollectError(
-            "bad_core",
-            "%s: not the core of a Linux kernel with VMCOREINFO; dump it with kdump, or start QEMU with "
-            "-device vmcoreinfo and load qemu_fw_cfg in the guest" % source,
-            type(e).__name__,
-        ) from e
+    except OSError as e:
+        raise CollectError("bad_core", "%s: %s" % (source, e.strerror), type(e).__name__) from e
+
+
+def _attach_live():
+    """Return a program attached to the running kernel."""
+    prog = Program()
+    try:
+        prog.set_kernel()
+    except PermissionError as e:
+        message = "%s: run as root (over ssh: log in as root, or set become: true for sudo)" % (e.filename or "live:")
+        message += "; lockdown=confidentiality forbids it even to root"
+        raise CollectError("denied", message, "PermissionError") from e
+    except FileNotFoundError as e:
+        message = "%s is missing: this kernel has no CONFIG_PROC_KCORE" % e.filename
+        raise CollectError("denied", message, "FileNotFoundError") from e
+    except Exception as e:
+        raise CollectError("bad_core", "/proc/kcore: %s" % e, type(e).__name__) from e
+    return prog
+
+
+def _attach_core(path, vmcoreinfo_path):
+    """Return a program attached to a core, and its CoreFile.
+
+    VMCOREINFO is that of a file, else that of the core's notes, else that of the memory in the core.
+
+    :raises OSError: the core cannot be read.
+    """
+    core = core_file.read_header(path)
+
+    def open_core(text=None):
+        prog = Program(_PLATFORMS.get(core.machine), vmcoreinfo=text)
+        prog.set_core_dump(path)
+        prog["VMCOREINFO"]
+        return prog
+
+    if vmcoreinfo_path is not None:
+        prog = _open_readable(open_core, path, vmcoreinfo.read_file(vmcoreinfo_path))
+        vmcoreinfo.check(prog, path, vmcoreinfo_path)
+        return prog, core
+    try:
+        return open_core(), core
+    except (OSError, MemoryError):
+        raise
+    except Exception as e:
+        # drgn's errors for a core without VMCOREINFO have no class of their own: the one that is found decides.
+        memory = _open_readable(open_core, path, vmcoreinfo.PLACEHOLDER)
+        ranges = physical.ranges(path)
+        if not ranges:
+            message = (
+                "%s: no physical memory in it: the core of a process, or xl dump-core's form, which drgn does not read"
+            )
+            raise CollectError("bad_core", message % path, type(e).__name__) from e
+    return open_core(vmcoreinfo.find(memory, path, ranges, open_core)), core
+
+
+def _open_readable(open_core, path, text):
+    """Return the program of a core with the given VMCOREINFO, or raise that drgn cannot read the file."""
+    try:
+        return open_core(text)
+    except (OSError, MemoryError):
+        raise
     except Exception as e:
         # drgn raises Exception, ValueError or FaultError for a file that libelf or libkdumpfile cannot read.
-        raise CollectError("bad_core", "%s: %s" % (source, e), type(e).__name__) from e
-    return prog, core
+        message = "%s: not a core that drgn can read (ELF or kdump-compressed): %s" % (path, e)
+        raise CollectError("bad_core", message, type(e).__name__) from e
 
 
 def _load_dwarf(prog, source, vmlinux, debug_dirs):

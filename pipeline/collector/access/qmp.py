@@ -13,50 +13,46 @@ import drgn
 
 from .. import budget
 from ..status import CollectError
+from . import vmcoreinfo
 
 PREFIX = "qmp:"
 # A monitor without another client sends its greeting immediately.
 _GREETING_TIMEOUT_S = 5
 _MAX_GREETING_BYTES = 4096
 _POLL_S = 0.01
-# The first bytes of struct uts_namespace, which include the release in every version.
-_UTS_BYTES = 512
 
 _IN_USE = (
     "monitor in use (libvirt?): no greeting within %d s; start QEMU with a second -qmp unix:PATH,server=on,wait=off, "
     "audit the core that virsh dump --memory-only writes, or audit the guest over ssh" % _GREETING_TIMEOUT_S
 )
-_NO_VMCOREINFO = (
-    "QEMU does not know the guest's VMCOREINFO; start it with -device vmcoreinfo and load qemu_fw_cfg in the guest, or "
-    "give --vmcoreinfo FILE"
-)
 
 
-def attach(source, vmcoreinfo=None):
+def attach(source, vmcoreinfo_path=None):
     """Return a program attached to the guest of a QEMU monitor.
 
     :param source: ``qmp:`` and the socket's path.
-    :param vmcoreinfo: path of a file with the guest's VMCOREINFO, or None if QEMU knows it.
+    :param vmcoreinfo_path: path of a file with the guest's VMCOREINFO, or None if QEMU knows it.
     :raises CollectError: with the status that says why.
     """
     if not hasattr(drgn.Program, "set_qemu_qmp"):
         version = getattr(drgn, "__version__", "older")
         message = "%s: a QEMU guest needs drgn 0.2.0 or newer, this is %s" % (source, version)
         raise CollectError("no_drgn", message, "AttributeError")
-    note = None if vmcoreinfo is None else _read_vmcoreinfo(vmcoreinfo)
+    text = None if vmcoreinfo_path is None else vmcoreinfo.read_file(vmcoreinfo_path)
     monitor = _connect(source)
-    guest = drgn.Program(vmcoreinfo=note)
+    guest = drgn.Program(vmcoreinfo=text)
     try:
         guest.set_qemu_qmp(monitor.detach())  # drgn closes the socket
     except Exception as e:
         # drgn raises no specific class for a wrong or missing answer of a monitor.
         raise CollectError("unreachable", "%s: %s" % (source, e), type(e).__name__) from e
-    if note is None:
+    if text is None:
         if "VMCOREINFO" not in guest:
-            raise CollectError("no_types", "%s: %s" % (source, _NO_VMCOREINFO), "LookupError")
-        note = guest["VMCOREINFO"].string_()
-    prog = _counting_program(guest, note)
-    _check_release(prog, source, vmcoreinfo)
+            message = "%s: QEMU does not know the guest's VMCOREINFO; %s" % (source, vmcoreinfo.REMEDY)
+            raise CollectError("no_types", message, "LookupError")
+        text = guest["VMCOREINFO"].string_()
+    prog = _counting_program(guest, text)
+    vmcoreinfo.check(prog, source, vmcoreinfo_path)
     return prog
 
 
@@ -110,41 +106,14 @@ def _connection_error(error, source):
     return CollectError(status, "%s: %s" % (source, reason), type(error).__name__)
 
 
-def _counting_program(guest, note):
+def _counting_program(guest, text):
     """Return a program for a guest's kernel that counts its reads: /proc/PID/io leaves process_vm_readv() out."""
 
     def read(address, size, offset, physical):
         budget.count_read(size)
         return guest.read(address, size, physical)
 
-    prog = drgn.Program(guest.platform, vmcoreinfo=note)
+    prog = drgn.Program(guest.platform, vmcoreinfo=text)
     prog.add_memory_segment(0, (1 << 64) - 1, read, physical=True)
-    prog.set_linux_kernel_custom(note, True)
+    prog.set_linux_kernel_custom(text, True)
     return prog
-
-
-def _read_vmcoreinfo(path):
-    """Return the text of a VMCOREINFO note from a file that may have the note's header before and zeros after it."""
-    try:
-        with open(path, "rb") as f:
-            data = f.read(1 << 20)
-    except OSError as e:
-        raise CollectError("no_types", "%s: %s" % (path, e.strerror), type(e).__name__) from e
-    start = data.find(b"OSRELEASE=")
-    if start < 0:
-        raise CollectError("no_types", "%s: no VMCOREINFO: the text OSRELEASE= is missing" % path)
-    return data[start:].split(b"\0")[0]
-
-
-def _check_release(prog, source, vmcoreinfo):
-    """Check that init_uts_ns, at its address in VMCOREINFO, has VMCOREINFO's release: KASLR moves it at every boot."""
-    text = prog["VMCOREINFO"].string_()
-    release = re.search(rb"^OSRELEASE=(.+)$", text, re.MULTILINE)
-    symbol = re.search(rb"^SYMBOL\(init_uts_ns\)=([0-9a-f]+)$", text, re.MULTILINE)
-    try:
-        uts_data = prog.read(int(symbol.group(1), 16), _UTS_BYTES)
-    except (AttributeError, drgn.FaultError):
-        uts_data = b""
-    if not release or release.group(1) + b"\0" not in uts_data:
-        message = "%s: %s is not from this boot of the guest" % (source, vmcoreinfo or "its VMCOREINFO")
-        raise CollectError("mismatch", message)

@@ -1,0 +1,102 @@
+"""The ranges of physical memory in a core file, for a search before anything of its kernel is known."""
+
+import os
+import re
+import struct
+
+_PT_LOAD = 1
+# e_phnum of a core with more program headers than fit; their number is then in sh_info of the first section header.
+_PN_XNUM = 0xFFFF
+_PROGRAM_HEADER_BYTES = 56
+# struct disk_dump_header of makedumpfile: block_size, sub_hdr_size (in blocks) and bitmap_blocks.
+_HEADER_BYTES = 4096
+_SIZES_OFFSET = 428
+# A flattened file starts with a header of this size; records of offset, size (big-endian) and data follow.
+_FLAT_HEADER_BYTES = 4096
+# Bounds the headers and bitmaps that are read: the two bitmaps of 16 TiB take 1 GiB.
+_MAX_HEAD_BYTES = 1 << 30
+
+
+def ranges(path):
+    """Return the start and end of each range of physical memory in a core, ascending; none if it is of another form.
+
+    :raises OSError: the file cannot be read.
+    """
+    with open(path, "rb") as f:
+        magic = f.read(16)
+        if magic.startswith(b"\x7fELF\x02"):
+            return _merge(_elf_ranges(f))
+        if magic.startswith(b"KDUMP   "):
+            return _kdump_ranges(f, _read_plain)
+        if magic.startswith(b"makedumpfile\0"):
+            return _kdump_ranges(f, _read_flat)
+    return []
+
+
+def _elf_ranges(f):
+    """Yield the start and end of each segment of physical memory in a 64-bit ELF core."""
+    header = _read_plain(f, 64).ljust(64, b"\0")
+    endian = "<" if header[5] == 1 else ">"
+    table_offset, section_offset = struct.unpack_from(endian + "2Q", header, 32)
+    entry_bytes, count = struct.unpack_from(endian + "2H", header, 54)
+    if count == _PN_XNUM:
+        f.seek(section_offset)
+        (count,) = struct.unpack_from(endian + "I", f.read(64).ljust(64, b"\0"), 44)
+    f.seek(table_offset)
+    table = f.read(min(entry_bytes * count, _MAX_HEAD_BYTES)) if entry_bytes == _PROGRAM_HEADER_BYTES else b""
+    table = table[: len(table) // _PROGRAM_HEADER_BYTES * _PROGRAM_HEADER_BYTES]
+    segments = [
+        (virtual, physical, size)
+        for kind, _, _, virtual, physical, size, _, _ in struct.iter_unpack(endian + "2I6Q", table)
+        if kind == _PT_LOAD
+    ]
+    # The core of a process has virtual addresses only.
+    if any(physical for _, physical, _ in segments) or not any(virtual for virtual, _, _ in segments):
+        for _, physical, size in segments:
+            yield physical, physical + size
+
+
+def _merge(unordered_ranges):
+    """Return ranges in ascending order, those that touch or overlap as one: a page may be in several segments."""
+    merged = []
+    for start, end in sorted(unordered_ranges):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _kdump_ranges(f, read):
+    """Return the ranges of a kdump-compressed core; they may include up to 7 pages before and after that are not in it.
+
+    :param read: function of a file and a size that returns the first bytes of the core in the file.
+    """
+    header = read(f, _HEADER_BYTES).ljust(_HEADER_BYTES, b"\0")
+    block_bytes, sub_header_blocks, bitmap_blocks = struct.unpack_from("<3I", header, _SIZES_OFFSET)
+    end = block_bytes * (1 + sub_header_blocks + bitmap_blocks)
+    if end > _MAX_HEAD_BYTES:
+        return []
+    # The second half of the bitmaps is of the pages that are in the file.
+    bitmap = read(f, end)[end - block_bytes * bitmap_blocks // 2 :]
+    byte_bytes = 8 * block_bytes  # of memory for a byte of the bitmap
+    return [(run.start() * byte_bytes, run.end() * byte_bytes) for run in re.finditer(rb"[^\0]+", bitmap)]
+
+
+def _read_plain(f, size):
+    f.seek(0)
+    return f.read(size)
+
+
+def _read_flat(f, size):
+    """Return the first bytes of a flattened core in their order in the core; QEMU writes the pages behind them last."""
+    content = bytearray(size)
+    f.seek(_FLAT_HEADER_BYTES)
+    for record in iter(lambda: f.read(16), b""):
+        offset, count = struct.unpack(">2q", record.ljust(16, b"\xff"))
+        if not 0 <= offset < size or count < 0:
+            break
+        data = f.read(min(count, size - offset))
+        content[offset : offset + len(data)] = data
+        f.seek(count - len(data), os.SEEK_CUR)
+    return bytes(content)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.lab import userland
+from tests.lab import kernels, userland
 from tests.lab.kernels import BUSYBOX, Kernel
 from tests.lab.shapes import Shape
 
@@ -72,7 +72,12 @@ def pack_capture(shape: Shape, kernel: Kernel, archive: Path, dump: str) -> None
     """Write the initramfs of the capture kernel, which runs the shell commands `dump` on /proc/vmcore."""
     with busybox(shape, kernel, archive, CAPTURE_MODULES) as root:
         install(root / "init", "capture")
-        userland.copy_program(root, "makedumpfile")
+        makedumpfile = kernels.makedumpfile(shape.series, shape.arch)
+        shutil.copy(makedumpfile / "usr/bin/makedumpfile", root / "bin")
+        (root / "lib").mkdir()
+        (root / "lib64").symlink_to("lib")
+        for library in filter(Path.is_file, makedumpfile.rglob("*.so.*")):
+            shutil.copy(library, root / "lib")
         (root / "lab/dump").write_text(f"{dump}\n")
 
 

@@ -1,6 +1,6 @@
 """Take a kdump: boot a shape with a capture kernel loaded, let the guest panic, and fetch what makedumpfile wrote.
 
-kexec and makedumpfile are this machine's, so the guest has this machine's architecture.
+kexec is this machine's, so the guest has this machine's architecture. makedumpfile is of the kernel's own suite.
 """
 
 from __future__ import annotations

@@ -21,6 +21,12 @@ FLAVOURS = {"cloud": "-cloud-{}", "generic": "-{}", "rt": "-rt-{}"}
 KERNEL_ARCHES = {"ppc64el": "powerpc64le"}
 """Name of an architecture in the names of kernel packages, where it differs from Debian's own."""
 
+MAKEDUMPFILE_PACKAGES = (
+    "makedumpfile", "libc6", "libdw1", "libdw1t64", "libelf1", "libelf1t64", "zlib1g", "liblzo2-2", "liblzma5",
+    "libbz2-1.0", "libzstd1",
+)  # fmt: skip
+"""makedumpfile and its libraries; a suite has the names before or after Debian's change of time_t."""
+
 BUSYBOX = Path("/bin/busybox")
 """This machine's static busybox, of the package busybox-static."""
 
@@ -69,6 +75,21 @@ def debian_kernel(series: str, arch: str = "amd64", dwarf: bool = False, flavour
     debs = os.environ.get("LAB_DEBS")
     with lock(CACHE):
         return get(series, source(series, arch, Path(debs) if debs else None, CACHE, flavour), CACHE, dwarf, flavour)
+
+
+@functools.cache
+def makedumpfile(series: str, arch: str) -> Path:
+    """Folder with makedumpfile, and its libraries, of the suite that has a series, unpacked in CACHE.
+
+    An older one leaves out pages that are in use: on 6.12, 1.7.2 takes pages of slab caches for pages of processes.
+    """
+    with lock(CACHE):
+        packages = mirror(SUITES[series], arch, CACHE)
+        root = CACHE / "tools" / f"{SUITES[series]}-{arch}"
+        for name in MAKEDUMPFILE_PACKAGES:
+            if name in packages.versions():
+                unpack(packages, name, root)
+    return root
 
 
 @contextlib.contextmanager
@@ -229,6 +250,7 @@ class Mirror:
             f"-oDir::Etc::SourceList={sources}",
             "-oDir::Etc::SourceParts=-",
             f"-oDir::State::Lists={self.apt / 'lists'}",
+            "-oDir::State::status=/dev/null",  # this machine's packages are not the suite's
             f"-oDir::Cache={self.apt / 'cache'}",
             f"-oAPT::Architecture={arch}",
             "-oAcquire::Languages=none",
@@ -238,7 +260,7 @@ class Mirror:
         self._run("apt-get", "update", "-oAPT::Update::Error-Mode=any")
         kernel = re.compile(rf"linux-(?:image|binary|modules)-\d.*-{KERNEL_ARCHES.get(arch, arch)}(?:-dbg)?")
         names = [name for name in self._run("apt-cache", "pkgnames", "linux-").split() if kernel.fullmatch(name)]
-        names.append("busybox-static")
+        names += ["busybox-static", *MAKEDUMPFILE_PACKAGES]
         self.version_by_name: dict[str, str] = {}
         for line in self._run("apt-cache", "madison", *names).splitlines():
             name, version, _ = (field.strip() for field in line.split("|"))
@@ -261,6 +283,12 @@ class Mirror:
             reason = " ".join(process.stderr.split())
             raise LabError(f"{tool} {arguments[0]} failed for {self}: {reason}; {self.remedy}")
         return process.stdout
+
+
+@functools.cache
+def mirror(suite: str, arch: str, cache: Path) -> Mirror:
+    """The packages of a suite, listed once: apt fetches the lists again for each Mirror."""
+    return Mirror(suite, arch, cache)
 
 
 def debian_uri(etc: Path = Path("/etc/apt")) -> str:

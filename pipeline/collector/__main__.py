@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 
-from . import budget
+from . import architectures, budget
 from .status import CollectError
 
 FRAME = "list-lru-audit snapshot 1"
@@ -62,6 +62,8 @@ def _take_snapshot(args):
 
     :raises CollectError: with the status that says why.
     """
+    if args.source == "live:":
+        architectures.check(os.uname().machine, os.uname().nodename)
     # drgn's commands are plugins, which import all of its helpers: 80 ms of CPU time. DRGN_PLUGINS still names others.
     os.environ.setdefault("DRGN_DISABLE_PLUGINS", "*")
     try:

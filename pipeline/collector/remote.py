@@ -154,6 +154,8 @@ def _supervise(request, stdin):
     import select
     import signal
 
+    from pipeline.collector import architectures
+
     child = directory = None
 
     def stop(*_):
@@ -165,7 +167,9 @@ def _supervise(request, stdin):
     for number in signals:
         signal.signal(number, stop)
     try:
-        if request["ship_drgn"] and not _has_drgn():
+        # On another architecture the collector says so, before it looks for drgn.
+        is_supported = os.uname().machine in architectures.SUPPORTED
+        if request["ship_drgn"] and is_supported and not _has_drgn():
             directory = _make_directory()
             _fetch_drgn(stdin, directory)
         # The child holds the writing end: end of file on the reading end means that it has exited.

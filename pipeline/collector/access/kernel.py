@@ -64,7 +64,13 @@ _DECLARATIONS = {
 # Functions whose existence drgn tests: the memmap is virtually contiguous if the kernel can populate it.
 _FUNCTIONS = ("vmemmap_populate",)
 
-_PLATFORMS = {"x86_64": Platform(Architecture.X86_64), "aarch64": Platform(Architecture.AARCH64)}
+# By utsname.machine: architectures.SUPPORTED.
+_PLATFORMS = {
+    "x86_64": Platform(Architecture.X86_64),
+    "aarch64": Platform(Architecture.AARCH64),
+    "ppc64le": Platform(Architecture.PPC64),
+    "s390x": Platform(Architecture.S390X),
+}
 
 
 class Kernel:

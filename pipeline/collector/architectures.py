@@ -15,9 +15,10 @@ _BY_ELF_HEADER = {
     (62, 2, _LITTLE_ENDIAN): "x86_64",
     (183, 2, _LITTLE_ENDIAN): "aarch64",
     (21, 2, _LITTLE_ENDIAN): "ppc64le",
+    (21, 2, _BIG_ENDIAN): "ppc64le",  # by QEMU, whatever the guest is; access/ppc64.py looks at the kernel
     (22, 2, _BIG_ENDIAN): "s390x",
 }
-SUPPORTED = tuple(_BY_ELF_HEADER.values())
+SUPPORTED = ("x86_64", "aarch64", "ppc64le", "s390x")
 
 # Names for messages, by e_machine.
 _ELF_MACHINES = {
@@ -53,17 +54,17 @@ def check(machine, source):
         raise CollectError("bad_core", message, "UnsupportedArchitecture")
 
 
-def check_elf_core(header, source):
-    """Check the architecture of an ELF core, as check() does; other ELF files are left for drgn to refuse.
+def elf_core_machine(header, source):
+    """Return the ``utsname.machine`` of an ELF core, checked as by check(), or None for another ELF file.
 
     :param header: first bytes of the file.
     """
     if len(header) < 20:
-        return
+        return None
     elf_class, data = header[4:6]
     elf_type, elf_machine = struct.unpack_from((">" if data == _BIG_ENDIAN else "<") + "2H", header, 16)
     if elf_type != _ET_CORE:
-        return
+        return None
     machine = _BY_ELF_HEADER.get((elf_machine, elf_class, data))
     if machine is None:
         machine = "%s (%d bits, %s-endian)" % (
@@ -72,3 +73,4 @@ def check_elf_core(header, source):
             "big" if data == _BIG_ENDIAN else "little",
         )
     check(machine, source)
+    return machine

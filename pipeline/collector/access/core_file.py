@@ -23,8 +23,9 @@ _PN_XNUM = 0xFFFF
 class CoreFile(namedtuple("CoreFile", "note machine size_bytes")):
     """The facts in a core file's header that an audit needs.
 
-    note: warning for a reader of the audit, or None. machine: utsname.machine where libkdumpfile ignores it because
-    QEMU left the rest of utsname empty, else None. size_bytes: size of the file.
+    note: warning for a reader of the audit, or None. machine: utsname.machine, for drgn: it takes the byte order of
+    QEMU's ppc64 cores from a wrong header, and libkdumpfile ignores the machine where QEMU left the rest of utsname
+    empty. None for other kdump-compressed cores. size_bytes: size of the file.
     """
 
     __slots__ = ()
@@ -54,7 +55,7 @@ def read_header(path):
             if struct.unpack_from(prefix + "I", header, _STATUS_OFFSET)[0] & _DUMP_DH_COMPRESSED_INCOMPLETE:
                 note = "the dump is incomplete: its disk was full"
         elif header.startswith(b"\x7fELF") and len(header) >= 64:
-            architectures.check_elf_core(header, path)
+            machine = architectures.elf_core_machine(header, path)
             expected_bytes = _elf_size(f, header)
             if expected_bytes > size_bytes:
                 note = "the core is truncated: %d of %d bytes" % (size_bytes, expected_bytes)

@@ -21,7 +21,7 @@ from drgn import (
 )
 
 from ..status import CollectError
-from . import core_file, kallsyms, physical, qmp, vmcoreinfo
+from . import core_file, kallsyms, physical, ppc64, qmp, vmcoreinfo
 from .btf import Btf, BtfError
 from .memory import is_running
 
@@ -32,6 +32,7 @@ _DECLARATIONS = {
     "_totalram_pages": "atomic_long_t",
     "cgroup_memory_nokmem": "_Bool",
     "contig_page_data": "struct pglist_data",
+    "cur_cpu_spec": "struct cpu_spec *",
     "init_task": "struct task_struct",
     "init_user_ns": "struct user_namespace",
     "init_uts_ns": "struct uts_namespace",
@@ -104,6 +105,7 @@ def open_kernel(source, vmlinux=None, debug_dirs=(), btf_dir=None, vmcoreinfo_pa
     :raises CollectError: with the status that says why.
     """
     prog, core = _attach(source, vmcoreinfo_path)
+    ppc64.check_byte_order(prog, source)
     kernel = with_types(prog, source, vmlinux, debug_dirs, btf_dir)
     if core is not None:
         kernel.note, kernel.core_bytes = core.note, core.size_bytes
@@ -172,6 +174,8 @@ def _attach_core(path, vmcoreinfo_path):
     def open_core(text=None):
         prog = Program(_PLATFORMS.get(core.machine), vmcoreinfo=text)
         prog.set_core_dump(path)
+        physical.add_to(prog, path)
+        ppc64.add_linear_map(prog)
         prog["VMCOREINFO"]
         return prog
 

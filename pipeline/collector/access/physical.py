@@ -4,6 +4,8 @@ import os
 import re
 import struct
 
+from drgn import FaultError
+
 _PT_LOAD = 1
 # e_phnum of a core with more program headers than fit; their number is then in sh_info of the first section header.
 _PN_XNUM = 0xFFFF
@@ -31,6 +33,25 @@ def ranges(path):
         if magic.startswith(b"makedumpfile\0"):
             return _kdump_ranges(f, _read_flat)
     return []
+
+
+def add_to(prog, path):
+    """Make the physical memory of a core readable where drgn does not: an ELF core with one range, which starts at 0.
+
+    Without a VMCOREINFO note drgn 0.3.0 takes a physical address of 0 for a missing one. QEMU gives every range the same
+    virtual address. Its guests of s390x, and of ppc64 without NUMA, have one range.
+    """
+    with open(path, "rb") as f:
+        if f.read(5) != b"\x7fELF\x02":
+            return
+        elf_ranges = _merge(_elf_ranges(f))
+    if len(elf_ranges) != 1 or elf_ranges[0][0]:
+        return
+    try:
+        prog.read(0, 1, True)
+    except FaultError:
+        _, end = elf_ranges[0]
+        prog.add_memory_segment(0, end, lambda address, count, offset, physical: prog.read(offset, count), physical=True)
 
 
 def _elf_ranges(f):

@@ -13,7 +13,7 @@ import drgn
 
 from .. import budget
 from ..status import CollectError
-from . import vmcoreinfo
+from . import ppc64, vmcoreinfo
 
 PREFIX = "qmp:"
 # A monitor without another client sends its greeting immediately.
@@ -115,5 +115,6 @@ def _counting_program(guest, text):
 
     prog = drgn.Program(guest.platform, vmcoreinfo=text)
     prog.add_memory_segment(0, (1 << 64) - 1, read, physical=True)
+    ppc64.add_linear_map(prog)
     prog.set_linux_kernel_custom(text, True)
     return prog

@@ -6,6 +6,9 @@ from ..status import CollectError
 # Bounds the walk over a broken tree.
 _MAX_MEMCGS = 1 << 20
 _CSS_ONLINE = 1 << 1
+# Since commit 33c35aa48178 ("cgroup: Prevent kill_css() from being called more than once") (in v4.12, and in stable
+# kernels); no kernel used the bit before.
+_CSS_DYING = 1 << 4
 
 
 class Memcg:
@@ -17,7 +20,7 @@ class Memcg:
     :ivar memcg_id: ``id.id``, None before v4.7.
     :ivar path: bytes, as from cgroup_path().
     :ivar parent: Memcg, None for the root.
-    :ivar online: CSS_ONLINE.
+    :ivar online: CSS_ONLINE, and its lists are its own.
     :ivar serial_nr: ``css.serial_nr``, which increases with each css of any controller that the kernel creates.
     :ivar dir_rev: ``cgroup.kn->dir.rev``, the count of entries added to and removed from its directory, None before
         v5.15.
@@ -27,12 +30,23 @@ class Memcg:
         self.address = address
         self.css_id = fields.css_id
         self.memcg_id = getattr(fields, "memcg_id", None)
-        self.online = bool(fields.flags & _CSS_ONLINE)
+        self.online = bool(fields.flags & _CSS_ONLINE) and not _is_reparented(fields, parent)
         self.cache_id = fields.cache_id if self.online and fields.cache_id >= 0 else None
         self.serial_nr = fields.serial_nr
         self.dir_rev = dir_rev
         self.path = path
         self.parent = parent
+
+
+def _is_reparented(fields, parent):
+    """Whether a memcg that goes offline has its parent's ``kmemcg_id`` already, the root's is -1.
+
+    memcg_offline_kmem() gives it that id, and then moves the items of all list_lrus, while CSS_ONLINE is still set:
+    from v4.0 to v5.15 and from v5.18 to v6.12.
+    """
+    if fields.cache_id < 0:
+        return bool(fields.flags & _CSS_DYING)
+    return parent is not None and fields.cache_id == parent.cache_id
 
 
 def is_kmem_disabled(prog):

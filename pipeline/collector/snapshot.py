@@ -93,7 +93,7 @@ def take(kernel, scan_charges=True, target=estimate.DEFAULT_TARGET, verify=False
         row["lazy_target"], _ = estimate.TARGETS[target]
         row["lazy_basis"] = "charged" if object_charges else "online"
     row["charged_scan_bytes"] = object_charges and object_charges.read_bytes
-    notes = [kernel.note, charges_note, _unknown_owners_note(findings), *findings.race_notes[:_MAX_RACE_NOTES]]
+    notes = [kernel.note, charges_note, *_list_lru_notes(findings), *findings.race_notes[:_MAX_RACE_NOTES]]
     row["notes"] = "; ".join(filter(None, notes)) or None
     snapshot.target.add(**row)
     return snapshot
@@ -285,10 +285,13 @@ def _target_row(kernel, findings, sbs, memcg_list):
     }
 
 
-def _unknown_owners_note(findings):
-    """Return the note that some list_lrus have an unknown owner, or None."""
+def _list_lru_notes(findings):
+    """Yield a note on the list_lrus of an unknown owner, and one on those that were being destroyed."""
     count = sum(lru.owner == "unknown" for lru in findings.list_lrus)
-    return "list_lrus of an unknown owner: %d" % count if count else None
+    if count:
+        yield "list_lrus of an unknown owner: %d" % count
+    if findings.destroyed_lrus:
+        yield "list_lrus that an unmount was freeing, counted as empty: %d" % findings.destroyed_lrus
 
 
 def _totalram_pages(prog):

@@ -31,7 +31,7 @@ class ListLru:
     """A ``struct list_lru`` and its contents; the fields are columns of the table ``list_lrus``."""
 
     def __init__(self, ownership):
-        self.address, self.owner, self.superblock, self.name = ownership
+        self.address, self.owner, self.superblock, self.name, self.is_registered = ownership
         self.memcg_aware = False
         self.nodes = 0
         self.list_lru_one_objects = 0
@@ -60,6 +60,7 @@ class Findings:
     :ivar cache_ids: memcg_nr_cache_ids, or None.
     :ivar object_bytes: allocated bytes of one list_lru_one (eager) or list_lru_memcg (lazy), None without any.
     :ivar object_cache: the ``struct kmem_cache *`` of the sampled object, or None.
+    :ivar destroyed_lrus: number of list_lrus whose memory was being freed; they are counted as empty.
     :ivar race_notes: a line for each change during the walk; empty on a consistent kernel.
     :ivar departed_superblocks: addresses of the superblocks that went away during the walk; their list_lrus are left
         out.
@@ -71,6 +72,7 @@ class Findings:
         self.cache_ids = None
         self.object_bytes = None
         self.object_cache = None
+        self.destroyed_lrus = 0
         self.race_notes = []
         self.departed_superblocks = set()
 
@@ -146,6 +148,24 @@ def _check_range(low, value, high, name):
 _State = namedtuple("_State", "lru holder fields memcg_aware nodes")
 
 
+def _find_destroyed(states):
+    """Return the ListLrus in the middle of list_lru_destroy().
+
+    It takes a list_lru off the kernel's list, frees its objects and arrays without clearing the pointers to them, then
+    frees the node array, and clears only the pointer to that. Since commit 3eef11279ba5 ("mm: list_lru: only add
+    memcg-aware lrus to the global lru list") (in v5.16) the list has only memcg-aware list_lrus.
+
+    :raises CollectError: ``bad_core``: a superblock has two of them, which the kernel destroys one after the other, so
+        the kernel's list is broken.
+    """
+    lrus = [
+        state.lru for state in states if state.nodes and state.memcg_aware is not False and not state.lru.is_registered
+    ]
+    if len({lru.superblock for lru in lrus}) < len(lrus):
+        raise CollectError("bad_core", "both list_lrus of a superblock are missing on the kernel's list of list_lrus")
+    return set(lrus)
+
+
 class _Walk:
     """Base of the walks of all layouts: reads the structs and node arrays, counts the items on the memcgs' lists.
 
@@ -181,13 +201,15 @@ class _Walk:
         self.states = []
 
     def live_states(self):
-        """Yield the _State of each list_lru that was not destroyed.
+        """Yield the _State of each list_lru that is not destroyed or being destroyed.
 
         Sizes its node array and counts the items of the root memcg.
         """
         self.states = self.read_states(self.findings.list_lrus)
+        destroyed_lrus = _find_destroyed(self.states)
+        self.findings.destroyed_lrus = len(destroyed_lrus)
         for state in self.states:
-            if not state.nodes:
+            if not state.nodes or state.lru in destroyed_lrus:
                 continue
             lru = state.lru
             lru.node_array_bytes = self.size_of("node array", state.fields.node)

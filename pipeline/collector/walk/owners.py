@@ -18,11 +18,12 @@ _ELF64_SYM = "I4xQQ"
 
 _Link = namedtuple("_Link", "next")
 
-Ownership = namedtuple("Ownership", "address owner superblock name")
+Ownership = namedtuple("Ownership", "address owner superblock name is_registered")
 """The owner of a list_lru.
 
 address: of the ``struct list_lru``. owner: ``superblock``, ``symbol``, ``slab`` or ``unknown``. superblock: its
 address, or None. name: ``dentry`` or ``inode``, the symbol, the slab cache with the offset in its object, or None.
+is_registered: whether it is on the kernel's own list.
 """
 
 
@@ -39,15 +40,17 @@ def find(prog, sbs):
         offset = offsetof(superblock_type, member)
         for sb in sbs:
             address = sb.address + offset
-            ownerships[address] = Ownership(address, "superblock", sb.address, name)
+            ownerships[address] = Ownership(address, "superblock", sb.address, name, is_registered=False)
             links[address] = _Link(sb.lru_links[member])
     for address in _list_lru_addresses(prog, links):
-        if address not in ownerships:
-            ownerships[address] = _identify_owner(prog, address)
+        if address in ownerships:
+            ownerships[address] = ownerships[address]._replace(is_registered=True)
+        else:
+            ownerships[address] = Ownership(address, *_identify_owner(prog, address), is_registered=True)
     unknown = {address for address, ownership in ownerships.items() if ownership.owner == "unknown"}
     if unknown:
         for address, name in _module_symbols(prog, unknown).items():
-            ownerships[address] = Ownership(address, "symbol", None, name)
+            ownerships[address] = ownerships[address]._replace(owner="symbol", name=name)
     return list(ownerships.values())
 
 
@@ -72,6 +75,7 @@ def _list_lru_addresses(prog, links):
 
 
 def _identify_owner(prog, address):
+    """Return the owner, the superblock (always None) and the name of an Ownership."""
     # Without lockdep a lock_class_key has size 0 and can share the address of the list_lru that it is named after. If
     # several symbols have one address, drgn's index of /proc/kallsyms finds only the last by address, but each by name.
     symbols = prog.symbols(address)
@@ -79,12 +83,12 @@ def _identify_owner(prog, address):
     symbols += [symbol for key in keys for symbol in prog.symbols(key[: -len("_key")])]
     names = [symbol.name for symbol in symbols if symbol.address == address]
     if names:
-        return Ownership(address, "symbol", None, min(names, key=len))
+        return "symbol", None, min(names, key=len)
     info = slab.object_info(prog, address)
     if info:
         cache = info.slab_cache.name.string_().decode(errors="backslashreplace")
-        return Ownership(address, "slab", None, "%s+%d" % (cache, address - info.address))
-    return Ownership(address, "unknown", None, None)
+        return "slab", None, "%s+%d" % (cache, address - info.address)
+    return "unknown", None, None
 
 
 def _module_symbols(prog, addresses):

@@ -179,6 +179,7 @@ class _Walk:
         self.prog = prog
         self.findings = findings
         self.holder_paths = dict(holder_members, node="node")
+        self.holder_bytes = sizeof(layouts.holder_type(prog))
         self.nr_node_ids = _check_range(1, nr_node_ids(prog), _MAX_NUMNODES, "nr_node_ids")
         node_type = prog.type("struct list_lru_node")
         self.node_bytes = sizeof(node_type)
@@ -212,9 +213,9 @@ class _Walk:
             if not state.nodes or state.lru in destroyed_lrus:
                 continue
             lru = state.lru
-            lru.node_array_bytes = self.size_of("node array", state.fields.node)
+            lru.node_array_bytes = self.size_of("node array", state.fields.node, self.node_bytes * self.nr_node_ids)
             if state.holder != lru.address:
-                lru.node_array_bytes += self.size_of("ext", state.holder)
+                lru.node_array_bytes += self.size_of("ext", state.holder, self.holder_bytes)
             lru.root_items = sum(max(0, node.root_items) for node in state.nodes)
             yield state
 
@@ -247,16 +248,17 @@ class _Walk:
             states.append(_State(lru, address, fields, memcg_aware[lru.address], nodes))
         return states
 
-    def size_of(self, kind, address):
+    def size_of(self, kind, address, request_bytes):
         """Return the bytes of an object of a kind whose objects all have one size; measures the first one."""
         if kind not in self.size_by_kind:
-            self.size_by_kind[kind], _ = allocation(self.prog, address)
+            self.size_by_kind[kind], _ = allocation(self.prog, address, request_bytes)
         return self.size_by_kind[kind]
 
     def size_of_object(self, address):
         """Return the bytes of an object with a memcg's list_lru_one; measures the first one."""
         if self.findings.object_bytes is None:
-            self.findings.object_bytes, self.findings.object_cache = allocation(self.prog, address)
+            allocated = allocation(self.prog, address, self.struct_bytes)
+            self.findings.object_bytes, self.findings.object_cache = allocated
         return self.findings.object_bytes
 
     def memcg_items(self, node):

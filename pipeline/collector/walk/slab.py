@@ -18,19 +18,26 @@ _MAX_CACHES = 100000
 _KMALLOC_NAME = re.compile(rb"kmalloc-(\d+[kM]?)")
 
 
-def allocation(prog, address):
+def allocation(prog, address, request_bytes=0):
     """Return the bytes allocated for the object at an address, and its ``struct kmem_cache *`` or None.
 
     A slab object takes its cache's ``size``, red zones included. A large kmalloc() takes a power of two of pages, a
     vmalloc() its pages without the guard page.
+
+    :param request_bytes: bytes that the kernel requested, the least that it can have allocated.
+    :raises CollectError: ``bad_core``: the memory is free, or smaller than the request.
     """
     area = find_vmap_area(prog, address)
+    info = None if area else object_info(prog, address)
     if area:
-        return area.vm.nr_pages.value_() * prog["PAGE_SIZE"].value_(), None
-    info = object_info(prog, address)
-    if info:
-        return info.slab_cache.size.value_(), info.slab_cache
-    return page_size(compound_head(virt_to_page(prog, address))).value_(), None
+        size, cache = area.vm.nr_pages.value_() * prog["PAGE_SIZE"].value_(), None
+    elif info:
+        size, cache = info.slab_cache.size.value_(), info.slab_cache
+    else:
+        size, cache = page_size(compound_head(virt_to_page(prog, address))).value_(), None
+    if size < request_bytes or (info and info.allocated is False):
+        raise CollectError("bad_core", "a list_lru points to 0x%x, where it has no %d bytes" % (address, request_bytes))
+    return size, cache
 
 
 def object_info(prog, address):
@@ -46,9 +53,14 @@ def object_info(prog, address):
 
 
 def kmalloc_sizes(prog):
-    """Return a pair (largest request, allocated bytes) for each kmalloc cache, in ascending order."""
+    """Return a pair (largest request, allocated bytes) for each kmalloc cache, in ascending order.
+
+    :raises CollectError: ``bad_core``: there is none.
+    """
     caches = _caches(prog, name="name", object_size="object_size", size="size")
     kmalloc = [fields for _, fields in caches if _KMALLOC_NAME.fullmatch(c_string(prog, fields.name))]
+    if not kmalloc:
+        raise CollectError("bad_core", "the list of slab caches has none that is named kmalloc-<size>")
     return tuple(sorted((fields.object_size, fields.size) for fields in kmalloc))
 
 

@@ -126,7 +126,10 @@ class _Scan:
             raise CollectError("bad_core", "the memmap has %d of %d slabs of a slab cache" % (count, nr_slabs))
 
     def find_caches(self, sbs):
-        """Return the _SlabCache at each address. The root of each filesystem is an object of its caches."""
+        """Return the _SlabCache at each address. The root of each filesystem is an object of its caches.
+
+        :raises CollectError: ``bad_core``: the roots of two filesystems disagree on a cache's objects.
+        """
         dentry_type = self.prog.type("struct dentry")
         d_inode = Members(self.prog, dentry_type, d_inode="d_inode")
         d_sb, i_sb = offsetof(dentry_type, "d_sb"), offsetof(self.prog.type("struct inode"), "i_sb")
@@ -139,7 +142,9 @@ class _Scan:
                 cache, offset = self.locate_in_slab(address)
                 if cache:
                     root_cache, _ = child_caches.get(cache, (cache, None))
-                    layouts[root_cache] = lru, offset + member_offset
+                    layout = lru, offset + member_offset
+                    if layouts.setdefault(root_cache, layout) != layout:
+                        raise CollectError("bad_core", "the slab cache at 0x%x has objects of two kinds" % root_cache)
         size = Members(self.prog, "struct kmem_cache", size="size")
         caches = [(root, root, None) for root in layouts]
         caches += [(child, root, memcg) for child, (root, memcg) in child_caches.items() if root in layouts]

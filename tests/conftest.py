@@ -19,6 +19,7 @@ os.environ.pop("COLUMNS", None)  # a width for reports, which readline sets for 
 REMEDIES = {
     **{f"Python {version}": f"pyenv install {version}" for version in ("3.6", "3.7", "3.8", "3.11")},
     **{shell: f"apt-get install {shell}" for shell in ("fish", "tcsh", "zsh")},
+    "gcc": "apt-get install gcc",
     "Landlock": "a kernel with CONFIG_SECURITY_LANDLOCK",
     "network": "access to a package index",
     "promtool": "sh tests/lab/install-tools.sh",

@@ -57,7 +57,7 @@ def load(prog, system_maps):
     raise CollectError(
         "no_types",
         "this kernel's symbol table has functions only (built without CONFIG_KALLSYMS_ALL) and its System.map is "
-        "not at %s; give --vmlinux" % " or ".join(system_maps),
+        "not at %s" % " or ".join(system_maps),
     )
 
 
@@ -72,7 +72,7 @@ def _load_own_symbols(prog):
     try:
         return _read_kallsyms(prog)
     except (IndexError, ValueError, struct.error) as e:
-        message = "the kernel's symbol table cannot be decoded: %s; give --vmlinux" % e
+        message = "the kernel's symbol table cannot be decoded: %s" % e
         raise CollectError("no_types", message, type(e).__name__) from e
 
 
@@ -130,7 +130,7 @@ def _read_kallsyms(prog):
     """Return the _Table in the kernel's memory (kernel/kallsyms.c)."""
     symbols = vmcoreinfo_symbols(prog)
     if "_stext" not in symbols:
-        raise CollectError("no_types", "VMCOREINFO lacks the address of the kernel's text; give --vmlinux")
+        raise CollectError("no_types", "VMCOREINFO lacks the address of the kernel's text")
     if not any(_read_with_holes(prog, symbols["_stext"], _PAGE_BYTES)):
         raise CollectError("bad_core", "the kernel's text is missing: the core is truncated, zeroed or filtered")
     endian = struct_prefix(prog)
@@ -139,7 +139,7 @@ def _read_kallsyms(prog):
         tables = _find_tables(prog, symbols["_stext"], endian)
     count = prog.read_u32(tables["num_syms"])
     if count > _MAX_SYMBOLS:
-        raise CollectError("no_types", "the kernel's symbol table claims %d symbols; give --vmlinux" % count)
+        raise CollectError("no_types", "the kernel's symbol table claims %d symbols" % count)
     names = _read_names(prog, tables, count, endian)
     return _Table(names, _read_addresses(prog, tables, count, endian, names, symbols["_stext"]))
 
@@ -198,7 +198,7 @@ def _read_addresses(prog, tables, count, endian, names, stext):
         addresses = _Addresses(prog.read(tables[table], entry.size * count), entry, decode)
         if any(addresses[i] == stext for i in names.find(b"_stext")):
             return addresses
-    raise CollectError("no_types", "the kernel's symbol table does not agree with VMCOREINFO; give --vmlinux")
+    raise CollectError("no_types", "the kernel's symbol table does not agree with VMCOREINFO")
 
 
 class _Addresses:
@@ -262,7 +262,7 @@ def _find_tables(prog, base, endian):
     raise CollectError(
         "no_types",
         "no symbol table in the first %d MB of the kernel image (filtered out of the core, or built without "
-        "CONFIG_KALLSYMS); give --vmlinux" % (_MAX_IMAGE_BYTES >> 20),
+        "CONFIG_KALLSYMS)" % (_MAX_IMAGE_BYTES >> 20),
     )
 
 

@@ -5,23 +5,12 @@ from the BTF inside the kernel.
 """
 
 import functools
-import lzma
 import os
-import tarfile
 
-from drgn import (
-    Architecture,
-    FaultError,
-    FindObjectFlags,
-    MissingDebugInfoError,
-    ModuleFileStatus,
-    Object,
-    Platform,
-    Program,
-)
+from drgn import Architecture, FindObjectFlags, Object, Platform, Program
 
 from ..status import CollectError
-from . import core_file, kallsyms, physical, ppc64, qmp, vmcoreinfo
+from . import btf_files, build_check, core_file, dwarf, kallsyms, physical, ppc64, qmp, vmcoreinfo
 from .btf import Btf, BtfError
 from .memory import is_running
 
@@ -99,7 +88,7 @@ def open_kernel(source, vmlinux=None, debug_dirs=(), btf_dir=None, vmcoreinfo_pa
 
     :param source: path of an ELF or kdump-compressed core, ``live:``, or ``qmp:`` and the path of a socket.
     :param vmlinux: path of a file with this kernel's DWARF, or None.
-    :param debug_dirs: directories to search for that file by build id.
+    :param debug_dirs: directories to search for that file by build id and by release.
     :param btf_dir: directory of BTF files by release and architecture (the layout of BTFHub-archive), or None.
     :param vmcoreinfo_path: path of a file with the VMCOREINFO of a core or a QEMU guest, or None.
     :raises CollectError: with the status that says why.
@@ -115,7 +104,7 @@ def open_kernel(source, vmlinux=None, debug_dirs=(), btf_dir=None, vmcoreinfo_pa
 def with_types(prog, source, vmlinux=None, debug_dirs=(), btf_dir=None):
     """Return the Kernel of a program that is already attached; the other parameters are as for open_kernel()."""
     if vmlinux is not None or debug_dirs:
-        _load_dwarf(prog, source, vmlinux, debug_dirs)
+        dwarf.load(prog, source, vmlinux, debug_dirs)
         return Kernel(prog, "dwarf")
     try:
         return Kernel(prog, _load_btf(prog, source, btf_dir))
@@ -123,9 +112,12 @@ def with_types(prog, source, vmlinux=None, debug_dirs=(), btf_dir=None):
         if btf_error.status != "no_types":
             raise
         try:
-            prog.load_debug_info(main=True)
-        except MissingDebugInfoError:
-            raise btf_error from None
+            dwarf.load(prog, source)
+        except CollectError as dwarf_error:
+            if dwarf_error.status != "no_types":
+                raise
+            message = "%s; give %s with --vmlinux or --debug-dir" % (btf_error, build_check.read_build(prog).vmlinux)
+            raise CollectError("no_types", message, btf_error.error_type) from None
         return Kernel(prog, "dwarf")
 
 
@@ -211,55 +203,19 @@ def _open_readable(open_core, path, text):
         raise CollectError("bad_core", message, type(e).__name__) from e
 
 
-def _load_dwarf(prog, source, vmlinux, debug_dirs):
-    """Load DWARF from vmlinux, or from the file with the kernel's build id below debug_dirs."""
-    prog.create_loaded_modules()
-    module = prog.main_module()
-    if vmlinux is not None:
-        if not os.path.isfile(vmlinux):
-            raise CollectError("no_types", "%s: no such file" % vmlinux)
-        module.try_file(vmlinux)
-        if module.debug_file_status != ModuleFileStatus.HAVE:
-            raise _mismatch_error(module, vmlinux, source)
-        _check_symbols(prog, vmlinux, source)
-        return
-    prog.debug_info_options.directories = tuple(map(os.path.abspath, debug_dirs))
-    try:
-        prog.load_debug_info(main=True)
-    except MissingDebugInfoError as e:
-        build_id = module.build_id.hex() if module.build_id else "unknown"
-        message = "no vmlinux of build id %s below %s" % (build_id, ", ".join(map(str, debug_dirs)))
-        raise CollectError("no_types", message, type(e).__name__) from e
-
-
-def _mismatch_error(module, vmlinux, source):
-    build_id = module.build_id.hex() if module.build_id else "unknown"
-    return CollectError(
-        "mismatch",
-        "%s is not the vmlinux with DWARF of %s, whose build id is %s" % (vmlinux, source, build_id),
-    )
-
-
-def _check_symbols(prog, vmlinux, source):
-    # VMCOREINFO has a build id only since commit 0935288c6e00 ("kdump: append kernel build-id string to VMCOREINFO")
-    # (in v5.9). Older cores have the addresses of some symbols there too.
-    address = kallsyms.vmcoreinfo_symbols(prog).get("init_uts_ns")
-    if address is not None and prog.symbol("init_uts_ns").address != address:
-        raise _mismatch_error(prog.main_module(), vmlinux, source)
-
-
 def _load_btf(prog, source, btf_dir):
     """Register finders for types, symbols and global variables without debug info; return the types_source."""
     prog.register_symbol_finder("kallsyms", kallsyms.load(prog, _system_maps(prog, source)), enable_index=0)
-    types_source, blob = "btf", _own_btf(prog, source)
+    types_source, blob = "btf", btf_files.read_own(prog, source)
     if blob is None and btf_dir is not None:
-        types_source, blob = "btf-dir", _btf_from_dir(prog, btf_dir)
+        types_source, blob = "btf-dir", btf_files.read_from_dir(prog, source, btf_dir)
     if blob is None:
-        raise CollectError("no_types", "%s: this kernel has no BTF; give --vmlinux, --debug-dir or --btf-dir" % source)
+        where = "nor is there one for its release below %s" % btf_dir if btf_dir else "and --btf-dir is not given"
+        raise CollectError("no_types", "%s: this kernel has no BTF, %s" % (source, where))
     try:
         btf = Btf(prog, blob)
     except BtfError as e:
-        raise CollectError("no_types", "%s: its BTF cannot be read: %s; give --vmlinux" % (source, e)) from e
+        raise CollectError("no_types", "%s: its BTF cannot be read: %s" % (source, e)) from e
 
     # drgn's helpers ask for the same variables again and again.
     @functools.lru_cache(maxsize=None)
@@ -298,43 +254,3 @@ def _system_maps(prog, source):
     core_directories = () if is_running(prog) else (os.path.dirname(source),)
     name = "System.map-" + prog["UTS_RELEASE"].string_().decode()
     return [os.path.join(directory, name) for directory in (*core_directories, "/boot", "/usr/lib/debug/boot")]
-
-
-def _own_btf(prog, source):
-    """Return the BTF of the kernel itself, or None."""
-    if source == "live:":
-        try:
-            with open("/sys/kernel/btf/vmlinux", "rb") as f:
-                return f.read()
-        except OSError:
-            return None
-    try:
-        start, stop = prog.symbol("__start_BTF").address, prog.symbol("__stop_BTF").address
-    except LookupError:
-        return None
-    try:
-        return prog.read(start, stop - start)
-    except FaultError:
-        return None
-
-
-def _btf_from_dir(prog, btf_dir):
-    """Return the BTF for the kernel's release and architecture from RELEASE.btf or RELEASE.btf.tar.xz, or None."""
-    release = prog["UTS_RELEASE"].string_().decode()
-    arch = {"X86_64": "x86_64", "AARCH64": "arm64"}.get(prog.platform.arch.name, prog.platform.arch.name.lower())
-    for directory, _, files in os.walk(btf_dir):
-        # In BTFHub-archive's layout a parent directory names the architecture; a flat directory has no such parent.
-        parts = directory.split(os.sep)
-        if any(name in parts and name != arch for name in ("x86_64", "arm64")):
-            continue
-        path = os.path.join(directory, release + ".btf")
-        try:
-            if release + ".btf" in files:
-                with open(path, "rb") as f:
-                    return f.read()
-            if release + ".btf.tar.xz" in files:
-                with tarfile.open(path + ".tar.xz") as archive:
-                    return archive.extractfile(release + ".btf").read()
-        except (OSError, KeyError, tarfile.TarError, lzma.LZMAError) as e:
-            raise CollectError("no_types", "%s: %s" % (path, e), type(e).__name__) from e
-    return None

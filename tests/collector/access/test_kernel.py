@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -148,51 +147,9 @@ def test_a_core_cut_in_half_never_gives_numbers(core, tmp_path: Path) -> None:
     assert getattr(error_info.value, "status", "bad_core") in ("bad_core", "no_types")
 
 
-def elf_with_build_id(build_id: bytes) -> bytes:
-    """A small ELF file for x86_64 with only a build id note and a section that looks like DWARF."""
-    note = struct.pack("<3I4s", 4, len(build_id), 3, b"GNU\0") + build_id
-    names = b"\0.note.gnu.build-id\0.debug_info\0.shstrtab\0"
-    start = 64 + len(note) + 8 + len(names)
-    header = struct.pack("<16s2HI3QI6H", b"\x7fELF\x02\x01\x01", 2, 62, 1, 0, 0, start, 0, 64, 0, 0, 64, 4, 3)
-    sections = [
-        (0, 0, 0, 0),
-        (names.index(b".note"), 7, 64, len(note)),
-        (names.index(b".debug"), 1, 64 + len(note), 8),
-        (names.index(b".shstr"), 3, 64 + len(note) + 8, len(names)),
-    ]
-    table = b"".join(
-        struct.pack("<2I4Q2I2Q", n, kind, 0, 0, offset, size, 0, 0, 4, 0) for n, kind, offset, size in sections
-    )
-    return header + note + bytes(8) + names + table
-
-
-def test_the_vmlinux_of_another_build_is_a_mismatch(core, tmp_path: Path) -> None:
-    with pytest.raises(CollectError, match="is not the vmlinux") as error_info:
-        kernel.open_kernel(
-            str(core.path), vmlinux=write_file(tmp_path / "vmlinux", elf_with_build_id(bytes(range(20))))
-        )
-    assert error_info.value.status == "mismatch"
-
-
 def test_a_debug_dir_without_it_names_the_build_id(core, tmp_path: Path) -> None:
-    with pytest.raises(CollectError, match=r"no vmlinux of build id [0-9a-f]{40}") as error_info:
+    with pytest.raises(CollectError, match=r"no vmlinux of \S+ and build id [0-9a-f]{40}") as error_info:
         kernel.open_kernel(str(core.path), debug_dirs=[str(tmp_path)])
-    assert error_info.value.status == "no_types"
-
-
-def test_btf_dir_serves_a_kernel_without_btf_of_its_own(core, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prog = core.kernel.prog
-    start, stop = prog.symbol("__start_BTF").address, prog.symbol("__stop_BTF").address
-    arch = {"aarch64": "arm64"}.get(core.target["arch"], core.target["arch"])
-    folder = tmp_path / "debian" / arch
-    folder.mkdir(parents=True)
-    (folder / (core.target["kernel_release"] + ".btf")).write_bytes(prog.read(start, stop - start))
-    monkeypatch.setattr(kernel, "_own_btf", lambda *_: None)
-    opened_kernel = kernel.open_kernel(str(core.path), btf_dir=str(tmp_path))
-    assert opened_kernel.types_source == "btf-dir"
-    assert isinstance(opened_kernel.prog, Program)
-    with pytest.raises(CollectError, match="no BTF") as error_info:
-        kernel.open_kernel(str(core.path), btf_dir=str(folder / "nothing"))
     assert error_info.value.status == "no_types"
 
 

@@ -450,7 +450,7 @@ def _add_collector_options(parser: argparse.ArgumentParser) -> None:
         help="stop the audit of a target after N read system calls, with the status over_budget (default: no limit)",
     )
     parser.add_argument("--vmlinux", type=Path, help="file with the kernel's DWARF, to use instead of its BTF")
-    parser.add_argument("--debug-dir", type=Path, help="directory to search for that file by build id")
+    parser.add_argument("--debug-dir", type=Path, help="directory to search for that file by build id and release")
     parser.add_argument(
         "--btf-dir", type=Path, help="directory of BTF files by release and arch, for kernels without BTF"
     )

@@ -26,7 +26,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="list-lru-audit collector", description=__doc__.splitlines()[0])
     parser.add_argument("source", help="path of a core, live:, or qmp:SOCKET")
     parser.add_argument("--vmlinux", help="file with the kernel's DWARF debug info")
-    parser.add_argument("--debug-dir", action="append", default=[], help="directory to search for it by build id")
+    parser.add_argument("--debug-dir", action="append", default=[], help="directory to search for it")
     parser.add_argument("--btf-dir", help="directory of BTF files by release and architecture")
     parser.add_argument("--vmcoreinfo", help="file with the VMCOREINFO of a QEMU guest")
     charged_group = parser.add_mutually_exclusive_group()

@@ -57,7 +57,8 @@ def read_from_dir(prog, source, btf_dir):
             misfits.append(CollectError("no_types", "%s: %s" % (path, e), type(e).__name__))
             continue
         if differences:
-            message = "%s is not the BTF of %s: %s" % (path, source, build_check.describe(differences))
+            text = "%s is not the BTF of %s: %s; give %s instead"
+            message = text % (path, source, build_check.describe(differences), build.vmlinux)
             misfits.append(CollectError("mismatch", message))
         else:
             blobs[path] = blob

@@ -1,8 +1,9 @@
 """The kernel's DWARF, from a file that was given or found, and checked before it is believed.
 
 A build id identifies the vmlinux. VMCOREINFO has it since commit 0935288c6e00 ("kdump: append kernel build-id string to
-VMCOREINFO") (in v5.9). For an older kernel it is read from the kernel's notes, whose address the symbol table has. The
-rest of the checks holds for every vmlinux, and is all there is where the notes cannot be read.
+VMCOREINFO") (in v5.9). For an older kernel it is read from the kernel's notes, whose address its symbol table has. If
+that table is missing, the banner, the addresses and the types tell builds apart, and the notes at the addresses of the
+vmlinux.
 """
 
 import mmap
@@ -56,10 +57,13 @@ def load(prog, source, vmlinux=None, debug_dirs=()):
     module = prog.main_module()
     if module.build_id is None:
         module.build_id = _read_build_id(prog)
-    if vmlinux is not None:
-        _load_file(module, source, vmlinux, build)
-    else:
-        _search(prog, source, debug_dirs or _STANDARD_DIRECTORIES, build)
+    try:
+        if vmlinux is not None:
+            _load_file(module, source, vmlinux, build)
+        else:
+            _search(prog, source, debug_dirs or _STANDARD_DIRECTORIES, build)
+    except OSError as e:
+        raise CollectError("no_types", "%s: %s" % (e.filename, e.strerror), type(e).__name__) from e
     _use_symbols_of_vmlinux(prog)
     differences = _differences(prog)
     if differences:
@@ -130,7 +134,7 @@ def _existing_files(directories, locations):
 def _file_differences(path, module, build):
     """Return how a file identifies itself as another build than the kernel, as a list of texts."""
     build_id = _build_id_of_file(path)
-    if None not in (build_id, module.build_id) and build_id == module.build_id:
+    if build_id is not None and build_id == module.build_id:
         return []
     differences = []
     release, version = _banner_of_file(path)
@@ -148,7 +152,7 @@ def _build_id_of_file(path):
     module = Program().extra_module(path, create=True)
     try:
         module.try_file(path)
-    except Exception:  # drgn has no class for a file that libelf cannot read; _load_file() reports it
+    except Exception:  # drgn has no class of its own for a file that libelf cannot read
         return None
     return module.build_id
 

@@ -211,7 +211,7 @@ def _load_btf(prog, source, btf_dir):
         types_source, blob = "btf-dir", btf_files.read_from_dir(prog, source, btf_dir)
     if blob is None:
         where = "nor is there one for its release below %s" % btf_dir if btf_dir else "and --btf-dir is not given"
-        raise CollectError("no_types", "%s: this kernel has no BTF, %s" % (source, where))
+        raise CollectError("no_types", "%s: this kernel has no BTF (or its core lacks it), %s" % (source, where))
     try:
         btf = Btf(prog, blob)
     except BtfError as e:

@@ -74,9 +74,7 @@ def test_a_file_serves_a_kernel_without_btf_of_its_own(core: Core, tmp_path: Pat
     release = core.target["kernel_release"]
     write(tmp_path / "debian" / arch / f"{release}.btf", btf_of(core))
     assert open_core(tmp_path, core).types_source == "btf-dir"
-    with pytest.raises(
-        CollectError, match=f"no BTF, nor is there one for its release below {tmp_path}/none"
-    ) as error_info:
+    with pytest.raises(CollectError, match=f"nor is there one for its release below {tmp_path}/none") as error_info:
         open_core(tmp_path / "none", core)
     assert error_info.value.status == "no_types"
 

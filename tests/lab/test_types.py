@@ -67,7 +67,7 @@ def collect(core: Path, *options: str | Path) -> list[dict[str, Any]]:
 
 def test_the_build_id_is_found_in_the_kernels_notes(core: Path, guest_kernel: kernels.Kernel) -> None:
     notes = subprocess.run(["readelf", "-n", guest_kernel.vmlinux or ""], capture_output=True, text=True).stdout
-    prog, _ = kernel._attach(str(core))
+    prog, _ = kernel._attach(str(core), None)
     build_id = dwarf._read_build_id(prog)
     assert build_id is not None
     assert f"Build ID: {build_id.hex()}\n" in notes

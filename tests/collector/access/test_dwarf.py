@@ -160,7 +160,7 @@ def test_a_build_id_in_vmcoreinfo_decides(tmp_path: Path) -> None:
 @pytest.mark.parametrize("build_id", [BUILD_ID, "00" * 20])
 def test_a_build_id_in_the_kernels_notes_decides(core: str, tmp_path: Path, build_id: str) -> None:
     """Kernels before v5.9 have it there only. The bundled core lacks that page; the notes are as elf(5) says."""
-    prog, _ = kernel._attach(core)
+    prog, _ = kernel._attach(core, None)
     notes = CORE.kernel.prog.symbol("__start_notes").address
     linux_note = struct.pack("<3I8sI", 6, 4, 0x100, b"Linux\0", 0)
     build_id_note = struct.pack("<3I4s", 4, 20, 3, b"GNU\0") + bytes.fromhex(BUILD_ID)

@@ -36,7 +36,7 @@ def read(prog: Program) -> dict[str, Any]:
     return {
         "release": prog["init_uts_ns"].name.release.string_().decode(),
         "memcg_nr_cache_ids": prog["memcg_nr_cache_ids"].value_() if "memcg_nr_cache_ids" in prog else None,
-        "nr_node_ids": prog["nr_node_ids"].value_(),
+        "nr_node_ids": nr_node_ids(prog),
         "possible_nodes": list(for_each_node_state(prog, prog["N_POSSIBLE"])),
         "online_nodes": list(for_each_node(prog)),
         "sizeof": {name: sizeof(prog.type(f"struct {name}")) for name in ("list_lru", "list_lru_node", "list_lru_one")},
@@ -45,6 +45,11 @@ def read(prog: Program) -> dict[str, Any]:
         "memcgs": list(memcgs(prog)),
         "slab_usage": {name: usage(prog, name) for name in CACHE_NAMES},
     }
+
+
+def nr_node_ids(prog: Program) -> int:
+    """One more than the highest possible node; a macro, 1, without CONFIG_NUMA."""
+    return int(prog["nr_node_ids"]) if "nr_node_ids" in prog else 1
 
 
 def superblock(sb: Object, tasks: list[Object]) -> dict[str, Any]:
@@ -207,7 +212,7 @@ def usage(prog: Program, name: str) -> dict[str, int] | None:
     drgn 0.3.0 follows the NULL pointer that a cache has for a possible node without memory.
     """
     cache = find_slab_cache(prog, name)
-    if not cache or (has_member(cache, "node") and not all(cache.node[: prog["nr_node_ids"]])):
+    if not cache or (has_member(cache, "node") and not all(cache.node[: nr_node_ids(prog)])):
         return None
     counts = slab_cache_usage(cache)
     return {"slabs": counts.num_slabs, "objects": counts.num_objs, "active_objects": counts.active_objs}

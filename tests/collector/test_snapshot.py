@@ -150,7 +150,7 @@ def test_usage_of_the_slab_cache_is_the_references(core) -> None:
     usage = core.reference["slab_usage"][core.target["slab_cache"]]
     assert core.target["slab_cache_active_objects"] == usage["active_objects"]
     pages = re.search(rf"^{core.target['slab_cache']} .* (\d+) : tunables", core.truth("slabinfo"), re.MULTILINE)
-    assert core.target["slab_cache_bytes"] == usage["slabs"] * int(pages[1]) * 4096
+    assert core.target["slab_cache_bytes"] == usage["slabs"] * int(pages[1]) * core.target["page_bytes"]
 
 
 @with_cores(lambda core: core.has_truth("crash.json"))

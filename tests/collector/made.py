@@ -8,6 +8,7 @@ below it change the memory that is read from a real core. Nothing here comes fro
 from __future__ import annotations
 
 import struct
+from typing import Literal
 
 from drgn import (
     Architecture,
@@ -15,6 +16,7 @@ from drgn import (
     FindObjectFlags,
     Object,
     Platform,
+    PlatformFlags,
     Program,
     Symbol,
     SymbolBinding,
@@ -38,6 +40,8 @@ DATA = 0xFFFFFFFF82000000
 MODULE = 0xFFFFFFFFC0000000
 FIRST_PFN = 0x100
 PG_SLAB, PG_HEAD = 9, 16
+
+ByteOrder = Literal["little", "big"]
 
 # The members of v5.10's structs that slab_object_info(), page_size() and find_vmap_area() read.
 HELPERS = """
@@ -80,9 +84,11 @@ KERNELOFFSET=0
 class SyntheticKernel:
     """A drgn program with writable memory, allocators and global variables."""
 
-    def __init__(self, declarations: str, page_bytes: int = 4096) -> None:
-        self.page_bytes = page_bytes
-        self.prog = Program(Platform(Architecture.X86_64))
+    def __init__(self, declarations: str, page_bytes: int = 4096, byte_order: ByteOrder = "little") -> None:
+        self.page_bytes, self.byte_order = page_bytes, byte_order
+        # For an x86_64 drgn needs no page tables, and it takes a big-endian one for what it is.
+        endian = PlatformFlags.IS_LITTLE_ENDIAN if byte_order == "little" else PlatformFlags(0)
+        self.prog = Program(Platform(Architecture.X86_64, PlatformFlags.IS_64_BIT | endian))
         self.prog.set_linux_kernel_custom(VMCOREINFO.format(page_bytes), False)
         self.variables: dict[str, tuple[str, int]] = {}
         self.memory: dict[int, bytearray] = {}
@@ -156,12 +162,16 @@ class SyntheticKernel:
                 member = member.member(part).type
                 while member.kind == TypeKind.TYPEDEF:
                     member = member.type
-            data = (value & (1 << 64) - 1).to_bytes(8, "little")[: sizeof(member)]
-            self.write(address + offsetof(struct_type, path), data)
+            self.number(address + offsetof(struct_type, path), sizeof(member), value)
         return address
 
+    def number(self, address: int, size: int, value: int) -> int:
+        return self.write(address, (value & (1 << 8 * size) - 1).to_bytes(size, self.byte_order))
+
     def words(self, address: int, *values: int) -> int:
-        return self.write(address, struct.pack(f"<{len(values)}Q", *values))
+        for i, value in enumerate(values):
+            self.number(address + 8 * i, 8, value)
+        return address
 
     def variable(self, name: str, type_name: str, value: int | None = None) -> int:
         """Declare a global variable in the kernel's data, and return its address."""
@@ -169,7 +179,7 @@ class SyntheticKernel:
         self.variables[name] = (type_name, address)
         self.zero(address, 64)
         if value is not None:
-            self.write(address, value.to_bytes(8, "little"))
+            self.number(address, min(sizeof(self.prog.type(type_name)), 8), value)
         return address
 
     def cache(self, name: str, size: int) -> int:

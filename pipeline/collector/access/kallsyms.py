@@ -154,13 +154,13 @@ def _read_system_map(path, functions):
             rows = [(int(address, 16), name) for address, _, name in map(bytes.split, f)]
     except (OSError, ValueError):  # Debian's linux-image has a sentence in place of its System.map
         return None
-    # Lower addresses are per-CPU symbols and constants, which KASLR does not move.
-    rows = [(address, name) for address, name in rows if address >> 63]
-    names = [name for _, name in rows]
-    if b"_stext" not in names:
+    base = next((address for address, name in rows if name == b"_stext"), None)
+    if base is None:
         return None
-    kaslr_offset = next(address for address, name in functions if name == b"_stext") - rows[names.index(b"_stext")][0]
-    rows = [(address + kaslr_offset, name) for address, name in rows]
+    kaslr_offset = next(address for address, name in functions if name == b"_stext") - base
+    # Lower addresses are per-CPU symbols and constants, which KASLR does not move.
+    rows = [(address + kaslr_offset, name) for address, name in rows if address >= base]
+    names = [name for _, name in rows]
     row_set, name_set = set(rows), set(names)
     if any(name in name_set and (address, name) not in row_set for address, name in functions):
         return None
@@ -253,7 +253,7 @@ def _find_tables(prog, base, endian):
         search_end = len(image) - _MAX_TOKEN_BYTES
         for digits in _DIGITS.finditer(image, search_start, search_end):
             try:
-                tables = _tables_around(image, digits.start(), endian)
+                tables = _tables_around(image, digits.start(), endian, base)
             except (IndexError, ValueError, struct.error):  # digits outside the token table
                 continue
             if tables:
@@ -277,7 +277,7 @@ def _read_with_holes(prog, address, size):
     return b"".join([_read_with_holes(prog, page, _PAGE_BYTES) for page in pages])
 
 
-def _tables_around(image, digits, endian):
+def _tables_around(image, digits, endian, base):
     """Return the offsets in the image of the tables around the digits, or None if these are not of a token table.
 
     The order before commit 404bad70fcf7 ("scripts/kallsyms: change the output order") (in v6.4), each table aligned to
@@ -285,6 +285,7 @@ def _tables_around(image, digits, endian):
     offsets in kallsyms address table") (in v4.6); num_syms, names, markers, token_table, token_index.
 
     :param digits: offset of _DIGITS in the image.
+    :param base: address of the image.
     """
     end = digits
     for _ in range(256 - ord("0")):
@@ -295,15 +296,21 @@ def _tables_around(image, digits, endian):
     if index[0] or list(index) != sorted(index) or token_table < 0:
         return None
 
-    for markers_offset, markers in _find_markers(image, token_table, endian):
-        names, num_syms = _find_names(image, markers_offset, markers, endian)
+    # num_syms and the markers are u32, and u64 before commit 80ffbaa5b1bd ("kallsyms: reduce size a little on 64-bit")
+    # (in v4.20).
+    for code in ("I", "Q"):
+        number = struct.Struct(endian + code)
+        names, num_syms = _find_names(image, *_find_markers(image, token_table, number), number)
         if names is not None:
             break
     else:
         return None
-    tables = {"token_table": token_table, "token_index": token_index, "names": names, "num_syms": names - 8}
+    # The low half of a big-endian u64 is its second one.
+    num_syms_offset = names - (4 if number.format == ">Q" else 8)
+    tables = {"token_table": token_table, "token_index": token_index, "names": names, "num_syms": num_syms_offset}
     words = struct.unpack_from(endian + "8Q", image, names - 8 - 64)
-    if list(words) == sorted(words) and words[0] >> 48 == 0xFFFF:
+    # Symbols of the image, the last ones, are in order. Offsets, two in a word, are no addresses of it.
+    if list(words) == sorted(words) and base <= words[0] and words[-1] <= base + _MAX_IMAGE_BYTES:
         tables["addresses"] = names - 8 - 8 * num_syms
     else:
         tables["relative_base"] = names - 16
@@ -311,34 +318,34 @@ def _tables_around(image, digits, endian):
     return tables
 
 
-def _find_markers(image, end, endian):
-    """Yield candidates for the table of markers, which ends where the token table starts: its offset and its values.
+def _find_markers(image, end, number):
+    """Return the offset and the values of the table of markers, which ends where the token table starts.
 
-    Each marker is the offset in names of every 256th symbol: u32, and u64 before
-    commit 80ffbaa5b1bd ("kallsyms: reduce size a little on 64-bit") (in v4.20).
+    Each marker is the offset in names of every 256th symbol. There are no values if this is not such a table.
+
+    :param number: struct.Struct of a marker.
     """
-    for code, size in (("I", 4), ("Q", 8)):
-        position = end - size
-        if not struct.unpack_from(endian + code, image, position)[0]:
-            position -= size
-        values = []
-        while position > 0:
-            values.append(struct.unpack_from(endian + code, image, position)[0])
-            if len(values) > 1 and values[-1] >= values[-2]:
-                break
-            if not values[-1]:
-                yield position, values[::-1]
-                break
-            position -= size
+    position = end - number.size
+    if not number.unpack_from(image, position)[0]:
+        position -= number.size
+    values = []
+    while position > 0:
+        values += number.unpack_from(image, position)
+        if len(values) > 1 and values[-1] >= values[-2]:
+            break
+        if not values[-1]:
+            return position, values[::-1]
+        position -= number.size
+    return position, []
 
 
-def _find_names(image, markers_offset, markers, endian):
+def _find_names(image, markers_offset, markers, number):
     """Return the offset of the table of names and the number of symbols, or None and 0."""
     if len(markers) < 2:
         return None, 0
     last_names = markers_offset - markers[-1]
     for names in range(last_names & ~7, max(8, last_names - 256 * 128), -8):
-        (num_syms,) = struct.unpack_from(endian + "I", image, names - 8)
+        (num_syms,) = number.unpack_from(image, names - 8)
         if -(-num_syms // 256) == len(markers) and _skip_names(image, names, 256) == names + markers[1]:
             return names, num_syms
     return None, 0

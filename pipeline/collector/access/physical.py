@@ -51,7 +51,9 @@ def add_to(prog, path):
         prog.read(0, 1, True)
     except FaultError:
         _, end = elf_ranges[0]
-        prog.add_memory_segment(0, end, lambda address, count, offset, physical: prog.read(offset, count), physical=True)
+        prog.add_memory_segment(
+            0, end, lambda address, count, offset, physical: prog.read(offset, count), physical=True
+        )
 
 
 def _elf_ranges(f):

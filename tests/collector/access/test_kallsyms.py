@@ -13,7 +13,8 @@ from pipeline.collector.access import kallsyms, kernel
 from pipeline.collector.status import CollectError
 from tests.collector.conftest import CORES
 
-TEXT = 0xFFFFFFFF81000000
+# Address of the kernel's text on x86_64, ppc64le and s390x, and their byte order.
+TEXTS = {"x86_64": (0xFFFFFFFF81000000, "<"), "ppc64le": (0xC000000000000000, "<"), "s390x": (0x100000, ">")}
 
 
 def align(data: bytes) -> bytes:
@@ -24,7 +25,7 @@ def align(data: bytes) -> bytes:
 def real_table() -> dict[str, bytes]:
     """The parts of a 5.10 kernel's symbol table, from its core."""
     core = next(core for core in CORES if core.name == "deb510-n1")
-    prog, _ = kernel._attach(str(core.path))
+    prog, _ = kernel._attach(str(core.path), None)
     stext = int(re.search(rb"SYMBOL\(_stext\)=(\w+)", prog["VMCOREINFO"].string_())[1], 16)
     addresses = kallsyms._find_tables(prog, stext, "<")
     count = prog.read_u32(addresses["num_syms"])
@@ -45,27 +46,35 @@ def real_table() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("markers", ["I", "Q"], ids=["since v4.20", "before v4.20"])
 @pytest.mark.parametrize("absolute", [False, True], ids=["relative, since v4.6", "absolute, before v4.6"])
-def test_tables_are_found_in_the_order_in_which_old_kernels_have_them(real_table, markers: str, absolute: bool) -> None:
+@pytest.mark.parametrize("arch", TEXTS)
+def test_tables_are_found_in_the_order_in_which_old_kernels_have_them(
+    real_table, markers: str, absolute: bool, arch: str
+) -> None:
     """scripts/kallsyms.c: addresses or offsets and base, num_syms, names, markers, token_table, token_index."""
+    text, order = TEXTS[arch]
     count = real_table["count"]
     parts = {"text": bytes(range(256)) * 4096}
     if absolute:
-        parts["addresses"] = struct.pack(f"<{count}Q", *range(TEXT, TEXT + 16 * count, 16))
+        parts["addresses"] = struct.pack(f"{order}{count}Q", *range(text, text + 16 * count, 16))
     else:
-        parts["offsets"] = align(struct.pack(f"<{count}i", *range(-1, -1 - 16 * count, -16)))
-        parts["relative_base"] = struct.pack("<Q", TEXT)
-    parts["num_syms"] = struct.pack("<Q", count)
+        parts["offsets"] = align(struct.pack(f"{order}{count}i", *range(-1, -1 - 16 * count, -16)))
+        parts["relative_base"] = struct.pack(f"{order}Q", text)
+    parts["num_syms"] = align(struct.pack(order + markers, count))
     parts["names"] = align(real_table["names"])
-    parts["markers"] = align(struct.pack(f"<{len(real_table['starts'])}{markers}", *real_table["starts"]))
+    parts["markers"] = align(struct.pack(f"{order}{len(real_table['starts'])}{markers}", *real_table["starts"]))
     parts["token_table"] = real_table["token_table"]
-    parts["token_index"] = real_table["token_index"]
+    parts["token_index"] = struct.pack(f"{order}256H", *struct.unpack("<256H", real_table["token_index"]))
     image, offsets = bytearray(), {}
     for name, data in parts.items():
         offsets[name] = len(image)
         image += data
     image += bytes(1 << 20)
-    tables = kallsyms._tables_around(image, kallsyms._DIGITS.search(image).start(), "<")
-    assert tables == {name: offset for name, offset in offsets.items() if name not in ("text", "markers")}
+    tables = kallsyms._tables_around(image, kallsyms._DIGITS.search(image).start(), order, text)
+    assert tables
+    num_syms = tables.pop("num_syms")
+    assert struct.unpack_from(f"{order}I", image, num_syms)[0] == count
+    assert num_syms - offsets["num_syms"] in (0, 4)
+    assert tables == {name: offset for name, offset in offsets.items() if name not in ("text", "markers", "num_syms")}
 
 
 SYSTEM_MAP = "System.map-5.10.0-32-cloud-arm64"

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.collector.walk import layouts, list_lrus, superblocks
 from pipeline.collector.walk.list_lrus import Findings, ListLru
-from tests.collector.made import SyntheticKernel
+from tests.collector.made import ByteOrder, SyntheticKernel
 from tests.collector.walk.structs import ALL_MEMBERS, LAYOUTS, Members
 
 NODES = range(4)
@@ -39,14 +39,21 @@ Items = Mapping[tuple[int, int | None], int]
 class Machine:
     """A kernel of one layout, to which list_lrus are added."""
 
-    def __init__(self, layout: str, members: Members = ALL_MEMBERS, ids: int = 4, page_bytes: int = 4096) -> None:
+    def __init__(
+        self,
+        layout: str,
+        members: Members = ALL_MEMBERS,
+        ids: int = 4,
+        page_bytes: int = 4096,
+        byte_order: ByteOrder = "little",
+    ) -> None:
         self.layout, self.members, self.ids = layout, members, ids
         structs = (
             LAYOUTS[layout](members)
             + """
         struct super_block { struct list_head s_list; struct list_lru s_dentry_lru; struct list_lru s_inode_lru; };"""
         )
-        self.kernel = kernel = SyntheticKernel(structs, page_bytes)
+        self.kernel = kernel = SyntheticKernel(structs, page_bytes, byte_order)
         for size in (16, 32, 64, 96, 128, 192, 256, 512):
             kernel.cache(f"kmalloc-{size}", size)
         kernel.variable("radix_tree_node_cachep", "struct kmem_cache *", kernel.cache("radix_tree_node", 584))

@@ -19,7 +19,7 @@ from pipeline.collector.status import CollectError
 from pipeline.collector.walk import layouts, list_lrus, superblocks
 from pipeline.collector.walk.list_lrus import ListLru
 from tests.collector.conftest import CORES
-from tests.collector.made import MODULE
+from tests.collector.made import MODULE, ByteOrder
 from tests.collector.walk.machine import CACHES, ROOT, Machine
 from tests.collector.walk.structs import LAYOUTS, Members
 
@@ -44,6 +44,7 @@ SIZES = {
     "ext_mlrus_lazy": [(1, 2, 2 * 128, 64, 288, 0), (1, 1, 128, 64, 288, 0), (1, 0, 0, 64, 288, 0)],
     "ext_xarray": [(4, 2, 2 * 128, 0, 288, 3 * 584), (4, 1, 128, 0, 288, 584), (4, 0, 0, 0, 288, 0)],
 }
+BYTE_ORDERS: tuple[ByteOrder, ...] = ("little", "big")
 COMBINATIONS = [Members(*present) for present in itertools.product((False, True), repeat=len(Members._fields))]
 
 
@@ -52,10 +53,11 @@ def member_names(members: Members) -> str:
     return "+".join(name for name, is_present in members._asdict().items() if is_present)
 
 
+@pytest.mark.parametrize("byte_order", BYTE_ORDERS)
 @pytest.mark.parametrize("members", COMBINATIONS, ids=member_names)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_layout_is_told_and_sized(layout: str, members: Members) -> None:
-    machine = Machine(layout, members)
+def test_a_layout_is_told_and_sized(layout: str, members: Members, byte_order: ByteOrder) -> None:
+    machine = Machine(layout, members, byte_order=byte_order)
     low, high = machine.online
     dentry, inode = machine.superblock()
     machine.list_lru(
@@ -221,8 +223,9 @@ def test_a_kernel_whose_types_have_no_lists_for_memcgs_is_unsupported() -> None:
     assert audit.target.rows[0][audit.target.columns.index("layout")] == "none"
 
 
-def test_who_owns_a_list_lru_that_is_no_superblocks() -> None:
-    machine = Machine("array_rcu")
+@pytest.mark.parametrize("byte_order", BYTE_ORDERS)
+def test_who_owns_a_list_lru_that_is_no_superblocks(byte_order: ByteOrder) -> None:
+    machine = Machine("array_rcu", byte_order=byte_order)
     kernel = machine.kernel
     kernel.cache("xfs_buftarg", 384)
     buftarg = kernel.slab("xfs_buftarg"), kernel.slab("xfs_buftarg")
@@ -231,12 +234,14 @@ def test_who_owns_a_list_lru_that_is_no_superblocks() -> None:
     in_module = kernel.zero(MODULE + 0x2000, 256)
     beside_a_symbol, in_no_table = in_module + 64, in_module + 128
     strtab = kernel.write(MODULE + 0x1000, b"\0nfs4_xattr_cache_lru\0nfs4_xattr_cache\0__key.1\0")
+    # st_name, st_info, st_other, st_shndx, st_value, st_size
+    elf64_sym = struct.Struct({"little": "<", "big": ">"}[byte_order] + "IBBHQQ")
     symtab = kernel.write(
-        MODULE + 0x1800,  # Elf64_Sym: st_name, st_info, st_other, st_shndx, st_value, st_size
-        struct.pack("<IBBHQQ", 0, 0, 0, 0, in_no_table, 0)
-        + struct.pack("<IBBHQQ", 22, 1, 0, 9, beside_a_symbol - 8, 64)
-        + struct.pack("<IBBHQQ", 1, 1, 0, 9, in_module, 32)
-        + struct.pack("<IBBHQQ", 39, 1, 0, 9, in_module, 0),
+        MODULE + 0x1800,
+        elf64_sym.pack(0, 0, 0, 0, in_no_table, 0)
+        + elf64_sym.pack(22, 1, 0, 9, beside_a_symbol - 8, 64)
+        + elf64_sym.pack(1, 1, 0, 9, in_module, 32)
+        + elf64_sym.pack(39, 1, 0, 9, in_module, 0),
     )
     kallsyms = kernel.put(MODULE + 0x100, "struct mod_kallsyms", symtab=symtab, num_symtab=4, strtab=strtab)
     unreadable = kernel.put(MODULE + 0x200, "struct module", kallsyms=0xFFFFFFFFC1000000)

@@ -38,8 +38,8 @@ def ranges(path):
 def add_to(prog, path):
     """Make the physical memory of a core readable where drgn does not: an ELF core with one range, which starts at 0.
 
-    Without a VMCOREINFO note drgn 0.3.0 takes a physical address of 0 for a missing one. QEMU gives every range the same
-    virtual address. Its guests of s390x, and of ppc64 without NUMA, have one range.
+    Without a VMCOREINFO note drgn 0.3.0 takes a physical address of 0 for a missing one. QEMU, whose guests of s390x
+    and of ppc64 without NUMA have one range, gives each range a virtual address equal to its physical one.
     """
     with open(path, "rb") as f:
         if f.read(5) != b"\x7fELF\x02":
@@ -51,9 +51,7 @@ def add_to(prog, path):
         prog.read(0, 1, True)
     except FaultError:
         _, end = elf_ranges[0]
-        prog.add_memory_segment(
-            0, end, lambda address, count, offset, physical: prog.read(offset, count), physical=True
-        )
+        prog.add_memory_segment(0, end, lambda address, count, offset, _: prog.read(offset, count), physical=True)
 
 
 def _elf_ranges(f):

@@ -40,16 +40,33 @@ class Machine(NamedTuple):
     """The second serial line, on the character device "report"."""
     ttys: tuple[str, str]
     """The kernel's names of the console and of the report's line."""
+    has_numa: bool = True
 
+
+VMCOREINFO = ("-device", "vmcoreinfo")
+"""The device that puts VMCOREINFO into the dump, with the guest's module qemu_fw_cfg: not on ppc64le and s390x, whose
+machines have no fw_cfg."""
 
 MACHINES = {
     # Without cmpxchg16b: QEMU 7.2 sets its flags wrongly, and the slab allocator of 6.4 and later relies on them.
-    "amd64": Machine(("qemu-system-x86_64", "-cpu", "max,-cx16"), ("-serial", "chardev:report"), ("ttyS0", "ttyS1")),
+    "amd64": Machine(
+        ("qemu-system-x86_64", "-cpu", "max,-cx16", *VMCOREINFO), ("-serial", "chardev:report"), ("ttyS0", "ttyS1")
+    ),
     # The machine "virt" has a single serial port. The second one is on PCI: Debian's kernels have its driver built in.
     "arm64": Machine(
-        ("qemu-system-aarch64", "-machine", "virt,gic-version=3", "-cpu", "neoverse-n1"),
+        ("qemu-system-aarch64", "-machine", "virt,gic-version=3", "-cpu", "neoverse-n1", *VMCOREINFO),
         ("-device", "pci-serial,chardev=report"),
         ("ttyAMA0", "ttyS0"),
+    ),
+    # A node has a multiple of 256 MB. The kernel uses the radix MMU.
+    "ppc64el": Machine(
+        ("qemu-system-ppc64", "-machine", "pseries", "-cpu", "power9"), ("-serial", "chardev:report"), ("hvc0", "hvc1")
+    ),
+    "s390x": Machine(
+        ("qemu-system-s390x", "-machine", "s390-ccw-virtio"),
+        ("-device", "virtio-serial-ccw", "-device", "virtconsole,chardev=report"),
+        ("ttyS1", "hvc0"),
+        has_numa=False,
     ),
 }
 """Machine by Debian's name of its architecture."""
@@ -160,15 +177,13 @@ def qemu(shape: Shape, kernel: Kernel) -> list[str]:
         "-accel", "tcg,thread=multi", "-nodefaults", "-no-user-config", "-display", "none", "-smp", "2",
         # With maxmem above the size the firmware also declares the nodes without memory: possible, never online.
         "-m", f"{shape.memory_mb}M" + (f",slots=1,maxmem={2 * shape.memory_mb}M" if shape.offline_nodes else ""),
-        # With the guest's module qemu_fw_cfg this device puts VMCOREINFO into the dump.
-        "-device", "vmcoreinfo",
         "-serial", "file:console", "-chardev", REPORT_DEVICE, *machine.report,
         "-qmp", "unix:qmp,server=on,wait=off",
         "-qmp", "unix:audit,server=on,wait=off",
         "-kernel", str(kernel.vmlinuz.resolve()), "-initrd", "initramfs",
         "-append", f"console={console} quiet panic=-1 rdinit=/init lab_report=/dev/{report}", "-no-reboot",
     ]  # fmt: skip
-    for node in range(shape.nodes):
+    for node in range(shape.nodes if machine.has_numa else 0):
         command += ["-object", f"memory-backend-ram,id=m{node},size={shape.memory_mb // shape.nodes}M"]
         command += ["-numa", f"node,nodeid={node},memdev=m{node}" + (",cpus=0-1" if node == 0 else "")]
     for node in range(shape.nodes, shape.nodes + shape.offline_nodes):

@@ -18,8 +18,9 @@ from tests.lab.kernels import BUSYBOX, Kernel
 from tests.lab.shapes import Shape
 
 GUEST = Path(__file__).parent / "guest"
-MODULES = ("qemu_fw_cfg", "loop", "crc32c_generic", "ext4", "overlay")
-"""Drivers that init needs and that some kernels have as modules: VMCOREINFO for the dump, ext4 on loop, overlay."""
+MODULES = ("qemu_fw_cfg", "virtio_console", "loop", "crc32c_generic", "ext4", "overlay")
+"""Drivers that init needs and that some kernels have as modules: VMCOREINFO for the dump, the report's line on s390x,
+ext4 on loop, overlay."""
 
 DISK_MODULES = (*MODULES, "virtio_pci", "virtio_blk")
 CAPTURE_MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4")

@@ -16,7 +16,7 @@ from typing import Protocol
 SUITES = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "7": "forky"}
 """The Debian suite that has a kernel series, by series."""
 
-FLAVOURS = {"cloud": "-cloud-{}", "generic": "-{}", "rt": "-rt-{}"}
+FLAVOURS = {"cloud": "-cloud-{}", "generic": "-{}", "rt": "-rt-{}", "64k": "-{}-64k"}
 """End of the packages' names by flavour; the field is the kernel's name of the architecture."""
 KERNEL_ARCHES = {"ppc64el": "powerpc64le"}
 """Name of an architecture in the names of kernel packages, where it differs from Debian's own."""
@@ -127,7 +127,11 @@ def get(series: str, packages: Packages, cache: Path, dwarf: bool, flavour: str 
     debug = root / "usr/lib/debug"
     return Kernel(
         release=release,
-        vmlinuz=first_existing(root / f"boot/vmlinuz-{release}", root / f"usr/lib/modules/{release}/vmlinuz"),
+        vmlinuz=first_existing(
+            root / f"boot/vmlinuz-{release}",
+            root / f"boot/vmlinux-{release}",  # ppc64el
+            root / f"usr/lib/modules/{release}/vmlinuz",
+        ),
         modules=first_existing(root / "lib/modules", root / "usr/lib/modules"),
         busybox=busybox,
         vmlinux=first_existing(debug / f"boot/vmlinux-{release}", debug / f"lib/modules/{release}/vmlinux")
@@ -258,7 +262,7 @@ class Mirror:
             "-qq",
         ]
         self._run("apt-get", "update", "-oAPT::Update::Error-Mode=any")
-        kernel = re.compile(rf"linux-(?:image|binary|modules)-\d.*-{KERNEL_ARCHES.get(arch, arch)}(?:-dbg)?")
+        kernel = re.compile(rf"linux-(?:image|binary|modules)-\d.*-{KERNEL_ARCHES.get(arch, arch)}(?:-64k)?(?:-dbg)?")
         names = [name for name in self._run("apt-cache", "pkgnames", "linux-").split() if kernel.fullmatch(name)]
         names += ["busybox-static", *MAKEDUMPFILE_PACKAGES]
         self.version_by_name: dict[str, str] = {}

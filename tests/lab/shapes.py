@@ -88,6 +88,14 @@ BUNDLED_SHAPES = (
     # The server of the commit message of 5abc1e37afa0: 24574 ids, 4 nodes, 952 superblocks.
     Shape("bytedance", "5.10", nodes=4, memory_mb=10240, memcgs=12300, kept=480, tmpfs=930),
 )
+
+LAB_SHAPES = (
+    # Pages of 64 KB, the memmap in vmalloc's page tables.
+    Shape("deb612-ppc64el", "6.12", arch="ppc64el", flavour="64k", memory_mb=512, **_MIX),
+    # Big-endian, without NUMA; the kernel's addresses are random, those of memory are low.
+    Shape("deb612-s390x", "6.12", arch="s390x", flavour="generic", memory_mb=512, **{**_MIX, "nodes": 1}),
+)
+"""Shapes whose cores are made for each test."""
 # fmt: on
 
-SHAPES = {shape.name: shape for shape in BUNDLED_SHAPES}
+SHAPES = {shape.name: shape for shape in BUNDLED_SHAPES + LAB_SHAPES}

@@ -13,16 +13,19 @@ import pytest
 from tests.lab import kernels
 from tests.lab.boot import take_core
 from tests.lab.bundle import INCIDENTAL_COLUMNS
-from tests.lab.shapes import SHAPES
+from tests.lab.shapes import LAB_SHAPES, SHAPES
 
 pytestmark = pytest.mark.lab
 
 
-@pytest.fixture(scope="module", params=["deb510-n2", "deb510-arm64", "deb61-n2", "deb612-n4", "deb7-n2"])
+@pytest.fixture(
+    scope="module",
+    params=["deb510-n2", "deb510-arm64", "deb61-n2", "deb612-n4", "deb7-n2", *(shape.name for shape in LAB_SHAPES)],
+)
 def guest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
     """The folder of a full core and the guest's report, the vmlinux with DWARF, and the shape."""
     shape = SHAPES[request.param]
-    kernel = kernels.debian_kernel(shape.series, shape.arch, dwarf=True)
+    kernel = kernels.debian_kernel(shape.series, shape.arch, dwarf=True, flavour=shape.flavour)
     folder = tmp_path_factory.mktemp(shape.name)
     take_core(shape, kernel, folder)
     assert kernel.vmlinux

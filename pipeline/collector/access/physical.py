@@ -15,7 +15,7 @@ _HEADER_BYTES = 4096
 _SIZES_OFFSET = 428
 # A flattened file starts with a header of this size; records of offset, size (big-endian) and data follow.
 _FLAT_HEADER_BYTES = 4096
-# Bounds the headers and bitmaps that are read: the two bitmaps of 16 TiB take 1 GiB.
+# Bounds the headers and bitmaps that are read, as two bitmaps of 16 TiB of memory take 1 GiB.
 _MAX_HEAD_BYTES = 1 << 30
 
 
@@ -29,7 +29,7 @@ def ranges(path):
         if magic.startswith(b"\x7fELF\x02"):
             return _merge(_elf_ranges(f))
         if magic.startswith(b"KDUMP   "):
-            return _kdump_ranges(f, _read_plain)
+            return _kdump_ranges(f, _read_start)
         if magic.startswith(b"makedumpfile\0"):
             return _kdump_ranges(f, _read_flat)
     return []
@@ -56,16 +56,16 @@ def add_to(prog, path):
 
 def _elf_ranges(f):
     """Yield the start and end of each segment of physical memory in a 64-bit ELF core."""
-    header = _read_plain(f, 64).ljust(64, b"\0")
+    header = _read_at(f, 0, 64).ljust(64, b"\0")
     endian = "<" if header[5] == 1 else ">"
     table_offset, section_offset = struct.unpack_from(endian + "2Q", header, 32)
     entry_bytes, count = struct.unpack_from(endian + "2H", header, 54)
     if count == _PN_XNUM:
-        f.seek(section_offset)
-        (count,) = struct.unpack_from(endian + "I", f.read(64).ljust(64, b"\0"), 44)
-    f.seek(table_offset)
-    table = f.read(min(entry_bytes * count, _MAX_HEAD_BYTES)) if entry_bytes == _PROGRAM_HEADER_BYTES else b""
-    table = table[: len(table) // _PROGRAM_HEADER_BYTES * _PROGRAM_HEADER_BYTES]
+        (count,) = struct.unpack_from(endian + "I", _read_at(f, section_offset, 64).ljust(64, b"\0"), 44)
+    if entry_bytes != _PROGRAM_HEADER_BYTES:
+        return
+    table = _read_at(f, table_offset, min(entry_bytes * count, _MAX_HEAD_BYTES))
+    table = table[: len(table) // entry_bytes * entry_bytes]
     segments = [
         (virtual, physical, size)
         for kind, _, _, virtual, physical, size, _, _ in struct.iter_unpack(endian + "2I6Q", table)
@@ -104,13 +104,17 @@ def _kdump_ranges(f, read):
     return [(run.start() * byte_bytes, run.end() * byte_bytes) for run in re.finditer(rb"[^\0]+", bitmap)]
 
 
-def _read_plain(f, size):
-    f.seek(0)
+def _read_at(f, offset, size):
+    f.seek(min(offset, os.fstat(f.fileno()).st_size))
     return f.read(size)
 
 
+def _read_start(f, size):
+    return _read_at(f, 0, size)
+
+
 def _read_flat(f, size):
-    """Return the first bytes of a flattened core in their order in the core; QEMU writes the pages behind them last."""
+    """Return the first bytes of a flattened core in their order in the core; the rest follows them in the file."""
     content = bytearray(size)
     f.seek(_FLAT_HEADER_BYTES)
     for record in iter(lambda: f.read(16), b""):

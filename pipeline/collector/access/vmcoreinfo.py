@@ -18,7 +18,14 @@ REMEDY = (
     "and load qemu_fw_cfg in the guest, which tells QEMU from Linux 4.17 on"
 )
 # What drgn has to know of a kernel before it reads physical memory; nothing is translated with it.
-PLACEHOLDER = b"OSRELEASE=4.0.0\nPAGESIZE=4096\nSYMBOL(swapper_pg_dir)=ffffffff81000000\nKERNELOFFSET=0\n"
+PLACEHOLDER = b"""OSRELEASE=4.0.0
+PAGESIZE=4096
+SYMBOL(swapper_pg_dir)=ffffffff81000000
+KERNELOFFSET=0
+NUMBER(VA_BITS)=48
+NUMBER(kimage_voffset)=0x0
+NUMBER(PHYS_OFFSET)=0x0
+"""
 
 _START = b"OSRELEASE="
 # Lines of printable characters. Programs that read or write VMCOREINFO have its first words in memory, too.

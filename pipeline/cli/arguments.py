@@ -471,7 +471,7 @@ def _add_collector_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drgn-wheels", type=Path, metavar="DIR", help="directory of wheels for --ship-drgn, filled by fetch-drgn"
     )
-    parser.add_argument("--vmcoreinfo", type=Path, help="file with VMCOREINFO, for QEMU guests that do not provide it")
+    parser.add_argument("--vmcoreinfo", type=Path, help="file with VMCOREINFO, for cores and QEMU guests without it")
 
 
 def _add_target_layout(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,6 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,7 +152,7 @@ def inspect(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.target} contains {len(targets)} cores; inspect takes one, run takes them all")
     if targets[0].kind == "ray":
         raise UsageError(f"{args.target} needs Ray, which inspect does not use; audit it with lru-audit run")
-    target = _with_options(targets[0], args)
+    (target,) = _with_options(targets, args)
     figures = inspect.host_waste(runner.outcome(target, [runner.run(target, 1, _limits(args))]))
     is_good = figures["status"] in GOOD
     if args.json:
@@ -172,28 +171,21 @@ def _targets(args: argparse.Namespace) -> Targets:
     targets = inventory.load(args.targets, args.inventory, limit_patterns=args.limit, labels=args.label)
     if targets.other_file_count and not args.quiet:
         print(f"ignored {targets.other_file_count} files that are not cores", file=sys.stderr)
-    targets[:] = [_with_options(target, args) for target in targets]
+    targets[:] = _with_options(targets, args)
     return targets
 
 
-def _with_options(target: Target, args: argparse.Namespace) -> Target:
-    """Return a target with the options that apply to it; paths of the inventory take precedence."""
+def _with_options(targets: Sequence[Target], args: argparse.Namespace) -> list[Target]:
+    """Return targets with the options that apply to them; what the inventory says of a target takes precedence."""
+    from pipeline.inventory import scopes
+
     if args.ship_drgn != (args.drgn_wheels is not None):
         raise UsageError("--ship-drgn and --drgn-wheels DIR must be given together; fill DIR with lru-audit fetch-drgn")
-    if target.vmlinux is None and target.debug_dir is None:
-        target = replace(target, vmlinux=_absolute(args.vmlinux), debug_dir=_absolute(args.debug_dir))
-    if target.kind == "qmp" and target.vmcoreinfo is None:
-        target = replace(target, vmcoreinfo=_absolute(args.vmcoreinfo))
-    if target.over_ssh:
-        target = replace(target, ssh_config=_absolute(args.ssh_config), drgn_wheels=_absolute(args.drgn_wheels))
-    return replace(
-        target,
-        btf_dir=_absolute(args.btf_dir),
-        charged=args.charged,
-        target_layout=args.target_layout,
-        verify=args.verify,
-        max_reads=args.max_reads,
-    )
+    paths = ("vmlinux", "debug_dir", "btf_dir", "vmcoreinfo", "ssh_config", "drgn_wheels")
+    options = {option: _absolute(getattr(args, option)) for option in paths}
+    options |= {option: getattr(args, option) for option in ("charged", "target_layout", "max_reads")}
+    options["verify"] = args.verify or None
+    return scopes.apply({option: value for option, value in options.items() if value is not None}, targets)
 
 
 def _absolute(path: Path | None) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.text import printable, quote
-from pipeline.inventory import destination
+from pipeline.inventory import destination, scopes
 from pipeline.inventory.entry import KEYS, Entry
 
 FORMS = (
@@ -19,11 +19,6 @@ FORMS = (
 )
 # A host name, an address or an id of a node. It is only compared, never passed to a program.
 _NODE = re.compile(r"[A-Za-z0-9_.:%-]+")
-_REASONS_AGAINST_VIA = {
-    "live": "live: is this machine",
-    "ray": "ray: already runs on the node itself",
-    "ssh": "ssh: already runs on the host itself (for a jump host set ProxyJump in ssh's configuration)",
-}
 _FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -40,7 +35,7 @@ class Target:
     - become: whether the collector runs through ``sudo -n`` on the host that ssh reaches;
     - ssh_config: absolute path of a configuration file for ssh; default the account's own;
     - drgn_wheels: absolute path of a directory of drgn's wheels, one of which is sent over ssh, or None;
-    - vmcoreinfo: absolute path of a file with a QEMU guest's VMCOREINFO, or None;
+    - vmcoreinfo: absolute path of a file with the VMCOREINFO of a core or a QEMU guest, or None;
     - vmlinux, debug_dir, btf_dir: absolute paths of the kernel's types;
     - python: interpreter of the collector; default the one that runs this program;
     - timeout_s: seconds; default that of the run;
@@ -107,9 +102,9 @@ def parse(entry: Entry, errors: list[str]) -> Target | None:
         add_error("target", error)
         return incomplete_target
     via = None
-    if values["via"] is not None:
+    if values["via"] is not None and scopes.SCOPES["via"].covers(Target("", kind, source)):
         try:
-            via = _via(kind, values["via"])
+            via = _via(values["via"])
         except ValueError as error:
             add_error("via", error)
             return incomplete_target
@@ -120,10 +115,6 @@ def parse(entry: Entry, errors: list[str]) -> Target | None:
                 "python", f"python is on another machine; expected a name or an absolute path, not {quote(python)}"
             )
         python = _absolute(entry, python)
-    if values["vmcoreinfo"] and kind != "qmp":
-        add_error("vmcoreinfo", "vmcoreinfo is for qmp: only; other kernels contain their own")
-    if values["name"] and source == "ray:*":
-        add_error("name", "one name for every node of the Ray cluster; remove it")
     target = Target(
         name=values["name"] or _default_name(kind, source, via),
         kind=kind,
@@ -137,8 +128,9 @@ def parse(entry: Entry, errors: list[str]) -> Target | None:
         python=python,
         timeout_s=timeout_s,
     )
-    if become and not target.over_ssh:
-        add_error("become", "become is for hosts that ssh reaches; elsewhere start lru-audit, or Ray, as root")
+    given_keys = [key for key in KEYS if entry.fields.get(key) is not None and (become or key != "become")]
+    for key, reason in scopes.refusals(target, given_keys):
+        add_error(key, reason)
     return target if incomplete_target or entry.fields.get("name") is None else None
 
 
@@ -182,13 +174,11 @@ def _source(entry: Entry, text: str) -> tuple[str, str]:
     raise ValueError(f"{problem} {quote(text)}; expected {FORMS}")
 
 
-def _via(kind: str, text: str) -> str:
+def _via(text: str) -> str:
     """Return the machine on which the collector of a core or a guest runs.
 
     :raises ValueError: with the reason.
     """
-    if kind in _REASONS_AGAINST_VIA:
-        raise ValueError(f"via is for cores and QEMU guests; {_REASONS_AGAINST_VIA[kind]}")
     transport, _, value = text.partition(":")
     if transport == "ssh":
         return f"ssh:{destination.parse(value)}"

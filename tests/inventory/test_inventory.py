@@ -218,11 +218,10 @@ ROWS = [
         "name": "a",
         "labels": {"rack": "r1", "role": "db"},
         "vmlinux": "dbg/vmlinux",
-        "debug_dir": "/usr/lib/debug",
         "python": "venv/bin/python",
         "timeout_s": 30,
     },
-    {"target": "live:", "name": "here", "python": "python3.12"},
+    {"target": "live:", "name": "here", "debug_dir": "/usr/lib/debug", "python": "python3.12"},
 ]
 
 
@@ -233,10 +232,9 @@ def as_yaml(folder: Path) -> Path:
   name: a
   labels: {rack: r1, role: db}
   vmlinux: dbg/vmlinux
-  debug_dir: /usr/lib/debug
   python: venv/bin/python
   timeout_s: 30
-- {target: 'live:', name: here, python: python3.12}
+- {target: 'live:', name: here, debug_dir: /usr/lib/debug, python: python3.12}
 """,
     )
 
@@ -249,8 +247,8 @@ def as_csv(folder: Path) -> Path:
     return write(
         folder / "fleet.csv",
         b"target,name,labels.rack,labels.role,vmlinux,debug_dir,python,timeout_s\n"
-        b"cores/a,a,r1,db,dbg/vmlinux,/usr/lib/debug,venv/bin/python,30\n"
-        b"live:,here,,,,,python3.12,\n",
+        b"cores/a,a,r1,db,dbg/vmlinux,,venv/bin/python,30\n"
+        b"live:,here,,,,/usr/lib/debug,python3.12,\n",
     )
 
 
@@ -265,11 +263,10 @@ def test_every_format_says_the_same_and_its_paths_are_below_its_folder(tmp_path,
             source=f"{folder}/cores/a",
             labels={"rack": "r1", "role": "db"},
             vmlinux=f"{folder}/dbg/vmlinux",
-            debug_dir="/usr/lib/debug",
             python=f"{folder}/venv/bin/python",
             timeout_s=30.0,
         ),
-        Target(name="here", kind="live", source="live:", python="python3.12"),
+        Target(name="here", kind="live", source="live:", debug_dir="/usr/lib/debug", python="python3.12"),
     ]
 
 
@@ -469,7 +466,9 @@ def test_a_core_and_a_guest_may_be_elsewhere(tmp_path, via):
         ({"target": "/c", "become": True}, "hosts that ssh reaches"),
         ({"target": "ray:n", "become": "yes"}, "hosts that ssh reaches"),
         ({"target": "ssh:h", "become": "maybe"}, "true or false"),
-        ({"target": "ssh:h", "vmcoreinfo": "/v"}, "for qmp: only"),
+        ({"target": "ssh:h", "vmcoreinfo": "/v"}, "vmcoreinfo is for cores and QEMU guests"),
+        ({"target": "live:", "vmcoreinfo": "/v"}, "has its own in /proc/kcore"),
+        ({"target": "ray:*", "vmcoreinfo": "/v"}, "has its own in /proc/kcore"),
         ({"target": "ssh:h", "python": "venv/bin/python"}, "another machine"),
         ({"target": "/c", "via": "ray:n", "python": "venv/bin/python"}, "another machine"),
         ({"target": "ray:*", "name": "all"}, "every node"),

@@ -28,10 +28,10 @@ _TIMEOUT_S = 5.0
 class Digester:
     """Computes the digests of the cores of a batch.
 
-    A digest covers the core (path, device, inode, size, mtime, ctime), `vmlinux` and the files of `btf_dir` in the same
-    way, the collector's sources and arguments, and drgn's version. It does not cover files that the collector finds by
-    itself: a vmlinux in `debug_dir`, DWARF in drgn's standard places, a System.map. Those are checked against the build
-    of the kernel, so that another file gives the same rows or none.
+    A digest covers the core (path, device, inode, size, mtime, ctime), `vmlinux`, `vmcoreinfo` and the files of
+    `btf_dir` in the same way, the collector's sources and arguments, and drgn's version. It does not cover files that
+    the collector finds by itself: a vmlinux in `debug_dir`, DWARF in drgn's standard places, a System.map. Those are
+    checked against the build of the kernel, so that another file gives the same rows or none.
 
     The digest of rows is one that was made before the core was read: if a file changed meanwhile, the next run finds
     another digest and reads the core again. The worker also compares the digest after the read, in case the file is put
@@ -67,7 +67,8 @@ class Digester:
         stamp = functools.cache(_stamp)
         for core in cores:
             try:
-                files = [(path, stamp(path)) for path in (core.source, core.vmlinux) if path is not None]
+                paths = (core.source, core.vmlinux, core.vmcoreinfo)
+                files = [(path, stamp(path)) for path in paths if path is not None]
                 btf_files = self._btf_stamps(core.btf_dir) if core.btf_dir is not None else []
             except OSError:  # reading the core gives the reason
                 continue

@@ -23,13 +23,15 @@ def no_minimum_age(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def target(tmp_path: Path) -> Target:
-    """A core with a vmlinux and a directory of BTF files."""
-    for name in ("core", "vmlinux", "btf/5.4.0.btf", "btf/x86_64/5.10.0.btf.tar.xz", "btf/README"):
+    """A core with a vmlinux, a file with VMCOREINFO and a directory of BTF files."""
+    for name in ("core", "vmlinux", "note", "btf/5.4.0.btf", "btf/x86_64/5.10.0.btf.tar.xz", "btf/README"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"content")
-    paths = {name: str(tmp_path / name) for name in ("core", "vmlinux", "btf")}
-    return Target("web", "vmcore", paths["core"], vmlinux=paths["vmlinux"], btf_dir=paths["btf"])
+    paths = {name: str(tmp_path / name) for name in ("core", "vmlinux", "note", "btf")}
+    return Target(
+        "web", "vmcore", paths["core"], vmlinux=paths["vmlinux"], vmcoreinfo=paths["note"], btf_dir=paths["btf"]
+    )
 
 
 def digest_of(target: Target) -> str | None:
@@ -58,7 +60,7 @@ def test_it_stays_the_same_for_the_same_core(target: Target) -> None:
     assert digest_of(target) == digest_of(renamed) == first_digest
 
 
-@pytest.mark.parametrize("file", ["core", "vmlinux", "btf/5.4.0.btf", "btf/x86_64/5.10.0.btf.tar.xz"])
+@pytest.mark.parametrize("file", ["core", "vmlinux", "note", "btf/5.4.0.btf", "btf/x86_64/5.10.0.btf.tar.xz"])
 @pytest.mark.parametrize(
     "change",
     [
@@ -81,7 +83,7 @@ def test_a_new_btf_file_changes_it(target: Target, tmp_path: Path) -> None:
     assert digest_of(target) not in (first_digest, None)
 
 
-@pytest.mark.parametrize("file", ["core", "vmlinux"])
+@pytest.mark.parametrize("file", ["core", "vmlinux", "note"])
 def test_a_batch_stamps_its_btf_directory_once_and_the_other_files_each_time(
     target: Target, tmp_path: Path, file: str
 ) -> None:
@@ -115,6 +117,7 @@ def test_a_link_to_another_core_changes_it(target: Target, tmp_path: Path) -> No
         {"max_reads": 1000},
         {"debug_dir": "/debug"},
         {"vmlinux": None},
+        {"vmcoreinfo": None},
         {"btf_dir": None},
         {"via": "ray:node1"},
     ],
@@ -151,6 +154,7 @@ def test_another_drgn_or_collector_changes_it(target: Target, tmp_path: Path, mo
         {"source": "/nonexistent"},
         {"source": "/dev/null"},
         {"vmlinux": "/nonexistent"},
+        {"vmcoreinfo": "/nonexistent"},
         {"btf_dir": "/nonexistent"},
     ],
     ids=str,
@@ -171,7 +175,7 @@ def test_there_is_none_without_a_drgn_whose_version_is_known(target: Target, mon
     assert digest_of(target) is None
 
 
-@pytest.mark.parametrize("file", ["core", "vmlinux", "btf/5.4.0.btf"])
+@pytest.mark.parametrize("file", ["core", "vmlinux", "note", "btf/5.4.0.btf"])
 def test_there_is_none_for_a_file_that_may_change_again_in_the_same_tick(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:

@@ -192,7 +192,7 @@ def test_reads_of_a_guest_count_though_the_kernel_counts_none(guest: Guest) -> N
 def test_vmcoreinfo_of_another_boot_is_a_mismatch(guest: Guest) -> None:
     failure = guest.results["another boot"]
     assert failure.status == "mismatch"
-    assert failure.error.endswith("/other is not from this boot of the guest")
+    assert failure.error.endswith("/other is not of this boot")
 
 
 def test_the_guest_runs_on(guest: Guest) -> None:

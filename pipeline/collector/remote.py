@@ -167,9 +167,9 @@ def _supervise(request, stdin):
     for number in signals:
         signal.signal(number, stop)
     try:
-        # On another architecture the collector says so, before it looks for drgn.
-        is_supported = os.uname().machine in architectures.SUPPORTED
-        if request["ship_drgn"] and is_supported and not _has_drgn():
+        # The collector refuses the kernel of another architecture without drgn, for which there may be no wheel.
+        is_refused = "live:" in request["args"] and os.uname().machine not in architectures.SUPPORTED
+        if request["ship_drgn"] and not is_refused and not _has_drgn():
             directory = _make_directory()
             _fetch_drgn(stdin, directory)
         # The child holds the writing end: end of file on the reading end means that it has exited.

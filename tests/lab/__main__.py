@@ -6,7 +6,8 @@
     python -m tests.lab pairs [PAIR...]       run the same work on eager and lazy kernels, print the difference of
                                               their slabs, predicted and measured
 
-Needs a Debian machine with qemu-system-x86, -arm, -ppc and -misc, busybox-static, cpio and e2fsprogs; uses crash if installed.
+Needs a Debian machine with qemu-system-x86, -arm, -ppc and -misc, busybox-static, cpio and e2fsprogs; uses crash if
+installed.
 """
 
 from __future__ import annotations

@@ -252,6 +252,15 @@ def test_no_wheel_that_fits_names_what_to_fetch(tmp_server, client, tmp_path):
     wait_until(lambda: os.listdir(tmp_path / "host") == [])
 
 
+def test_a_host_of_another_architecture_is_named_rather_than_its_wheel(tmp_server, client, script, tmp_path):
+    python = script('exec setarch i686 /usr/bin/python3 "$@"')
+    source = f"{USER}@127.0.0.1:{tmp_server.port}"
+    host = core_via(tmp_server, client, kind="ssh", source=source, via=None, python=python, drgn_wheels=str(tmp_path))
+    status, kind, error = failure(host)
+    assert (status, kind) == ("bad_core", "UnsupportedArchitecture")
+    assert "this architecture is not supported: i686; supported are" in error
+
+
 def test_what_was_sent_is_gone_where_the_connection_is_cut(tmp_server, client, wheels, script, tmp_path):
     python = script(instead_of_nice("time.sleep(600)", "/usr/bin/python3"))
     host = tmp_path / "host"

@@ -11,7 +11,7 @@ import time
 
 import drgn
 
-from .. import budget
+from .. import architectures, budget
 from ..status import CollectError
 from . import ppc64, vmcoreinfo
 
@@ -20,6 +20,14 @@ PREFIX = "qmp:"
 _GREETING_TIMEOUT_S = 5
 _MAX_GREETING_BYTES = 4096
 _POLL_S = 0.01
+
+# utsname.machine of drgn's architectures, which have the byte order that QEMU's guests of them have by default.
+_MACHINES = {
+    drgn.Architecture.X86_64: "x86_64",
+    drgn.Architecture.AARCH64: "aarch64",
+    drgn.Architecture.PPC64: "ppc64le",
+    drgn.Architecture.S390X: "s390x",
+}
 
 _IN_USE = (
     "monitor in use (libvirt?): no greeting within %d s; start QEMU with a second -qmp unix:PATH,server=on,wait=off, "
@@ -46,6 +54,7 @@ def attach(source, vmcoreinfo_path=None):
     except Exception as e:
         # drgn raises no specific class for a wrong or missing answer of a monitor.
         raise CollectError("unreachable", "%s: %s" % (source, e), type(e).__name__) from e
+    architectures.check(_MACHINES.get(guest.platform.arch, guest.platform.arch.name.lower()), source)
     if text is None:
         if "VMCOREINFO" not in guest:
             message = "%s: QEMU does not know the guest's VMCOREINFO; %s" % (source, vmcoreinfo.REMEDY)

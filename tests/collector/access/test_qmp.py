@@ -110,6 +110,14 @@ def test_a_monitor_that_answers_nonsense_is_unreachable(monitor: Monitor) -> Non
     assert audit(monitor(GREETING + b"]]]\r\n" * 10, 2)).status == "unreachable"
 
 
+def test_a_guest_of_another_architecture_is_named(monitor: Monitor) -> None:
+    """The answers to qmp_capabilities, to query-target, and to drgn's question for ranges of memory."""
+    answers = b'{"return": {}}\r\n{"return": {"arch": "riscv64"}}\r\n{"return": ""}\r\n'
+    failure = audit(monitor(GREETING + answers, 60))
+    assert (failure.status, failure.error_type) == ("bad_core", "UnsupportedArchitecture")
+    assert "not supported: riscv64; supported are x86_64, aarch64, ppc64le, s390x" in failure.error
+
+
 def test_a_socket_that_is_not_there_is_unreachable(tmp_path: Path) -> None:
     failure = audit(tmp_path / "none")
     assert (failure.status, failure.error_type) == ("unreachable", "FileNotFoundError")

@@ -119,7 +119,7 @@ def cache_usage(cache):
         return None, None
     prog = cache.prog_
     try:
-        with _only_online_nodes(prog):
+        with _only_slab_nodes(prog):
             usage = slab_cache_usage(cache)
     except (AttributeError, LookupError, ValueError, FaultError, ValidationError):
         return None, None
@@ -127,12 +127,13 @@ def cache_usage(cache):
 
 
 @contextmanager
-def _only_online_nodes(prog):
-    """Make drgn's helpers see an nr_node_ids that covers only the online nodes.
+def _only_slab_nodes(prog):
+    """Make drgn's helpers see an nr_node_ids that covers only the nodes with memory for slabs.
 
-    A possible node that is not online has no kmem_cache_node, and drgn 0.3.0 follows the NULL pointer.
+    The others are not online, or have no memory, or movable memory only. They have no slabs and mostly no
+    kmem_cache_node, and drgn 0.3.0 follows the NULL pointer.
     """
-    count = max(nodes_in_state(prog, "N_ONLINE")) + 1
+    count = max(nodes_in_state(prog, "N_NORMAL_MEMORY")) + 1
 
     def find_nr_node_ids(prog, name, flags, filename):
         if name != "nr_node_ids" or not flags & FindObjectFlags.VARIABLE:
@@ -140,9 +141,9 @@ def _only_online_nodes(prog):
         return Object(prog, "unsigned int", count)
 
     enabled_finders = prog.enabled_object_finders()
-    if "online nodes" not in prog.registered_object_finders():
-        prog.register_object_finder("online nodes", find_nr_node_ids)
-    prog.set_enabled_object_finders(["online nodes", *enabled_finders])
+    if "slab nodes" not in prog.registered_object_finders():
+        prog.register_object_finder("slab nodes", find_nr_node_ids)
+    prog.set_enabled_object_finders(["slab nodes", *enabled_finders])
     try:
         yield
     finally:

@@ -236,3 +236,27 @@ def test_one_root_of_each_filesystem_stands_for_its_objects_unless_two_disagree(
     move_inode(prog)
     with pytest.raises(charges.NotScanned, match="has objects of two kinds"):
         charges.scan(prog, superblocks.walk(prog), [])
+
+
+@pytest.mark.parametrize("core", [EAGER, LAZY, BY_NAME["deb7-n2"]], ids=lambda core: core.name)
+def test_a_node_without_memory_has_no_slabs_to_count(core: Core) -> None:
+    """Online for its CPUs, or with movable memory only: SLUB has no kmem_cache_node for it."""
+
+    def lose_memory(prog: Program) -> None:
+        word(prog, prog["node_states"][prog.constant("N_NORMAL_MEMORY")].address_, 0b01)
+        word(prog, nodes_of(prog)[1].address_, 0)
+
+    def nodes_of(prog: Program) -> list[Object]:
+        cache = find_slab_cache(prog, core.target["slab_cache"])
+        if cache.prog_.type("struct kmem_cache").has_member("per_node"):  # since v7.1
+            return [cache.per_node[nid].node for nid in range(2)]
+        return [cache.node[nid] for nid in range(2)]
+
+    (target,) = audit(core, lose_memory)["targets"]
+    lost = nodes_of(core.kernel.prog)[1]
+    slabs = lost.nr_slabs.counter.value_()
+    assert target["slab_cache_bytes"] == core.target["slab_cache_bytes"] - slabs * 4096 > 0
+    partial_slabs = lost.nr_partial.value_()
+    objects = lost.total_objects.counter.value_()
+    active_objects = core.target["slab_cache_active_objects"] - target["slab_cache_active_objects"]
+    assert objects - partial_slabs * objects // slabs <= active_objects <= objects

@@ -67,7 +67,7 @@ def _take_snapshot(args):
     # drgn's commands are plugins, which import all of its helpers: 80 ms of CPU time. DRGN_PLUGINS still names others.
     os.environ.setdefault("DRGN_DISABLE_PLUGINS", "*")
     try:
-        import drgn
+        import drgn  # noqa: F401
     except ImportError as e:
         message = "%s cannot import drgn: %s; install drgn 0.0.31 or newer" % (sys.executable, e)
         raise CollectError("no_drgn", message, "ImportError") from e
@@ -75,17 +75,15 @@ def _take_snapshot(args):
     logging.getLogger("drgn").setLevel(logging.ERROR)
     _import_helpers()
     from . import snapshot
-    from .access import kernel, memory
+    from .access import core_file, kernel, memory
 
     try:
         opened_kernel = kernel.open_kernel(args.source, args.vmlinux, args.debug_dir, args.btf_dir, args.vmcoreinfo)
         is_running = memory.is_running(opened_kernel.prog)
         scan_charges = not is_running if args.charged is None else args.charged
         take = functools.partial(snapshot.take, opened_kernel, scan_charges, args.target_layout, args.verify)
-        return _retry_on_change(take) if is_running else take()
-    except drgn.FaultError as e:
-        message = "memory is missing; the core is truncated or filtered: %s" % e
-        raise CollectError("bad_core", message, "FaultError") from e
+        with core_file.explained(opened_kernel.note):
+            return _retry_on_change(take) if is_running else take()
     except (LookupError, AttributeError) as e:
         # This kernel lacks a type, member or symbol that the collector relies on.
         raise CollectError("no_types", str(e), type(e).__name__) from e

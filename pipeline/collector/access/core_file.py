@@ -1,31 +1,58 @@
-"""The header of a core file, inspected before drgn opens it: truncated, incomplete, or flattened for a pipe."""
+"""A core file before drgn opens it: what it is packed in, how much of it is there, and words for what is missing.
 
+libkdumpfile maps a file into memory. Where the file ends early it reads zeros as if they were in the dump, or dies of
+SIGBUS, so a kdump-compressed dump that does not contain all of its pages is not opened. drgn reads an ELF core with
+pread(2), which fails past the end: such a core is opened.
+"""
+
+import contextlib
 import os
+import stat
 import struct
 from collections import namedtuple
 
-from .. import architectures, foreign
+from drgn import FaultError
+
+from .. import architectures, foreign, formats
 from ..status import CollectError
 
-# struct disk_dump_header of makedumpfile: signature, version, utsname (six fields of 65 bytes), time, status.
-_VERSION_OFFSET = 8
-_SYSNAME_OFFSET = 12
-_MACHINE_OFFSET = _SYSNAME_OFFSET + 4 * 65
-_STATUS_OFFSET = 424
-_DUMP_DH_COMPRESSED_INCOMPLETE = 0x8
+DAMAGED = "the core is truncated, zeroed or filtered"
+"""The reason for missing memory where the file itself gives none."""
+
 _EI_CLASS, _EI_DATA = 4, 5
-_ELFCLASS64 = _ELFDATA2MSB = 2
+_ELFCLASS64 = _ELFDATA2MSB = b"\2"
+_ELF_HEADER_BYTES = 64
+_PROGRAM_HEADER_BYTES = 56
 _PT_LOAD = 1
-# e_phnum of a core with more program headers than fit; their number is then in a section header.
+# e_phnum of a core with more program headers than fit; their number is then in sh_info of the first section.
 _PN_XNUM = 0xFFFF
+_SH_INFO_OFFSET = 44
+
+# struct page_desc: offset, size, flags, page_flags.
+_PAGE_DESCRIPTOR = "QIIQ"
+_PAGE_DESCRIPTOR_BYTES = 24
+# Descriptors to read at a time. Data lie in the order of descriptors: the last of them refer to the end of the file.
+_DESCRIPTORS_PER_READ = 1 << 14
+_BITMAP_BYTES_PER_READ = 1 << 20
+_BIT_COUNTS = bytes(bin(byte).count("1") for byte in range(256))
+# Bounds the files beside a part of a dump in which other parts are looked for.
+_MAX_SIBLINGS = 10000
+
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISBLK, "a block device"),
+)
 
 
 class CoreFile(namedtuple("CoreFile", "note machine size_bytes")):
-    """The facts in a core file's header that an audit needs.
+    """The facts about a core file that an audit needs.
 
     note: warning for a reader of the audit, or None. machine: utsname.machine, for drgn: it takes the byte order of
     QEMU's ppc64 cores from a wrong header, and libkdumpfile ignores the machine where QEMU left the rest of utsname
-    empty. None for other kdump-compressed cores. size_bytes: size of the file.
+    empty. None for other cores that libkdumpfile reads. size_bytes: size of the file.
     """
 
     __slots__ = ()
@@ -34,48 +61,199 @@ class CoreFile(namedtuple("CoreFile", "note machine size_bytes")):
 def read_header(path):
     """Return the CoreFile of a path. A file that is not a core is left for drgn to refuse.
 
-    :raises CollectError: ``bad_core``: the core has to be converted first.
+    :raises CollectError: ``bad_core``: not a file, or the core has to be unpacked, joined, converted or copied first.
     :raises OSError: the file cannot be read.
     """
-    size_bytes = os.path.getsize(path)
+    status = os.stat(path)
+    for is_kind, kind in _KINDS:  # open(2) of a FIFO waits for a writer, that of a device may have effects
+        if is_kind(status.st_mode):
+            raise CollectError("bad_core", "%s: %s, not the file of a core" % (path, kind), "NotAFile")
+    if not status.st_size:
+        raise CollectError("bad_core", "%s is empty: the dump was not written" % path, "Incomplete")
     note = machine = None
     with open(path, "rb") as f:
-        header = f.read(4096)
-        if header.startswith(b"makedumpfile\0"):
-            message = "%s: flattened for a pipe; rearrange it: makedumpfile -R NEW < %s" % (path, path)
-            raise CollectError("bad_core", message)
-        if header.startswith(b"KDUMP   ") and len(header) == 4096:
-            name = header[_MACHINE_OFFSET : _MACHINE_OFFSET + 65].split(b"\0")[0].decode(errors="replace")
+        head = f.read(formats.HEAD_BYTES)
+        _check_not_packed(path, head)
+        # That all records of a flattened core are there is checked by libkdumpfile itself.
+        is_flattened = formats.is_flattened(head)
+        dump = _unflattened_start(path, f) if is_flattened else f
+        dump.seek(0)
+        head = dump.read(formats.HEAD_BYTES)
+        if formats.is_kdump(head):
+            sysname, name = formats.kdump_utsname(head)
             if name:
                 architectures.check(name, path)
-            if not header[_SYSNAME_OFFSET]:
-                machine = name
-            # The header's version, at most 6, tells its byte order.
-            prefix = "<" if header[_VERSION_OFFSET] else ">"
-            if struct.unpack_from(prefix + "I", header, _STATUS_OFFSET)[0] & _DUMP_DH_COMPRESSED_INCOMPLETE:
+            machine = None if sysname else name
+            header = formats.kdump_header(dump)
+            if header is not None and header.split_pfns:
+                raise _split_error(path, header)
+            if not is_flattened:
+                _check_pages(path, f, header, status.st_size)
+            if header is not None and header.is_incomplete:
                 note = "the dump is incomplete: its disk was full"
-        elif header.startswith(b"\x7fELF") and len(header) >= 64:
-            machine = architectures.elf_core_machine(header, path)
-            expected_bytes = _elf_size(f, header)
-            if expected_bytes > size_bytes:
-                note = "the core is truncated: %d of %d bytes" % (size_bytes, expected_bytes)
+        elif head.startswith(b"\x7fELF"):
+            machine = architectures.elf_core_machine(head, path)
+            if is_flattened:
+                machine = None  # drgn 0.3.0 crashes if it is told the platform of an ELF core that libkdumpfile reads
+            else:
+                expected_bytes = _elf_size(f, head, status.st_size)
+                if expected_bytes > status.st_size:
+                    note = "the core is truncated: %d of %d bytes" % (status.st_size, expected_bytes)
         else:
-            foreign.check(header, path)
-    return CoreFile(note, machine, size_bytes)
+            foreign.check(head, path)
+    return CoreFile(note, machine, status.st_size)
 
 
-def _elf_size(f, header):
-    """Return the file offset at which the last segment of a 64-bit ELF core ends, or 0 if unknown."""
-    prefix = ">" if header[_EI_DATA] == _ELFDATA2MSB else "<"
-    (table_offset,) = struct.unpack_from(prefix + "Q", header, 32)
-    entry_bytes, count = struct.unpack_from(prefix + "2H", header, 54)
-    if header[_EI_CLASS] != _ELFCLASS64 or count == _PN_XNUM or entry_bytes != 56:
+def check_flattened(path, error):
+    """Check that a core which drgn cannot open is not flattened.
+
+    :param error: what drgn says.
+    :raises CollectError: ``bad_core``: with the remedy.
+    """
+    with open(path, "rb") as f:
+        if not formats.is_flattened(f.read(formats.HEAD_BYTES)):
+            return
+        try:
+            for _ in formats.records(f):
+                pass
+        except EOFError:
+            raise _cut_flattened_error(path) from None
+    message = "%s is flattened; if drgn's libkdumpfile is older than 0.5.3, rearrange it: makedumpfile -R NEW < %s"
+    raise CollectError("bad_core", (message + "; drgn: %s") % (path, path, error), type(error).__name__) from error
+
+
+@contextlib.contextmanager
+def explained(note):
+    """Put the reason that the file gives into the errors of the block.
+
+    :param note: CoreFile.note, or None.
+    :raises CollectError: also in place of FaultError.
+    """
+    try:
+        yield
+    except FaultError as e:
+        message = "memory is missing; %s: %s" % (note or DAMAGED, e)
+        raise CollectError("bad_core", message, type(e).__name__) from e
+    except CollectError as e:
+        if note is None or e.status not in ("bad_core", "no_types"):
+            raise
+        message = str(e)
+        message = message.replace(DAMAGED, note) if DAMAGED in message else "%s; %s" % (message, note)
+        raise CollectError(e.status, message, e.error_type) from e
+
+
+def _check_not_packed(path, head):
+    program = formats.compression(head)
+    if program is not None:
+        message = "%s is compressed; unpack it: %s -dc %s > NEW" % (path, program, path)
+        raise CollectError("bad_core", message, formats.PACKED)
+    if formats.is_tar(head):
+        raise CollectError("bad_core", "%s is a tar archive; unpack it: tar -xf %s" % (path, path), formats.PACKED)
+
+
+def _unflattened_start(path, f):
+    try:
+        return formats.unflattened_start(f)
+    except EOFError:
+        raise _cut_flattened_error(path) from None
+
+
+def _cut_flattened_error(path):
+    message = "%s is cut off: its end record is missing; makedumpfile did not finish, or the copy did not" % path
+    return CollectError("bad_core", message, "Incomplete")
+
+
+def _early_end_error(path, size_bytes, end):
+    message = "%s ends early, after %d bytes of at least %d: it was cut off, or is still being written"
+    return CollectError("bad_core", message % (path, size_bytes, end), "Incomplete")
+
+
+def _split_error(path, header):
+    directory = os.path.dirname(path)
+    parts = [(header.split_pfns, path)]
+    for name in sorted(os.listdir(directory or "."))[:_MAX_SIBLINGS]:
+        sibling = os.path.join(directory, name)
+        with contextlib.suppress(OSError):
+            if os.path.isfile(sibling) and not os.path.samefile(sibling, path):
+                with open(sibling, "rb") as f:
+                    other = formats.kdump_header(f)
+                if other is not None and other.split_pfns and other.identity == header.identity:
+                    parts.append((other.split_pfns, sibling))
+    files = " ".join(sibling for _, sibling in sorted(parts))
+    count = "" if len(parts) > 1 else "; the others are not beside it"
+    message = "%s is a part of a dump (makedumpfile --split)%s; join all parts: makedumpfile --reassemble %s NEW"
+    return CollectError("bad_core", message % (path, count, files), "Split")
+
+
+def _check_pages(path, f, header, size_bytes):
+    """Check that a kdump-compressed dump contains its bitmaps, the descriptors of its pages, and the pages' data.
+
+    :param header: KdumpHeader, or None if it is not there.
+    """
+    if header is None:
+        if size_bytes < formats.HEAD_BYTES:
+            raise _early_end_error(path, size_bytes, formats.HEAD_BYTES)
+        return
+    end = header.bitmap_offset + header.bitmap_bytes
+    if end <= size_bytes:
+        descriptors = _page_count(f, header)
+        end, table_offset = end + descriptors * _PAGE_DESCRIPTOR_BYTES, end
+        if end <= size_bytes:
+            end = max(end, _data_end(f, header.order, table_offset, descriptors))
+    if end > size_bytes:
+        raise _early_end_error(path, size_bytes, end)
+
+
+def _page_count(f, header):
+    """Return the number of pages in a dump: of the bits in the second of two bitmaps, or in the only one."""
+    offset, left = header.bitmap_offset, header.bitmap_bytes
+    if header.max_pfn <= left * 8 // 2:
+        left //= 2
+        offset += left
+    f.seek(offset)
+    count = 0
+    while left > 0:
+        bits = f.read(min(left, _BITMAP_BYTES_PER_READ))
+        left -= _BITMAP_BYTES_PER_READ
+        count += 8 * bits.count(b"\xff") + sum(bits.translate(_BIT_COUNTS, b"\0\xff"))
+    return count
+
+
+def _data_end(f, order, table_offset, count):
+    """Return the file offset at which the data of the last pages end; descriptors that were not written are zero."""
+    while count > 0:
+        start = max(0, count - _DESCRIPTORS_PER_READ)
+        f.seek(table_offset + start * _PAGE_DESCRIPTOR_BYTES)
+        table = f.read((count - start) * _PAGE_DESCRIPTOR_BYTES)
+        end = max(offset + size for offset, size, _, _ in struct.iter_unpack(order + _PAGE_DESCRIPTOR, table))
+        if end:
+            return end
+        count = start
+    return 0
+
+
+def _elf_size(f, header, size_bytes):
+    """Return the file offset at which the last segment of a 64-bit ELF core ends, or 0 if unknown.
+
+    :param header: first bytes of the file.
+    """
+    prefix = ">" if header[_EI_DATA : _EI_DATA + 1] == _ELFDATA2MSB else "<"
+    if len(header) < _ELF_HEADER_BYTES or header[_EI_CLASS : _EI_CLASS + 1] != _ELFCLASS64:
         return 0
-    f.seek(table_offset)
-    program_headers = f.read(entry_bytes * count)
+    table_offset, sections_offset = struct.unpack_from(prefix + "2Q", header, 32)
+    entry_bytes, count = struct.unpack_from(prefix + "2H", header, 54)
+    if entry_bytes != _PROGRAM_HEADER_BYTES:
+        return 0
+    if count == _PN_XNUM:
+        f.seek(sections_offset + _SH_INFO_OFFSET)
+        (count,) = struct.unpack(prefix + "I", f.read(4).ljust(4, b"\0"))
     end = table_offset + entry_bytes * count
-    for position in range(0, len(program_headers) - entry_bytes + 1, entry_bytes):
-        segment_type, _, offset, _, _, file_bytes = struct.unpack_from(prefix + "2I4Q", program_headers, position)
+    if end > size_bytes:
+        return end
+    f.seek(table_offset)
+    for segment_type, _, offset, _, _, file_bytes, _, _ in struct.iter_unpack(
+        prefix + "2I6Q", f.read(entry_bytes * count)
+    ):
         if segment_type == _PT_LOAD:
             end = max(end, offset + file_bytes)
     return end

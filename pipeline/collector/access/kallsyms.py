@@ -19,6 +19,7 @@ from drgn import FaultError, ProgramFlags, Symbol, SymbolBinding, SymbolKind
 from drgn.helpers.linux.kallsyms import load_vmlinux_kallsyms
 
 from ..status import CollectError
+from .core_file import DAMAGED
 from .memory import struct_prefix
 from .symbol_names import SymbolNames
 
@@ -35,6 +36,8 @@ _MAX_SYMBOLS = 1 << 22
 
 # A global variable that every kernel has.
 _VARIABLE = "init_uts_ns"
+# __START_KERNEL_map of x86_64: the virtual address of physical address phys_base.
+_START_KERNEL_MAP = 0xFFFFFFFF80000000
 
 
 def load(prog, system_maps):
@@ -132,7 +135,8 @@ def _read_kallsyms(prog):
     if "_stext" not in symbols:
         raise CollectError("no_types", "VMCOREINFO lacks the address of the kernel's text")
     if not any(_read_with_holes(prog, symbols["_stext"], _PAGE_BYTES)):
-        raise CollectError("bad_core", "the kernel's text is missing: the core is truncated, zeroed or filtered")
+        part = "a page table of the kernel" if _is_text_in_memory(prog, symbols["_stext"]) else "the kernel's text"
+        raise CollectError("bad_core", "%s is missing: %s" % (part, DAMAGED))
     endian = struct_prefix(prog)
     tables = {name[9:]: address for name, address in symbols.items() if name.startswith("kallsyms_")}
     if "names" not in tables:
@@ -142,6 +146,26 @@ def _read_kallsyms(prog):
         raise CollectError("no_types", "the kernel's symbol table claims %d symbols" % count)
     names = _read_names(prog, tables, count, endian)
     return _Table(names, _read_addresses(prog, tables, count, endian, names, symbols["_stext"]))
+
+
+def _is_text_in_memory(prog, text_address):
+    """Whether the page of the kernel's text that cannot be read by its address is at its physical address.
+
+    VMCOREINFO has phys_base on x86_64 and kimage_voffset on arm64; elsewhere the answer is False.
+    """
+    numbers = dict(
+        re.findall(rb"^NUMBER\((phys_base|kimage_voffset)\)=(\w+|-\d+)$", prog["VMCOREINFO"].string_(), re.M)
+    )
+    if b"phys_base" in numbers:
+        physical = text_address - _START_KERNEL_MAP + int(numbers[b"phys_base"], 0)
+    elif b"kimage_voffset" in numbers:
+        physical = text_address - int(numbers[b"kimage_voffset"], 0)
+    else:
+        return False
+    try:
+        return any(prog.read(physical, _PAGE_BYTES, True))
+    except FaultError:
+        return False
 
 
 def _read_system_map(path, functions):

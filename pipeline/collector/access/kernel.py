@@ -95,7 +95,8 @@ def open_kernel(source, vmlinux=None, debug_dirs=(), btf_dir=None, vmcoreinfo_pa
     """
     prog, core = _attach(source, vmcoreinfo_path)
     ppc64.check_byte_order(prog, source)
-    kernel = with_types(prog, source, vmlinux, debug_dirs, btf_dir)
+    with core_file.explained(core and core.note):
+        kernel = with_types(prog, source, vmlinux, debug_dirs, btf_dir)
     if core is not None:
         kernel.note, kernel.core_bytes = core.note, core.size_bytes
     return kernel
@@ -157,11 +158,20 @@ def _attach_live():
 def _attach_core(path, vmcoreinfo_path):
     """Return a program attached to a core, and its CoreFile.
 
+    :raises OSError: the core cannot be read.
+    """
+    core = core_file.read_header(path)
+    with core_file.explained(core.note):
+        return _open_core(core, path, vmcoreinfo_path), core
+
+
+def _open_core(core, path, vmcoreinfo_path):
+    """Return a program attached to a core.
+
     VMCOREINFO is that of a file, else that of the core's notes, else that of the memory in the core.
 
     :raises OSError: the core cannot be read.
     """
-    core = core_file.read_header(path)
 
     def open_core(text=None):
         prog = Program(_PLATFORMS.get(core.machine), vmcoreinfo=text)
@@ -174,9 +184,9 @@ def _attach_core(path, vmcoreinfo_path):
     if vmcoreinfo_path is not None:
         prog = _open_readable(open_core, path, vmcoreinfo.read_file(vmcoreinfo_path))
         vmcoreinfo.check(prog, path, vmcoreinfo_path)
-        return prog, core
+        return prog
     try:
-        return open_core(), core
+        return open_core()
     except (OSError, MemoryError):
         raise
     except Exception as e:
@@ -188,7 +198,7 @@ def _attach_core(path, vmcoreinfo_path):
                 "%s: no physical memory in it: the core of a process, or xl dump-core's form, which drgn does not read"
             )
             raise CollectError("bad_core", message % path, type(e).__name__) from e
-    return open_core(vmcoreinfo.find(memory, path, ranges, open_core)), core
+    return open_core(vmcoreinfo.find(memory, path, ranges, open_core))
 
 
 def _open_readable(open_core, path, text):
@@ -199,6 +209,7 @@ def _open_readable(open_core, path, text):
         raise
     except Exception as e:
         # drgn raises Exception, ValueError or FaultError for a file that libelf or libkdumpfile cannot read.
+        core_file.check_flattened(path, e)
         message = "%s: not a core that drgn can read (ELF or kdump-compressed): %s" % (path, e)
         raise CollectError("bad_core", message, type(e).__name__) from e
 

@@ -125,12 +125,6 @@ def test_what_is_no_core_is_a_bad_core(tmp_path: Path, data: bytes) -> None:
     assert str(tmp_path / "core") in str(error_info.value)
 
 
-def test_a_flattened_core_says_how_to_rearrange_it(tmp_path: Path) -> None:
-    with pytest.raises(CollectError, match="makedumpfile -R") as error_info:
-        kernel.open_kernel(write_file(tmp_path / "core", b"makedumpfile\0" + bytes(9000)))
-    assert error_info.value.status == "bad_core"
-
-
 def test_a_core_that_is_not_there_is_unreachable(tmp_path: Path) -> None:
     with pytest.raises(CollectError, match="no such file") as error_info:
         kernel.open_kernel(str(tmp_path / "none"))

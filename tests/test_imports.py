@@ -16,7 +16,7 @@ ROOMS = {
     "": {"cli"},
     "cli": {"inventory", "fanout", "fanout.runner", "fanout.transports", "collector.model"}
     | {"warehouse", "query", "report", "report.screens", "collector"},
-    "inventory": set(),
+    "inventory": {"collector"},
     "fanout": {"inventory", "fanout.runner", "collector"},
     "fanout.runner": {"inventory", "fanout.transports", "collector"},
     "fanout.transports": {"inventory"},
@@ -31,7 +31,13 @@ ROOMS = {
     "common": set(),
 }
 # The files of `collector` that other rooms may import; the others belong to the collector's own process.
-SHARED_BY_THE_COLLECTOR = {"pipeline.collector.status", "pipeline.collector.budget", "pipeline.collector.__version__"}
+SHARED_BY_THE_COLLECTOR = {
+    "pipeline.collector.status",
+    "pipeline.collector.budget",
+    "pipeline.collector.foreign",
+    "pipeline.collector.formats",
+    "pipeline.collector.__version__",
+}
 # Becomes the collector's own process, by a fork.
 FORK_SERVER = ROOT / "pipeline" / "fanout" / "runner" / "launch.py"
 # Packages that belong to some rooms only.
@@ -39,7 +45,7 @@ ONLY_IN = {
     "ray": {"fanout"},
     "duckdb": {"query"},
     "drgn": {"collector", "collector.access", "collector.walk"},
-    "pyarrow": {"warehouse", "query", "report"},
+    "pyarrow": {"inventory", "warehouse", "query", "report"},
 }
 
 FILES = sorted((ROOT / "pipeline").rglob("*.py"))

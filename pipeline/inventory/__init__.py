@@ -118,13 +118,12 @@ def _targets(entry: Entry, targets: Targets, errors: list[str]) -> list[tuple[Ta
     target = parse(entry, errors)
     if target is None:
         return []
-    previous_errors = len(errors)
     source = target.source
     if target.kind != "vmcore" or target.via or not os.path.isdir(source):
         return [(target, os.path.dirname(source))]
-    paths, other_count = cores.search(source, errors)
+    paths, other_count = cores.search(source)
     targets.other_file_count += other_count
-    if not paths and len(errors) == previous_errors:
+    if not paths:
         errors.append(f"{entry.key_location('target')}: no core in {quote(source)}, only {other_count} other files")
     if target.name and len(paths) > 1:
         errors.append(f"{entry.key_location('name')}: one name for all {len(paths)} cores in {quote(source)}")

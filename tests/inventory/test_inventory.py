@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -18,6 +19,7 @@ import pytest
 
 from pipeline import inventory
 from pipeline.inventory import InventoryError, Target
+from tests import dumps
 
 ELF_CORE = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<H", 4)
 ELF_CORE_BIG_ENDIAN = b"\x7fELF\x02\x02\x01" + bytes(9) + struct.pack(">H", 4)
@@ -182,6 +184,115 @@ def test_a_directory_without_a_core_is_an_error_that_counts_the_others(tmp_path)
     (error,) = errors([str(tmp_path)])
     assert "no core" in error
     assert "1 other file" in error
+
+
+def packed(form: str, content: bytes, tmp_path: Path) -> bytes:
+    """Return a file in a form, written by the programs that people pack with."""
+    (tmp_path / "content").write_bytes(content)
+    commands = {
+        "gz": "gzip -c content",
+        "bz2": "bzip2 -c content",
+        "xz": "xz -c content",
+        "zst": "zstd -qc content",
+        "lz4": "lz4 -qc content",
+        "tar": "tar -c content",
+        "tar.gz": "tar -cz content",
+        "tar.xz": "tar -cJ content",
+    }
+    program = commands[form].split()[0]
+    if shutil.which(program) is None:
+        pytest.skip(f"needs {program}")
+    return subprocess.check_output(commands[form].split(), cwd=tmp_path)
+
+
+@pytest.mark.parametrize("form", ["gz", "bz2", "xz", "zst", "lz4", "tar", "tar.gz", "tar.xz"])
+def test_a_packed_core_is_a_core_whatever_its_name_and_other_packed_files_are_not(form, tmp_path):
+    write(tmp_path / "c" / "a", packed(form, b"KDUMP   " + bytes(5000), tmp_path))
+    write(tmp_path / "c" / "b", packed(form, b"text" + bytes(5000), tmp_path))
+    targets = inventory.load([str(tmp_path / "c")])
+    assert (names(targets), targets.other_file_count) == (["a"], 1)
+
+
+def test_a_core_is_found_in_an_archive_behind_what_kdump_writes_before_it(tmp_path):
+    write(tmp_path / "h" / "1-dmesg.txt", os.urandom(1 << 20))
+    write(tmp_path / "h" / "2-vmcore", b"KDUMP   " + bytes(5000))
+    (tmp_path / "c").mkdir()
+    subprocess.run(["tar", "-czf", "c/h.tar.gz", "h/1-dmesg.txt", "h/2-vmcore"], cwd=tmp_path, check=True)
+    assert names(inventory.load([str(tmp_path / "c")])) == ["h.tar.gz"]
+
+
+def test_what_has_the_name_of_a_dump_is_a_row_whatever_is_in_it(tmp_path):
+    rows = [
+        "vmcore",
+        "vmcore-incomplete",
+        "vmcore.1",
+        "dump.202611251200",
+        "dump-incomplete",
+        "db1.vmcore",
+        "vmcore.gz",
+    ]
+    others = ["vmcore-dmesg.txt", "vmcore-dmesg-incomplete.txt", "dmesg.202611251200", "vmcoreinfo", "vmcore.md5"]
+    others += ["dump.sql", "vmcores.txt", "kexec-dmesg.log"]
+    for name in rows + others:
+        write(tmp_path / name, b"")
+    targets = inventory.load([str(tmp_path)])
+    assert [Path(target.source).name for target in targets] == sorted(rows)
+    assert targets.other_file_count == len(others)
+
+
+def test_what_a_hypervisor_saved_is_a_row_whatever_its_name(tmp_path):
+    write(tmp_path / "guest.save", b"LibvirtQemudSave" + bytes(100))
+    write(tmp_path / "guest.vmem", bytes(100))
+    write(tmp_path / "guest.log", b"text")
+    targets = inventory.load([str(tmp_path)])
+    assert (names(targets), targets.other_file_count) == (["guest.save", "guest.vmem"], 1)
+
+
+def test_a_name_of_a_dump_that_leads_nowhere_or_is_a_fifo_is_a_row(tmp_path):
+    (tmp_path / "vmcore").symlink_to(tmp_path / "nothing")
+    (tmp_path / "other").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "vmcore-1")
+    targets = inventory.load([str(tmp_path)])
+    assert [Path(target.source).name for target in targets] == ["vmcore", "vmcore-1"]
+    assert targets.other_file_count == 1
+
+
+def test_links_to_a_core_in_the_same_tree_do_not_count_it_twice(tmp_path):
+    core = write(tmp_path / "c" / "host1" / "vmcore")
+    (tmp_path / "c" / "host1" / "a-link").hardlink_to(core)
+    (tmp_path / "c" / "latest").symlink_to(core)
+    (tmp_path / "c" / "loop").symlink_to(tmp_path / "c")
+    (tmp_path / "c" / "host1" / "self").symlink_to("self")
+    outside = write(tmp_path / "outside")
+    (tmp_path / "c" / "host2").symlink_to(outside)
+    targets = inventory.load([str(tmp_path / "c")])
+    assert names(targets) == ["host1/a-link", "host2"]
+    assert targets.other_file_count == 1
+
+
+def test_the_parts_of_a_split_dump_are_one_row_in_each_directory(tmp_path):
+    dump = (Path(__file__).parents[1] / "vmcores" / "deb510-n1" / "vmcore").read_bytes()
+    for folder in ("a", "b"):
+        write(tmp_path / folder / "part1", dumps.part(dump, 0, 1000))
+        write(tmp_path / folder / "part2", dumps.part(dump, 1000, 9000))
+        write(tmp_path / folder / "whole", dump)
+    targets = inventory.load([str(tmp_path)])
+    assert names(targets) == ["a/part1", "a/whole", "b/part1", "b/whole"]
+    assert targets.other_file_count == 0
+
+
+def test_a_closed_subdirectory_is_a_row(tmp_path, monkeypatch):
+    write(tmp_path / "host1" / "vmcore")
+    write(tmp_path / "host2" / "vmcore")
+    scandir = os.scandir
+
+    def denied(path: str) -> object:  # a stand-in, since root may read every directory
+        if str(path).endswith("host2"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert names(inventory.load([str(tmp_path)])) == ["host1/vmcore", "host2"]
 
 
 def test_kdumps_cores_are_named_by_their_folders(tmp_path):

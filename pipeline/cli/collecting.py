@@ -8,6 +8,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -265,12 +266,14 @@ def _collect(args: argparse.Namespace, staging: Staging, plan: Plan, workers: Wo
 
     options = staging.options()
     collect = functools.partial(redact.run, staging.key()) if options.get("redact") else runner.run
+    limits = replace(_restore(staging, runner.Limits, options["limits"]), unpack_directory=staging.unpack_directory)
+    runner.remove_orphans(staging.unpack_directory)
     with progress.show(plan.target_count, quiet=args.quiet) as display:
         driver.run(
             plan,
             on_outcome=staging.append,
             progress=display,
-            limits=_restore(staging, runner.Limits, options["limits"]),
+            limits=limits,
             retries=options["retries"],
             known_digests=None if options.get("redact") else staging.known_digests(),
             collect=collect,

@@ -27,11 +27,7 @@ def directory(prefix: str, parent: str | None = None, remove: Callable[[str], No
     :param remove: removes a directory.
     """
     parent = parent or tempfile.gettempdir()
-    for candidate in Path(parent).glob(f"{prefix}*"):
-        with contextlib.suppress(OSError), _open_directory(str(candidate)) as descriptor:
-            if os.fstat(descriptor).st_uid == os.geteuid():
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                remove(str(candidate))
+    remove_orphans(prefix, parent, remove)
     with contextlib.ExitStack() as stack:
         while True:
             path = tempfile.mkdtemp(prefix=prefix, dir=parent)
@@ -41,6 +37,15 @@ def directory(prefix: str, parent: str | None = None, remove: Callable[[str], No
                 break
         stack.callback(remove, path)
         yield path
+
+
+def remove_orphans(prefix: str, parent: str | None = None, remove: Callable[[str], None] = _remove) -> None:
+    """Remove this user's directories whose process is dead; parameters as for `directory`."""
+    for candidate in Path(parent or tempfile.gettempdir()).glob(f"{prefix}*"):
+        with contextlib.suppress(OSError), _open_directory(str(candidate)) as descriptor:
+            if os.fstat(descriptor).st_uid == os.geteuid():
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove(str(candidate))
 
 
 @contextlib.contextmanager

@@ -88,6 +88,7 @@ class Staging:
     Outcomes are not held in memory, only an offset for each target while tables are written. One process at a time can
     have a run open.
 
+    :ivar unpack_directory: where packed cores are unpacked while they are read.
     :ivar unchanged_counts: numbers of unchanged cores in the tables that `write` has written, by the earlier run whose
         rows they have.
     """
@@ -95,7 +96,9 @@ class Staging:
     def __init__(self, root: str | Path, run_id: str) -> None:
         """Open a staged run to resume it; an incomplete last line, left by a killed process, is dropped."""
         self.root = root
-        self.directory = open_store(root).staging / run_id
+        store = open_store(root)
+        self.directory = store.staging / run_id
+        self.unpack_directory = str(store.unpacked.absolute())
         # The shared lock keeps expire from removing the run between the opening of its spool and its lock.
         with self._storage_errors(), locks.shared_lock(self.directory.parent):
             self._spool = self._spool_path.open("a+b", buffering=0)

@@ -86,7 +86,7 @@ def local_folder(directory: Path) -> Folder:
 
 
 class Store:
-    """The published runs of a warehouse, and the local directories for staging and locks.
+    """The published runs of a warehouse, and the local directories for staging, locks and unpacked cores.
 
     Methods raise OSError; callers convert it with `errors.storage_errors`, which adds the remedy.
     """
@@ -95,6 +95,7 @@ class Store:
         self.root = root
         self.staging = staging
         self.locks = staging.with_name(f"{staging.name}.locks")
+        self.unpacked = staging.with_name(f"{staging.name}.unpacked")
 
     def __str__(self) -> str:
         return str(self.root)

@@ -7,19 +7,22 @@ with its process group.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
 import socket
+import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from pipeline.collector import formats
 from pipeline.collector.status import OUT_OF_MEMORY
 from pipeline.common.text import printable
 from pipeline.fanout import transports
-from pipeline.fanout.runner import frame
+from pipeline.fanout.runner import frame, unpack
 from pipeline.fanout.runner.process import REAP_S, Collector, ForkServerLost, Process, Program
 from pipeline.inventory import Target
 
@@ -27,6 +30,7 @@ _GRACE_S = 2.0  # between SIGTERM and SIGKILL
 _DRAIN_S = 1.0  # to read the pipes after the child's exit, as its descendants may still hold them
 _STDERR_TAIL_BYTES = 4096
 _ERROR_CHARACTERS = 500
+_MIN_TIMEOUT_S = 0.1  # to collect a core for which no time was left when it was unpacked
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,14 @@ class Limits:
     """The limits of one collection.
 
     :param output_bytes: limit of stdout; a snapshot of 10,000 list_lrus is 3 MB.
+    :param unpack_directory: where packed cores are unpacked, created if its parent exists; default TMPDIR.
     """
 
     timeout_s: float = 600.0
     memory_bytes: int = 4 << 30
     output_bytes: int = 64 << 20
     niceness: int = 10
+    unpack_directory: str | None = None
 
 
 class _Exit(NamedTuple):
@@ -140,11 +146,52 @@ def outcome(target: Target, attempts: Sequence[dict[str, Any]]) -> dict[str, Any
 
 
 def _collect(target: Target, limits: Limits) -> _Result:
+    timeout_s = target.timeout_s or limits.timeout_s
+    start = time.monotonic()
+    collection = _collect_as_is(target, limits, timeout_s)
+    if collection.error_type == formats.PACKED and target.kind == "vmcore" and not target.over_ssh:
+        return _collect_packed(target, collection, limits, timeout_s, start + timeout_s)
+    return collection
+
+
+def _collect_packed(target: Target, refusal: _Result, limits: Limits, timeout_s: float, deadline: float) -> _Result:
+    """Unpack a core, collect it, and remove it.
+
+    :param refusal: the result for the packed core, whose error has the command that unpacks it.
+    :param timeout_s: the time for both until the deadline.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            directory = stack.enter_context(unpack.directory(limits.unpack_directory))
+        except OSError as error:
+            return refusal._replace(error=f"{refusal.error}; no room for it in {error.filename}: {error.strerror}")
+        core = os.path.join(directory, unpack.CORE)
+        result = _unpack(target.source, directory, limits, deadline)
+        if result is None:
+            result = _collect_as_is(
+                replace(target, source=core), limits, max(_MIN_TIMEOUT_S, deadline - time.monotonic())
+            )
+    if result.status == "timeout":
+        return result._replace(error=f"no result after {timeout_s:g} s, with the time to unpack it; {refusal.error}")
+    if result.error_type == unpack.NO_ROOM:
+        return result._replace(error=f"{refusal.error}; {result.error}")
+    return result._replace(error=result.error and result.error.replace(core, target.source))
+
+
+def _unpack(source: str, directory: str, limits: Limits, deadline: float) -> _Result | None:
+    """Unpack a core in a child; return the failure, or None."""
+    command = transports.Command([source, directory], [sys.executable, "-m", unpack.__name__])
+    timeout_s = deadline - time.monotonic()
+    child = _run_child(command, limits, timeout_s)
+    return None if child.returncode == 0 else _interpret(child, command, limits, timeout_s)
+
+
+def _collect_as_is(target: Target, limits: Limits, timeout_s: float) -> _Result:
     try:
         command = transports.command(target)
     except transports.TargetError as error:
         return _Result("unreachable", "TargetError", str(error))
-    collection = _run_command(command, limits, target.timeout_s or limits.timeout_s)
+    collection = _run_command(command, limits, timeout_s)
     text, host = collection.error, command.host
     if text is not None and host is not None and host not in without_quoted_stderr(text):
         return collection._replace(error=f"{host}: {text}")
@@ -152,7 +199,10 @@ def _collect(target: Target, limits: Limits) -> _Result:
 
 
 def _run_command(command: transports.Command, limits: Limits, timeout_s: float) -> _Result:
-    child = _run_child(command, limits, timeout_s)
+    return _interpret(_run_child(command, limits, timeout_s), command, limits, timeout_s)
+
+
+def _interpret(child: _Exit, command: transports.Command, limits: Limits, timeout_s: float) -> _Result:
     try:
         match frame.parse(child.stdout):
             case frame.Failure(status, error_type, error):
@@ -162,6 +212,9 @@ def _run_command(command: transports.Command, limits: Limits, timeout_s: float) 
             case frame.Snapshot(columns, tables, reason):
                 return _Result("unsupported", None, reason, columns, tables)
     except frame.FrameError as error:
+        if command.required_file is not None and child.returncode == -signal.SIGBUS:
+            text = f"{command.required_file} shrank while it was read, or its disk failed (SIGBUS); audit a copy of it"
+            return _Result("bad_core", "signal:SIGBUS", text)
         return _failure(child, error, limits, timeout_s)
 
 

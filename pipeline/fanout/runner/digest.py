@@ -98,12 +98,13 @@ def _stamp(path: str) -> tuple[int, ...]:
 
     :raises OSError: the file cannot be opened, is not a regular file, or is too young.
     """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # open(2) of a device may have effects
+        raise OSError(f"{path}: not a regular file")
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # on NFS open(2) fetches the times, stat(2) may not
     try:
         status = os.fstat(descriptor)
     finally:
         os.close(descriptor)
-    age_s = time.time() - max(status.st_mtime, status.st_ctime)
-    if not stat.S_ISREG(status.st_mode) or age_s < _MIN_AGE_S:
-        raise OSError(f"{path}: not a regular file, or changed less than {_MIN_AGE_S:g} s ago")
+    if time.time() - max(status.st_mtime, status.st_ctime) < _MIN_AGE_S:
+        raise OSError(f"{path}: changed less than {_MIN_AGE_S:g} s ago")
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

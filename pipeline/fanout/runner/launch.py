@@ -13,6 +13,7 @@ Its children share its hash seed and the addresses of its libraries.
 import ctypes
 import os
 import resource
+import stat
 import sys
 
 _PR_SET_PDEATHSIG = 1
@@ -32,7 +33,9 @@ def main() -> None:
     node = os.uname().nodename
     if file:
         try:
-            os.close(os.open(file, os.O_RDONLY | os.O_NONBLOCK))
+            # The collector refuses anything but a file. open(2) of a device may have effects.
+            if stat.S_IFMT(os.stat(file).st_mode) in (stat.S_IFREG, stat.S_IFDIR):
+                os.close(os.open(file, os.O_RDONLY | os.O_NONBLOCK))
         except PermissionError as error:
             fail("denied", error, f"{file} on {node}: {error.strerror}; run as a user who may read it")
         except FileNotFoundError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.fanout import runner, transports
+from pipeline.fanout.runner import frame, launch
 from pipeline.inventory import Target
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -235,6 +237,29 @@ def test_no_child_outlives_its_runner(child, pids):
     parent.wait()
 
 
+def test_a_closed_directory_is_denied(tmp_path):
+    """A search of a directory makes a target of each subdirectory that it may not read."""
+    closed = tmp_path / "closed"
+    closed.mkdir(0)
+    arguments = [sys.executable, "-IS", launch.__file__, str(os.getpid()), str(4 << 30), "0", str(closed), "true"]
+    if not os.geteuid():  # root reads everything, unless it is without these capabilities
+        if shutil.which("setpriv") is None:
+            pytest.skip("needs setpriv")
+        arguments = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *arguments]
+    process = subprocess.run(arguments, capture_output=True, timeout=60)
+    assert frame.parse(process.stdout) == frame.Failure(
+        "denied",
+        "PermissionError",
+        f"{closed} on {os.uname().nodename}: Permission denied; run as a user who may read it",
+    )
+
+
+def test_a_device_is_not_opened(tmp_path):
+    status, error_type, error = failure(Target("t", "vmcore", "/dev/ptmx"))  # each open(2) of it makes a terminal
+    assert (status, error_type) == ("bad_core", "NotAFile")
+    assert error == "/dev/ptmx: a character device, not the file of a core"
+
+
 # A child that breaks
 
 
@@ -249,6 +274,21 @@ def test_a_killed_child_is_crashed_and_the_cause_is_guessed(child):
     status, error_type, error = failure(child("import os; os.kill(os.getpid(), 9)"))
     assert (status, error_type) == ("crashed", "signal:SIGKILL")
     assert "out of memory" in error
+
+
+def test_a_core_that_shrinks_while_it_is_mapped_is_a_bad_core(child, tmp_path):
+    core = tmp_path / "core"
+    core.write_bytes(bytes(1 << 20))
+    code = f"""
+        import mmap, os
+        with open({str(core)!r}, "r+b") as file:
+            mapped = mmap.mmap(file.fileno(), 0)
+            os.truncate({str(core)!r}, 0)
+            mapped[1 << 19]
+    """
+    status, error_type, error = failure(child(code, kind="vmcore", source=str(core)))
+    assert (status, error_type) == ("bad_core", "signal:SIGBUS")
+    assert f"{core} shrank while it was read" in error
 
 
 def test_a_child_that_wants_too_much_memory_is_over_budget_and_says_the_limit(child):

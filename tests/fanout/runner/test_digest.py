@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -191,14 +192,14 @@ def test_there_is_none_for_a_file_that_may_change_again_in_the_same_tick(
 
 def test_a_hung_file_system_delays_a_batch_for_a_limited_time(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = threading.Event()
-    open_file = os.open
+    stat = os.stat
 
-    def hang(path: str, flags: int) -> int:
+    def hang(path: str, **options: Any) -> os.stat_result:
         if path == "/hung/core":
             answer.wait()
-        return open_file(path, flags)
+        return stat(path, **options)
 
-    monkeypatch.setattr(digest.os, "open", hang)
+    monkeypatch.setattr(digest.os, "stat", hang)
     monkeypatch.setattr(digest, "_TIMEOUT_S", 0.5)
     hung, after = replace(target, name="hung", source="/hung/core"), replace(target, name="after")
     try:

@@ -1,0 +1,124 @@
+"""Unpack the core in a compressed file or a tar archive: a child of the runner.
+
+usage: python -m pipeline.fanout.runner.unpack FILE DIRECTORY     writes DIRECTORY/core
+
+A failure is printed as a frame, as the collector does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.common import scratch
+from pipeline.fanout.runner import frame
+from pipeline.inventory import packed
+
+CORE = "core"
+"""Name of the unpacked core in its directory."""
+NO_ROOM = "NoRoom"
+"""error_type of a core that does not fit."""
+
+# Left free on the file system: in a warehouse, the results of a run are written there at the same time.
+_RESERVE_BYTES = 1 << 30
+# Limit of an unpacked core with its holes. ext4 has no larger files with blocks of 4 KiB.
+_MAX_CORE_BYTES = 16 << 40
+# Zeros become holes in blocks of this size, since the pages of an idle guest are zeros in long runs.
+_BLOCK_BYTES = 64 << 10
+_ZEROS = bytes(_BLOCK_BYTES)
+
+
+# Start of the names of directories with an unpacked core.
+_PREFIX = "lru-unpacked."
+
+
+@contextlib.contextmanager
+def directory(parent: str | None) -> Iterator[str]:
+    """Create a directory for an unpacked core that only this user may enter, and remove it at the end.
+
+    :param parent: its parent, created if the parent of that exists; otherwise, and by default, TMPDIR.
+    :raises OSError: none can be created.
+    """
+    if parent is not None:
+        with contextlib.suppress(OSError):
+            os.mkdir(parent, 0o700)
+    is_usable = parent is not None and os.access(parent, os.W_OK | os.X_OK)
+    with scratch.directory(_PREFIX, parent if is_usable else None) as path:
+        yield path
+
+
+def remove_orphans(parent: str | None) -> None:
+    """Remove the directories in `parent` and TMPDIR whose process was killed."""
+    for place in {parent, None}:
+        scratch.remove_orphans(_PREFIX, place)
+
+
+class UnpackError(Exception):
+    """A core cannot be unpacked.
+
+    :ivar error_type: class of the cause.
+    """
+
+    def __init__(self, message: str, error_type: str = "UnpackError") -> None:
+        super().__init__(message)
+        self.error_type = error_type
+
+
+def main() -> int:
+    source, directory = sys.argv[1:]
+    try:
+        unpack(source, directory)
+    except UnpackError as error:
+        failure = {"status": "bad_core", "error_type": error.error_type, "error": str(error)}
+        print(frame.HEADER.decode() + json.dumps({"error": failure}))
+        return 1
+    return 0
+
+
+def unpack(source: str, directory: str) -> None:
+    """Write the core in a file to `directory`, with links to each System.map beside the file.
+
+    :raises UnpackError: the file is damaged, has no core or several, or the core does not fit.
+    """
+    first_name = None
+    try:
+        with open(source, "rb") as file:
+            for name, stream in packed.dumps(file):
+                if first_name is not None:
+                    problem = f"{source} has several cores in it: {first_name}, {name}"
+                    raise UnpackError(f"{problem}; unpack it and audit the directory: tar -xf {source}")
+                first_name = name or ""
+                _write(stream, os.path.join(directory, CORE))
+    except packed.ERRORS as error:
+        raise UnpackError(f"{source} cannot be unpacked: {error or 'it ends early'}") from error
+    if first_name is None:
+        raise UnpackError(f"{source} has no core in it")
+    for system_map in Path(source).parent.glob("System.map-*"):
+        os.symlink(system_map, os.path.join(directory, system_map.name))
+
+
+def _write(stream: packed.Stream, path: str) -> None:
+    size_bytes = 0
+    with open(path, "wb") as file:
+        while data := stream.read(_BLOCK_BYTES):
+            size_bytes += len(data)
+            if size_bytes > _MAX_CORE_BYTES or _free_bytes(path) < _RESERVE_BYTES:
+                raise UnpackError(f"no room for it in {os.path.dirname(path)} after {size_bytes >> 20} MiB", NO_ROOM)
+            if data == _ZEROS[: len(data)]:
+                file.seek(len(data), os.SEEK_CUR)
+            else:
+                file.write(data)
+        file.truncate(size_bytes)
+
+
+def _free_bytes(path: str) -> int:
+    file_system = os.statvfs(path)
+    return file_system.f_bavail * file_system.f_frsize
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -56,7 +56,7 @@ def test_charged_rows_count_the_same_pairs(core) -> None:
     assert sum(counts) == sum(memcg["lists_charged"] for memcg in core.rows("memcgs"))
     if core.is_eager:
         assert core.target["lazy_basis"] == "charged"
-    assert core.target["charged_scan_bytes"] > core.target["memory_bytes"] / 4096 * 64
+    assert core.target["charged_scan_bytes"] > core.target["memory_bytes"] / core.target["page_bytes"] * 64
 
 
 def test_the_expected_entries_are_those_of_the_lazy_kernel(lazy_core) -> None:

@@ -28,7 +28,7 @@ def main(argv=None):
     parser.add_argument("--vmlinux", help="file with the kernel's DWARF debug info")
     parser.add_argument("--debug-dir", action="append", default=[], help="directory to search for it")
     parser.add_argument("--btf-dir", help="directory of BTF files by release and architecture")
-    parser.add_argument("--vmcoreinfo", help="file with the VMCOREINFO of a QEMU guest")
+    parser.add_argument("--vmcoreinfo", help="file with the VMCOREINFO of a core or a QEMU guest")
     charged_group = parser.add_mutually_exclusive_group()
     charged_group.add_argument(
         "--charged", action="store_true", default=None, help="scan memory for charged objects; the default for cores"

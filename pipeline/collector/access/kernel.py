@@ -210,7 +210,7 @@ def _open_readable(open_core, path, text):
     except Exception as e:
         # drgn raises Exception, ValueError or FaultError for a file that libelf or libkdumpfile cannot read.
         core_file.check_flattened(path, e)
-        message = "%s: not a core that drgn can read (ELF or kdump-compressed): %s" % (path, e)
+        message = "%s: not a core that drgn can read: %s" % (path, e)
         raise CollectError("bad_core", message, type(e).__name__) from e
 
 

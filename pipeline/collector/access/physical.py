@@ -10,11 +10,13 @@ _PT_LOAD = 1
 # e_phnum of a core with more program headers than fit; their number is then in sh_info of the first section header.
 _PN_XNUM = 0xFFFF
 _PROGRAM_HEADER_BYTES = 56
-# struct disk_dump_header of makedumpfile: block_size, sub_hdr_size (in blocks) and bitmap_blocks.
+# struct disk_dump_header of makedumpfile: block_size (the kernel's page), sub_hdr_size (in blocks) and bitmap_blocks.
 _HEADER_BYTES = 4096
+_BLOCK_BYTES = (1 << 12, 1 << 14, 1 << 16)
 _SIZES_OFFSET = 428
 # A flattened file starts with a header of this size; records of offset, size (big-endian) and data follow.
 _FLAT_HEADER_BYTES = 4096
+_BLOCK_BYTES = (1 << 12, 1 << 14, 1 << 16)
 # Bounds the headers and bitmaps that are read, as two bitmaps of 16 TiB of memory take 1 GiB.
 _MAX_HEAD_BYTES = 1 << 30
 
@@ -94,9 +96,12 @@ def _kdump_ranges(f, read):
     :param read: function of a file and a size that returns the first bytes of the core in the file.
     """
     header = read(f, _HEADER_BYTES).ljust(_HEADER_BYTES, b"\0")
-    block_bytes, sub_header_blocks, bitmap_blocks = struct.unpack_from("<3I", header, _SIZES_OFFSET)
+    for endian in "<>":
+        block_bytes, sub_header_blocks, bitmap_blocks = struct.unpack_from(endian + "3I", header, _SIZES_OFFSET)
+        if block_bytes in _BLOCK_BYTES:
+            break
     end = block_bytes * (1 + sub_header_blocks + bitmap_blocks)
-    if end > _MAX_HEAD_BYTES:
+    if block_bytes not in _BLOCK_BYTES or end > _MAX_HEAD_BYTES:
         return []
     # The second half of the bitmaps is of the pages that are in the file.
     bitmap = read(f, end)[end - block_bytes * bitmap_blocks // 2 :]

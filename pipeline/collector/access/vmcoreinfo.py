@@ -14,10 +14,11 @@ from drgn import FaultError
 from ..status import CollectError
 
 REMEDY = (
-    "give --vmcoreinfo FILE, or start QEMU with -device vmcoreinfo (libvirt: <vmcoreinfo state='on'/> in <features>) "
-    "and load qemu_fw_cfg in the guest, which tells QEMU from Linux 4.17 on"
+    "give --vmcoreinfo FILE, written by pmemsave in QEMU's monitor; or start QEMU with -device vmcoreinfo (libvirt: "
+    "<vmcoreinfo state='on'/> in <features>) and load qemu_fw_cfg in the guest, which tells QEMU from Linux 4.17 on"
 )
-# What drgn has to know of a kernel before it reads physical memory; nothing is translated with it.
+# What drgn has to know of a kernel before it reads physical memory, on arm64 the last three lines, too. Nothing is
+# translated with it.
 PLACEHOLDER = b"""OSRELEASE=4.0.0
 PAGESIZE=4096
 SYMBOL(swapper_pg_dir)=ffffffff81000000
@@ -96,9 +97,13 @@ def find(prog, source, ranges, open_core):
             boot = tuple(map(lines.get, _BOOT_KEYS))
             texts[boot] = max(texts.get(boot, b""), text, key=len)
         searched_bytes += len(data)
-        if time.monotonic() > deadline or len(texts) > _MAX_BOOTS:
-            message = "%s: no VMCOREINFO in its notes, and its memory is too large to search (%d MiB in %d s); %s"
-            raise CollectError("no_types", message % (source, searched_bytes >> 20, _SEARCH_S, REMEDY))
+        excess = None
+        if time.monotonic() > deadline:
+            excess = "its memory takes more than %d s to search (%d MiB are done)" % (_SEARCH_S, searched_bytes >> 20)
+        elif len(texts) > _MAX_BOOTS:
+            excess = "its memory has that of more than %d kernels" % _MAX_BOOTS
+        if excess is not None:
+            raise CollectError("no_types", "%s: no VMCOREINFO in its notes, and %s; %s" % (source, excess, REMEDY))
     fitting_texts = [text for text in texts.values() if _opens_and_fits(open_core, text)]
     if len(fitting_texts) > 1:
         message = "%s: its memory has VMCOREINFO of %d kernels, as after kexec; give --vmcoreinfo FILE of one"

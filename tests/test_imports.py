@@ -22,7 +22,7 @@ ROOMS = {
     "fanout.transports": {"inventory"},
     "collector": {"collector.access", "collector.walk", "collector.model"},
     "collector.access": {"collector"},
-    "collector.walk": {"collector", "collector.access"},
+    "collector.walk": {"collector", "collector.access", "collector.model"},
     "collector.model": set(),
     "warehouse": {"collector"},
     "query": set(),

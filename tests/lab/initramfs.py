@@ -60,6 +60,8 @@ def pack(
             install(root / "lab/live", "churn-live" if churn else "live")
         if churn:
             install(root / "lab/churn", "churn")
+        if shape.growing:
+            install(root / "lab/grow", "grow")
         if kdump:
             userland.copy_program(root, "kexec")
             (root / "lab/kdump").mkdir()

@@ -45,6 +45,8 @@ class Shape:
     """Users with their own pid and mount namespaces and a private proc."""
     sockets: int = 0
     """Users with a listening socket."""
+    growing: bool = False
+    """Whether the guest stops while a memcg's creation doubles memcg_nr_cache_ids (guest/grow)."""
 
     @property
     def has_references(self) -> bool:
@@ -54,7 +56,7 @@ class Shape:
     def assignments(self) -> str:
         """The shape as shell assignments, one per line, for the guest's init."""
         values = {**vars(self), "nested": " ".join(map(str, self.nested))}
-        del values["arch"], values["flavour"]
+        del values["arch"], values["flavour"], values["growing"]
         return "".join(f"{key}='{value}'\n" for key, value in values.items())
 
 
@@ -77,6 +79,8 @@ BUNDLED_SHAPES = (
     # 46 ids; eager arrays also on a node that is not online.
     Shape("deb510-offline", "5.10", nodes=1, offline_nodes=1, memory_mb=192, memcgs=40, kept=5,
           tmpfs=4, ext4=1, users=3, files=3),
+    # 766 ids, half way to 1534: all of them are in use, and one memcg more is being created.
+    Shape("deb510-growing", "5.10", nodes=2, memory_mb=384, memcgs=766, kept=766, tmpfs=100, growing=True),
     # A list_lru_one takes 128 bytes: kmalloc has no smaller cache on arm64 before 6.5.
     Shape("deb510-arm64", "5.10", arch="arm64", memory_mb=320, **_MIX),
     Shape("deb61-n2", "6.1", memory_mb=256, **_MIX),

@@ -28,6 +28,7 @@ _DECLARATIONS = {
     "list_lrus": "struct list_head",
     "max_low_pfn": "unsigned long",
     "mem_section": "struct mem_section **",
+    "memcg_cache_ids_sem": "struct rw_semaphore",
     "memcg_list_lrus": "struct list_head",
     "memcg_nr_cache_ids": "int",
     "min_low_pfn": "unsigned long",

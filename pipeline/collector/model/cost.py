@@ -13,7 +13,7 @@ commit bbca91cca9a9 ("mm: list_lru: replace linear array with xarray") (both in 
 from collections import namedtuple
 
 # Version of the model, increased with every change that gives other figures for the same memory.
-MODEL_VERSION = 2
+MODEL_VERSION = 3
 
 # sizeof(struct rcu_head): the header of struct list_lru_memcg, and of the pointer array since
 # commit 0c7c1bed7e13 ("mm: make counting of list_lru_one::nr_items lockless") (in v4.17).

@@ -1,39 +1,36 @@
 """Every list_lru of the kernel: its owner, its bytes as allocated, and the items on its lists.
 
 For the eager layouts the number of objects is computed, not counted: memcg_nr_cache_ids objects on each node whose
-pointer array exists. The lists are read only where list_lru_node.nr_items counts items of memcgs, and only the lists of
+pointer array exists, more where a doubling of the ids has passed (pointer_arrays.py). The lists are read only where list_lru_node.nr_items counts items of memcgs, and only the lists of
 online memcgs: when a memcg goes offline its items move to its parent (memcg_drain_all_list_lrus(), since v4.0).
 """
 
 from collections import namedtuple
 
 from drgn import offsetof, sizeof
-from drgn.helpers.linux.mm import in_direct_map
 
-from ..access.memory import Members, has_member, is_running, read, read_each, words
+from ..access.memory import Members, has_member, is_running, read_each
 from ..status import CollectError
 from . import layouts, owners, superblocks
 from .nodes import nodes_in_state, nr_node_ids
+from .pointer_arrays import PointerArrays, check_range
 from .slab import allocation
 from .xarrays import Xarrays
 
 # Objects queued before they are read together; bounds the memory that they take to about 100 MB.
 _MAX_QUEUED_OBJECTS = 1 << 18
-_ZERO_SIZE_PTR = 16
-# kmalloc() and vmalloc() addresses never share a region of 1 GB.
-_REGION_SHIFT = 30
-
 _MAX_NUMNODES = 1 << 10
-_MEM_CGROUP_ID_MAX = 65535
 
 
 class ListLru:
     """A ``struct list_lru`` and its contents; the fields are columns of the table ``list_lrus``."""
 
     def __init__(self, ownership):
-        self.address, self.owner, self.superblock, self.name, self.is_registered = ownership
+        self.address, self.owner, self.superblock, self.name, self.position = ownership
         self.memcg_aware = False
         self.nodes = 0
+        # The ids for which each of its pointer arrays has room and, on an eager kernel, objects.
+        self.cache_ids = None
         self.list_lru_one_objects = 0
         self.list_lru_one_bytes = 0
         self.pointer_array_bytes = 0
@@ -58,6 +55,7 @@ class Findings:
     :ivar list_lrus: list of ListLru.
     :ivar layout: see layouts.
     :ivar cache_ids: memcg_nr_cache_ids, or None.
+    :ivar growing_to: memcg_nr_cache_ids after the doubling that is under way, or None.
     :ivar object_bytes: allocated bytes of one list_lru_one (eager) or list_lru_memcg (lazy), None without any.
     :ivar object_cache: the ``struct kmem_cache *`` of the sampled object, or None.
     :ivar destroyed_lrus: number of list_lrus whose memory was being freed; they are counted as empty.
@@ -70,6 +68,7 @@ class Findings:
         self.layout = layout
         self.list_lrus = []
         self.cache_ids = None
+        self.growing_to = None
         self.object_bytes = None
         self.object_cache = None
         self.destroyed_lrus = 0
@@ -135,17 +134,16 @@ def _departed_superblocks(prog, sbs):
     return {sb.address for sb in sbs if sb.address not in roots or sb.root not in (0, roots[sb.address])}
 
 
-def _check_range(low, value, high, name):
-    if not low <= value <= high:
-        raise CollectError("bad_core", "%s is %d, not between %d and %d" % (name, value, low, high))
-    return value
-
-
 # A list_lru as read at one moment.
 # lru: the ListLru. holder: address of the struct that contains ``node`` (see layouts.holder_type()). fields: members of
 # the holder, None without a holder. memcg_aware: list_lru.memcg_aware, None without that member. nodes: members of each
 # list_lru_node, empty for a destroyed list_lru.
 _State = namedtuple("_State", "lru holder fields memcg_aware nodes")
+
+
+def _in_kernel_order(states):
+    """Return the states in the order in which the kernel doubles their pointer arrays; those not on its list last."""
+    return sorted(states, key=lambda state: (state.lru.position is None, state.lru.position))
 
 
 def _find_destroyed(states):
@@ -159,7 +157,7 @@ def _find_destroyed(states):
         the kernel's list is broken.
     """
     lrus = [
-        state.lru for state in states if state.nodes and state.memcg_aware is not False and not state.lru.is_registered
+        state.lru for state in states if state.nodes and state.memcg_aware is not False and state.lru.position is None
     ]
     if len({lru.superblock for lru in lrus}) < len(lrus):
         raise CollectError("bad_core", "both list_lrus of a superblock are missing on the kernel's list of list_lrus")
@@ -180,7 +178,7 @@ class _Walk:
         self.findings = findings
         self.holder_paths = dict(holder_members, node="node")
         self.holder_bytes = sizeof(layouts.holder_type(prog))
-        self.nr_node_ids = _check_range(1, nr_node_ids(prog), _MAX_NUMNODES, "nr_node_ids")
+        self.nr_node_ids = check_range(1, nr_node_ids(prog), _MAX_NUMNODES, "nr_node_ids")
         node_type = prog.type("struct list_lru_node")
         self.node_bytes = sizeof(node_type)
         paths = dict(node_members, root_items="lru.nr_items")
@@ -313,79 +311,27 @@ class _Walk:
         return [state.fields.node] if state.fields else []
 
 
-class _PointerArrays:
-    """The arrays with a pointer for every memcg id: their length, their sizes, and the ids of online memcgs."""
-
-    def __init__(self, prog, findings, memcgs):
-        self.prog = prog
-        cache_ids = prog["memcg_nr_cache_ids"].value_()
-        self.cache_ids = findings.cache_ids = _check_range(0, cache_ids, _MEM_CGROUP_ID_MAX, "memcg_nr_cache_ids")
-        self.online_ids = sorted(memcg.cache_id for memcg in memcgs if memcg.cache_id is not None)
-        if self.online_ids:
-            _check_range(0, self.online_ids[-1], self.cache_ids - 1, "the highest kmemcg_id")
-        self.header_bytes = sizeof(prog.type("struct list_lru_memcg"))
-        self.allocator_by_region = {}
-        self.size_by_allocator = {}
-
-    def size_of(self, address):
-        """Return the bytes of a pointer array.
-
-        All arrays have room for the same number of ids. So one array from kmalloc() is measured and, where kmalloc()
-        failed, one from vmalloc().
-        """
-        if address == _ZERO_SIZE_PTR and not self.cache_ids and not self.header_bytes:
-            return 0
-        region = address >> _REGION_SHIFT
-        if region not in self.allocator_by_region:
-            self.allocator_by_region[region] = "kmalloc" if in_direct_map(self.prog, address) else "vmalloc"
-        allocator = self.allocator_by_region[region]
-        if allocator not in self.size_by_allocator:
-            self.size_by_allocator[allocator], _ = allocation(self.prog, address)
-        return self.size_by_allocator[allocator]
-
-    def slots(self, array, count):
-        """Return the first ``count`` pointers of a pointer array."""
-        if not count:
-            return ()
-        return words(self.prog, read(self.prog, array + self.header_bytes, 8 * count))
-
-    def entries(self, array, ids):
-        """Return a pair (id, pointer) for each of the ids, which are ascending."""
-        slots = self.slots(array, ids[-1] + 1 if ids else 0)
-        return [(cache_id, slots[cache_id]) for cache_id in ids]
-
-    def verify(self, array):
-        """Check that a pointer array has the size of the sample and an object for every id."""
-        size, _ = allocation(self.prog, array)
-        empty_slots = self.slots(array, self.cache_ids).count(0)
-        if size != self.size_of(array) or empty_slots:
-            raise CollectError(
-                "bad_core",
-                "the pointer array at 0x%x has %d bytes and %d of %d slots empty; the sample has %d bytes"
-                % (array, size, empty_slots, self.cache_ids, self.size_of(array)),
-            )
-
-    def check_length(self):
-        """Check that memcg_nr_cache_ids is still the same."""
-        if self.prog["memcg_nr_cache_ids"].value_() != self.cache_ids:
-            raise CollectError("bad_core", "memcg_nr_cache_ids grew during the walk")
-
-
 class _PerNode(_Walk):
     """v4.0 to v5.17: each node has a pointer array with a list_lru_one for every id."""
 
     def __init__(self, prog, findings, memcgs, likely_memcgs, verify):
         super().__init__(prog, findings, node_members={"memcg_lrus": "memcg_lrus"})
-        self.arrays = _PointerArrays(prog, findings, memcgs)
+        self.arrays = PointerArrays(prog, memcgs)
+        findings.cache_ids = self.arrays.cache_ids
         self.likely_memcgs = likely_memcgs
         self.verify = verify
 
     def read(self):
-        cache_ids = self.arrays.cache_ids
-        states, arrays_with_items = [], []
-        for state in self.live_states():
+        arrays_with_items = []
+        states = list(self.live_states())
+        arrays_by_state = [[node.memcg_lrus for node in state.nodes if node.memcg_lrus] for state in states]
+        self.arrays.measure(
+            [node.memcg_lrus for state in _in_kernel_order(states) for node in state.nodes if node.memcg_lrus],
+            self.list_lru_one_offsets,
+        )
+        self.findings.growing_to = self.arrays.growing_to
+        for state, arrays in zip(states, arrays_by_state):
             lru = state.lru
-            arrays = [node.memcg_lrus for node in state.nodes if node.memcg_lrus]
             lru.memcg_aware = state.memcg_aware
             if lru.memcg_aware is None:  # The kernel itself then checks for the first node's array.
                 lru.memcg_aware = bool(state.nodes[0].memcg_lrus)
@@ -393,18 +339,19 @@ class _PerNode(_Walk):
                 continue
             lru.nodes = len(arrays)
             lru.pointer_array_bytes = sum(map(self.arrays.size_of, arrays))
-            if cache_ids:
-                lru.list_lru_one_objects = cache_ids * len(arrays)
+            ids = list(map(self.arrays.ids_of, arrays))
+            lru.cache_ids = min(ids)
+            lru.list_lru_one_objects = sum(ids)
+            if lru.list_lru_one_objects:
                 lru.list_lru_one_bytes = lru.list_lru_one_objects * self.size_of_first_object(arrays[0])
-            if self.verify and cache_ids:
+            if self.verify:
                 for array in arrays:
-                    self.arrays.verify(array)
+                    self.arrays.verify(array, self.list_lru_one_offsets)
             arrays = [node.memcg_lrus for node in state.nodes if node.memcg_lrus and self.memcg_items(node) != 0]
             if arrays:
                 arrays_with_items.append((state, arrays))
-            states.append(state)
         self.find_items(arrays_with_items)
-        self.check_items(states)
+        self.check_items([state for state, arrays in zip(states, arrays_by_state) if arrays])
         self.arrays.check_length()
 
     def find_items(self, arrays_with_items):
@@ -470,18 +417,26 @@ class _Mlrus(_PerMemcg):
 
     def __init__(self, prog, findings, memcgs, likely_memcgs, verify):
         super().__init__(prog, findings, {"mlrus": "mlrus"})
-        self.arrays = _PointerArrays(prog, findings, memcgs)
+        self.arrays = PointerArrays(prog, memcgs)
+        findings.cache_ids = self.arrays.cache_ids
 
     def read(self):
         states = []
         for state in self.live_states():
+            state.lru.memcg_aware = bool(state.fields.mlrus) if state.memcg_aware is None else state.memcg_aware
+            if state.lru.memcg_aware and state.fields.mlrus:
+                states.append(state)
+        is_lazy = self.findings.layout in layouts.LAZY
+        self.arrays.measure(
+            [state.fields.mlrus for state in _in_kernel_order(states)], () if is_lazy else self.list_lru_one_offsets
+        )
+        self.findings.growing_to = self.arrays.growing_to
+        for state in states:
             lru, array = state.lru, state.fields.mlrus
-            lru.memcg_aware = bool(array) if state.memcg_aware is None else state.memcg_aware
-            if not lru.memcg_aware or not array:
-                continue
             lru.nodes = 1
             lru.pointer_array_bytes = self.arrays.size_of(array)
-            slots = self.arrays.slots(array, self.arrays.cache_ids)
+            lru.cache_ids = self.arrays.ids_of(array)
+            slots = self.arrays.slots(array, lru.cache_ids)
             lru.ids = [cache_id for cache_id, pointer in enumerate(slots) if pointer]
             if lru.ids:
                 lru.list_lru_one_objects = len(lru.ids)
@@ -489,7 +444,6 @@ class _Mlrus(_PerMemcg):
             if self.has_memcg_items(state):
                 entries = self.arrays.entries(array, self.arrays.online_ids)
                 self.queue_objects(lru, [(memcg_id, pointer) for memcg_id, pointer in entries if pointer])
-            states.append(state)
         self.check_items(states)
         self.arrays.check_length()
 

@@ -52,7 +52,7 @@ class Memmap:
         page = prog.type("struct page")
         self._struct_bytes = sizeof(page)
         offsetof(prog.type("struct kmem_cache"), "oo")  # Only SLUB has it.
-        slab = _slab_type(prog)
+        slab = slab_type(prog)
         self._slab_cache = offsetof(slab, "slab_cache")
         self._byte_order = byte_order(prog)
         self._objects, self._inuse, self._frozen = (
@@ -162,7 +162,8 @@ def _slab_mark(prog, page):
     return offsetof(page, "flags"), 8, flag, flag
 
 
-def _slab_type(prog):
+def slab_type(prog):
+    """Return the type of the struct with a slab's members: struct slab or struct page."""
     try:
         slab = prog.type("struct slab")
         if has_member(slab, "slab_cache"):

@@ -18,19 +18,20 @@ _ELF64_SYM = "I4xQQ"
 
 _Link = namedtuple("_Link", "next")
 
-Ownership = namedtuple("Ownership", "address owner superblock name is_registered")
+Ownership = namedtuple("Ownership", "address owner superblock name position")
 """The owner of a list_lru.
 
 address: of the ``struct list_lru``. owner: ``superblock``, ``symbol``, ``slab`` or ``unknown``. superblock: its
 address, or None. name: ``dentry`` or ``inode``, the symbol, the slab cache with the offset in its object, or None.
-is_registered: whether it is on the kernel's own list.
+position: its index on the kernel's own list, or None if it is not there.
 """
 
 
 def find(prog, sbs):
-    """Return an Ownership for each list_lru of the superblocks and for the others on the kernel's own list.
+    """Find the list_lrus of the superblocks and the others on the kernel's own list.
 
     :param sbs: list of SuperBlock.
+    :return: an Ownership for each.
     :raises CollectError: ``bad_core``: the kernel's list does not end.
     """
     ownerships = {}
@@ -40,13 +41,13 @@ def find(prog, sbs):
         offset = offsetof(superblock_type, member)
         for sb in sbs:
             address = sb.address + offset
-            ownerships[address] = Ownership(address, "superblock", sb.address, name, is_registered=False)
+            ownerships[address] = Ownership(address, "superblock", sb.address, name, position=None)
             links[address] = _Link(sb.lru_links[member])
-    for address in _list_lru_addresses(prog, links):
+    for position, address in enumerate(_list_lru_addresses(prog, links)):
         if address in ownerships:
-            ownerships[address] = ownerships[address]._replace(is_registered=True)
+            ownerships[address] = ownerships[address]._replace(position=position)
         else:
-            ownerships[address] = Ownership(address, *_identify_owner(prog, address), is_registered=True)
+            ownerships[address] = Ownership(address, *_identify_owner(prog, address), position)
     unknown = {address for address, ownership in ownerships.items() if ownership.owner == "unknown"}
     if unknown:
         for address, name in _module_symbols(prog, unknown).items():

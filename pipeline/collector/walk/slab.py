@@ -1,21 +1,27 @@
 """Slab caches, and the bytes that the kernel allocated for an object."""
 
 import re
+from collections import namedtuple
 from contextlib import contextmanager
 
-from drgn import FaultError, FindObjectFlags, Object
+from drgn import FaultError, FindObjectFlags, Object, sizeof
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.mm import compound_head, find_vmap_area, page_size, virt_to_page
 from drgn.helpers.linux.slab import slab_object_info
 
-from ..access.memory import Members, c_string, has_member, walk_list
+from ..access.memory import Members, c_string, has_member, read_each, walk_list
 from ..status import CollectError
+from .memmap import slab_type
 from .nodes import nodes_in_state
 
 # Bounds the walk over a broken list of slab caches.
 _MAX_CACHES = 100000
 # Caches that serve kmalloc(GFP_KERNEL), unlike kmalloc-cg-*, kmalloc-rcl-* and dma-kmalloc-*.
 _KMALLOC_NAME = re.compile(rb"kmalloc-(\d+[kM]?)")
+
+
+Allocation = namedtuple("Allocation", "allocated_bytes usable_bytes")
+"""The bytes that an object takes, and those that its owner may use: a slab object can have red zones."""
 
 
 def allocation(prog, address, request_bytes=0):
@@ -38,6 +44,53 @@ def allocation(prog, address, request_bytes=0):
     if size < request_bytes or (info and info.allocated is False):
         raise CollectError("bad_core", "a list_lru points to 0x%x, where it has no %d bytes" % (address, request_bytes))
     return size, cache
+
+
+def direct_map_allocations(prog, addresses):
+    """Return the Allocation of each of many kmalloc() addresses, read in bulk: dict by address."""
+    if not addresses:
+        return {}
+    page_type = prog.type("struct page")
+    # Before commit 1d798ca3f164 ("mm: make compound_head() robust") (in v4.4) a tail page has first_page instead.
+    if not has_member(page_type, "compound_head"):
+        return {address: _allocation_of(*allocation(prog, address)) for address in addresses}
+    page_bytes, struct_bytes = prog["PAGE_SIZE"].value_(), sizeof(page_type)
+    page = Members(prog, page_type, flags="flags", compound_head="compound_head")
+    pages = {address: virt_to_page(prog, address).value_() for address in addresses}
+    data = read_each(prog, pages.values(), struct_bytes)
+    heads = {}
+    for address, page_address in pages.items():
+        compound_head = page.decode(data[page_address]).compound_head
+        heads[address] = compound_head - 1 if compound_head & 1 else page_address
+    data.update(read_each(prog, [head for head in heads.values() if head not in data], struct_bytes))
+    slab = Members(prog, slab_type(prog), cache="slab_cache")
+    slab_mark, head_mark = (1 << prog.constant(name).value_() for name in ("PG_slab", "PG_head"))
+    flags = {head: page.decode(data[head]).flags for head in heads.values()}
+    caches = {head: slab.decode(data[head]).cache for head in flags if flags[head] & slab_mark}
+    cache = Members(prog, "struct kmem_cache", size="size", object_size="object_size")
+    cache_sizes = {address: cache.read(prog, address) for address in set(caches.values())}
+    # The first tail page has the order.
+    tails = {head: head + struct_bytes for head in flags if head not in caches and flags[head] & head_mark}
+    tail = Members(prog, page_type, order="compound_order")
+    data = read_each(prog, tails.values(), struct_bytes)
+    sizes = {}
+    for address, head in heads.items():
+        if head in caches:
+            cache_size = cache_sizes[caches[head]]
+            sizes[address] = Allocation(cache_size.size, cache_size.object_size)
+        else:
+            order = tail.decode(data[tails[head]]).order if head in tails else 0
+            sizes[address] = Allocation(page_bytes << order, page_bytes << order)
+    return sizes
+
+
+def vmalloc_allocation(prog, address):
+    """Return the Allocation of a vmalloc() address."""
+    return _allocation_of(*allocation(prog, address))
+
+
+def _allocation_of(allocated_bytes, cache):
+    return Allocation(allocated_bytes, cache.object_size.value_() if cache else allocated_bytes)
 
 
 def object_info(prog, address):

@@ -323,14 +323,11 @@ def _slab_note(findings, row):
     unexplained = active - counted
     if 0 <= unexplained <= max(_MAX_UNEXPLAINED_OBJECTS, counted * _MAX_UNEXPLAINED_PART):
         return None
-    return "%s has %d active objects, of which %d are lists of memcgs: %s" % (
-        row["slab_cache"],
-        active,
-        counted,
-        "one of the two numbers is wrong"
-        if unexplained < 0
-        else "other users of the cache, or lists that are missing here",
-    )
+    if unexplained < 0:
+        reason = "one of the two is wrong"
+    else:
+        reason = "the others have another user, or are missing here"
+    return "%s has %d active objects, %d counted list_lru_ones: %s" % (row["slab_cache"], active, counted, reason)
 
 
 def _list_lru_notes(findings):

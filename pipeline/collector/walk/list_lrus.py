@@ -1,8 +1,9 @@
 """Every list_lru of the kernel: its owner, its bytes as allocated, and the items on its lists.
 
-For the eager layouts the number of objects is computed, not counted: memcg_nr_cache_ids objects on each node whose
-pointer array exists, more where a doubling of the ids has passed (pointer_arrays.py). The lists are read only where list_lru_node.nr_items counts items of memcgs, and only the lists of
-online memcgs: when a memcg goes offline its items move to its parent (memcg_drain_all_list_lrus(), since v4.0).
+For the eager layouts the number of objects is computed, not counted: one for each id that the pointer array of a node
+has, which is memcg_nr_cache_ids outside a doubling. The lists are read only where list_lru_node.nr_items counts items
+of memcgs, and only the lists of online memcgs: when a memcg goes offline its items move to its parent
+(memcg_drain_all_list_lrus(), since v4.0).
 """
 
 from collections import namedtuple

@@ -115,7 +115,7 @@ def eager_lists(lru: Object, nodes: list[int], row: dict[str, Any]) -> Iterator[
         if not array:
             continue
         arrays.append(allocated_bytes(array))
-        for cache_id in range(prog["memcg_nr_cache_ids"]):
+        for cache_id in range(array_length(array)):
             list_lru_one = array.lru[cache_id]
             objects.append(list_lru_one.value_())
             yield cache_id, list_lru_one
@@ -124,6 +124,20 @@ def eager_lists(lru: Object, nodes: list[int], row: dict[str, Any]) -> Iterator[
     row["objects"] = len(objects)
     row["object_caches"] = caches(prog, objects)
     row["xa_nodes"] = 0
+
+
+def array_length(array: Object) -> int:
+    """The number of list_lru_ones of a node's array: memcg_nr_cache_ids, or the next one if a doubling has passed it.
+
+    The array then has room for them, and all the new ones are empty lists.
+    """
+    prog = array.prog_
+    ids = prog["memcg_nr_cache_ids"].value_()
+    doubled = 2 * (ids + 1)
+    if allocated_bytes(array) < sizeof(prog.type("struct list_lru_memcg")) + 8 * doubled:
+        return ids
+    new = [array.lru[cache_id] for cache_id in range(ids, doubled)]
+    return doubled if all(lists.list.next == lists.list.address_of_() and lists.nr_items == 0 for lists in new) else ids
 
 
 def lazy_lists(lru: Object, nodes: list[int], row: dict[str, Any]) -> Iterator[tuple[int, Object]]:

@@ -323,10 +323,7 @@ def _slab_note(findings, row):
     unexplained = active - counted
     if 0 <= unexplained <= max(_MAX_UNEXPLAINED_OBJECTS, counted * _MAX_UNEXPLAINED_PART):
         return None
-    if unexplained < 0:
-        reason = "one of the two is wrong"
-    else:
-        reason = "the others have another user, or are missing here"
+    reason = "one of the two is wrong" if unexplained < 0 else "the others have another user, or are missing here"
     return "%s has %d active objects, %d counted list_lru_ones: %s" % (row["slab_cache"], active, counted, reason)
 
 

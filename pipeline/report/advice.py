@@ -107,11 +107,14 @@ def _churn_step(figures: dict[str, Any]) -> Step | None:
 def _doubling_step(figures: dict[str, Any]) -> Step | None:
     if not figures["next_hosts"]:
         return None
+    growing_hosts = ""
+    if figures["growing_hosts"]:
+        growing_hosts = f" On {_count(figures['growing_hosts'], 'host')} it was under way: the cost is what was left."
     return Step(
         "doubling",
         None,
         f"Expect growth: {_count(figures['next_hosts'], 'host')} {_verb(figures['next_hosts'], 'has', 'have')} less "
-        f"than a tenth of their ids left; the next doubling costs {human_bytes(figures['next_bytes'])} in all.",
+        f"than a tenth of their ids left; the next doubling costs {human_bytes(figures['next_bytes'])} in all.{growing_hosts}",
     )
 
 

@@ -33,12 +33,20 @@ hosts AS (
     FROM host_waste_at(run) AS w
     LEFT JOIN (
         SELECT
-            target,
-            sum(list_lru_one_bytes + pointer_array_bytes) AS ids_bytes,
-            sum(lazy_object_bytes) AS lazy_object_bytes
-        FROM _sized_list_lrus
-        WHERE run_id = run
-        GROUP BY target
+            l.target,
+            -- During a doubling some list_lrus have objects for more ids: these belong to no cgroup.
+            sum(
+                if(
+                    l.cache_ids > t.memcg_nr_cache_ids,
+                    (l.list_lru_one_bytes + l.pointer_array_bytes) * t.memcg_nr_cache_ids // l.cache_ids,
+                    l.list_lru_one_bytes + l.pointer_array_bytes
+                )
+            ) AS ids_bytes,
+            sum(l.lazy_object_bytes) AS lazy_object_bytes
+        FROM _sized_list_lrus AS l
+        JOIN targets AS t ON t.run_id = run AND l.target = t.target
+        WHERE l.run_id = run
+        GROUP BY l.target
     ) AS list_lru_sums USING (target)
     LEFT JOIN (
         SELECT target, sum(ids) AS ids, sum(entries) AS entries

@@ -1,7 +1,7 @@
 -- How many ids are left before the arrays of each eager machine of a given run grow, and at what cost?
 -- memcg_alloc_cache_id() takes the lowest free id. Without one, memcg_nr_cache_ids becomes 2 * (ids + 1), at most
 -- 65535. Every list_lru then gets longer arrays and, for each new id, an object on each node, and never gives them
--- back. next_bytes is null at the last size, and on a machine without ids, which has no object to measure.
+-- back. Where this was under way (growing_to_cache_ids), next_bytes is what was still to come. next_bytes is null at the last size, and on a machine without ids, which has no object to measure.
 CREATE MACRO next_doubling_at(run) AS TABLE
 SELECT
     target,
@@ -9,10 +9,11 @@ SELECT
     memcg_nr_cache_ids,
     online_ids,
     dead_ids AS ids_left,
+    growing_to_cache_ids,
     CASE
         WHEN memcg_nr_cache_ids < 65535 THEN least(greatest(2 * (memcg_nr_cache_ids + 1), 4), 65535)
     END AS next_cache_ids,
-    id_bytes * (next_cache_ids - memcg_nr_cache_ids) AS next_object_bytes,
+    id_bytes * next_cache_ids - object_bytes AS next_object_bytes,
     CASE
         WHEN next_cache_ids IS NOT NULL
             THEN arrays * _pointer_array_alloc_bytes(next_cache_ids, layout, arch) - pointer_array_bytes

@@ -43,6 +43,7 @@ reboots AS (
 doublings AS (
     SELECT
         count(*) AS next_hosts,
+        count(growing_to_cache_ids) AS growing_hosts,
         sum(next_bytes) AS next_bytes
     FROM next_doubling_at($run)
     SEMI JOIN machines USING (target)
@@ -66,6 +67,7 @@ SELECT
     CAST(coalesce(any_value(id_sums.dead_ids_hosts), 0) AS BIGINT) AS dead_ids_hosts,
     CAST(coalesce(any_value(reboots.reboot_bytes), 0) AS BIGINT) AS reboot_bytes,
     CAST(any_value(doublings.next_hosts) AS BIGINT) AS next_hosts,
+    CAST(any_value(doublings.growing_hosts) AS BIGINT) AS growing_hosts,
     CAST(coalesce(any_value(doublings.next_bytes), 0) AS BIGINT) AS next_bytes
 FROM hosts
 CROSS JOIN id_sums

@@ -92,6 +92,7 @@ class SyntheticKernel:
         self.prog.set_linux_kernel_custom(VMCOREINFO.format(page_bytes), False)
         self.variables: dict[str, tuple[str, int]] = {}
         self.memory: dict[int, bytearray] = {}
+        self.reads = 0
         self.caches: dict[str, tuple[int, int]] = {}
         self.free_slots: dict[str, list[int]] = {}
         self.next_pfn = FIRST_PFN
@@ -108,6 +109,7 @@ class SyntheticKernel:
     # Finders and memory of the drgn program.
 
     def _read(self, address: int, count: int, offset: int, physical: bool) -> bytes:
+        self.reads += 1
         data = bytearray()
         while count:
             page, start = self.memory.get(address >> 12), address & 0xFFF

@@ -46,10 +46,12 @@ class Machine:
         ids: int = 4,
         page_bytes: int = 4096,
         byte_order: ByteOrder = "little",
+        declarations: str = "",
     ) -> None:
         self.layout, self.members, self.ids = layout, members, ids
         structs = (
             LAYOUTS[layout](members)
+            + declarations
             + """
         struct super_block { struct list_head s_list; struct list_lru s_dentry_lru; struct list_lru s_inode_lru; };"""
         )

@@ -114,7 +114,8 @@ def _doubling_step(figures: dict[str, Any]) -> Step | None:
         "doubling",
         None,
         f"Expect growth: {_count(figures['next_hosts'], 'host')} {_verb(figures['next_hosts'], 'has', 'have')} less "
-        f"than a tenth of their ids left; the next doubling costs {human_bytes(figures['next_bytes'])} in all.{growing_hosts}",
+        f"than a tenth of their ids left; the next doubling costs {human_bytes(figures['next_bytes'])} in all."
+        f"{growing_hosts}",
     )
 
 

@@ -1,7 +1,7 @@
 """A doubling of memcg_nr_cache_ids that is under way, or that failed, in memory as mm/list_lru.c leaves it.
 
-The ids grow from 4 to 2 * (4 + 1) = 10. A pointer array of layout array_rcu grows from 16 + 8 * 4 = 48 bytes, which take
-64, to 16 + 8 * 10 = 96. A list_lru has an array on each of 3 nodes, and a list_lru_one takes 32 bytes.
+The ids grow from 4 to 2 * (4 + 1) = 10. A pointer array of layout array_rcu grows from 16 + 8 * 4 = 48 bytes, which
+take 64, to 16 + 8 * 10 = 96. A list_lru has an array on each of 3 nodes, and a list_lru_one takes 32 bytes.
 """
 
 from __future__ import annotations

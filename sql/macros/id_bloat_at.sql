@@ -1,6 +1,7 @@
 -- How much do dead ids, empty lists and lists in use waste on each machine of a given run?
--- An id below memcg_nr_cache_ids is dead if no online memcg owns it. A list is in use if its memcg owns a charged
--- object or, where charges were not read, has items. Each id has an equal share of a list_lru's objects and arrays.
+-- An id below memcg_nr_cache_ids is dead if no online memcg owns it. dead_ids_bytes include what a doubling under way
+-- has allocated for new ids. A list is in use if its memcg owns a charged object or, where charges were not read, has
+-- items. Each id has an equal share of a list_lru's objects and arrays.
 -- What the lazy kernel keeps is subtracted from the online ids, by their entries. The three parts sum to wasted_bytes
 -- of host_waste; on a lazy kernel they are 0. in_use_bytes is negative where the xarray nodes of a few entries cost
 -- more than the share of their ids.

@@ -16,6 +16,7 @@ hosts AS (
     WHERE w.lazy_basis IS NOT NULL AND w.wasted_bytes > 0
 ),
 
+-- A host in a doubling has bytes of new ids, but no dead id.
 id_sums AS (
     SELECT
         sum(dead_ids) AS dead_ids,
@@ -23,6 +24,7 @@ id_sums AS (
         count(*) FILTER (dead_ids_bytes > 0) AS dead_ids_hosts
     FROM id_bloat_at($run)
     SEMI JOIN machines USING (target)
+    WHERE dead_ids > 0
 ),
 
 -- A boot with cgroup.memory=nokmem allocates the node arrays only.

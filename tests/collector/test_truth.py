@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
+from pipeline.collector import snapshot
+from pipeline.collector.access.kernel import open_kernel
+from tests.collector.conftest import CORES
+from tests.collector.made import overlay
+
 XA_NODE = "radix_tree_node"
 
 
@@ -25,6 +32,38 @@ def test_what_list_lrus_hold_is_in_the_guests_slab_memory(core) -> None:
     columns = ("list_lru_one_bytes", "pointer_array_bytes", "node_array_bytes", "xa_node_bytes")
     list_lru_bytes = sum(lru[column] for lru in core.rows("list_lrus") for column in columns)
     assert list_lru_bytes < sum(kilobytes) << 10
+
+
+def test_eager_objects_are_nearly_all_of_their_slab_cache(eager_core) -> None:
+    """Also while the ids grow. In these guests other users have at most 11,000 objects of the cache."""
+    active = eager_core.slab_active(eager_core.target["slab_cache"])
+    assert 0 <= active - eager_core.target["list_lru_one_in_cache"] < 11_000
+
+
+def test_a_core_taken_while_the_ids_grew_says_how_far() -> None:
+    core = next(core for core in CORES if core.name == "deb510-growing")
+    grown = sum(lru["objects"] == 2 * 1534 for lru in core.reference["list_lrus"])
+    assert core.target["growing_to_cache_ids"] == 1534
+    note = f"the ids were growing from 766 to 1534: {grown} of {len(core.reference['list_lrus'])} list_lrus have grown"
+    assert core.target["notes"] == note
+    assert core.target["consistency"] == "exact"
+
+
+@pytest.mark.parametrize(
+    ("ids", "note"),
+    [(1000, "the others have another user, or are missing here"), (1534, None), (1600, "one of the two is wrong")],
+)
+def test_a_count_that_the_slab_cache_contradicts_is_noted(ids: int, note: str | None) -> None:
+    """101 list_lrus on 4 nodes, with another memcg_nr_cache_ids than the 1534 for which there are objects."""
+    core = next(core for core in CORES if core.name == "deb510-n4")
+    opened_kernel = open_kernel(str(core.path))
+    prog = opened_kernel.prog
+    overlay(prog, prog["memcg_nr_cache_ids"].address_, ids.to_bytes(4, "little"))
+    target = snapshot.take(opened_kernel).target
+    columns = dict(zip(target.columns, target.rows[0], strict=True))
+    active = columns["slab_cache_active_objects"]
+    counted = f"kmalloc-32 has {active} active objects, {101 * 4 * ids} counted list_lru_ones: {note}"
+    assert columns["notes"] == (note and counted)
 
 
 def test_cache_ids_are_those_of_the_shape(eager_core) -> None:

@@ -80,7 +80,8 @@ BUNDLED_SHAPES = (
     Shape("deb510-offline", "5.10", nodes=1, offline_nodes=1, memory_mb=192, memcgs=40, kept=5,
           tmpfs=4, ext4=1, users=3, files=3),
     # 766 ids, half way to 1534: all of them are in use, and one memcg more is being created.
-    Shape("deb510-growing", "5.10", nodes=2, memory_mb=384, memcgs=766, kept=766, tmpfs=100, growing=True),
+    Shape("deb510-growing", "5.10", nodes=2, memory_mb=384, memcgs=766, kept=766,
+          tmpfs=100, users=6, files=3, growing=True),
     # A list_lru_one takes 128 bytes: kmalloc has no smaller cache on arm64 before 6.5.
     Shape("deb510-arm64", "5.10", arch="arm64", memory_mb=320, **_MIX),
     Shape("deb61-n2", "6.1", memory_mb=256, **_MIX),

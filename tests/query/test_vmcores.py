@@ -128,6 +128,16 @@ def test_nodes_that_are_not_there_have_half_of_what_two_hold(db):
     assert set(rows.values()) == {0}
 
 
+def test_a_doubling_under_way_costs_what_is_still_to_come(db):
+    """From 766 to 1534 ids, on 2 nodes: arrays of 8192 bytes become 16384."""
+    list_lrus = json.loads(truth("deb510-growing", "reference.json"))["list_lrus"]
+    left = [lru for lru in list_lrus if lru["objects"] == 2 * 766]
+    assert len(left) + sum(lru["objects"] == 2 * 1534 for lru in list_lrus) == len(list_lrus) > len(left) > 0
+    (growth,) = db.rows("FROM next_doubling WHERE target = 'deb510-growing/vmcore'")
+    assert (growth["growing_to_cache_ids"], growth["next_cache_ids"], growth["ids_left"]) == (1534, 1534, 0)
+    assert growth["next_bytes"] == len(left) * 2 * ((1534 - 766) * 32 + 16384 - 8192)
+
+
 def test_the_server_after_its_next_growth_and_after_a_reboot(db):
     """24574 ids grow to 49150, of 16 + 8 * 49150 bytes in 2^19; its 480 memcgs fit into 766, of 8192 bytes."""
     (growth,) = db.rows("FROM next_doubling WHERE target = 'bytedance/vmcore'")

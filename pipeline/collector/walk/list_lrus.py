@@ -142,11 +142,6 @@ def _departed_superblocks(prog, sbs):
 _State = namedtuple("_State", "lru holder fields memcg_aware nodes")
 
 
-def _in_kernel_order(states):
-    """Return the states in the order in which the kernel doubles their pointer arrays; those not on its list last."""
-    return sorted(states, key=lambda state: (state.lru.position is None, state.lru.position))
-
-
 def _find_destroyed(states):
     """Return the ListLrus in the middle of list_lru_destroy().
 
@@ -247,6 +242,11 @@ class _Walk:
             states.append(_State(lru, address, fields, memcg_aware[lru.address], nodes))
         return states
 
+    @staticmethod
+    def in_kernel_order(states):
+        """Return the states in the order in which the kernel doubles their pointer arrays."""
+        return sorted(states, key=lambda state: (state.lru.position is None, state.lru.position or 0))
+
     def size_of(self, kind, address, request_bytes):
         """Return the bytes of an object of a kind whose objects all have one size; measures the first one."""
         if kind not in self.size_by_kind:
@@ -327,7 +327,7 @@ class _PerNode(_Walk):
         states = list(self.live_states())
         arrays_by_state = [[node.memcg_lrus for node in state.nodes if node.memcg_lrus] for state in states]
         self.arrays.measure(
-            [node.memcg_lrus for state in _in_kernel_order(states) for node in state.nodes if node.memcg_lrus],
+            [node.memcg_lrus for state in self.in_kernel_order(states) for node in state.nodes if node.memcg_lrus],
             self.list_lru_one_offsets,
         )
         self.findings.growing_to = self.arrays.growing_to
@@ -429,7 +429,7 @@ class _Mlrus(_PerMemcg):
                 states.append(state)
         is_lazy = self.findings.layout in layouts.LAZY
         self.arrays.measure(
-            [state.fields.mlrus for state in _in_kernel_order(states)], () if is_lazy else self.list_lru_one_offsets
+            [state.fields.mlrus for state in self.in_kernel_order(states)], () if is_lazy else self.list_lru_one_offsets
         )
         self.findings.growing_to = self.arrays.growing_to
         for state in states:

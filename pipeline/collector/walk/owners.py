@@ -23,15 +23,14 @@ Ownership = namedtuple("Ownership", "address owner superblock name position")
 
 address: of the ``struct list_lru``. owner: ``superblock``, ``symbol``, ``slab`` or ``unknown``. superblock: its
 address, or None. name: ``dentry`` or ``inode``, the symbol, the slab cache with the offset in its object, or None.
-position: its index on the kernel's own list, or None if it is not there.
+position: index on the kernel's own list, None if it is not there.
 """
 
 
 def find(prog, sbs):
-    """Find the list_lrus of the superblocks and the others on the kernel's own list.
+    """Return an Ownership for each list_lru of the superblocks and for the others on the kernel's own list.
 
     :param sbs: list of SuperBlock.
-    :return: an Ownership for each.
     :raises CollectError: ``bad_core``: the kernel's list does not end.
     """
     ownerships = {}
@@ -47,7 +46,7 @@ def find(prog, sbs):
         if address in ownerships:
             ownerships[address] = ownerships[address]._replace(position=position)
         else:
-            ownerships[address] = Ownership(address, *_identify_owner(prog, address), position)
+            ownerships[address] = Ownership(address, *_identify_owner(prog, address), position=position)
     unknown = {address for address, ownership in ownerships.items() if ownership.owner == "unknown"}
     if unknown:
         for address, name in _module_symbols(prog, unknown).items():

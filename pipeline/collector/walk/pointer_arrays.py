@@ -70,8 +70,12 @@ class PointerArrays:
 
         :param arrays: addresses, in the order in which a doubling replaces the arrays.
         :param list_lru_one_offsets: of each list_lru_one in an object; empty if a new id gets no object.
+        :raises CollectError: ``bad_core``: an array is free, or has no room for memcg_nr_cache_ids.
         """
-        allocations = self._allocations(self._samples(arrays))
+        samples = self._samples(arrays)
+        for array in samples[:1]:
+            slab.allocation(self.prog, array, self._request_bytes(self.cache_ids))
+        allocations = self._allocations(samples)
         for array, allocation in allocations.items():
             self._bytes_by_allocator.setdefault(self._allocator(array), allocation.allocated_bytes)
         is_locked = _is_write_locked(self.prog, "memcg_cache_ids_sem")
@@ -82,9 +86,10 @@ class PointerArrays:
         # Only memcg_alloc_cache_id() locks the semaphore for writing.
         if is_locked is False or self._next_ids == self.cache_ids:
             return
-        request_bytes = self._header_bytes + _POINTER_BYTES * self._next_ids
         longer_arrays = [
-            array for array in arrays if array in allocations and allocations[array].usable_bytes >= request_bytes
+            array
+            for array in arrays
+            if array in allocations and allocations[array].usable_bytes >= self._request_bytes(self._next_ids)
         ]
         self._longer_arrays = frozenset(longer_arrays)
         self._grown_arrays = frozenset(longer_arrays[: self._count_grown(longer_arrays, list_lru_one_offsets)])
@@ -94,7 +99,7 @@ class PointerArrays:
 
     def size_of(self, array):
         """Return the bytes of a pointer array."""
-        if array == _ZERO_SIZE_PTR:
+        if self._is_zero_size(array):
             return 0
         return self._bytes_by_array.get(array) or self._bytes_by_allocator[self._allocator(array)]
 
@@ -116,7 +121,7 @@ class PointerArrays:
 
         :raises CollectError: ``bad_core``: it differs from what the sample or the order of the arrays tells.
         """
-        size = slab.allocation(self.prog, array)[0] if array != _ZERO_SIZE_PTR else 0
+        size = 0 if self._is_zero_size(array) else slab.allocation(self.prog, array)[0]
         ids = self.ids_of(array)
         empty_slots = self.slots(array, ids).count(0)
         is_grown = array in self._longer_arrays and self._has_new_objects(array, list_lru_one_offsets)
@@ -132,12 +137,19 @@ class PointerArrays:
         if self._read_cache_ids() != self.cache_ids:
             raise CollectError("bad_core", "memcg_nr_cache_ids grew during the walk")
 
+    def _request_bytes(self, ids):
+        return self._header_bytes + _POINTER_BYTES * ids
+
     def _read_cache_ids(self):
         return self.prog["memcg_nr_cache_ids"].value_()
 
     def _slots(self, array, first, count):
         address = array + self._header_bytes + _POINTER_BYTES * first
         return words(self.prog, read(self.prog, address, _POINTER_BYTES * count))
+
+    def _is_zero_size(self, array):
+        """Whether an array is what kmalloc(0) returns: without ids, and without the header."""
+        return array == _ZERO_SIZE_PTR and not self._request_bytes(self.cache_ids)
 
     def _allocator(self, array):
         region = array >> _REGION_SHIFT
@@ -147,7 +159,7 @@ class PointerArrays:
 
     def _split(self, arrays):
         """Return the arrays from kmalloc() and those from vmalloc(), each in the order of ``arrays``."""
-        arrays = [array for array in arrays if array != _ZERO_SIZE_PTR]
+        arrays = [array for array in arrays if not self._is_zero_size(array)]
         return tuple([array for array in arrays if self._allocator(array) == name] for name in ("kmalloc", "vmalloc"))
 
     def _samples(self, arrays):
@@ -160,6 +172,10 @@ class PointerArrays:
         from_kmalloc, from_vmalloc = self._split(arrays)
         allocations = slab.direct_map_allocations(self.prog, from_kmalloc)
         allocations.update((array, slab.vmalloc_allocation(self.prog, array)) for array in from_vmalloc)
+        for array, allocation in allocations.items():
+            if allocation.usable_bytes < self._request_bytes(self.cache_ids):
+                message = "the pointer array at 0x%x has %d bytes, too few for %d ids"
+                raise CollectError("bad_core", message % (array, allocation.usable_bytes, self.cache_ids))
         return allocations
 
     def _count_grown(self, arrays, list_lru_one_offsets):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -25,20 +24,7 @@ READ = {
     "ELF with virtual addresses": {"paging": True},
     "kdump-zlib": {"paging": False, "format": "kdump-zlib"},
 }
-"""Arguments of dump-guest-memory by the form that it writes."""
-
-
-def unflatten(file: Path) -> None:
-    """Write a flattened dump in place of itself in the order of its records' offsets."""
-    data = file.read_bytes()
-    assert data.startswith(b"makedumpfile\0")
-    position = 4096
-    with file.open("wb") as dump:
-        while (record := struct.unpack_from(">2q", data, position))[0] >= 0:
-            offset, size = record
-            dump.seek(offset)
-            dump.write(data[position + 16 : position + 16 + size])
-            position += 16 + size
+"""Arguments of dump-guest-memory by the form that it writes; a kdump is flattened."""
 
 
 class Dumps:
@@ -62,7 +48,6 @@ class Dumps:
                 assert status in ("setup", "active", "device")
                 time.sleep(0.1)
         self.guest = audit(f"qmp:{work / 'audit'}", "--charged", "--vmcoreinfo", self.note)
-        unflatten(self.files["kdump-zlib"])
 
 
 @pytest.fixture(scope="module")

@@ -1,24 +1,21 @@
 """The ranges of physical memory in a core file, for a search before anything of its kernel is known."""
 
+import functools
 import os
 import re
 import struct
 
 from drgn import FaultError
 
+from .. import formats
+
+_ELF64 = b"\x7fELF\x02"
 _PT_LOAD = 1
 # e_phnum of a core with more program headers than fit; their number is then in sh_info of the first section header.
 _PN_XNUM = 0xFFFF
 _PROGRAM_HEADER_BYTES = 56
-# struct disk_dump_header of makedumpfile: block_size (the kernel's page), sub_hdr_size (in blocks) and bitmap_blocks.
-_HEADER_BYTES = 4096
-_BLOCK_BYTES = (1 << 12, 1 << 14, 1 << 16)
-_SIZES_OFFSET = 428
-# A flattened file starts with a header of this size; records of offset, size (big-endian) and data follow.
-_FLAT_HEADER_BYTES = 4096
-_BLOCK_BYTES = (1 << 12, 1 << 14, 1 << 16)
-# Bounds the headers and bitmaps that are read, as two bitmaps of 16 TiB of memory take 1 GiB.
-_MAX_HEAD_BYTES = 1 << 30
+# Bounds the tables and bitmaps that are read, as two bitmaps of 16 TiB of memory take 1 GiB.
+_MAX_TABLE_BYTES = 1 << 30
 
 
 def ranges(path):
@@ -27,13 +24,18 @@ def ranges(path):
     :raises OSError: the file cannot be read.
     """
     with open(path, "rb") as f:
-        magic = f.read(16)
-        if magic.startswith(b"\x7fELF\x02"):
+        head = f.read(formats.HEAD_BYTES)
+        if head.startswith(_ELF64):
             return _merge(_elf_ranges(f))
-        if magic.startswith(b"KDUMP   "):
-            return _kdump_ranges(f, _read_start)
-        if magic.startswith(b"makedumpfile\0"):
-            return _kdump_ranges(f, _read_flat)
+        if formats.is_kdump(head):
+            return _kdump_ranges(formats.kdump_header(f), functools.partial(_read_at, f))
+        if formats.is_flattened(head):
+            try:
+                return _kdump_ranges(
+                    formats.kdump_header(formats.unflattened_start(f)), functools.partial(_read_flattened, f)
+                )
+            except EOFError:
+                return []
     return []
 
 
@@ -44,7 +46,7 @@ def add_to(prog, path):
     and of ppc64 without NUMA have one range, gives each range a virtual address equal to its physical one.
     """
     with open(path, "rb") as f:
-        if f.read(5) != b"\x7fELF\x02":
+        if f.read(len(_ELF64)) != _ELF64:
             return
         elf_ranges = _merge(_elf_ranges(f))
     if len(elf_ranges) != 1 or elf_ranges[0][0]:
@@ -66,7 +68,7 @@ def _elf_ranges(f):
         (count,) = struct.unpack_from(endian + "I", _read_at(f, section_offset, 64).ljust(64, b"\0"), 44)
     if entry_bytes != _PROGRAM_HEADER_BYTES:
         return
-    table = _read_at(f, table_offset, min(entry_bytes * count, _MAX_HEAD_BYTES))
+    table = _read_at(f, table_offset, min(entry_bytes * count, _MAX_TABLE_BYTES))
     table = table[: len(table) // entry_bytes * entry_bytes]
     segments = [
         (virtual, physical, size)
@@ -90,22 +92,17 @@ def _merge(unordered_ranges):
     return merged
 
 
-def _kdump_ranges(f, read):
+def _kdump_ranges(header, read):
     """Return the ranges of a kdump-compressed core; they may include up to 7 pages before and after that are not in it.
 
-    :param read: function of a file and a size that returns the first bytes of the core in the file.
+    :param header: KdumpHeader, or None.
+    :param read: function of an offset in the core and a size that returns the bytes there.
     """
-    header = read(f, _HEADER_BYTES).ljust(_HEADER_BYTES, b"\0")
-    for endian in "<>":
-        block_bytes, sub_header_blocks, bitmap_blocks = struct.unpack_from(endian + "3I", header, _SIZES_OFFSET)
-        if block_bytes in _BLOCK_BYTES:
-            break
-    end = block_bytes * (1 + sub_header_blocks + bitmap_blocks)
-    if block_bytes not in _BLOCK_BYTES or end > _MAX_HEAD_BYTES:
+    if header is None or header.bitmap_bytes > _MAX_TABLE_BYTES:
         return []
-    # The second half of the bitmaps is of the pages that are in the file.
-    bitmap = read(f, end)[end - block_bytes * bitmap_blocks // 2 :]
-    byte_bytes = 8 * block_bytes  # of memory for a byte of the bitmap
+    # The second of the two bitmaps is of the pages that are in the file.
+    bitmap = read(header.bitmap_offset, header.bitmap_bytes)[header.bitmap_bytes // 2 :]
+    byte_bytes = 8 * header.block_bytes  # of memory for a byte of the bitmap
     return [(run.start() * byte_bytes, run.end() * byte_bytes) for run in re.finditer(rb"[^\0]+", bitmap)]
 
 
@@ -114,19 +111,14 @@ def _read_at(f, offset, size):
     return f.read(size)
 
 
-def _read_start(f, size):
-    return _read_at(f, 0, size)
-
-
-def _read_flat(f, size):
-    """Return the first bytes of a flattened core in their order in the core; the rest follows them in the file."""
+def _read_flattened(f, start, size):
+    """Return bytes of a flattened core's start. QEMU writes the records of its pages after these."""
     content = bytearray(size)
-    f.seek(_FLAT_HEADER_BYTES)
-    for record in iter(lambda: f.read(16), b""):
-        offset, count = struct.unpack(">2q", record.ljust(16, b"\xff"))
-        if not 0 <= offset < size or count < 0:
+    for offset, position, record_bytes in formats.records(f):
+        if offset >= start + size:
             break
-        data = f.read(min(count, size - offset))
-        content[offset : offset + len(data)] = data
-        f.seek(count - len(data), os.SEEK_CUR)
+        f.seek(position)
+        data = f.read(min(record_bytes, start + size - offset))[max(0, start - offset) :]
+        destination = max(0, offset - start)
+        content[destination : destination + len(data)] = data
     return bytes(content)

@@ -30,11 +30,25 @@ SEGMENT = struct.Struct("<IIQQQQQQ")
 
 def write_without_note(small_core: reduce.SmallCore, path: Path, form: str) -> str:
     """Write a core whose note is not VMCOREINFO's."""
-    {"elf": small_core.write_elf, "kdump": small_core.write_kdump}[form](path)
+    write = small_core.write_elf if form == "elf" else small_core.write_kdump
+    write(path)
     note = reduce.vmcoreinfo_note(small_core.vmcoreinfo)
     before, after = path.read_bytes().split(note, 1)
-    path.write_bytes(before + note.replace(b"VMCOREINFO", b"ANOTHERONE")[:24].ljust(len(note), b"\0") + after)
+    data = before + note.replace(b"VMCOREINFO", b"ANOTHERONE")[:24].ljust(len(note), b"\0") + after
+    path.write_bytes(flatten(data) if form == "flattened" else data)
     return str(path)
+
+
+def flatten(data: bytes) -> bytes:
+    """A core as QEMU flattens it: the header, the blocks up to the end of the bitmaps in any order, and the rest."""
+    sub_header_blocks, bitmap_blocks = struct.unpack_from("<2I", data, 432)
+    end = PAGE * (1 + sub_header_blocks + bitmap_blocks)
+    starts = [0, *reversed(range(PAGE, end, PAGE)), end]
+    ends = [start + PAGE for start in starts[:-1]] + [len(data)]
+    file = b"makedumpfile\0".ljust(PAGE, b"\0")
+    for start, end in zip(starts, ends, strict=True):
+        file += struct.pack(">2q", start, end - start) + data[start:end]
+    return file + struct.pack(">2q", -1, 0)
 
 
 def with_pages(core: Any, *pages: bytes) -> reduce.SmallCore:
@@ -76,7 +90,7 @@ TEXT = reduce.read_kdump(CORE.path).vmcoreinfo
 ARM_TEXT = reduce.read_kdump(ARM_CORE.path).vmcoreinfo
 
 
-@pytest.mark.parametrize("form", ["elf", "kdump"])
+@pytest.mark.parametrize("form", ["elf", "kdump", "flattened"])
 @pytest.mark.parametrize(("core", "text"), [(CORE, TEXT), (ARM_CORE, ARM_TEXT)], ids=["amd64", "arm64"])
 def test_it_is_found_in_the_memory(tmp_path: Path, core: Any, text: bytes, form: str) -> None:
     for system_map in core.directory.glob("System.map-*"):
@@ -96,7 +110,7 @@ def test_a_file_serves_in_its_place(tmp_path: Path, form: str) -> None:
 
 def test_all_forms_without_it_name_the_same_remedies(tmp_path: Path) -> None:
     messages = set()
-    for form in ("elf", "kdump"):
+    for form in ("elf", "kdump", "flattened"):
         path = write_without_note(with_pages(CORE), tmp_path / form, form)
         error = failure(path)
         assert error.status == "no_types"
@@ -231,18 +245,6 @@ def test_ranges_of_an_elf_core_with_more_segments_than_its_header_can_count(tmp_
     ranges = physical.ranges(path)
     assert len(ranges) == 70_000
     assert ranges[-1] == (2 * PAGE * 69_999, 2 * PAGE * 69_999 + PAGE)
-
-
-def flatten(data: bytes) -> bytes:
-    """A core as QEMU flattens it: the header, the blocks up to the end of the bitmaps in any order, and the rest."""
-    sub_header_blocks, bitmap_blocks = struct.unpack_from("<2I", data, 432)
-    end = PAGE * (1 + sub_header_blocks + bitmap_blocks)
-    starts = [0, *reversed(range(PAGE, end, PAGE)), end]
-    ends = [start + PAGE for start in starts[:-1]] + [len(data)]
-    file = b"makedumpfile\0".ljust(PAGE, b"\0")
-    for start, end in zip(starts, ends, strict=True):
-        file += struct.pack(">2q", start, end - start) + data[start:end]
-    return file + struct.pack(">2q", -1, 0)
 
 
 @pytest.mark.parametrize("form", [bytes, flatten], ids=["plain", "flattened"])

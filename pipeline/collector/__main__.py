@@ -84,6 +84,10 @@ def _take_snapshot(args):
         take = functools.partial(snapshot.take, opened_kernel, scan_charges, args.target_layout, args.verify)
         with core_file.explained(opened_kernel.note):
             return _retry_on_change(take) if is_running else take()
+    except NotImplementedError as e:
+        # Of drgn, for page tables of a kind that it does not read: ppc64 with the hash MMU.
+        message = "%s: drgn cannot translate this kernel's addresses: %s" % (args.source, e)
+        raise CollectError("bad_core", message, "NotImplementedError") from e
     except (LookupError, AttributeError) as e:
         # This kernel lacks a type, member or symbol that the collector relies on.
         raise CollectError("no_types", str(e), type(e).__name__) from e

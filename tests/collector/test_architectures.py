@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from drgn import Architecture, Platform, Program
 
+from pipeline.collector import __main__ as collector
 from pipeline.collector import architectures
 from pipeline.collector.access import kernel, ppc64
 from pipeline.collector.status import CollectError
 from pipeline.fanout.runner import frame
+from tests.lab.reduce import SmallCore
 
 # e_machine, EI_CLASS and EI_DATA (elf.h), and the name in the message.
 ELF_CORES = {
@@ -78,19 +80,25 @@ def test_another_elf_file_is_not_blamed_for_its_architecture(tmp_path: Path) -> 
     assert error_info.value.error_type != "UnsupportedArchitecture"
 
 
+PPC64_VMCOREINFO = (
+    b"OSRELEASE=6.1.0\nPAGESIZE=65536\nSYMBOL(swapper_pg_dir)=c000000000100000\nKERNELOFFSET=0\n"
+    b"SYMBOL(init_uts_ns)=c000000000001000\n"
+)
+
+
+def uts_namespace(machine: bytes) -> bytes:
+    fields = (b"Linux", b"host", b"6.1.0", b"#1 SMP", machine, b"(none)")
+    return b"".join(field.ljust(65, b"\0") for field in fields).ljust(4096, b"\0")
+
+
 def ppc64_program(machine: bytes) -> Program:
     """A program with the physical memory of a ppc64 kernel: a struct uts_namespace at 4096."""
-    fields = (b"Linux", b"host", b"6.1.0", b"#1 SMP", machine, b"(none)")
-    memory = bytes(4096) + b"".join(field.ljust(65, b"\0") for field in fields) + bytes(4096)
+    memory = bytes(4096) + uts_namespace(machine)
     prog = Program(Platform(Architecture.PPC64))
     prog.add_memory_segment(
         0, len(memory), lambda address, count, offset, physical: memory[offset : offset + count], physical=True
     )
-    vmcoreinfo = (
-        b"OSRELEASE=6.1.0\nPAGESIZE=65536\nSYMBOL(swapper_pg_dir)=c000000000100000\nKERNELOFFSET=0\n"
-        b"SYMBOL(init_uts_ns)=c000000000001000\n"
-    )
-    prog.set_linux_kernel_custom(vmcoreinfo, False)
+    prog.set_linux_kernel_custom(PPC64_VMCOREINFO, False)
     ppc64.add_linear_map(prog)
     return prog
 
@@ -101,6 +109,19 @@ def test_the_byte_order_of_a_ppc64_kernel_is_told_by_its_utsname() -> None:
     ppc64.check_byte_order(ppc64_program(b"ppc64le"), "vmcore")
     with pytest.raises(CollectError, match=r"^vmcore: this architecture is not supported: ppc64;"):
         ppc64.check_byte_order(ppc64_program(b"ppc64"), "vmcore")
+
+
+def test_page_tables_that_drgn_does_not_read_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the hash MMU (POWER8, PowerVM) the first address outside the linear map, here that of the text, is one."""
+    path = tmp_path / "vmcore"
+    vmcoreinfo = PPC64_VMCOREINFO + b"SYMBOL(_stext)=c00c000000000000\nNUMBER(RADIX_MMU)=0\n"
+    pages = {0: bytes(4096), 1: uts_namespace(b"ppc64le")}
+    SmallCore(21, vmcoreinfo, b"", [(0, 2)], pages).write_elf(path)
+    assert collector.main([str(path)]) == 1
+    failure = frame.parse(capsys.readouterr().out.encode())
+    assert isinstance(failure, frame.Failure)
+    assert failure.status == "bad_core"
+    assert failure.error.startswith(f"{path}: drgn cannot translate this kernel's addresses: ")
 
 
 def test_the_live_kernel_of_another_architecture_is_refused_without_drgn() -> None:

@@ -20,6 +20,11 @@ _BY_ELF_HEADER = {
 }
 SUPPORTED = ("x86_64", "aarch64", "ppc64le", "s390x")
 
+# utsname.machine by QEMU 7.2's name in a kdump-compressed core, and whether that is little-endian. Where QEMU has no
+# name, the supported architecture without one: libkdumpfile refuses the others, by the size of their registers.
+_QEMU_MACHINES = {("S390X", False): "s390x", ("Unknown", True): "aarch64", ("Unknown", False): "ppc64le"}
+_KDUMP_VERSION_OFFSET = 8
+
 # Names for messages, by e_machine.
 _ELF_MACHINES = {
     2: "sparc",
@@ -52,6 +57,19 @@ def check(machine, source):
             ", ".join(SUPPORTED),
         )
         raise CollectError("bad_core", message, "UnsupportedArchitecture")
+
+
+def kdump_machine(name, head, source):
+    """Return the ``utsname.machine`` of a kdump-compressed core, checked as by check().
+
+    :param name: utsname.machine in the header; not empty.
+    :param head: first bytes of the core.
+    """
+    # The header's version, at most 6, tells its byte order.
+    is_little_endian = bool(head[_KDUMP_VERSION_OFFSET])
+    machine = _QEMU_MACHINES.get((name, is_little_endian), name)
+    check(machine, source)
+    return machine
 
 
 def elf_core_machine(header, source):

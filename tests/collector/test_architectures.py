@@ -72,6 +72,15 @@ def test_a_kdump_of_another_architecture(tmp_path: Path, machine: str) -> None:
     assert f": this architecture is not supported: {machine};" in refusal(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "order", "machine"), [("S390X", ">", "s390x"), ("Unknown", "<", "aarch64"), ("Unknown", ">", "ppc64le")]
+)
+def test_a_kdump_of_qemu_has_other_names(name: str, order: str, machine: str) -> None:
+    """ELF_MACHINE_UNAME of QEMU 7.2, and the byte order of its header."""
+    head = b"KDUMP   " + struct.pack(f"{order}i", 6)
+    assert architectures.kdump_machine(name, head, "vmcore") == machine
+
+
 def test_another_elf_file_is_not_blamed_for_its_architecture(tmp_path: Path) -> None:
     path = tmp_path / "vmlinux"
     path.write_bytes(elf_core(243, 2, 1, elf_type=2))

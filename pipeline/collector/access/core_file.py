@@ -82,7 +82,7 @@ def read_header(path):
         if formats.is_kdump(head):
             sysname, name = formats.kdump_utsname(head)
             if name:
-                architectures.check(name, path)
+                name = architectures.kdump_machine(name, head, path)
             machine = None if sysname else name
             header = formats.kdump_header(dump)
             if header is not None and header.split_pfns:

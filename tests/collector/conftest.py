@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import lzma
 import re
+import tempfile
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +18,7 @@ from pipeline.collector import snapshot
 from pipeline.collector.access import kernel
 
 VMCORES = Path(__file__).parents[1] / "vmcores"
+KDUMPS = Path(__file__).parents[1] / "kdumps"
 
 
 class Core:
@@ -22,8 +26,19 @@ class Core:
 
     def __init__(self, directory: Path) -> None:
         self.name = directory.name
-        self.path = directory / "vmcore"
         self.directory = directory
+
+    @cached_property
+    def path(self) -> Path:
+        """The core; one that is packed is unpacked until the end of the process."""
+        packed = self.directory / "vmcore.xz"
+        if not packed.exists():
+            return self.directory / "vmcore"
+        folder = tempfile.TemporaryDirectory()
+        atexit.register(folder.cleanup)
+        core = Path(folder.name) / "vmcore"
+        core.write_bytes(lzma.decompress(packed.read_bytes()))
+        return core
 
     @cached_property
     def kernel(self) -> kernel.Kernel:
@@ -75,7 +90,7 @@ class Core:
         return (int(major), int(minor)) < (5, 18)
 
 
-CORES = [Core(path.parent) for path in sorted(VMCORES.glob("*/vmcore"))]
+CORES = [Core(path.parent) for path in sorted([*VMCORES.glob("*/vmcore"), *KDUMPS.glob("*/vmcore.xz")])]
 
 
 def with_cores(condition: Callable[[Core], bool], argument: str = "core") -> pytest.MarkDecorator:

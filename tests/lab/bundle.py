@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import lzma
 import shutil
 import sys
 import tempfile
@@ -17,38 +18,53 @@ from drgn.helpers.linux.slab import for_each_slab_cache, slab_cache_usage, slab_
 from pipeline.collector import snapshot
 from pipeline.collector.access import kernel
 from pipeline.collector.walk import transient_objects
-from tests.lab import boot, truth
+from tests.lab import boot, kdump, truth
 from tests.lab.kernels import Kernel, LabError
 from tests.lab.reduce import PAGE, FullCore, SmallCore
 from tests.lab.shapes import Shape
 
 VMCORES = Path(__file__).parents[1] / "vmcores"
+KDUMPS = Path(__file__).parents[1] / "kdumps"
 INCIDENTAL_COLUMNS = ("reads", "read_bytes", "peak_rss_bytes", "core_id")
 """Columns of the table targets that depend on the file's format and its reader, not on the kernel."""
+CLOCK_COLUMNS = ("captured_at", "uptime_s")
+"""Columns of the table targets in which a kdump differs from QEMU's core of the same state, taken a moment before."""
 
 
 def bundle(shape: Shape, guest_kernel: Kernel, scratch: Path) -> Path:
-    """Rebuild the folder VMCORES/`shape.name` with vmcore and truth/. It replaces the old one when it is complete.
+    """Rebuild a shape's folder with truth/ and vmcore in VMCORES, or vmcore.xz in KDUMPS if the shape has `dump`.
+
+    It replaces the old one when it is complete.
 
     :param scratch: folder for the full core, which is as large as the guest's memory and is removed afterwards.
     """
     with tempfile.TemporaryDirectory(dir=scratch, prefix=f"{shape.name}.") as folder:
         full, new = Path(folder) / "full", Path(folder) / "new"
         step(f"{shape.name}: boot {guest_kernel.release}, {shape.nodes} nodes, {shape.memory_mb} MB")
-        boot.take_core(shape, guest_kernel, full)
+        if shape.dump:
+            kdump.take_core(shape, guest_kernel, full, shape.dump)
+        else:
+            boot.take_core(shape, guest_kernel, full)
         shutil.copytree(full / "truth", new / "truth")
         step(f"{shape.name}: read the full core with drgn and DWARF, and with crash")
         truth.write(full / "vmcore", guest_kernel, new / "truth", run_references=shape.has_references)
-        step(f"{shape.name}: keep the pages that an audit reads")
-        small_core(full / "vmcore", guest_kernel).write_kdump(new / "vmcore")
-        for system_map in full.glob("System.map-*"):
-            (new / system_map.name).write_text(small_map(full / "vmcore", system_map))
-        if audit(new / "vmcore") != audit(full / "vmcore"):
-            raise LabError(f"{shape.name}: the audit of the small core differs from that of the full core")
-        shutil.rmtree(VMCORES / shape.name, ignore_errors=True)
-        VMCORES.mkdir(exist_ok=True)
-        shutil.move(new, VMCORES / shape.name)
-    return VMCORES / shape.name
+        if shape.dump:
+            core = full / "kdump/vmcore"
+            (new / "vmcore.xz").write_bytes(lzma.compress(core.read_bytes(), preset=9))
+        else:
+            step(f"{shape.name}: keep the pages that an audit reads")
+            core = new / "vmcore"
+            small_core(full / "vmcore", guest_kernel).write_kdump(core)
+            for system_map in full.glob("System.map-*"):
+                (new / system_map.name).write_text(small_map(full / "vmcore", system_map))
+        read = audit_without_clock if shape.dump else audit
+        if read(core) != read(full / "vmcore"):
+            raise LabError(f"{shape.name}: the audit of the bundled core differs from that of the full core")
+        bundled = (KDUMPS if shape.dump else VMCORES) / shape.name
+        shutil.rmtree(bundled, ignore_errors=True)
+        bundled.parent.mkdir(exist_ok=True)
+        shutil.move(new, bundled)
+    return bundled
 
 
 def small_core(full: Path, guest_kernel: Kernel) -> SmallCore:
@@ -132,6 +148,14 @@ def audit(core: Path) -> dict[str, Any]:
     tables = snapshot.take(kernel.open_kernel(str(core))).tables
     rows = {table.name: [dict(zip(table.columns, row, strict=True)) for row in table.rows] for table in tables}
     for column in INCIDENTAL_COLUMNS:
+        del rows["targets"][0][column]
+    return rows
+
+
+def audit_without_clock(core: Path) -> dict[str, Any]:
+    """The rows of audit() without CLOCK_COLUMNS."""
+    rows = audit(core)
+    for column in CLOCK_COLUMNS:
         del rows["targets"][0][column]
     return rows
 

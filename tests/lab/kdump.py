@@ -27,7 +27,8 @@ DUMPED = "LAB-DUMPED"
 
 DUMP = "makedumpfile -c -d 31 /proc/vmcore vmcore"
 """The dump that most distributions take, but for Debian's -F: zlib, without free, zero, cache and user pages."""
-PANIC = "echo c > /proc/sysrq-trigger"
+PANIC = "echo c >&4"
+"""File 4 is /proc/sysrq-trigger, opened by guest/kdump before QEMU's dump, as opening it allocates a dentry."""
 
 
 def take_core(
@@ -41,13 +42,13 @@ def take_core(
     :param panic: shell commands that make the guest panic.
     """
     # The reserved memory has to lie on a single node, and the memory is divided evenly among the nodes.
-    shape = dataclasses.replace(shape, memory_mb=shape.memory_mb + shape.nodes * crash_mb)
+    machine = dataclasses.replace(shape, memory_mb=shape.memory_mb + shape.nodes * crash_mb)
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         initramfs.pack_capture(shape, kernel, work / "capture", dump)
         initramfs.pack(shape, kernel, work / "initramfs", kdump=initramfs.Kdump(work / "capture", panic))
         initramfs.mke2fs(work / "disk", f"{DISK_MB}M", "-O", "^has_journal")
-        command = boot.qemu(shape, kernel)
+        command = boot.qemu(machine, kernel)
         command[command.index("-append") + 1] += f" crashkernel={crash_mb}M"
         command += ["-drive", "file=disk,format=raw,if=virtio,cache=unsafe"]
         boot.run(command, work, folder, end_action=let_panic)

@@ -47,6 +47,9 @@ class Shape:
     """Users with a listening socket."""
     growing: bool = False
     """Whether the guest stops while a memcg's creation doubles memcg_nr_cache_ids (guest/grow)."""
+    dump: str = ""
+    """Shell commands by which a capture kernel writes the core, as `vmcore`. It is bundled as it was written; without
+    them QEMU's core is bundled, reduced."""
 
     @property
     def has_references(self) -> bool:
@@ -56,7 +59,7 @@ class Shape:
     def assignments(self) -> str:
         """The shape as shell assignments, one per line, for the guest's init."""
         values = {**vars(self), "nested": " ".join(map(str, self.nested))}
-        del values["arch"], values["flavour"], values["growing"]
+        del values["arch"], values["flavour"], values["growing"], values["dump"]
         return "".join(f"{key}='{value}'\n" for key, value in values.items())
 
 
@@ -90,6 +93,9 @@ BUNDLED_SHAPES = (
           tmpfs=12, ext4=2, overlay=2, users=12, files=8, proc=1, sockets=2),
     # A lock in every list_lru_one. No dying memcgs: on 7.2 a charged page does not keep a memcg alive.
     Shape("deb7-n2", "7", memory_mb=320, **_MIX),
+    # A dump of makedumpfile as it was written. Its pages are not compressed, so that xz compresses the whole dump.
+    Shape("deb510-kdump", "5.10", nodes=2, memory_mb=128, memcgs=90, kept=12, nested=(2, 1), dying=4,
+          tmpfs=10, users=6, files=3, dump="makedumpfile -d 31 /proc/vmcore vmcore"),
     # The server of the commit message of 5abc1e37afa0: 24574 ids, 4 nodes, 952 superblocks.
     Shape("bytedance", "5.10", nodes=4, memory_mb=10240, memcgs=12300, kept=480, tmpfs=930),
 )

@@ -1,13 +1,13 @@
 """Command line of the lab.
 
     python -m tests.lab boot SHAPE -o DIR     boot a shape, write its full core and the guest's report to DIR
-    python -m tests.lab bundle [SHAPE...]     rebuild bundled cores in tests/vmcores, by default all of them
+    python -m tests.lab bundle [SHAPE...]     rebuild bundled cores in tests/vmcores and tests/kdumps, by default all
     python -m tests.lab server NAME -o DIR    boot a complete Debian, write the same files and charges.json to DIR
     python -m tests.lab pairs [PAIR...]       run the same work on eager and lazy kernels, print the difference of
                                               their slabs, predicted and measured
 
-Needs a Debian machine with qemu-system-x86, -arm, -ppc and -misc, busybox-static, cpio and e2fsprogs; uses crash if
-installed.
+Needs a Debian machine with qemu-system-x86, -arm, -ppc and -misc, busybox-static, cpio, e2fsprogs and kexec-tools; uses
+crash if installed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 from pipeline.collector.status import CollectError
-from tests.lab import boot, bundle, kernels, pairs, server
+from tests.lab import boot, bundle, kdump, kernels, pairs, server
 from tests.lab.bundle import step
 from tests.lab.kernels import CACHE, LabError
 from tests.lab.pairs import LARGEST, PAIRS
@@ -36,7 +36,11 @@ def main() -> int:
     try:
         if args.command == "boot":
             shape = args.shape
-            boot.take_core(shape, kernel(shape.series, args, shape.arch, shape.flavour), args.output, args.live)
+            guest_kernel = kernel(shape.series, args, shape.arch, shape.flavour)
+            if args.kdump:
+                kdump.take_core(shape, guest_kernel, args.output)
+            else:
+                boot.take_core(shape, guest_kernel, args.output, args.live)
         elif args.command == "server":
             server.examine(SERVERS[args.name], kernel(SERVERS[args.name].series, args), args.output, args.cache)
         elif args.command == "pairs":
@@ -71,7 +75,9 @@ def parse() -> argparse.Namespace:
     boot_parser.add_argument("shape", type=parse_shape, metavar="SHAPE")
     boot_parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     boot_parser.add_argument("--dwarf", action="store_true", help="also fetch the kernel's vmlinux with DWARF")
-    boot_parser.add_argument("--live", action="store_true", help="also let the guest audit its own kernel")
+    ending = boot_parser.add_mutually_exclusive_group()
+    ending.add_argument("--live", action="store_true", help="also let the guest audit its own kernel")
+    ending.add_argument("--kdump", action="store_true", help="also let the guest panic, and write DIR/kdump/vmcore")
     bundle_parser = commands.add_parser("bundle")
     bundle_parser.add_argument("shapes", type=parse_shape, nargs="*", metavar="SHAPE")
     bundle_parser.set_defaults(dwarf=True)

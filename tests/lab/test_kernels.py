@@ -72,6 +72,21 @@ def test_newest_kernel_of_the_series_is_taken_from_a_folder(tmp_path: Path) -> N
     assert (kernel.release, kernel.vmlinuz.read_text()) == ("5.10.0-32-cloud-amd64", "32")
 
 
+@pytest.mark.parametrize(
+    ("arch", "flavour", "release"),
+    [
+        ("amd64", "cloud", "5.10.0-32-cloud-amd64"),
+        ("amd64", "generic", "5.10.0-32-amd64"),
+        ("amd64", "rt", "5.10.0-32-rt-amd64"),
+        ("ppc64el", "generic", "5.10.0-32-powerpc64le"),
+    ],
+)
+def test_a_flavour_is_not_taken_for_another(arch: str, flavour: str, release: str) -> None:
+    ends = ("cloud-amd64", "amd64", "rt-amd64", "amd64-dbg", "rt-amd64-dbg", "amd64-unsigned", "powerpc64le")
+    versions = {f"linux-image-5.10.0-{number}-{end}": f"5.10.{number}-1" for number in (9, 32) for end in ends}
+    assert kernels.newest("5.10", arch, versions, flavour) == release
+
+
 @needs_dpkg
 def test_files_of_a_split_kernel_are_put_together(tmp_path: Path) -> None:
     """Since 7.x the image package is empty: linux-binary has the kernel, and linux-modules has the modules."""

@@ -154,7 +154,11 @@ def run_once(
                 core.unlink(missing_ok=True)
                 monitor.call("dump-guest-memory", paging=False, protocol=f"file:{core.resolve()}")
                 end_action(monitor, work)
-            machine.wait(timeout=END_TIMEOUT_S)
+            try:
+                machine.wait(timeout=END_TIMEOUT_S)
+            except subprocess.TimeoutExpired as e:
+                lines = (work / "console").read_text(errors="replace").splitlines()
+                raise LabError(f"timeout: QEMU does not end; the end of its console: {' | '.join(lines[-5:])}") from e
         finally:
             machine.kill()
     report = (work / "report").read_bytes()

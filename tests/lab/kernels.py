@@ -146,9 +146,9 @@ def get(series: str, packages: Packages, cache: Path, dwarf: bool, flavour: str 
 def source(series: str, arch: str, debs: Path | None, cache: Path, flavour: str = "cloud") -> Packages:
     """The source of a series' kernel: the folder `debs` if it has one, else the mirror."""
     folder = Folder(debs, arch) if debs else None
-    return (
-        folder if folder and newest(series, arch, folder.versions(), flavour) else Mirror(SUITES[series], arch, cache)
-    )
+    if folder and newest(series, arch, folder.versions(), flavour):
+        return folder
+    return mirror(SUITES[series], arch, cache)
 
 
 def own_arch() -> str:

@@ -10,7 +10,6 @@ SELECT
     memcg_nr_cache_ids,
     online_ids,
     dead_ids AS ids_left,
-    growing_to_cache_ids,
     CASE
         WHEN memcg_nr_cache_ids < 65535 THEN least(greatest(2 * (memcg_nr_cache_ids + 1), 4), 65535)
     END AS next_cache_ids,
@@ -19,6 +18,7 @@ SELECT
         WHEN next_cache_ids IS NOT NULL
             THEN arrays * _pointer_array_alloc_bytes(next_cache_ids, layout, arch) - pointer_array_bytes
     END AS next_array_bytes,
-    next_object_bytes + next_array_bytes AS next_bytes
+    next_object_bytes + next_array_bytes AS next_bytes,
+    growing_to_cache_ids
 FROM _eager_ids_at(run)
 ORDER BY ids_left, target;

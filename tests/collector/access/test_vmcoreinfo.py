@@ -45,7 +45,7 @@ def flatten(data: bytes) -> bytes:
     end = PAGE * (1 + sub_header_blocks + bitmap_blocks)
     starts = [0, *reversed(range(PAGE, end, PAGE)), end]
     ends = [start + PAGE for start in starts[:-1]] + [len(data)]
-    file = b"makedumpfile\0".ljust(PAGE, b"\0")
+    file = struct.pack(">16s2q", b"makedumpfile", 1, 1).ljust(PAGE, b"\0")
     for start, end in zip(starts, ends, strict=True):
         file += struct.pack(">2q", start, end - start) + data[start:end]
     return file + struct.pack(">2q", -1, 0)

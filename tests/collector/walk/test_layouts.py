@@ -190,6 +190,20 @@ def test_arrays_that_vmalloc_had_to_give_cost_their_pages() -> None:
     assert lrus[dentry].items_by_id == {2: 9}
 
 
+def test_arrays_without_a_header_at_the_size_of_a_booted_kernel() -> None:
+    """4.14.177: 8 * 382 = 3,056 bytes take 4,096 from kmalloc, and the last pointer is at 8 * 381."""
+    machine = Machine("array", ids=382)
+    machine.online = (0, 381)
+    machine.kernel.cache("kmalloc-4096", 4096)
+    machine.pointer_array = lambda: machine.kernel.slab("kmalloc-4096")  # type: ignore[method-assign]
+    dentry, inode = machine.superblock()
+    machine.list_lru(dentry, {(0, 381): 5, (2, 0): 1})
+    machine.list_lru(inode)
+    _, lrus = machine.walk(verify=True)
+    assert sizes(lrus[dentry]) == sizes(lrus[inode]) == (3, 1146, 36_672, 3 * 4096, 256, 0)
+    assert lrus[dentry].items_by_id == {0: 1, 381: 5}
+
+
 def test_pages_of_64_kib_and_objects_of_128_bytes() -> None:
     """arm64 before v6.5 has no kmalloc cache below 128. 24574 ids: 16 + 8 * 24574 = 196,608 bytes take 3 pages, or 4
     contiguous ones.

@@ -41,8 +41,9 @@ def take_core(
     :param dump: shell commands of the capture kernel; their working folder's files are the dumps.
     :param panic: shell commands that make the guest panic.
     """
-    # The reserved memory has to lie on a single node, and the memory is divided evenly among the nodes.
-    machine = dataclasses.replace(shape, memory_mb=shape.memory_mb + shape.nodes * crash_mb)
+    # The reserved memory is contiguous and on one node. The memory is divided evenly among the nodes, and KASLR can put
+    # the kernel in the middle of the only one.
+    machine = dataclasses.replace(shape, memory_mb=shape.memory_mb + max(2, shape.nodes) * crash_mb)
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         initramfs.pack_capture(shape, kernel, work / "capture", dump)

@@ -14,6 +14,10 @@ INCOMPLETE = 0x8
 SPLIT, START_PFN, END_PFN = BLOCK + 12, BLOCK + 80, BLOCK + 88
 
 
+SIGNATURE_END = slice(len("makedumpfile\0"), 16)
+"""The bytes of a flattened dump's signature that makedumpfile does not write."""
+
+
 def flatten(dump: bytes, *, record_bytes: int = 1 << 16, reverse: bool = False, end: bool = True) -> bytes:
     """The flattened form of a dump, as makedumpfile -F describes it: a header, records, an end record."""
     offsets = range(0, len(dump), record_bytes)
@@ -39,6 +43,13 @@ def _flattened(records: Iterator[tuple[int, bytes]] | list[tuple[int, bytes]], e
     for offset, data in records:
         parts += [struct.pack(">2q", offset, len(data)), data]
     return b"".join(parts) + (struct.pack(">2q", -1, -1) if end else b"")
+
+
+def flatten_like_makedumpfile(dump: bytes) -> bytes:
+    """The flattened form of a dump with what makedumpfile's stack had at the end of the signature."""
+    data = bytearray(flatten(dump))
+    data[SIGNATURE_END] = b"\x8b\xff\xff"
+    return bytes(data)
 
 
 def part(dump: bytes, first_pfn: int, end_pfn: int) -> bytes:

@@ -8,14 +8,14 @@ HEAD_BYTES = 512
 """First bytes of a file that tell its format: tar's magic number is at 257, and kdump's header has 444 bytes."""
 
 PACKED = "Packed"
-"""error_type of a core that has to be unpacked first."""
+"""error_type of a core that has to be unpacked or rearranged first."""
 
 # The flattened form (makedumpfile -F) is a header of a block and records: big-endian offset in the dump, size, data.
 # The offset of the last record, which has no data, is -1. Source: makedumpfile.h.
 _FLATTENED_MAGIC = b"makedumpfile\0"
-_FLATTENED_HEADER_BYTES = 4096
-_RECORD = struct.Struct(">2q")
-_END_RECORD_OFFSET = -1
+FLATTENED_HEADER_BYTES = 4096
+RECORD = struct.Struct(">2q")
+END_RECORD_OFFSET = -1
 # Programs that unpack with -dc, by magic number. The last two: lz4's legacy frame; a frame to skip, which pzstd writes
 # first.
 _PROGRAMS = (
@@ -108,13 +108,13 @@ def records(file):
 
     :raises EOFError: the last record is missing.
     """
-    position = _FLATTENED_HEADER_BYTES
+    position = FLATTENED_HEADER_BYTES
     end = file.seek(0, io.SEEK_END)
-    while position + _RECORD.size <= end:
+    while position + RECORD.size <= end:
         file.seek(position)
-        offset, size = _RECORD.unpack(file.read(_RECORD.size))
-        position += _RECORD.size
-        if offset == _END_RECORD_OFFSET:
+        offset, size = RECORD.unpack(file.read(RECORD.size))
+        position += RECORD.size
+        if offset == END_RECORD_OFFSET:
             return
         if offset < 0 or not 0 < size <= end - position:
             break

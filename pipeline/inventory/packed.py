@@ -43,6 +43,19 @@ class Stream:
         data, self._head = self._head[:count], self._head[count:]
         return data
 
+    def read_all(self, count: int) -> bytes:
+        """Return exactly `count` bytes.
+
+        :raises EOFError: the stream ends before.
+        """
+        data = b""
+        while len(data) < count:
+            piece = self.read(count - len(data))
+            if not piece:
+                raise EOFError
+            data += piece
+        return data
+
     def _next(self, count: int) -> bytes:
         data = bytes(self._file.read(count if self._left is None else min(count, self._left)))
         if self._left is not None:

@@ -107,6 +107,9 @@ def read_header(path):
 def check_flattened(path, error):
     """Check that a core which drgn cannot open is not flattened.
 
+    libkdumpfile opens it from 0.5.3 on, if the 16 bytes of its signature end in zeros. makedumpfile leaves there what
+    its stack had.
+
     :param error: what drgn says.
     :raises CollectError: ``bad_core``: with the remedy.
     """
@@ -118,8 +121,8 @@ def check_flattened(path, error):
                 pass
         except EOFError:
             raise _cut_flattened_error(path) from None
-    message = "%s is flattened; if drgn's libkdumpfile is older than 0.5.3, rearrange it: makedumpfile -R NEW < %s"
-    raise CollectError("bad_core", (message + "; drgn: %s") % (path, path, error), type(error).__name__) from error
+    message = "%s is flattened, and this drgn does not read it; rearrange it: makedumpfile -R NEW < %s; drgn: %s"
+    raise CollectError("bad_core", message % (path, path, error), formats.PACKED) from error
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Unpack the core in a compressed file or a tar archive: a child of the runner.
+"""Unpack the core in a compressed file or a tar archive, and rearrange a flattened one: a child of the runner.
 
 usage: python -m pipeline.fanout.runner.unpack FILE DIRECTORY     writes DIRECTORY/core
 
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.collector import formats
 from pipeline.common import scratch
 from pipeline.fanout.runner import frame
 from pipeline.inventory import packed
@@ -94,7 +95,7 @@ def unpack(source: str, directory: str) -> None:
                 first_name = name or ""
                 _write(stream, os.path.join(directory, CORE))
     except packed.ERRORS as error:
-        raise UnpackError(f"{source} cannot be unpacked: {error or 'it ends early'}") from error
+        raise UnpackError(f"{source} cannot be unpacked: {str(error) or 'it ends early'}") from error
     if first_name is None:
         raise UnpackError(f"{source} has no core in it")
     for system_map in Path(source).parent.glob("System.map-*"):
@@ -102,17 +103,45 @@ def unpack(source: str, directory: str) -> None:
 
 
 def _write(stream: packed.Stream, path: str) -> None:
+    is_flattened = formats.is_flattened(stream.peek(formats.HEAD_BYTES))
     size_bytes = 0
     with open(path, "wb") as file:
-        while data := stream.read(_BLOCK_BYTES):
-            size_bytes += len(data)
+        for offset, data in _records(stream) if is_flattened else _blocks(stream):
+            size_bytes = max(size_bytes, offset + len(data))
             if size_bytes > _MAX_CORE_BYTES or _free_bytes(path) < _RESERVE_BYTES:
                 raise UnpackError(f"no room for it in {os.path.dirname(path)} after {size_bytes >> 20} MiB", NO_ROOM)
-            if data == _ZEROS[: len(data)]:
-                file.seek(len(data), os.SEEK_CUR)
-            else:
+            # A record may overwrite an earlier one with zeros.
+            if is_flattened or data != _ZEROS[: len(data)]:
+                file.seek(offset)
                 file.write(data)
         file.truncate(size_bytes)
+
+
+def _blocks(stream: packed.Stream) -> Iterator[tuple[int, bytes]]:
+    """Yield offset and content of each block of a core."""
+    offset = 0
+    while data := stream.read(_BLOCK_BYTES):
+        yield offset, data
+        offset += len(data)
+
+
+def _records(stream: packed.Stream) -> Iterator[tuple[int, bytes]]:
+    """Yield offset in the core and content of each piece of a flattened core.
+
+    :raises EOFError: its last record is missing.
+    """
+    stream.read_all(formats.FLATTENED_HEADER_BYTES)
+    while True:
+        offset, size = formats.RECORD.unpack(stream.read_all(formats.RECORD.size))
+        if offset == formats.END_RECORD_OFFSET:
+            return
+        if offset < 0 or size <= 0:
+            raise EOFError("its records are damaged")
+        end = offset + size
+        while offset < end:
+            data = stream.read_all(min(end - offset, _BLOCK_BYTES))
+            yield offset, data
+            offset += len(data)
 
 
 def _free_bytes(path: str) -> int:

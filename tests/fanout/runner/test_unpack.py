@@ -74,6 +74,22 @@ def test_a_packed_core_has_the_rows_of_the_plain_one_and_leaves_nothing(form: st
     assert place.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_a_flattened_core_that_libkdumpfile_refuses_is_rearranged(
+    is_compressed: bool, tmp_path: Path, plain: Any
+) -> None:
+    flattened = dumps.flatten_like_makedumpfile(CORE.read_bytes())
+    core = dumps.write(tmp_path / "dump.202611291200", gzip.compress(flattened) if is_compressed else flattened)
+    assert rows(collect(core, unpack_directory=str(tmp_path / "place"))) == plain
+    assert list((tmp_path / "place").iterdir()) == []
+
+
+def test_a_flattened_core_that_is_compressed_and_cut_off_is_refused(tmp_path: Path) -> None:
+    flattened = dumps.flatten_like_makedumpfile(CORE.read_bytes())
+    core = dumps.write(tmp_path / "dump.gz", gzip.compress(flattened[:-16]))
+    assert "it ends early" in refusal(core)
+
+
 def test_a_system_map_beside_a_packed_core_is_used(tmp_path: Path) -> None:
     """Without it the variables of this kernel, which has no CONFIG_KALLSYMS_ALL, are unknown."""
     core = VMCORES / "deb510-arm64" / "vmcore"

@@ -38,6 +38,10 @@ class LabError(Exception):
     """An error of the lab; the message is one line with the remedy."""
 
 
+class NotFetchedError(LabError):
+    """A mirror lists a package and does not have its file, for example because it is being updated."""
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A kernel unpacked on this machine."""
@@ -102,16 +106,29 @@ def lock(cache: Path) -> Iterator[None]:
 
 
 def get(series: str, packages: Packages, cache: Path, dwarf: bool, flavour: str = "cloud") -> Kernel:
-    """The newest kernel of a series, unpacked below `cache`.
+    """The newest kernel of a series whose packages can be fetched, unpacked below `cache`.
 
     :param flavour: a key of FLAVOURS.
     :param dwarf: also unpack the vmlinux and the System.map of the -dbg package (300 MB to download, 600 MB on disk).
     """
     versions = packages.versions()
-    release = newest(series, packages.arch, versions, flavour)
-    if release is None:
-        name = f"linux-image-{series}.*{suffix(packages.arch, flavour)}"
-        raise LabError(f"no {name} in {packages}; {packages.remedy}")
+    name = f"linux-image-{series}.*{suffix(packages.arch, flavour)}"
+    error = LabError(f"no {name} in {packages}; {packages.remedy}")
+    while release := newest(series, packages.arch, versions, flavour):
+        try:
+            return get_release(release, packages, cache, dwarf)
+        except NotFetchedError as e:
+            error = e
+            versions = {name: version for name, version in versions.items() if name != f"linux-image-{release}"}
+    raise error
+
+
+def get_release(release: str, packages: Packages, cache: Path, dwarf: bool) -> Kernel:
+    """The kernel of a release, unpacked below `cache`; `dwarf` as in get().
+
+    :raises NotFetchedError: the mirror does not have one of its packages.
+    """
+    versions = packages.versions()
     # Since 7.x the package linux-image is empty; it depends on the packages with the files.
     names = [f"linux-{part}-{release}" for part in ("image", "binary", "modules")]
     names = [name for name in names if name in versions]
@@ -277,7 +294,10 @@ class Mirror:
         return self.version_by_name
 
     def deb(self, name: str) -> Path:
-        self._run("apt-get", "download", name)
+        try:
+            self._run("apt-get", "download", name)
+        except LabError as e:
+            raise NotFetchedError(str(e)) from e
         [deb] = self.debs.glob(f"{name}_{self.version_by_name[name].replace(':', '%3a')}_*.deb")
         return deb
 

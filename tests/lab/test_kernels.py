@@ -138,3 +138,21 @@ with kernels.lock(Path(sys.argv[1])):
         other.stdout.readline()
         (tmp_path / "filled").touch()
     assert other.communicate()[0] == b"True\n"
+
+
+@needs_dpkg
+def test_a_kernel_that_the_mirror_lists_but_does_not_have_gives_way_to_an_older_one(tmp_path: Path) -> None:
+    class Incomplete(kernels.Folder):
+        def deb(self, name: str) -> Path:
+            if "-99-" in name:
+                raise kernels.NotFetchedError(f"{name}: 404")
+            return super().deb(name)
+
+    for number in ("32", "99"):
+        release = f"5.10.0-{number}-cloud-amd64"
+        files = {f"boot/vmlinuz-{release}": number, f"lib/modules/{release}/x.ko": ""}
+        make_deb(tmp_path, f"linux-image-{release}", f"5.10.{number}-1", files)
+    kernel = kernels.get("5.10", Incomplete(tmp_path, "amd64"), tmp_path / "cache", dwarf=False)
+    assert kernel.release == "5.10.0-32-cloud-amd64"
+    with pytest.raises(kernels.NotFetchedError, match="404"):
+        kernels.get_release("5.10.0-99-cloud-amd64", Incomplete(tmp_path, "amd64"), tmp_path / "cache2", dwarf=False)

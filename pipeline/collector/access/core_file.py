@@ -16,7 +16,10 @@ from drgn import FaultError
 from .. import architectures, foreign, formats
 from ..status import CollectError
 
-DAMAGED = "the core is truncated, zeroed or filtered"
+DAMAGED = (
+    "the core is truncated, zeroed or filtered (a makedumpfile older than the kernel filters slabs with the pages of "
+    "processes; -d 23 keeps both)"
+)
 """The reason for missing memory where the file itself gives none."""
 
 _EI_CLASS, _EI_DATA = 4, 5

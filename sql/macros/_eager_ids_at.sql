@@ -21,7 +21,6 @@ SELECT
     t.layout,
     t.arch,
     t.uptime_s,
-    t.growing_to_cache_ids,
     id_costs.id_bytes,
     id_costs.object_bytes,
     id_costs.arrays,

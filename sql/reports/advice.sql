@@ -45,11 +45,12 @@ reboots AS (
 doublings AS (
     SELECT
         count(*) AS next_hosts,
-        count(growing_to_cache_ids) AS growing_hosts,
-        sum(next_bytes) AS next_bytes
-    FROM next_doubling_at($run)
-    SEMI JOIN machines USING (target)
-    WHERE next_bytes > 0 AND 10 * ids_left <= memcg_nr_cache_ids
+        count(t.growing_to_cache_ids) AS growing_hosts,
+        sum(d.next_bytes) AS next_bytes
+    FROM next_doubling_at($run) AS d
+    JOIN targets AS t ON t.run_id = $run AND d.target = t.target
+    SEMI JOIN machines AS m ON d.target = m.target
+    WHERE d.next_bytes > 0 AND 10 * d.ids_left <= d.memcg_nr_cache_ids
 )
 
 SELECT

@@ -67,7 +67,7 @@ def _take_snapshot(args):
     # drgn's commands are plugins, which import all of its helpers: 80 ms of CPU time. DRGN_PLUGINS still names others.
     os.environ.setdefault("DRGN_DISABLE_PLUGINS", "*")
     try:
-        import drgn  # noqa: F401
+        import drgn
     except ImportError as e:
         message = "%s cannot import drgn: %s; install drgn 0.0.31 or newer" % (sys.executable, e)
         raise CollectError("no_drgn", message, "ImportError") from e
@@ -82,14 +82,18 @@ def _take_snapshot(args):
         is_running = memory.is_running(opened_kernel.prog)
         scan_charges = not is_running if args.charged is None else args.charged
         take = functools.partial(snapshot.take, opened_kernel, scan_charges, args.target_layout, args.verify)
+        if is_running:
+            return _retry_on_change(take)
         with core_file.explained(opened_kernel.note):
-            return _retry_on_change(take) if is_running else take()
+            return take()
+    except drgn.FaultError as e:
+        raise CollectError("bad_core", "memory is missing: %s" % e, "FaultError") from e
     except NotImplementedError as e:
         # Of drgn, for page tables of a kind that it does not read: ppc64 with the hash MMU.
         message = "%s: drgn cannot translate this kernel's addresses: %s" % (args.source, e)
         raise CollectError("bad_core", message, "NotImplementedError") from e
-    except (LookupError, AttributeError) as e:
-        # This kernel lacks a type, member or symbol that the collector relies on.
+    except (LookupError, AttributeError, ValueError) as e:
+        # This kernel lacks a type, member or symbol that the collector relies on, or its types are damaged.
         raise CollectError("no_types", str(e), type(e).__name__) from e
 
 

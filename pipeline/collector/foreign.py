@@ -7,9 +7,6 @@ from collections import namedtuple
 
 from .status import CollectError
 
-HEAD_BYTES = 32
-"""Number of bytes at the start of a file that tell its form."""
-
 _SSH = "dump the guest with kdump, or audit it over ssh"
 _DUMP = "virsh dump --memory-only DOMAIN FILE (QEMU's monitor: dump-guest-memory)"
 
@@ -81,7 +78,7 @@ _SUFFIXES = (
 def recognize(head, name):
     """Return the Foreign form of a file, or None.
 
-    :param head: its first HEAD_BYTES bytes.
+    :param head: its first formats.HEAD_BYTES bytes.
     :param name: its name or path.
     """
     for magic, foreign in _MAGICS:

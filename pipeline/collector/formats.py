@@ -1,6 +1,9 @@
 """File formats of dumps, and of what they are packed in, by their first bytes. Importable without drgn."""
 
+import errno
 import io
+import os
+import stat
 import struct
 from collections import namedtuple
 
@@ -28,15 +31,26 @@ _PROGRAMS = (
     (b"\x50\x2a\x4d\x18", "zstd"),
 )
 _ELF_MAGIC = b"\x7fELF"
+_ELF64_MAGIC = b"\x7fELF\x02"
 _ELFDATA2MSB = 2
 _ET_CORE = 4
+_ELF_HEADER_BYTES = 64
+_PROGRAM_HEADER_BYTES = 56
+_PT_LOAD = 1
+# e_phnum of a core with more program headers than fit; their number is then in sh_info of the first section.
+_PN_XNUM = 0xFFFF
+_SH_INFO_OFFSET = 44
+# Bounds the tables that are read, as two bitmaps of 16 TiB of memory take 1 GiB.
+MAX_TABLE_BYTES = 1 << 30
 # Source: makedumpfile's diskdump_mod.h.
 _KDUMP_MAGIC = (b"KDUMP   ", b"DISKDUMP")
+
+UTS_FIELD_BYTES = 65
+"""__NEW_UTS_LEN + 1, the size of each member of struct new_utsname."""
 
 # struct disk_dump_header of 64-bit machines: signature, version, utsname (six fields of 65 bytes), time, status,
 # block_size, sub_hdr_size and bitmap_blocks (in blocks), max_mapnr. It fills the first block.
 _UTSNAME_OFFSET = 12
-_MACHINE_OFFSET = _UTSNAME_OFFSET + 4 * 65
 _STATUS_OFFSET = 424
 _HEADER_BYTES = _STATUS_OFFSET + 20
 _INCOMPLETE = 0x8  # DUMP_DH_COMPRESSED_INCOMPLETE
@@ -49,16 +63,46 @@ _SUB_HEADER_BYTES = struct.calcsize("=" + _SUB_HEADER)
 
 
 class KdumpHeader(
-    namedtuple("KdumpHeader", "order identity is_incomplete block_bytes bitmap_offset bitmap_bytes max_pfn split_pfns")
+    namedtuple(
+        "KdumpHeader",
+        "order identity is_incomplete block_bytes notes_end bitmap_offset bitmap_bytes max_pfn split_pfns",
+    )
 ):
     """The header and sub header of a kdump-compressed dump of a 64-bit machine.
 
-    order: byte order, as of struct. identity: bytes that all parts of a split dump have in common. bitmap_offset,
+    order: byte order, as of struct. identity: bytes that all parts of a split dump have in common. notes_end: offset
+    at which its notes end, 0 without any. bitmap_offset,
     bitmap_bytes: both bitmaps together. max_pfn: number of page frames. split_pfns: first page frame and end of a part
     that makedumpfile --split wrote, else None.
     """
 
     __slots__ = ()
+
+    @property
+    def page_bitmap(self):
+        """Offset and size of the bitmap of the pages in the dump: the second of two, or the only one."""
+        half_bytes = self.bitmap_bytes // 2
+        if self.max_pfn <= 8 * half_bytes:
+            return self.bitmap_offset + half_bytes, half_bytes
+        return self.bitmap_offset, self.bitmap_bytes
+
+
+class Segment(namedtuple("Segment", "offset virtual physical file_bytes")):
+    """A loadable segment of an ELF file: its offset in the file, its addresses, and its bytes in the file."""
+
+    __slots__ = ()
+
+
+def open_file(path):
+    """Open a regular file for reading.
+
+    :raises OSError: it cannot be opened, or is not a regular file; a FIFO would wait for a writer.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return os.fdopen(descriptor, "rb")
 
 
 def compression(head):
@@ -123,10 +167,49 @@ def records(file):
     raise EOFError
 
 
+def read_at(file, offset, size):
+    """Return the bytes of a file from an offset, as many as it has of them, at most MAX_TABLE_BYTES."""
+    end = file.seek(0, io.SEEK_END)
+    file.seek(min(offset, end))
+    return file.read(min(size, max(0, end - offset), MAX_TABLE_BYTES))
+
+
+def elf_segments(file):
+    """Return the Segments of a 64-bit ELF file, and the offset at which their table ends, which may be past the file's.
+
+    Of another file there are none, and 0.
+    """
+    header = read_at(file, 0, _ELF_HEADER_BYTES)
+    if not header.startswith(_ELF64_MAGIC) or len(header) < _ELF_HEADER_BYTES:
+        return [], 0
+    order = ">" if header[5] == _ELFDATA2MSB else "<"
+    table_offset, sections_offset = struct.unpack_from(order + "2Q", header, 32)
+    entry_bytes, count = struct.unpack_from(order + "2H", header, 54)
+    if entry_bytes != _PROGRAM_HEADER_BYTES:
+        return [], 0
+    if count == _PN_XNUM:
+        (count,) = struct.unpack(order + "I", read_at(file, sections_offset + _SH_INFO_OFFSET, 4).ljust(4, b"\0"))
+    table = read_at(file, table_offset, entry_bytes * count)
+    segments = [
+        Segment(offset, virtual, physical, file_bytes)
+        for kind, _, offset, virtual, physical, file_bytes, _, _ in struct.iter_unpack(
+            order + "2I6Q", table[: len(table) // entry_bytes * entry_bytes]
+        )
+        if kind == _PT_LOAD
+    ]
+    return segments, table_offset + entry_bytes * count
+
+
+def utsname_fields(data, start):
+    """Return the six members of the struct new_utsname at an offset in data, as bytes."""
+    offsets = range(start, start + 6 * UTS_FIELD_BYTES, UTS_FIELD_BYTES)
+    return [data[offset : offset + UTS_FIELD_BYTES].split(b"\0")[0] for offset in offsets]
+
+
 def kdump_utsname(head):
-    """Return the fields sysname and machine of utsname, as text, in the first bytes of a kdump-compressed dump."""
-    fields = (head[offset : offset + 65].split(b"\0")[0] for offset in (_UTSNAME_OFFSET, _MACHINE_OFFSET))
-    return tuple(field.decode(errors="replace") for field in fields)
+    """Return the members sysname and machine of utsname, as text, in the first bytes of a kdump-compressed dump."""
+    fields = utsname_fields(head, _UTSNAME_OFFSET)
+    return fields[0].decode(errors="replace"), fields[4].decode(errors="replace")
 
 
 def kdump_header(file):
@@ -145,16 +228,18 @@ def kdump_header(file):
         return None
     file.seek(block_bytes)
     sub_header = file.read(_SUB_HEADER_BYTES).ljust(_SUB_HEADER_BYTES, b"\0")
-    _, _, split, *pfns, start_pfn, end_pfn, max_pfn_64 = struct.unpack(order + _SUB_HEADER, sub_header)
+    _, _, split, *values, start_pfn, end_pfn, max_pfn_64 = struct.unpack(order + _SUB_HEADER, sub_header)
+    pfns, notes = values[:2], values[2:]
     if struct.unpack_from(order + "i", head, 8)[0] >= 6:
         max_pfn = max_pfn_64
     else:
-        start_pfn, end_pfn = pfns[:2]
+        start_pfn, end_pfn = pfns
     return KdumpHeader(
         order,
         head,
         bool(status & _INCOMPLETE),
         block_bytes,
+        max(offset + size for offset, size in zip(notes[::2], notes[1::2])),
         (1 + sub_blocks) * block_bytes,
         bitmap_blocks * block_bytes,
         max_pfn,

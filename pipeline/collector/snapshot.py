@@ -17,9 +17,9 @@ _MICROSECONDS = 1000000
 # Range of a plausible struct timekeeper.xtime_sec: the years 2000 to 2200.
 _PLAUSIBLE_SECONDS = (946684800, 7258118400)
 
-# Objects of the slab cache of list_lru_ones that other users have without a note. Kernels of the lab have up to 10,000;
+# Objects of the slab cache of list_lru_ones that other users have without a note. Kernels of the lab have up to 10,500;
 # a doubling that goes unnoticed half way leaves 50 % of what is counted unexplained.
-_MAX_UNEXPLAINED_OBJECTS = 50000
+_MAX_UNEXPLAINED_OBJECTS = 20000
 _MAX_UNEXPLAINED_PART = 0.2
 
 # Bounds the column notes: a busy host can have a note for each list_lru.
@@ -318,8 +318,10 @@ def _slab_note(findings, row):
     :param row: of the table targets.
     """
     active, counted = row["slab_cache_active_objects"], row["list_lru_one_in_cache"]
-    if findings.layout not in layouts.EAGER or active is None:
+    if findings.layout not in layouts.EAGER or not counted:
         return None
+    if active is None:
+        return "list_lru_ones could not be compared with %s, whose objects drgn cannot count" % row["slab_cache"]
     unexplained = active - counted
     if 0 <= unexplained <= max(_MAX_UNEXPLAINED_OBJECTS, counted * _MAX_UNEXPLAINED_PART):
         return None

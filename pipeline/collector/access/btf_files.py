@@ -7,9 +7,10 @@ import tarfile
 
 from drgn import FaultError, FindObjectFlags, Program
 
+from .. import formats
 from ..status import CollectError
 from . import build_check
-from .btf import Btf, BtfError
+from .btf import Btf
 
 _SYMBOLS = (
     ("__start_BTF", "__stop_BTF"),
@@ -53,7 +54,7 @@ def read_from_dir(prog, source, btf_dir):
         try:
             blob = _read_file(path, build.release)
             differences = build_check.type_differences(prog, _types_only(prog.platform, blob))
-        except (OSError, KeyError, EOFError, tarfile.TarError, lzma.LZMAError, BtfError) as e:
+        except (OSError, KeyError, EOFError, RecursionError, tarfile.TarError, lzma.LZMAError, ValueError) as e:
             misfits.append(CollectError("no_types", "%s: %s" % (path, e), type(e).__name__))
             continue
         if differences:
@@ -84,10 +85,13 @@ def _paths(prog, btf_dir, release):
 
 def _read_file(path, release):
     if not path.endswith(".tar.xz"):
-        with open(path, "rb") as f:
+        with formats.open_file(path) as f:
             return f.read(_MAX_BTF_BYTES)
-    with tarfile.open(path) as archive:
-        return archive.extractfile(release + ".btf").read(_MAX_BTF_BYTES)
+    with formats.open_file(path) as f, tarfile.open(fileobj=f) as archive:
+        member = archive.extractfile(release + ".btf")
+        if member is None:
+            raise KeyError("%s.btf is not a file" % release)
+        return member.read(_MAX_BTF_BYTES)
 
 
 def _types_only(platform, blob):
@@ -122,4 +126,4 @@ def _score(path, build):
     """Return the number of a path's directories that the release or the version has, such as ubuntu or 18.04."""
     text = ("%s %s" % (build.release, build.version)).lower()
     names = [name for name in os.path.dirname(path).lower().split(os.sep) if re.search(r"[a-z]|\d\.\d", name)]
-    return sum(bool(re.search(r"(?<![a-z0-9.])%s" % re.escape(name), text)) for name in names)
+    return sum(bool(re.search(r"(?<![a-z0-9.])%s(?![a-z])" % re.escape(name), text)) for name in names)

@@ -10,13 +10,9 @@ from collections import namedtuple
 
 from drgn import FaultError, TypeKind, offsetof, sizeof
 
-from . import kallsyms
-from .memory import has_member
-
-# struct new_utsname: sysname, nodename, release, version, machine, domainname, each of this size.
-_UTS_FIELD_BYTES = 65
-# The first bytes of struct uts_namespace: a reference count in kernels up to v5.10, and the fields up to the version.
-_UTS_BYTES = 8 + 4 * _UTS_FIELD_BYTES
+from .. import formats
+from . import kallsyms, utsname
+from .memory import has_member, text
 
 _LAYOUT = re.compile(r"^((SIZE|OFFSET|LENGTH|NUMBER)\((\w+)(?:\.(\w+))?\))=(-?\d+|0x[0-9a-f]+)$", re.MULTILINE)
 
@@ -50,25 +46,15 @@ class Build(namedtuple("Build", "release version")):
 
 def read_build(prog):
     """Return the Build of a kernel, read without its types."""
-    return Build(prog["UTS_RELEASE"].string_().decode(), _read_version(prog))
-
-
-def _read_version(prog):
-    try:
-        data = prog.read(kallsyms.vmcoreinfo_symbols(prog)["init_uts_ns"], _UTS_BYTES)
-    except (LookupError, FaultError):
-        return None
-    sysname = data.find(b"Linux\0")
-    if sysname < 0:
-        return None
-    return data[sysname + 3 * _UTS_FIELD_BYTES :].split(b"\0")[0].decode(errors="replace")
+    uts = utsname.read(prog)
+    return Build(text(prog["UTS_RELEASE"].string_())[0], uts and text(uts.version)[0])
 
 
 def describe(differences):
     """Return the first differences as text for a message."""
-    text = ", ".join(differences[:_MAX_DIFFERENCES])
+    first_differences = ", ".join(differences[:_MAX_DIFFERENCES])
     hidden_count = len(differences) - _MAX_DIFFERENCES
-    return text + (" and %d more" % hidden_count if hidden_count > 0 else "")
+    return first_differences + (" and %d more" % hidden_count if hidden_count > 0 else "")
 
 
 def type_differences(prog, types):
@@ -81,8 +67,8 @@ def type_differences(prog, types):
     :param types: program with the types; may be ``prog``.
     """
     differences = []
-    for label, kind, name, member, text in _LAYOUT.findall(prog["VMCOREINFO"].string_().decode(errors="replace")):
-        value = int(text, 16 if text.startswith("0x") else 10)
+    for label, kind, name, member, number in _LAYOUT.findall(prog["VMCOREINFO"].string_().decode(errors="replace")):
+        value = int(number, 16 if number.startswith("0x") else 10)
         try:
             own_value = _LAYOUT_VALUES[kind](types, name, member)
         except (LookupError, TypeError):  # TypeError: the type is incomplete
@@ -91,7 +77,7 @@ def type_differences(prog, types):
             differences.append("%s is %s, not %d" % (label, own_value, value))
     release = _read_release(prog, types)
     if release not in (None, prog["UTS_RELEASE"].string_()):
-        differences.append("init_uts_ns has no release %s" % prog["UTS_RELEASE"].string_().decode())
+        differences.append("init_uts_ns has no release %s" % text(prog["UTS_RELEASE"].string_())[0])
     return differences
 
 
@@ -147,7 +133,7 @@ def _read_release(prog, types):
     """Return the release in init_uts_ns, read through types, or None if they lack it or its memory is missing."""
     try:
         offset = offsetof(types.type("struct uts_namespace"), "name.release")
-        data = prog.read(kallsyms.vmcoreinfo_symbols(prog)["init_uts_ns"] + offset, _UTS_FIELD_BYTES)
+        data = prog.read(kallsyms.vmcoreinfo_symbols(prog)["init_uts_ns"] + offset, formats.UTS_FIELD_BYTES)
     except (LookupError, TypeError, FaultError):
         return None
     return data.split(b"\0")[0]

@@ -7,6 +7,7 @@ pread(2), which fails past the end: such a core is opened.
 
 import contextlib
 import os
+import shlex
 import stat
 import struct
 from collections import namedtuple
@@ -21,15 +22,6 @@ DAMAGED = (
     "processes; -d 23 keeps both)"
 )
 """The reason for missing memory where the file itself gives none."""
-
-_EI_CLASS, _EI_DATA = 4, 5
-_ELFCLASS64 = _ELFDATA2MSB = b"\2"
-_ELF_HEADER_BYTES = 64
-_PROGRAM_HEADER_BYTES = 56
-_PT_LOAD = 1
-# e_phnum of a core with more program headers than fit; their number is then in sh_info of the first section.
-_PN_XNUM = 0xFFFF
-_SH_INFO_OFFSET = 44
 
 # struct page_desc: offset, size, flags, page_flags.
 _PAGE_DESCRIPTOR = "QIIQ"
@@ -74,7 +66,7 @@ def read_header(path):
     if not status.st_size:
         raise CollectError("bad_core", "%s is empty: the dump was not written" % path, "Incomplete")
     note = machine = None
-    with open(path, "rb") as f:
+    with formats.open_file(path) as f:
         head = f.read(formats.HEAD_BYTES)
         _check_not_packed(path, head)
         # That all records of a flattened core are there is checked by libkdumpfile itself.
@@ -99,9 +91,13 @@ def read_header(path):
             if is_flattened:
                 machine = None  # drgn 0.3.0 crashes if it is told the platform of an ELF core that libkdumpfile reads
             else:
-                expected_bytes = _elf_size(f, head, status.st_size)
+                segments, table_end = formats.elf_segments(f)
+                expected_bytes = max([table_end, *(segment.offset + segment.file_bytes for segment in segments)])
                 if expected_bytes > status.st_size:
                     note = "the core is truncated: %d of %d bytes" % (status.st_size, expected_bytes)
+        elif is_flattened:
+            message = "%s is flattened, and the record with the dump's header is missing: it was not written"
+            raise CollectError("bad_core", message % path, "Incomplete")
         else:
             foreign.check(head, path)
     return CoreFile(note, machine, status.st_size)
@@ -125,7 +121,7 @@ def check_flattened(path, error):
         except EOFError:
             raise _cut_flattened_error(path) from None
     message = "%s is flattened, and this drgn does not read it; rearrange it: makedumpfile -R NEW < %s; drgn: %s"
-    raise CollectError("bad_core", message % (path, path, error), formats.PACKED) from error
+    raise CollectError("bad_core", message % (path, shlex.quote(path), error), formats.PACKED) from error
 
 
 @contextlib.contextmanager
@@ -137,7 +133,7 @@ def explained(note):
     """
     try:
         yield
-    except FaultError as e:
+    except (FaultError, OSError) as e:  # OSError: pread(2) beyond what a file can have, or a failing disk
         message = "memory is missing; %s: %s" % (note or DAMAGED, e)
         raise CollectError("bad_core", message, type(e).__name__) from e
     except CollectError as e:
@@ -151,10 +147,12 @@ def explained(note):
 def _check_not_packed(path, head):
     program = formats.compression(head)
     if program is not None:
-        message = "%s is compressed; unpack it: %s -dc %s > NEW" % (path, program, path)
+        message = "%s is compressed; unpack it: %s -dc %s > NEW" % (path, program, shlex.quote(path))
         raise CollectError("bad_core", message, formats.PACKED)
     if formats.is_tar(head):
-        raise CollectError("bad_core", "%s is a tar archive; unpack it: tar -xf %s" % (path, path), formats.PACKED)
+        raise CollectError(
+            "bad_core", "%s is a tar archive; unpack it: tar -xf %s" % (path, shlex.quote(path)), formats.PACKED
+        )
 
 
 def _unflattened_start(path, f):
@@ -185,7 +183,7 @@ def _split_error(path, header):
                     other = formats.kdump_header(f)
                 if other is not None and other.split_pfns and other.identity == header.identity:
                     parts.append((other.split_pfns, sibling))
-    files = " ".join(sibling for _, sibling in sorted(parts))
+    files = " ".join(shlex.quote(sibling) for _, sibling in sorted(parts))
     count = "" if len(parts) > 1 else "; the others are not beside it"
     message = "%s is a part of a dump (makedumpfile --split)%s; join all parts: makedumpfile --reassemble %s NEW"
     return CollectError("bad_core", message % (path, count, files), "Split")
@@ -200,10 +198,11 @@ def _check_pages(path, f, header, size_bytes):
         if size_bytes < formats.HEAD_BYTES:
             raise _early_end_error(path, size_bytes, formats.HEAD_BYTES)
         return
-    end = header.bitmap_offset + header.bitmap_bytes
+    end = max(header.bitmap_offset + header.bitmap_bytes, header.notes_end)
     if end <= size_bytes:
         descriptors = _page_count(f, header)
-        end, table_offset = end + descriptors * _PAGE_DESCRIPTOR_BYTES, end
+        table_offset = header.bitmap_offset + header.bitmap_bytes
+        end = max(end, table_offset + descriptors * _PAGE_DESCRIPTOR_BYTES)
         if end <= size_bytes:
             end = max(end, _data_end(f, header.order, table_offset, descriptors))
     if end > size_bytes:
@@ -211,11 +210,8 @@ def _check_pages(path, f, header, size_bytes):
 
 
 def _page_count(f, header):
-    """Return the number of pages in a dump: of the bits in the second of two bitmaps, or in the only one."""
-    offset, left = header.bitmap_offset, header.bitmap_bytes
-    if header.max_pfn <= left * 8 // 2:
-        left //= 2
-        offset += left
+    """Return the number of pages in a dump."""
+    offset, left = header.page_bitmap
     f.seek(offset)
     count = 0
     while left > 0:
@@ -226,40 +222,18 @@ def _page_count(f, header):
 
 
 def _data_end(f, order, table_offset, count):
-    """Return the file offset at which the data of the last pages end; descriptors that were not written are zero."""
-    while count > 0:
+    """Return the file offset at which the data of the last pages end; descriptors that were not written are zero.
+
+    All pages of zeros share one descriptor, whose data come first. So descriptors are read up to one that differs.
+    """
+    end, data_offsets = 0, set()
+    while count > 0 and len(data_offsets) < 2:
         start = max(0, count - _DESCRIPTORS_PER_READ)
         f.seek(table_offset + start * _PAGE_DESCRIPTOR_BYTES)
         table = f.read((count - start) * _PAGE_DESCRIPTOR_BYTES)
-        end = max(offset + size for offset, size, _, _ in struct.iter_unpack(order + _PAGE_DESCRIPTOR, table))
-        if end:
-            return end
+        for offset, size, _, _ in struct.iter_unpack(order + _PAGE_DESCRIPTOR, table):
+            if offset:
+                end = max(end, offset + size)
+                data_offsets.add(offset)
         count = start
-    return 0
-
-
-def _elf_size(f, header, size_bytes):
-    """Return the file offset at which the last segment of a 64-bit ELF core ends, or 0 if unknown.
-
-    :param header: first bytes of the file.
-    """
-    prefix = ">" if header[_EI_DATA : _EI_DATA + 1] == _ELFDATA2MSB else "<"
-    if len(header) < _ELF_HEADER_BYTES or header[_EI_CLASS : _EI_CLASS + 1] != _ELFCLASS64:
-        return 0
-    table_offset, sections_offset = struct.unpack_from(prefix + "2Q", header, 32)
-    entry_bytes, count = struct.unpack_from(prefix + "2H", header, 54)
-    if entry_bytes != _PROGRAM_HEADER_BYTES:
-        return 0
-    if count == _PN_XNUM:
-        f.seek(sections_offset + _SH_INFO_OFFSET)
-        (count,) = struct.unpack(prefix + "I", f.read(4).ljust(4, b"\0"))
-    end = table_offset + entry_bytes * count
-    if end > size_bytes:
-        return end
-    f.seek(table_offset)
-    for segment_type, _, offset, _, _, file_bytes, _, _ in struct.iter_unpack(
-        prefix + "2I6Q", f.read(entry_bytes * count)
-    ):
-        if segment_type == _PT_LOAD:
-            end = max(end, offset + file_bytes)
     return end

@@ -72,7 +72,8 @@ def load(prog, source, vmlinux=None, debug_dirs=()):
 
 def _load_file(module, source, vmlinux, build):
     if not os.path.isfile(vmlinux):
-        raise CollectError("no_types", "%s: no such file" % vmlinux)
+        reason = "not a regular file" if os.path.exists(vmlinux) else "no such file"
+        raise CollectError("no_types", "%s: %s" % (vmlinux, reason))
     differences = _file_differences(vmlinux, module, build)
     if differences:
         raise _mismatch_error(vmlinux, source, build, differences)
@@ -103,13 +104,13 @@ def _search(prog, source, directories, build):
             pass
     if misfits:
         raise _mismatch_error(misfits[0][0], source, build, misfits[0][1])
-    message = "%s: no vmlinux of %s%s below %s; looked at %s, there and below %s" % (
+    message = "%s: %s%s is not below %s; looked there, and below %s there, at %s" % (
         source,
-        build.release,
-        " and build id " + module.build_id.hex() if module.build_id else "",
+        build.vmlinux,
+        " with build id " + module.build_id.hex() if module.build_id else "",
         ", ".join(map(str, directories)),
-        ", ".join(_locations(module.build_id, "RELEASE")),
         _PREFIXES[1],
+        ", ".join(_locations(module.build_id, "RELEASE")),
     )
     raise CollectError("no_types", message)
 

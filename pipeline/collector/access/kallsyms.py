@@ -20,7 +20,7 @@ from drgn.helpers.linux.kallsyms import load_vmlinux_kallsyms
 
 from ..status import CollectError
 from .core_file import DAMAGED
-from .memory import struct_prefix
+from .memory import is_running, struct_prefix
 from .symbol_names import SymbolNames
 
 _CHUNK_BYTES = 1 << 20
@@ -136,7 +136,8 @@ def _read_kallsyms(prog):
         raise CollectError("no_types", "VMCOREINFO lacks the address of the kernel's text")
     if not any(_read_with_holes(prog, symbols["_stext"], _PAGE_BYTES)):
         part = "a page table of the kernel" if _is_text_in_memory(prog, symbols["_stext"]) else "the kernel's text"
-        raise CollectError("bad_core", "%s is missing: %s" % (part, DAMAGED))
+        reason = "" if is_running(prog) else ": " + DAMAGED
+        raise CollectError("bad_core", "%s is missing%s" % (part, reason))
     endian = struct_prefix(prog)
     tables = {name[9:]: address for name, address in symbols.items() if name.startswith("kallsyms_")}
     if "names" not in tables:

@@ -96,10 +96,11 @@ def open_kernel(source, vmlinux=None, debug_dirs=(), btf_dir=None, vmcoreinfo_pa
     """
     prog, core = _attach(source, vmcoreinfo_path)
     ppc64.check_byte_order(prog, source)
-    with core_file.explained(core and core.note):
+    if core is None:
+        return with_types(prog, source, vmlinux, debug_dirs, btf_dir)
+    with core_file.explained(core.note):
         kernel = with_types(prog, source, vmlinux, debug_dirs, btf_dir)
-    if core is not None:
-        kernel.note, kernel.core_bytes = core.note, core.size_bytes
+    kernel.note, kernel.core_bytes = core.note, core.size_bytes
     return kernel
 
 
@@ -182,17 +183,22 @@ def _open_core(core, path, vmcoreinfo_path):
         prog["VMCOREINFO"]
         return prog
 
-    if vmcoreinfo_path is not None:
-        prog = _open_readable(open_core, path, vmcoreinfo.read_file(vmcoreinfo_path))
+    try:
+        if vmcoreinfo_path is None:
+            return open_core()
+        prog = open_core(vmcoreinfo.read_file(vmcoreinfo_path))
         vmcoreinfo.check(prog, path, vmcoreinfo_path)
         return prog
-    try:
-        return open_core()
+    except CollectError:
+        raise
     except (OSError, MemoryError):
         raise
     except Exception as e:
         # drgn's errors for a core without VMCOREINFO have no class of their own: the one that is found decides.
         memory = _open_readable(open_core, path, vmcoreinfo.PLACEHOLDER)
+        if vmcoreinfo_path is not None:
+            message = "%s: not the VMCOREINFO of a kernel: %s" % (vmcoreinfo_path, e)
+            raise CollectError("no_types", message, type(e).__name__) from e
         ranges = physical.ranges(path)
         if not ranges:
             message = (
@@ -264,5 +270,5 @@ def _load_btf(prog, source, btf_dir):
 def _system_maps(prog, source):
     """Return candidate paths of the System.map: beside the core, and those of distributions' packages."""
     core_directories = () if is_running(prog) else (os.path.dirname(source),)
-    name = "System.map-" + prog["UTS_RELEASE"].string_().decode()
+    name = "System.map-" + prog["UTS_RELEASE"].string_().decode(errors="backslashreplace")
     return [os.path.join(directory, name) for directory in (*core_directories, "/boot", "/usr/lib/debug/boot")]

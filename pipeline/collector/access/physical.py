@@ -1,21 +1,13 @@
 """The ranges of physical memory in a core file, for a search before anything of its kernel is known."""
 
 import functools
-import os
 import re
-import struct
 
 from drgn import FaultError
 
 from .. import formats
 
 _ELF64 = b"\x7fELF\x02"
-_PT_LOAD = 1
-# e_phnum of a core with more program headers than fit; their number is then in sh_info of the first section header.
-_PN_XNUM = 0xFFFF
-_PROGRAM_HEADER_BYTES = 56
-# Bounds the tables and bitmaps that are read, as two bitmaps of 16 TiB of memory take 1 GiB.
-_MAX_TABLE_BYTES = 1 << 30
 
 
 def ranges(path):
@@ -28,7 +20,7 @@ def ranges(path):
         if head.startswith(_ELF64):
             return _merge(_elf_ranges(f))
         if formats.is_kdump(head):
-            return _kdump_ranges(formats.kdump_header(f), functools.partial(_read_at, f))
+            return _kdump_ranges(formats.kdump_header(f), functools.partial(formats.read_at, f))
         if formats.is_flattened(head):
             try:
                 return _kdump_ranges(
@@ -60,25 +52,11 @@ def add_to(prog, path):
 
 def _elf_ranges(f):
     """Yield the start and end of each segment of physical memory in a 64-bit ELF core."""
-    header = _read_at(f, 0, 64).ljust(64, b"\0")
-    endian = "<" if header[5] == 1 else ">"
-    table_offset, section_offset = struct.unpack_from(endian + "2Q", header, 32)
-    entry_bytes, count = struct.unpack_from(endian + "2H", header, 54)
-    if count == _PN_XNUM:
-        (count,) = struct.unpack_from(endian + "I", _read_at(f, section_offset, 64).ljust(64, b"\0"), 44)
-    if entry_bytes != _PROGRAM_HEADER_BYTES:
-        return
-    table = _read_at(f, table_offset, min(entry_bytes * count, _MAX_TABLE_BYTES))
-    table = table[: len(table) // entry_bytes * entry_bytes]
-    segments = [
-        (virtual, physical, size)
-        for kind, _, _, virtual, physical, size, _, _ in struct.iter_unpack(endian + "2I6Q", table)
-        if kind == _PT_LOAD
-    ]
+    segments, _ = formats.elf_segments(f)
     # The core of a process has virtual addresses only.
-    if any(physical for _, physical, _ in segments) or not any(virtual for virtual, _, _ in segments):
-        for _, physical, size in segments:
-            yield physical, physical + size
+    if any(segment.physical for segment in segments) or not any(segment.virtual for segment in segments):
+        for segment in segments:
+            yield segment.physical, segment.physical + segment.file_bytes
 
 
 def _merge(unordered_ranges):
@@ -98,17 +76,11 @@ def _kdump_ranges(header, read):
     :param header: KdumpHeader, or None.
     :param read: function of an offset in the core and a size that returns the bytes there.
     """
-    if header is None or header.bitmap_bytes > _MAX_TABLE_BYTES:
+    if header is None or header.bitmap_bytes > formats.MAX_TABLE_BYTES:
         return []
-    # The second of the two bitmaps is of the pages that are in the file.
-    bitmap = read(header.bitmap_offset, header.bitmap_bytes)[header.bitmap_bytes // 2 :]
+    bitmap = read(*header.page_bitmap)
     byte_bytes = 8 * header.block_bytes  # of memory for a byte of the bitmap
     return [(run.start() * byte_bytes, run.end() * byte_bytes) for run in re.finditer(rb"[^\0]+", bitmap)]
-
-
-def _read_at(f, offset, size):
-    f.seek(min(offset, os.fstat(f.fileno()).st_size))
-    return f.read(size)
 
 
 def _read_flattened(f, start, size):

@@ -1,17 +1,14 @@
 """What drgn has to be told of a ppc64 kernel: its linear map, and its byte order."""
 
-from drgn import Architecture, FaultError
+from drgn import Architecture
 
 from .. import architectures
-from . import kallsyms
+from . import utsname
 
 _PAGE_OFFSET = 0xC000000000000000
 # From _PAGE_OFFSET to the first address that page tables map, H_KERN_VIRT_START of pages of 4 KB; with 64 KB and with
 # the radix MMU it is higher.
 _LINEAR_BYTES = 0x3D0000000000
-# __NEW_UTS_LEN + 1, the size of each member of struct new_utsname; machine is the fifth.
-_UTS_MEMBER_BYTES = 65
-_MACHINE_OFFSET = 4 * _UTS_MEMBER_BYTES
 
 
 def add_linear_map(prog):
@@ -32,13 +29,7 @@ def check_byte_order(prog, source):
 
     :raises CollectError: ``bad_core``: it is not.
     """
-    address = kallsyms.vmcoreinfo_symbols(prog).get("init_uts_ns")
-    if prog.platform.arch is not Architecture.PPC64 or address is None:
-        return
-    try:
-        data = prog.read(address, 8 * _UTS_MEMBER_BYTES)
-    except FaultError:
-        return
-    _, sysname, names = data.partition(b"Linux\0")
-    machine = (sysname + names)[_MACHINE_OFFSET:].split(b"\0")[0]
-    architectures.check(machine.decode(errors="replace"), source)
+    if prog.platform.arch is Architecture.PPC64:
+        uts = utsname.read(prog)
+        if uts is not None:
+            architectures.check(uts.machine.decode(errors="replace"), source)

@@ -11,7 +11,9 @@ import time
 
 from drgn import FaultError
 
+from .. import formats
 from ..status import CollectError
+from . import utsname
 
 REMEDY = (
     "give --vmcoreinfo FILE, written by pmemsave in QEMU's monitor; or start QEMU with -device vmcoreinfo (libvirt: "
@@ -45,10 +47,6 @@ _MAX_TEXT_BYTES = 64 << 10
 _SEARCH_S = 240
 # Bounds the texts that are tried: a host that collects dumps may have many in its page cache.
 _MAX_BOOTS = 256
-# The first bytes of struct uts_namespace, which include the release in every version.
-_UTS_BYTES = 512
-# __NEW_UTS_LEN + 1, the size of each member of struct new_utsname: sysname, nodename, release, ...
-_UTS_MEMBER_BYTES = 65
 
 
 def read_file(path):
@@ -57,7 +55,7 @@ def read_file(path):
     :raises CollectError: ``no_types``: the file cannot be read or has no VMCOREINFO.
     """
     try:
-        with open(path, "rb") as f:
+        with formats.open_file(path) as f:
             data = f.read(1 << 20)
     except OSError as e:
         raise CollectError("no_types", "%s: %s" % (path, e.strerror), type(e).__name__) from e
@@ -156,11 +154,5 @@ def _fits(prog):
 
     KASLR moves the kernel at every boot, and the page tables that translate the address are this kernel's.
     """
-    lines = dict(line.partition(b"=")[::2] for line in prog["VMCOREINFO"].string_().splitlines())
-    try:
-        release = lines[b"OSRELEASE"] + b"\0"
-        uts_data = prog.read(int(lines[b"SYMBOL(init_uts_ns)"], 16), _UTS_BYTES)
-    except (LookupError, ValueError, FaultError):
-        return False
-    sysname = uts_data.find(b"Linux\0")
-    return sysname >= 0 and uts_data.startswith(release, sysname + 2 * _UTS_MEMBER_BYTES)
+    uts = utsname.read(prog)
+    return uts is not None and uts.release == prog["UTS_RELEASE"].string_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,6 +111,32 @@ def test_a_damaged_file_is_passed_over(tmp_path: Path, data: bytes) -> None:
     assert error_info.value.status == "no_types"
     write(damaged.parents[1] / "z" / f"{RELEASE}.btf", btf_of(CORE))
     assert open_core(tmp_path).types_source == "btf-dir"
+
+
+@pytest.mark.usefixtures("without_btf")
+def test_what_is_no_file_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    os.mkfifo(tmp_path / "a" / f"{RELEASE}.btf")
+    (tmp_path / "b").mkdir()
+    with tarfile.open(tmp_path / "b" / f"{RELEASE}.btf.tar.xz", "w:xz") as archive:
+        member = tarfile.TarInfo(f"{RELEASE}.btf")
+        member.type = tarfile.DIRTYPE
+        archive.addfile(member)
+    with pytest.raises(CollectError, match="is not a file|not a regular file") as error_info:
+        open_core(tmp_path)
+    assert error_info.value.status == "no_types"
+    write(tmp_path / "c" / f"{RELEASE}.btf", btf_of(CORE))
+    assert open_core(tmp_path).types_source == "btf-dir"
+
+
+@pytest.mark.usefixtures("without_btf")
+def test_the_start_of_a_word_names_no_distribution(tmp_path: Path) -> None:
+    """`a` is in `cloud-amd64`, and `deb` in `Debian`."""
+    blob = btf_of(CORE)
+    write(tmp_path / "a" / f"{RELEASE}.btf", blob + bytes(4))
+    write(tmp_path / "deb" / f"{RELEASE}.btf", blob + bytes(8))
+    write(tmp_path / "debian" / f"{RELEASE}.btf", blob)
+    assert btf_files.read_from_dir(CORE.kernel.prog, str(CORE.path), str(tmp_path)) == blob
 
 
 @pytest.mark.usefixtures("without_btf")

@@ -230,6 +230,47 @@ def test_a_core_cut_anywhere_is_refused_or_warned_of(tmp_path: Path) -> None:
             assert status == "bad_core" or (status == "ok" and f"{cut} of {len(whole)} bytes" in note), cut
 
 
+def test_a_core_whose_memory_ends_in_zeros_is_refused_wherever_it_is_cut(tmp_path: Path) -> None:
+    """makedumpfile and QEMU store a page of zeros once, before the others, so the last descriptors tell no end."""
+    core = read_kdump(SMALL.path)
+    first, last = min(core.pages) - 1, max(core.pages)
+    zero_pages = dict.fromkeys(range(last + 1, last + 20_000), bytes(PAGE))
+    padded = SmallCore(
+        core.machine,
+        core.vmcoreinfo,
+        core.utsname,
+        [(0, last + 20_000)],
+        {first: bytes(PAGE), **core.pages, **zero_pages},
+    )
+    padded.write_kdump(tmp_path / "whole")
+    assert core_file.read_header(str(tmp_path / "whole")).note is None
+    whole = (tmp_path / "whole").read_bytes()
+    for percent in (30, 50, 70, 90, 97, 99.9):
+        path = write(tmp_path / "core", whole[: int(len(whole) * percent / 100)])
+        assert "ends early" in str(refusal(path)), percent
+
+
+def test_headers_that_lead_out_of_the_file_are_named(tmp_path: Path) -> None:
+    kdump = bytearray(SMALL.path.read_bytes())
+    struct.pack_into("<Q", kdump, dumps.BLOCK + 32, 1 << 47)  # kdump_sub_header.size_vmcoreinfo
+    assert "ends early" in str(refusal(write(tmp_path / "kdump", bytes(kdump))))
+    read_kdump(SMALL.path).write_elf(tmp_path / "elf")
+    many_segments = [(40, "<Q", 1 << 63), (56, "<H", 0xFFFF)]  # e_shoff, and PN_XNUM in e_phnum
+    far_segment = [(64 + 56 + 8, "<Q", (1 << 64) - 1)]  # p_offset of the first after the notes
+    for fields in (many_segments, far_segment):
+        elf_core = bytearray((tmp_path / "elf").read_bytes())
+        for offset, code, value in fields:
+            struct.pack_into(code, elf_core, offset, value)
+        status, _ = outcome(write(tmp_path / "core", bytes(elf_core)))
+        assert status in ("bad_core", "no_types"), fields
+
+
+def test_a_flattened_dump_without_its_first_record_is_refused(tmp_path: Path) -> None:
+    """drgn 0.3.0 ends in SIGSEGV."""
+    header = dumps.flatten(b"")
+    assert "the record with the dump's header is missing" in str(refusal(write(tmp_path / "core", header)))
+
+
 def test_a_page_that_is_stored_as_it_is_is_never_read_as_zeros(tmp_path: Path) -> None:
     """A dump without compression whose last page is cut off: libkdumpfile alone would read zeros."""
     pages = {0: bytes(PAGE), 1: b"\xaa" * PAGE}

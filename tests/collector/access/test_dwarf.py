@@ -209,7 +209,8 @@ def test_debug_dir_passes_over_another_build_of_the_release(core: str, tmp_path:
 def test_debug_dir_without_a_vmlinux_says_where_it_looked(core: str, tmp_path: Path) -> None:
     error = refusal(core, debug_dirs=[str(tmp_path)])
     assert error.status == "no_types"
-    assert f"no vmlinux of {RELEASE} below {tmp_path}; looked at lib/modules/RELEASE/vmlinux, " in str(error)
+    assert f"the vmlinux of {RELEASE} (package linux-image-{RELEASE}-dbg) is not below {tmp_path}; " in str(error)
+    assert "at lib/modules/RELEASE/vmlinux, " in str(error)
 
 
 def test_a_vmlinux_in_a_standard_place_is_checked_too(

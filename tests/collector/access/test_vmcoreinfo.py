@@ -5,6 +5,7 @@ tests/lab/test_hypervisor.py audits real ones.
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections.abc import Callable
@@ -118,6 +119,22 @@ def test_all_forms_without_it_name_the_same_remedies(tmp_path: Path) -> None:
     (message,) = messages
     for remedy in ("--vmcoreinfo FILE", "-device vmcoreinfo", "<vmcoreinfo state='on'/>", "qemu_fw_cfg", "4.17"):
         assert remedy in message
+
+
+def test_a_fifo_in_its_place_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
+    file = tmp_path / "note"
+    os.mkfifo(file)
+    with pytest.raises(CollectError, match=f"^{file}: not a regular file$") as error_info:
+        kernel.open_kernel(str(CORE.path), vmcoreinfo_path=str(file))
+    assert error_info.value.status == "no_types"
+
+
+def test_a_text_that_drgn_refuses_is_blamed_on_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "note"
+    file.write_bytes(b"OSRELEASE=5.10.0\nPAGESIZE=x\n")
+    with pytest.raises(CollectError, match=f"^{file}: not the VMCOREINFO of a kernel: ") as error_info:
+        kernel.open_kernel(str(CORE.path), vmcoreinfo_path=str(file))
+    assert error_info.value.status == "no_types"
 
 
 @pytest.mark.parametrize("form", ["elf", "kdump"])

@@ -10,7 +10,7 @@ from drgn import FaultError, Object, alignof, sizeof
 from . import __version__, budget
 from .access.memory import has_member, is_running, text
 from .model import cost, estimate
-from .walk import charges, containers, layouts, list_lrus, memcgs, slab, superblocks, transient_objects
+from .walk import charges, containers, layouts, list_lrus, memcgs, slab, superblocks, transient_objects, xarrays
 from .walk.nodes import nodes_in_state, nr_node_ids
 
 _MICROSECONDS = 1000000
@@ -178,6 +178,7 @@ def _sizes(prog, list_lru_one_bytes):
         list_lru_node=sizeof(prog.type("struct list_lru_node")),
         list_lru_one=list_lru_one_bytes,
         xa_node=prog["radix_tree_node_cachep"].size.value_(),
+        xa_chunk_shift=xarrays.chunk_shift(prog),
         nodes=nr_node_ids(prog),
     )
 

@@ -19,7 +19,6 @@ MODEL_VERSION = 3
 # commit 0c7c1bed7e13 ("mm: make counting of list_lru_one::nr_items lockless") (in v4.17).
 _RCU_HEAD_BYTES = 16
 _POINTER_BYTES = 8
-_XA_CHUNK_SHIFT = 6
 
 # Bytes of a list_lru_one, an object of kmalloc-32, in the formula of commit 5abc1e37afa0's message.
 FORMULA_OBJECT_BYTES = 32
@@ -29,11 +28,12 @@ _MEMCG_CACHES_MIN_SIZE = 4
 _MEMCG_CACHES_MAX_SIZE = 65535
 
 
-class Sizes(namedtuple("Sizes", "kmalloc page_bytes list_lru_node list_lru_one xa_node nodes")):
+class Sizes(namedtuple("Sizes", "kmalloc page_bytes list_lru_node list_lru_one xa_node xa_chunk_shift nodes")):
     """The sizes of one kernel that its list_lrus' cost depends on.
 
     kmalloc: pairs (largest request, allocated bytes) ascending; page_bytes: PAGE_SIZE; list_lru_node, list_lru_one:
-    sizeof() the struct; xa_node: allocated bytes of the struct; nodes: nr_node_ids.
+    sizeof() the struct; xa_node: allocated bytes of the struct; xa_chunk_shift: XA_CHUNK_SHIFT, 6, or 4 with
+    CONFIG_BASE_SMALL; nodes: nr_node_ids.
     """
 
     __slots__ = ()
@@ -72,20 +72,21 @@ def x86_64(nodes):
 
     :param nodes: nr_node_ids.
     """
-    return Sizes(_X86_64_KMALLOC, 4096, list_lru_node=64, list_lru_one=24, xa_node=584, nodes=nodes)
+    return Sizes(_X86_64_KMALLOC, 4096, list_lru_node=64, list_lru_one=24, xa_node=584, xa_chunk_shift=6, nodes=nodes)
 
 
-def xa_node_count(indices):
+def xa_node_count(indices, chunk_shift):
     """Return the number of ``struct xa_node`` in an xarray with entries at these indices (lib/xarray.c).
 
     :param indices: iterable of distinct int >= 0.
+    :param chunk_shift: XA_CHUNK_SHIFT: a node has 2**chunk_shift slots.
     """
     level = set(indices)
     count = 0
     max_index = max(level, default=0)
     while max_index:
-        level = {index >> _XA_CHUNK_SHIFT for index in level}
-        max_index >>= _XA_CHUNK_SHIFT
+        level = {index >> chunk_shift for index in level}
+        max_index >>= chunk_shift
         count += len(level)
     return count
 
@@ -126,4 +127,5 @@ def lazy_bytes(sizes, memcg_ids):
     :param memcg_ids: collection of the memcg->id.id of each memcg with an entry.
     """
     objects = len(memcg_ids) * sizes.list_lru_memcg_bytes()
-    return sizes.node_array_bytes(), objects, xa_node_count(memcg_ids) * sizes.xa_node
+    xa_nodes = xa_node_count(memcg_ids, sizes.xa_chunk_shift)
+    return sizes.node_array_bytes(), objects, xa_nodes * sizes.xa_node

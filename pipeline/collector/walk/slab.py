@@ -2,9 +2,8 @@
 
 import re
 from collections import namedtuple
-from contextlib import contextmanager
 
-from drgn import FaultError, FindObjectFlags, Object, sizeof
+from drgn import FaultError, sizeof
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.mm import compound_head, find_vmap_area, page_size, virt_to_page
 from drgn.helpers.linux.slab import slab_object_info
@@ -172,32 +171,43 @@ def cache_usage(cache):
         return None, None
     prog = cache.prog_
     try:
-        with _only_slab_nodes(prog):
-            usage = slab_cache_usage(cache)
+        usage = slab_cache_usage(_CacheWithoutHoles(cache))
     except (AttributeError, LookupError, ValueError, FaultError, ValidationError):
         return None, None
     return usage.active_objs, usage.num_slabs * (prog["PAGE_SIZE"].value_() << slab_cache_order(cache))
 
 
-@contextmanager
-def _only_slab_nodes(prog):
-    """Make drgn's helpers see an nr_node_ids that covers only the nodes with memory for slabs.
+class _CacheWithoutHoles:
+    """A ``struct kmem_cache *`` for slab_cache_usage(), without the nodes that have no kmem_cache_node.
 
-    The others are not online, or have no memory, or movable memory only. They have no slabs and mostly no
-    kmem_cache_node, and drgn 0.3.0 follows the NULL pointer.
+    Those are not possible (a hole in the node numbers), not online, or without memory for slabs. drgn 0.3.0 takes
+    node[:nr_node_ids], or per_node[:nr_node_ids], and follows the NULL pointers in it.
     """
-    count = max(nodes_in_state(prog, "N_NORMAL_MEMORY")) + 1
 
-    def find_nr_node_ids(prog, name, flags, filename):
-        if name != "nr_node_ids" or not flags & FindObjectFlags.VARIABLE:
-            return None
-        return Object(prog, "unsigned int", count)
+    def __init__(self, cache):
+        self._cache = cache
 
-    enabled_finders = prog.enabled_object_finders()
-    if "slab nodes" not in prog.registered_object_finders():
-        prog.register_object_finder("slab nodes", find_nr_node_ids)
-    prog.set_enabled_object_finders(["slab nodes", *enabled_finders])
-    try:
-        yield
-    finally:
-        prog.set_enabled_object_finders(enabled_finders)
+    def __getattr__(self, name):
+        value = getattr(self._cache, name)
+        return _WithoutHoles(value) if name in ("node", "per_node") else value
+
+    def __eq__(self, other):
+        return self._cache == other
+
+    def read_(self):
+        return self
+
+
+class _WithoutHoles:
+    """The array of a slab cache's nodes. A slice of it has only the nodes with a kmem_cache_node."""
+
+    def __init__(self, array):
+        self._array = array
+
+    def __getitem__(self, index):
+        if not isinstance(index, slice):
+            return self._array[index]
+        # Since commit 5ba6bc27b1f9 ("slab: decouple pointer to barn from kmem_cache_node") (in v7.1) an element has the
+        # pointer as a member.
+        elements = [self._array[i] for i in range(index.stop)]
+        return [element for element in elements if getattr(element, "node", element)]

@@ -5,14 +5,26 @@ from drgn import offsetof, sizeof
 from ..access.memory import Members, read_each, words
 from ..status import CollectError
 
-_XA_CHUNK_SHIFT = 6
-_XA_CHUNK_SIZE = 1 << _XA_CHUNK_SHIFT
 _POINTER_BYTES = 8
-# Shifts that a root node can have: an xarray of ids up to 65535 has at most three levels.
-_XA_ROOT_SHIFTS = (0, _XA_CHUNK_SHIFT, 2 * _XA_CHUNK_SHIFT)
+_XA_INDEX_BITS = 16
+"""Bits of the indices: they are ids up to 65535."""
 # Lowest value of a pointer, and of an internal entry that is a node: lower internal entries are XA_ZERO_ENTRY,
 # XA_RETRY_ENTRY and siblings (xa_is_node()).
 _XA_MIN_POINTER = 4096
+
+
+def chunk_shift(prog):
+    """Return XA_CHUNK_SHIFT: 4 with CONFIG_BASE_SMALL, else 6."""
+    return (_slots(prog).length - 1).bit_length()
+
+
+def _slots(prog):
+    """Return the type of a node's slots. Before v4.20 there are only radix trees, of nodes with as many slots."""
+    try:
+        node_type = prog.type("struct xa_node")
+    except LookupError:
+        node_type = prog.type("struct radix_tree_node")
+    return node_type.member("slots").type
 
 
 class Xarrays:
@@ -24,7 +36,10 @@ class Xarrays:
         self._node = Members(prog, node_type, shift="shift", array="array")
         self._node_bytes = sizeof(node_type)
         self._slots_offset = offsetof(node_type, "slots")
-        self._slots_end = self._slots_offset + _POINTER_BYTES * _XA_CHUNK_SIZE
+        self._chunk_shift = chunk_shift(prog)
+        self._slots_end = self._slots_offset + (_POINTER_BYTES << self._chunk_shift)
+        # Shifts that a root node can have.
+        self._root_shifts = range(0, _XA_INDEX_BITS, self._chunk_shift)
 
     def read(self, heads):
         """Read the entries of xarrays.
@@ -52,7 +67,7 @@ class Xarrays:
             for xa, index, parent_shift, address in nodes:
                 node = self._node.decode(data[address])
                 # A node that was freed and reused belongs to another xarray; a broken pointer leads to any memory.
-                shifts = _XA_ROOT_SHIFTS if parent_shift is None else (parent_shift - _XA_CHUNK_SHIFT,)
+                shifts = self._root_shifts if parent_shift is None else (parent_shift - self._chunk_shift,)
                 if node.array != xa or node.shift not in shifts:
                     raise _broken(xa)
                 node_counts[xa] += 1

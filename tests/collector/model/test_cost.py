@@ -72,7 +72,9 @@ def test_published_savings_of_the_series(step: str, published_mib: int) -> None:
 # Power9 with pages of 64 KiB: kmalloc() has caches up to two pages. L1_CACHE_BYTES, the alignment of list_lru_node, is
 # 128.
 _PPC64_KMALLOC = tuple(sorted([*((1 << shift, 1 << shift) for shift in range(3, 18)), (96, 96), (192, 192)]))
-PPC64_64K = cost.Sizes(_PPC64_KMALLOC, 65536, list_lru_node=128, list_lru_one=24, xa_node=584, nodes=2)
+PPC64_64K = cost.Sizes(
+    _PPC64_KMALLOC, 65536, list_lru_node=128, list_lru_one=24, xa_node=584, xa_chunk_shift=6, nodes=2
+)
 
 
 def test_ibm_10k_containers() -> None:
@@ -142,9 +144,10 @@ def test_list_lru_memcg_of_v5_18(nodes_and_bytes: tuple[int, int]) -> None:
 
 
 class _Xarray:
-    """An xarray that grows as in lib/xarray.c: a root entry, then nodes of 64 slots, added at head and tail."""
+    """An xarray that grows as in lib/xarray.c: a root entry, then nodes added at head and tail."""
 
-    def __init__(self) -> None:
+    def __init__(self, chunk_shift: int) -> None:
+        self.chunk_shift = chunk_shift
         self.height = 0
         self.tree: dict[int, object] = {}
         self.has_entries = False
@@ -153,16 +156,17 @@ class _Xarray:
         if index == 0 and not self.has_entries:
             self.has_entries = True
             return
-        while index >= 64**self.height:
+        while index >> self.chunk_shift * self.height:
             # xas_expand(): an empty tree gets the needed height; an existing tree becomes slot 0 of a new head.
             if self.has_entries:
                 self.tree = {0: self.tree if self.height else None}
             self.height += 1
         self.has_entries = True
+        mask = (1 << self.chunk_shift) - 1
         node = self.tree
         for level in range(self.height - 1, 0, -1):
-            node = node.setdefault(index >> 6 * level & 63, {})  # type: ignore[assignment]
-        node[index & 63] = None
+            node = node.setdefault(index >> self.chunk_shift * level & mask, {})  # type: ignore[assignment]
+        node[index & mask] = None
 
     def nodes(self, tree: dict[int, object] | None = None) -> int:
         if self.height == 0:
@@ -171,18 +175,19 @@ class _Xarray:
         return 1 + sum(self.nodes(child) for child in tree.values() if isinstance(child, dict))
 
 
+@pytest.mark.parametrize("chunk_shift", [4, 6])
 @pytest.mark.parametrize("seed", range(20))
-def test_xarray_nodes_equal_those_of_a_growing_tree(seed: int) -> None:
+def test_xarray_nodes_equal_those_of_a_growing_tree(seed: int, chunk_shift: int) -> None:
     rng = random.Random(seed)
     ids = sorted(rng.sample(range(1, 65536), rng.choice([1, 2, 63, 64, 500, 3000])))
     if seed % 2:
         ids = [i % 200 + 1 for i in ids]
-    array = _Xarray()
+    array = _Xarray(chunk_shift)
     for index in ids:
         array.store(index)
-    assert cost.xa_node_count(ids) == array.nodes()
+    assert cost.xa_node_count(ids, chunk_shift) == array.nodes()
 
 
 @pytest.mark.parametrize(("ids", "nodes"), [([], 0), ([0], 0), ([63], 1), ([64], 2), ([4095], 2), ([4096], 3)])
 def test_xarray_nodes_at_the_edges(ids: list[int], nodes: int) -> None:
-    assert cost.xa_node_count(ids) == nodes
+    assert cost.xa_node_count(ids, 6) == nodes

@@ -238,22 +238,28 @@ def test_one_root_of_each_filesystem_stands_for_its_objects_unless_two_disagree(
         charges.scan(prog, superblocks.walk(prog), [])
 
 
-@pytest.mark.parametrize("core", [EAGER, LAZY, BY_NAME["deb7-n2"]], ids=lambda core: core.name)
-def test_a_node_without_memory_has_no_slabs_to_count(core: Core) -> None:
-    """Online for its CPUs, or with movable memory only: SLUB has no kmem_cache_node for it."""
+@pytest.mark.parametrize(
+    ("name", "node"),
+    [(EAGER.name, 1), (LAZY.name, 1), ("deb7-n2", 0), ("deb7-n2", 1), ("deb510-n4", 0), ("deb510-n4", 1)],
+)
+def test_a_node_without_memory_has_no_slabs_to_count(name: str, node: int) -> None:
+    """A hole in the node numbers, or online for its CPUs or with movable memory only: it has no kmem_cache_node."""
+    core = BY_NAME[name]
 
     def lose_memory(prog: Program) -> None:
-        word(prog, prog["node_states"][prog.constant("N_NORMAL_MEMORY")].address_, 0b01)
-        word(prog, nodes_of(prog)[1].address_, 0)
+        with_memory = prog["node_states"][prog.constant("N_NORMAL_MEMORY")]
+        word(prog, with_memory.address_, with_memory.bits[0].value_() & ~(1 << node))
+        word(prog, nodes_of(prog)[node].address_, 0)
 
     def nodes_of(prog: Program) -> list[Object]:
         cache = find_slab_cache(prog, core.target["slab_cache"])
+        nodes = range(core.target["nr_node_ids"])
         if cache.prog_.type("struct kmem_cache").has_member("per_node"):  # since v7.1
-            return [cache.per_node[nid].node for nid in range(2)]
-        return [cache.node[nid] for nid in range(2)]
+            return [cache.per_node[nid].node for nid in nodes]
+        return [cache.node[nid] for nid in nodes]
 
     (target,) = audit(core, lose_memory)["targets"]
-    lost = nodes_of(core.kernel.prog)[1]
+    lost = nodes_of(core.kernel.prog)[node]
     slabs = lost.nr_slabs.counter.value_()
     assert target["slab_cache_bytes"] == core.target["slab_cache_bytes"] - slabs * 4096 > 0
     partial_slabs = lost.nr_partial.value_()

@@ -77,9 +77,12 @@ def _identity(path: str) -> object:
     try:
         status = os.stat(path)
         file_id = status.st_dev, status.st_ino
-        if stat.S_ISREG(status.st_mode):
-            with open(path, "rb") as file:
-                head = file.read(formats.HEAD_BYTES)
+        if stat.S_ISREG(status.st_mode):  # open(2) of a device may have effects
+            # O_NONBLOCK: the file may have been replaced by a FIFO.
+            with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+                status = os.fstat(file.fileno())
+                file_id = status.st_dev, status.st_ino
+                head = file.read(formats.HEAD_BYTES) if stat.S_ISREG(status.st_mode) else b""
                 if formats.is_kdump(head) and (header := formats.kdump_header(file)) and header.split_pfns:
                     return os.path.dirname(path), header.identity
                 is_dump = formats.is_dump(head) or foreign.recognize(head, name) is not None

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import inventory
-from pipeline.inventory import InventoryError, Target
+from pipeline.inventory import InventoryError, Target, cores
 from tests import dumps
 
 ELF_CORE = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<H", 4)
@@ -219,6 +219,15 @@ def test_a_core_is_found_in_an_archive_behind_what_kdump_writes_before_it(tmp_pa
     (tmp_path / "c").mkdir()
     subprocess.run(["tar", "-czf", "c/h.tar.gz", "h/1-dmesg.txt", "h/2-vmcore"], cwd=tmp_path, check=True)
     assert names(inventory.load([str(tmp_path / "c")])) == ["h.tar.gz"]
+
+
+def test_a_file_that_becomes_a_fifo_does_not_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    regular = write(tmp_path / "c" / "a", b"text")
+    os.mkfifo(tmp_path / "c" / "vmcore")
+    status = os.stat(regular)
+    monkeypatch.setattr(cores.os, "stat", lambda _: status)
+    paths, other_count, *_ = cores.search(str(tmp_path / "c"))
+    assert (paths, other_count) == ([str(tmp_path / "c" / "vmcore")], 1)
 
 
 def test_what_has_the_name_of_a_dump_is_a_row_whatever_is_in_it(tmp_path):

@@ -16,7 +16,9 @@ from pathlib import Path
 from pipeline.fanout.transports.command import arguments
 from pipeline.inventory import Target
 
-_COLLECTOR = Path(__file__).parents[2] / "collector"
+_PIPELINE = Path(__file__).parents[2]
+# What unpacks a core.
+_UNPACKERS = ("fanout/runner/unpack.py", "inventory/packed.py")
 _BTF_SUFFIXES = (".btf", ".btf.tar.xz")
 # Minimum age of a file's last change. A younger file may change again without a visible difference: its size stays, and
 # the times of a file system advance in steps, on FAT of 2 s.
@@ -29,9 +31,10 @@ class Digester:
     """Computes the digests of the cores of a batch.
 
     A digest covers the core (path, device, inode, size, mtime, ctime), `vmlinux`, `vmcoreinfo` and the files of
-    `btf_dir` in the same way, the collector's sources and arguments, and drgn's version. It does not cover files that
-    the collector finds by itself: a vmlinux in `debug_dir`, DWARF in drgn's standard places, a System.map. Those are
-    checked against the build of the kernel, so that another file gives the same rows or none.
+    `btf_dir` in the same way, the sources of the collector and of what unpacks a core, the collector's arguments, and
+    the versions of drgn and pyarrow. It does not cover files that the collector finds by itself: a vmlinux in
+    `debug_dir`, DWARF in drgn's standard places, a System.map. Those are checked against the build of the kernel, so
+    that another file gives the same rows or none.
 
     The digest of rows is one that was made before the core was read: if a file changed meanwhile, the next run finds
     another digest and reads the core again. The worker also compares the digest after the read, in case the file is put
@@ -78,12 +81,12 @@ class Digester:
 
 @functools.cache
 def _versions() -> list[str]:
-    """Return a digest of the collector's sources and the version of drgn, both as of the start of this process."""
+    """Return a digest of the sources and the versions of the libraries, as of the start of this process."""
     digest = hashlib.sha256()
-    for path in sorted(_COLLECTOR.rglob("*.py")):
-        digest.update(b"%s %d\n" % (os.fsencode(path.relative_to(_COLLECTOR)), path.stat().st_size))
+    for path in sorted([*(_PIPELINE / "collector").rglob("*.py"), *map(_PIPELINE.joinpath, _UNPACKERS)]):
+        digest.update(b"%s %d\n" % (os.fsencode(path.relative_to(_PIPELINE)), path.stat().st_size))
         digest.update(path.read_bytes())
-    return [digest.hexdigest(), importlib.metadata.version("drgn")]
+    return [digest.hexdigest(), *(importlib.metadata.version(library) for library in ("drgn", "pyarrow"))]
 
 
 def _btf_stamps(path: str) -> list[tuple[str, tuple[int, ...]]]:

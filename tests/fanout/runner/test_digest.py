@@ -128,19 +128,28 @@ def test_an_option_that_bears_on_rows_changes_it(target: Target, option: dict[st
     assert digest_of(replace(target, **option)) not in (digest_of(target), None)  # type: ignore[arg-type]
 
 
-def test_another_drgn_or_collector_changes_it(target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    collector = tmp_path / "collector"
-    shutil.copytree(digest._COLLECTOR, collector)
-    digests = [digest_of(target)]
+@pytest.mark.parametrize("file", ["collector/model/cost.py", "inventory/packed.py", "fanout/runner/unpack.py"])
+def test_another_collector_or_unpacker_changes_it(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    first_digest = digest_of(target)
+    copy = tmp_path / "pipeline"
+    shutil.copytree(digest._PIPELINE, copy)
     monkeypatch.setattr(digest, "_versions", digest._versions.__wrapped__)  # as in a new process for each call
-    monkeypatch.setattr(digest, "_COLLECTOR", collector)
-    assert digest_of(target) == digests[0]
-    cost = collector / "model" / "cost.py"
-    cost.write_text(cost.read_text().replace("MODEL_VERSION = ", "MODEL_VERSION = 1"))
-    digests.append(digest_of(target))
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9.9")
-    digests.append(digest_of(target))
-    assert len({*digests, None}) == 4
+    monkeypatch.setattr(digest, "_PIPELINE", copy)
+    assert digest_of(target) == first_digest
+    with (copy / file).open("a") as source:
+        source.write("# changed")
+    assert digest_of(target) not in (first_digest, None)
+
+
+@pytest.mark.parametrize("library", ["drgn", "pyarrow"])
+def test_another_drgn_or_pyarrow_changes_it(target: Target, monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+    first_digest = digest_of(target)
+    version = importlib.metadata.version
+    monkeypatch.setattr(digest, "_versions", digest._versions.__wrapped__)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9.9" if name == library else version(name))
+    assert digest_of(target) not in (first_digest, None)
 
 
 @pytest.mark.parametrize(

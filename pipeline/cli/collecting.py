@@ -170,8 +170,13 @@ def _targets(args: argparse.Namespace) -> Targets:
     from pipeline import inventory
 
     targets = inventory.load(args.targets, args.inventory, limit_patterns=args.limit, labels=args.label)
-    if targets.other_file_count and not args.quiet:
-        print(f"ignored {targets.other_file_count} files that are not cores", file=sys.stderr)
+    ignored = []
+    if targets.other_file_count:
+        ignored.append(f"{targets.other_file_count} files that are not cores")
+    if targets.unsearched_count:
+        ignored.append(f"{targets.unsearched_count} archives that could not be searched to their end")
+    if ignored and not args.quiet:
+        print(f"ignored {' and '.join(ignored)}", file=sys.stderr)
     targets[:] = _with_options(targets, args)
     return targets
 

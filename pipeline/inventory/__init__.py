@@ -34,9 +34,11 @@ class Targets(list[Target]):
     """Targets of a run in the order given.
 
     :ivar other_file_count: number of files in searched directories that are not cores.
+    :ivar unsearched_count: number of archives there that are damaged, or larger than what is searched.
     """
 
     other_file_count = 0
+    unsearched_count = 0
 
 
 class InventoryError(UsageError):
@@ -113,7 +115,7 @@ def sha256(targets: Sequence[Target]) -> str:
 def _targets(entry: Entry, targets: Targets, errors: list[str]) -> list[tuple[Target, str]]:
     """Return the targets of one entry, each with the directory that its default name is relative to.
 
-    :param targets: counts other files.
+    :param targets: counts other and unsearched files.
     """
     target = parse(entry, errors)
     if target is None:
@@ -121,10 +123,14 @@ def _targets(entry: Entry, targets: Targets, errors: list[str]) -> list[tuple[Ta
     source = target.source
     if target.kind != "vmcore" or target.via or not os.path.isdir(source):
         return [(target, os.path.dirname(source))]
-    paths, other_count = cores.search(source)
+    paths, other_count, unsearched_count = cores.search(source)
     targets.other_file_count += other_count
+    targets.unsearched_count += unsearched_count
     if not paths:
-        errors.append(f"{entry.key_location('target')}: no core in {quote(source)}, only {other_count} other files")
+        others = f"{other_count} other files"
+        if unsearched_count:
+            others += f" and {unsearched_count} archives that could not be searched to their end"
+        errors.append(f"{entry.key_location('target')}: no core in {quote(source)}, only {others}")
     if target.name and len(paths) > 1:
         errors.append(f"{entry.key_location('name')}: one name for all {len(paths)} cores in {quote(source)}")
         return []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -12,22 +13,31 @@ from typing import IO, Any
 
 from pipeline.collector import formats
 
-# What reading a damaged file raises: gzip, bz2 and pyarrow raise OSError, pyarrow also ValueError.
-ERRORS = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, tarfile.TarError)
+# What reading a damaged file raises: gzip, bz2 and pyarrow raise OSError, pyarrow also ValueError, tarfile
+# RecursionError for a chain of long names and IndexError for a sparse map that is cut off.
+ERRORS = (
+    *(OSError, EOFError, ValueError, RecursionError, IndexError),
+    *(zlib.error, lzma.LZMAError, tarfile.TarError),
+)
 
-# Bytes that tarfile reads at a time; by default 10 KB.
-_TAR_READ_BYTES = 1 << 20
+# Bytes that tarfile may read at once. It reads a pax header or a long name whole; the extended attributes of a file on
+# Linux have 64 KiB each.
+_MAX_TAR_READ_BYTES = 1 << 20
+# Bytes of a compressed file that are read at a time to skip them.
+_SKIP_BYTES = 1 << 16
 
 
 class Stream:
-    """A stream whose next bytes can be looked at, and which ends after a given number of bytes.
+    """A stream whose next bytes can be looked at, and of which at most a given number of bytes can be read.
 
     :param file: anything with read(n), which may return less.
+    :param size_bytes: size of the file, if skipped bytes need not be read: it is not compressed.
     """
 
-    def __init__(self, file: Any, max_bytes: int | None = None) -> None:
+    def __init__(self, file: Any, max_bytes: int | None = None, size_bytes: int | None = None) -> None:
         self._file = file
         self._left = max_bytes
+        self._size_bytes = size_bytes
         self._head = b""
 
     def peek(self, count: int) -> bytes:
@@ -37,7 +47,10 @@ class Stream:
         return self._head[:count]
 
     def read(self, count: int) -> bytes:
-        """Return at least one and at most `count` bytes, or nothing at the end."""
+        """Return at least one and at most `count` bytes, or nothing at the end.
+
+        :raises EOFError: `max_bytes` were read.
+        """
         if not self._head:
             return self._next(count)
         data, self._head = self._head[:count], self._head[count:]
@@ -56,33 +69,89 @@ class Stream:
             data += piece
         return data
 
+    def skip(self, count: int) -> None:
+        """Pass over `count` bytes.
+
+        :raises EOFError: the stream ends before.
+        """
+        head_bytes = min(count, len(self._head))
+        self._head = self._head[head_bytes:]
+        count -= head_bytes
+        if self._size_bytes is not None:
+            position = self._file.tell() + count
+            if position > self._size_bytes:
+                raise EOFError
+            self._file.seek(position)
+            return
+        while count:
+            count -= len(self.read_all(min(count, _SKIP_BYTES)))
+
     def _next(self, count: int) -> bytes:
-        data = bytes(self._file.read(count if self._left is None else min(count, self._left)))
-        if self._left is not None:
-            self._left -= len(data)
+        if self._left is None:
+            return bytes(self._file.read(count))
+        if not self._left:
+            raise EOFError("it is too large to be searched")
+        data = bytes(self._file.read(min(count, self._left)))
+        self._left -= len(data)
         return data
 
 
-def dumps(file: IO[bytes], max_bytes: int | None = None) -> Iterator[tuple[str | None, Stream]]:
+class _TarSource:
+    """What tarfile reads from: a stream that goes forwards only, and raises an error where it cannot go on.
+
+    tarfile itself does not notice the end of a stream while it skips a member, and a member may claim 2**77 bytes.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._position = 0
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int) -> None:
+        if position < self._position:
+            raise tarfile.ReadError("its members overlap")
+        self._stream.skip(position - self._position)
+        self._position = position
+
+    def read(self, count: int) -> bytes:
+        """Return `count` bytes, or less at the end."""
+        if not 0 <= count <= _MAX_TAR_READ_BYTES:
+            raise tarfile.ReadError(f"a header of {count} bytes")
+        data = b""
+        while len(data) < count and (piece := self._stream.read(count - len(data))):
+            data += piece
+        self._position += len(data)
+        return data
+
+
+def dumps(
+    file: IO[bytes], max_bytes: int | None = None, max_members: int | None = None
+) -> Iterator[tuple[str | None, Stream]]:
     """Yield each dump in a compressed file or a tar archive: the member's name, if there is an archive, and its bytes.
 
-    A stream can be read until the next is asked for.
+    A stream can be read until the next is asked for. What is skipped in an uncompressed archive is not read.
 
-    :param max_bytes: look at so many unpacked bytes only.
+    :param max_bytes: read so many unpacked bytes only, then raise an error.
+    :param max_members: look at so many members of an archive only, then raise an error.
     :raises Exception: one of ERRORS.
     """
-    stream = Stream(_unpacked(file), max_bytes)
+    content = _unpacked(file)
+    stream = Stream(content, max_bytes, os.fstat(file.fileno()).st_size if content is file else None)
     head = stream.peek(formats.HEAD_BYTES)
     if not formats.is_tar(head):
         if formats.is_dump(head):
             yield None, stream
         return
-    tar_file: Any = stream  # a tar archive that is read in order needs no seek()
-    with tarfile.open(fileobj=tar_file, mode="r|", bufsize=_TAR_READ_BYTES) as archive:
-        for member in archive:
-            content = archive.extractfile(member) if member.isreg() else None
-            if content is not None:
-                member_stream = Stream(content)
+    source: Any = _TarSource(stream)
+    with tarfile.open(fileobj=source, mode="r:") as archive:
+        for number, member in enumerate(archive):
+            if number == max_members:
+                raise EOFError("it has too many members to be searched")
+            member_file: Any = archive.extractfile(member) if member.isreg() else None
+            if member_file is not None:
+                member_stream = Stream(member_file.raw)  # without the buffer, which would read 8 KB ahead
                 if formats.is_dump(member_stream.peek(formats.HEAD_BYTES)):
                     yield member.name, member_stream
 
@@ -90,6 +159,11 @@ def dumps(file: IO[bytes], max_bytes: int | None = None) -> Iterator[tuple[str |
 def is_packed(head: bytes) -> bool:
     """Whether a file with these first bytes is compressed or a tar archive."""
     return formats.compression(head) is not None or formats.is_tar(head)
+
+
+def is_closed(head: bytes) -> bool:
+    """Whether a file with these first bytes is compressed in a form that pyarrow cannot read: lz4's legacy frame."""
+    return head.startswith(b"\x02\x21\x4c\x18")
 
 
 def _unpacked(file: IO[bytes]) -> Any:

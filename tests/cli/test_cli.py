@@ -276,6 +276,15 @@ def test_an_address_of_local_joins_no_cluster(tmp_path: Path) -> None:
     assert audit_in_child(*command, "--address", "local", env=env).returncode == cli.OK
 
 
+def test_what_a_search_leaves_out_is_counted(tmp_path):
+    (tmp_path / "vmcore").write_bytes(b"")
+    (tmp_path / "notes").write_bytes(b"text")
+    (tmp_path / "backup.gz").write_bytes(b"\x1f\x8bdamaged")
+    process = audit("plan", tmp_path)
+    ignored = "ignored 1 files that are not cores and 1 archives that could not be searched to their end\n"
+    assert ignored in process.stderr
+
+
 def test_plan_shows_what_run_would_audit_and_touches_nothing(tmp_path: Path) -> None:
     (tmp_path / "fleet.csv").write_text(
         "target,name,labels.rack\nssh:root@192.0.2.1,db1,r1\nqmp:vm.sock,vm1,r1\n/core,core,r2\n"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import io
 import json
+import lzma
 import os
 import shutil
 import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -195,6 +199,7 @@ def packed(form: str, content: bytes, tmp_path: Path) -> bytes:
         "xz": "xz -c content",
         "zst": "zstd -qc content",
         "lz4": "lz4 -qc content",
+        "lz4-legacy": "lz4 -lqc content",
         "tar": "tar -c content",
         "tar.gz": "tar -cz content",
         "tar.xz": "tar -cJ content",
@@ -219,6 +224,104 @@ def test_a_core_is_found_in_an_archive_behind_what_kdump_writes_before_it(tmp_pa
     (tmp_path / "c").mkdir()
     subprocess.run(["tar", "-czf", "c/h.tar.gz", "h/1-dmesg.txt", "h/2-vmcore"], cwd=tmp_path, check=True)
     assert names(inventory.load([str(tmp_path / "c")])) == ["h.tar.gz"]
+
+
+def search(tmp_path: Path, content: bytes, name: str = "backup.tar") -> tuple[list[str], int, int]:
+    """Search a directory with one archive: the names of the rows, and the numbers of other and of unsearched files."""
+    write(tmp_path / "c" / "other", b"text")
+    write(tmp_path / "c" / name, content)
+    paths, other_count, unsearched_count = cores.search(str(tmp_path / "c"))
+    return [os.path.basename(path) for path in paths], other_count, unsearched_count
+
+
+def tar(*members: tuple[str, bytes], mode: str = "w") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode, format=tarfile.GNU_FORMAT) as archive:  # type: ignore[call-overload]
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """The header of a tar member that claims a size."""
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+HOSTILE = {
+    "a member that claims 2**77 bytes": header("a", 1 << 77) + bytes(9216),
+    "a member that claims 2**62 bytes": header("a", 1 << 62) + bytes(9216),
+    "a member that claims less than nothing": header("a", -10240) + bytes(9216),
+    "a chain of long names": (header("././@LongLink", 2, tarfile.GNUTYPE_LONGNAME) + b"a".ljust(512, b"\0")) * 1500,
+    "a sparse map that is cut off": header("a", 512, tarfile.GNUTYPE_SPARSE)[:482] + b"\1" + bytes(29),
+    "a pax header of 1 TiB": header("a", 1 << 40, tarfile.XHDTYPE) + bytes(9216),
+}
+
+
+@pytest.mark.parametrize("is_compressed", [False, True])
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_archive_ends_the_search_in_it(what: str, is_compressed: bool, tmp_path: Path) -> None:
+    content = HOSTILE[what]
+    assert search(tmp_path, gzip.compress(content) if is_compressed else content) == ([], 1, 1)
+
+
+def test_a_pax_header_of_a_gigabyte_of_zeros_is_not_read_into_memory(tmp_path: Path) -> None:
+    archive = tmp_path / "c" / "backup.tar"
+    write(archive, header("a", 1 << 30, tarfile.XHDTYPE))
+    os.truncate(archive, 2 << 30)
+    tracemalloc.start()
+    try:
+        assert cores.search(str(tmp_path / "c")) == ([], 0, 1)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_dictionary_for_which_there_is_no_memory_ends_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object) -> bytes:  # a stand-in: the limit of a process is that of all its tests
+        raise MemoryError
+
+    monkeypatch.setattr(lzma.LZMAFile, "read", read)
+    assert search(tmp_path, lzma.compress(b"text"), "a.xz") == ([], 1, 1)
+
+
+def test_all_of_an_uncompressed_archive_is_searched(tmp_path: Path) -> None:
+    archive = tmp_path / "c" / "a.tar"
+    write(archive, header("a", 4 << 30))
+    with archive.open("r+b") as file:
+        file.seek(512 + (4 << 30))
+        file.write(tar(("vmcore", b"KDUMP   " + bytes(1000))))
+    assert cores.search(str(tmp_path / "c")) == ([str(archive)], 0, 0)
+
+
+def test_an_archive_that_is_not_searched_to_its_end_is_counted_or_a_row_by_its_name(tmp_path: Path) -> None:
+    before = ("a", bytes(5 << 20))
+    core = ("vmcore", b"KDUMP   " + bytes(1000))
+    assert search(tmp_path / "1", tar(before, core, mode="w:gz"), "a.tar.gz") == (["a.tar.gz"], 1, 0)
+    large = tar(("a", bytes(20 << 20)), core, mode="w:gz")
+    assert search(tmp_path / "2", large, "backup.tar.gz") == ([], 1, 1)
+    assert search(tmp_path / "3", large, "db1-crash.tar.gz") == (["db1-crash.tar.gz"], 1, 0)
+    assert search(tmp_path / "4", large, "Crash_db1.tgz") == (["Crash_db1.tgz"], 1, 0)
+    assert search(tmp_path / "5", large, "crashing.tar.gz") == ([], 1, 1)
+    assert search(tmp_path / "6", large[:5000], "kdump.tar.gz") == (["kdump.tar.gz"], 1, 0)
+    assert search(tmp_path / "7", tar(("a", b"text")), "crash.tar") == ([], 2, 0)
+    (error,) = errors([str(tmp_path / "2" / "c")])
+    assert error.endswith("only 1 other files and 1 archives that could not be searched to their end")
+
+
+def test_an_archive_of_very_many_members_is_counted_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "_MAX_ARCHIVE_MEMBERS", 3)
+    assert search(tmp_path / "1", tar(*[(name, b"") for name in "abc"])) == ([], 2, 0)
+    assert search(tmp_path / "2", tar(*[(name, b"") for name in "abcd"])) == ([], 1, 1)
+
+
+def test_a_form_of_lz4_that_only_lz4_reads_is_a_row(tmp_path: Path) -> None:
+    assert search(tmp_path, packed("lz4-legacy", b"KDUMP   ", tmp_path), "a") == (["a"], 1, 0)
 
 
 def test_a_file_that_becomes_a_fifo_does_not_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

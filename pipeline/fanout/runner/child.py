@@ -165,17 +165,18 @@ def _collect_packed(target: Target, refusal: _Result, limits: Limits, timeout_s:
             directory = stack.enter_context(unpack.directory(limits.unpack_directory))
         except OSError as error:
             return refusal._replace(error=f"{refusal.error}; no room for it in {error.filename}: {error.strerror}")
+        failure = _unpack(target.source, directory, limits, deadline)
+        if failure is not None and failure.status != "timeout":
+            return failure._replace(error=f"{refusal.error}; {failure.error}")
         core = os.path.join(directory, unpack.CORE)
-        result = _unpack(target.source, directory, limits, deadline)
-        if result is None:
-            result = _collect_as_is(
-                replace(target, source=core), limits, max(_MIN_TIMEOUT_S, deadline - time.monotonic())
-            )
+        remaining_s = max(_MIN_TIMEOUT_S, deadline - time.monotonic())
+        result = failure or _collect_as_is(replace(target, source=core), limits, remaining_s)
     if result.status == "timeout":
         return result._replace(error=f"no result after {timeout_s:g} s, with the time to unpack it; {refusal.error}")
-    if result.error_type == unpack.NO_ROOM:
-        return result._replace(error=f"{refusal.error}; {result.error}")
-    return result._replace(error=result.error and result.error.replace(core, target.source))
+    if result.error is None:
+        return result
+    folder = os.path.dirname(target.source) or os.curdir
+    return result._replace(error=result.error.replace(core, target.source).replace(directory, folder))
 
 
 def _unpack(source: str, directory: str, limits: Limits, deadline: float) -> _Result | None:

@@ -8,8 +8,10 @@ A failure is printed as a frame, as the collector does.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,8 @@ CORE = "core"
 NO_ROOM = "NoRoom"
 """error_type of a core that does not fit."""
 
+# What writing raises where there is no room.
+_NO_ROOM_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Left free on the file system: in a warehouse, the results of a run are written there at the same time.
 _RESERVE_BYTES = 1 << 30
 # Limit of an unpacked core with its holes. ext4 has no larger files with blocks of 4 KiB.
@@ -84,22 +88,29 @@ def unpack(source: str, directory: str) -> None:
     """Write the core in a file to `directory`, with links to each System.map beside the file.
 
     :raises UnpackError: the file is damaged, has no core or several, or the core does not fit.
+    :raises MemoryError: the memory limit of the process; the runner names it.
     """
     first_name = None
     try:
         with open(source, "rb") as file:
             for name, stream in packed.dumps(file):
                 if first_name is not None:
-                    problem = f"{source} has several cores in it: {first_name}, {name}"
-                    raise UnpackError(f"{problem}; unpack it and audit the directory: tar -xf {source}")
+                    problem = f"it has several cores in it: {first_name}, {name}"
+                    raise UnpackError(f"{problem}; audit the directory of: tar -xf {shlex.quote(source)}")
                 first_name = name or ""
                 _write(stream, os.path.join(directory, CORE))
+        for system_map in Path(source).parent.glob("System.map-*"):
+            os.symlink(system_map, os.path.join(directory, system_map.name))
     except packed.ERRORS as error:
-        raise UnpackError(f"{source} cannot be unpacked: {str(error) or 'it ends early'}") from error
+        if isinstance(error, OSError) and error.errno in _NO_ROOM_ERRNOS:
+            raise _no_room(directory, str(error.strerror)) from error
+        raise UnpackError(f"it cannot be unpacked: {str(error) or 'it ends early'}") from error
     if first_name is None:
-        raise UnpackError(f"{source} has no core in it")
-    for system_map in Path(source).parent.glob("System.map-*"):
-        os.symlink(system_map, os.path.join(directory, system_map.name))
+        raise UnpackError("it has no core in it")
+
+
+def _no_room(directory: str, reason: str) -> UnpackError:
+    return UnpackError(f"no room for it in {os.path.dirname(directory)}: {reason}", NO_ROOM)
 
 
 def _write(stream: packed.Stream, path: str) -> None:
@@ -109,7 +120,7 @@ def _write(stream: packed.Stream, path: str) -> None:
         for offset, data in _records(stream) if is_flattened else _blocks(stream):
             size_bytes = max(size_bytes, offset + len(data))
             if size_bytes > _MAX_CORE_BYTES or _free_bytes(path) < _RESERVE_BYTES:
-                raise UnpackError(f"no room for it in {os.path.dirname(path)} after {size_bytes >> 20} MiB", NO_ROOM)
+                raise _no_room(os.path.dirname(path), f"it has more than {size_bytes >> 20} MiB")
             # A record may overwrite an earlier one with zeros.
             if is_flattened or data != _ZEROS[: len(data)]:
                 file.seek(offset)

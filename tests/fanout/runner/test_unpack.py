@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import lzma
+import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +100,10 @@ def test_a_system_map_beside_a_packed_core_is_used(tmp_path: Path) -> None:
     core = VMCORES / "deb510-arm64" / "vmcore"
     (system_map,) = core.parent.glob("System.map-*")
     packed = dumps.write(tmp_path / "vmcore.gz", gzip.compress(core.read_bytes(), 1))
-    assert collect(packed)["attempt"]["status"] == "no_types"
+    attempt = collect(packed)["attempt"]
+    assert attempt["status"] == "no_types"
+    assert f"{tmp_path / system_map.name}" in attempt["error"]
+    assert "lru-unpacked" not in attempt["error"]
     shutil.copy(system_map, tmp_path)
     assert rows(collect(packed)) == rows(collect(core))
 
@@ -116,6 +124,89 @@ def test_what_is_damaged_or_has_no_core_is_a_bad_core(tmp_path: Path) -> None:
     inner = dumps.incomplete(CORE.read_bytes())[:1000000]
     error = refusal(dumps.write(tmp_path / "early.gz", gzip.compress(inner, 1)))
     assert error.startswith(f"{tmp_path / 'early.gz'} ends early, after 1000000 bytes")
+
+
+def header(size: int, kind: bytes) -> bytes:
+    """The header of a tar member that claims a size."""
+    member = tarfile.TarInfo("a")
+    member.size, member.type = size, kind
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (header(1 << 77, tarfile.REGTYPE) + bytes(9216), "it cannot be unpacked: it ends early"),
+        (header(1 << 40, tarfile.XHDTYPE) + bytes(9216), f"it cannot be unpacked: a header of {1 << 40} bytes"),
+        ((header(2, tarfile.GNUTYPE_LONGNAME) + b"a".ljust(512, b"\0")) * 1500, "it cannot be unpacked: maximum recur"),
+    ],
+    ids=["size", "pax", "long names"],
+)
+def test_a_hostile_archive_ends_as_a_bad_core_that_names_the_command(
+    content: bytes, reason: str, tmp_path: Path
+) -> None:
+    packed = dumps.write(tmp_path / "a.tar", content)
+    assert f"unpack it: tar -xf {packed}; {reason}" in refusal(packed, timeout_s=20)
+
+
+def test_a_dictionary_larger_than_the_memory_limit_is_over_budget(tmp_path: Path) -> None:
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 20}]
+    content = lzma.compress(CORE.read_bytes()[:100000], filters=filters)
+    # The block header, after the stream header of 12 bytes: its size, flags, filter, size of properties, properties
+    # (29: 96 MiB), padding, CRC32.
+    block = bytearray(content[12:20])
+    assert block[2:4] == b"\x21\x01"
+    block[4] = 29
+    content = content[:12] + block + struct.pack("<I", zlib.crc32(block)) + content[24:]
+    packed = dumps.write(tmp_path / "vmcore.xz", content)
+    attempt = collect(packed, memory_bytes=90 << 20)["attempt"]
+    assert (attempt["status"], attempt["error_type"]) == ("over_budget", "MemoryError")
+    assert f"unpack it: xz -dc {packed} > NEW; needs more than 90 MiB of memory" in attempt["error"]
+
+
+@pytest.mark.parametrize("form", ["cut", "text", "several", "lz4 -l"])
+def test_each_failure_to_unpack_names_the_command_that_does(form: str, tmp_path: Path) -> None:
+    content = gzip.compress(CORE.read_bytes(), 1)[:-1000] if form == "cut" else gzip.compress(b"text")
+    packed = dumps.write(tmp_path / "packed", content)
+    command = f"gzip -dc {packed} > NEW"
+    if form == "several":
+        command = f"tar -xf {packed}"
+        with tarfile.open(packed, "w") as archive:
+            archive.add(CORE, "db1/vmcore")
+            archive.add(CORE, "db2/vmcore")
+    if form == "lz4 -l":
+        command = f"lz4 -dc {packed} > NEW"
+        packed.write_bytes(bytes.fromhex("02214c18 05000000 4074657874"))
+    assert f"unpack it: {command}; it " in refusal(packed)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_what_writing_raises_where_there_is_no_room_says_so(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(unpack, "_write", fail)
+    packed = dumps.write(tmp_path / "vmcore.gz", gzip.compress(CORE.read_bytes(), 1))
+    with pytest.raises(unpack.UnpackError, match=f"no room for it in {tmp_path}: {os.strerror(number)}") as error_info:
+        unpack.unpack(str(packed), str(tmp_path / "directory"))
+    assert error_info.value.error_type == unpack.NO_ROOM
+
+
+def test_a_full_disk_has_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpack, "CORE", "/dev/full")
+    packed = dumps.write(tmp_path / "vmcore.gz", gzip.compress(CORE.read_bytes(), 1))
+    with pytest.raises(unpack.UnpackError, match=r"no room for it in .*: No space left on device"):
+        unpack.unpack(str(packed), str(tmp_path / "directory"))
+
+
+def test_a_hostile_name_is_quoted_in_the_command(tmp_path: Path) -> None:
+    packed = tmp_path / "vmcore;reboot;.tar"
+    with tarfile.open(packed, "w") as archive:
+        archive.add(CORE, "db1/vmcore")
+        archive.add(CORE, "db2/vmcore")
+    assert f"audit the directory of: tar -xf '{packed}'" in refusal(packed)
 
 
 def test_zeros_become_holes(tmp_path: Path) -> None:

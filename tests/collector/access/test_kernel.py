@@ -142,7 +142,8 @@ def test_a_core_cut_in_half_never_gives_numbers(core, tmp_path: Path) -> None:
 
 
 def test_a_debug_dir_without_it_names_the_build_id(core, tmp_path: Path) -> None:
-    with pytest.raises(CollectError, match=r"no vmlinux of \S+ and build id [0-9a-f]{40}") as error_info:
+    text = r"the vmlinux of \S+ \(package \S+-dbg\) with build id [0-9a-f]{40} is not below "
+    with pytest.raises(CollectError, match=text) as error_info:
         kernel.open_kernel(str(core.path), debug_dirs=[str(tmp_path)])
     assert error_info.value.status == "no_types"
 

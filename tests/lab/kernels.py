@@ -298,8 +298,8 @@ class Mirror:
             self._run("apt-get", "download", name)
         except LabError as e:
             raise NotFetchedError(str(e)) from e
-        [deb] = self.debs.glob(f"{name}_{self.version_by_name[name].replace(':', '%3a')}_*.deb")
-        return deb
+        version = self.version_by_name[name].replace(":", "%3a")
+        return first_existing(*(self.debs / f"{name}_{version}_{arch}.deb" for arch in (self.arch, "all")))
 
     def _run(self, tool: str, *arguments: str) -> str:
         process = subprocess.run([tool, *self.options, *arguments], cwd=self.debs, capture_output=True, text=True)

@@ -303,7 +303,7 @@ def test_an_elf_core_with_too_many_segments_for_its_header_is_measured_too(tmp_p
     assert "the core is truncated" in core_file.read_header(str(path)).note
 
 
-# What is no file of a core
+# Paths that are not files
 
 
 def test_an_empty_file_says_that_nothing_was_written(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def items_of_memcgs(core: Core) -> dict[str, int]:
 
 @pytest.mark.parametrize("core", [EAGER, LAZY], ids=lambda core: core.name)
 def test_a_memcg_whose_lists_are_being_moved_to_its_parent_is_dying(core: Core) -> None:
-    """Below the root kmemcg_id is then -1. The items that still are on the memcg's own lists are nobody's."""
+    """Below the root kmemcg_id is then -1. Items that are still on the memcg's own lists count for no memcg."""
     items = items_of_memcgs(core)
     memcg = max(core.reference["memcgs"], key=lambda memcg: memcg["path"] != "/" and items.get(memcg["path"], 0))
     assert items.pop(memcg["path"]) > 0

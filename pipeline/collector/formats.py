@@ -19,15 +19,15 @@ _FLATTENED_MAGIC = b"makedumpfile\0"
 FLATTENED_HEADER_BYTES = 4096
 RECORD = struct.Struct(">2q")
 END_RECORD_OFFSET = -1
-# Programs that unpack with -dc, by magic number. The last two: lz4's legacy frame; a frame to skip, which pzstd writes
-# first.
+_LZ4_LEGACY_MAGIC = b"\x02\x21\x4c\x18"
+# Programs that unpack with -dc, by magic number. The last is of a frame to skip, which pzstd writes first.
 _PROGRAMS = (
     (b"\x1f\x8b", "gzip"),
     (b"BZh", "bzip2"),
     (b"\xfd7zXZ\0", "xz"),
     (b"\x28\xb5\x2f\xfd", "zstd"),
     (b"\x04\x22\x4d\x18", "lz4"),
-    (b"\x02\x21\x4c\x18", "lz4"),
+    (_LZ4_LEGACY_MAGIC, "lz4"),
     (b"\x50\x2a\x4d\x18", "zstd"),
 )
 _ELF_MAGIC = b"\x7fELF"
@@ -70,10 +70,9 @@ class KdumpHeader(
 ):
     """The header and sub header of a kdump-compressed dump of a 64-bit machine.
 
-    order: byte order, as of struct. identity: bytes that all parts of a split dump have in common. notes_end: offset
-    at which its notes end, 0 without any. bitmap_offset,
-    bitmap_bytes: both bitmaps together. max_pfn: number of page frames. split_pfns: first page frame and end of a part
-    that makedumpfile --split wrote, else None.
+    order: byte order, as of struct. identity: bytes that all parts of a split dump have in common. notes_end: offset at
+    which its notes end, 0 without any. bitmap_offset, bitmap_bytes: both bitmaps together. max_pfn: number of page
+    frames. split_pfns: first page frame and end of a part that makedumpfile --split wrote, else None.
     """
 
     __slots__ = ()
@@ -108,6 +107,11 @@ def open_file(path):
 def compression(head):
     """Return the program that unpacks a file with these first bytes, or None."""
     return next((program for magic, program in _PROGRAMS if head.startswith(magic)), None)
+
+
+def is_legacy_lz4(head):
+    """Whether a file with these first bytes is compressed in lz4's legacy frame, which pyarrow cannot read."""
+    return head.startswith(_LZ4_LEGACY_MAGIC)
 
 
 def is_tar(head):

@@ -117,7 +117,7 @@ def _content_identity(file: IO[bytes], path: str, status: os.stat_result) -> obj
     head = file.read(formats.HEAD_BYTES)
     if formats.is_kdump(head) and (header := formats.kdump_header(file)) and header.split_pfns:
         return os.path.dirname(path), header.identity
-    is_dump = formats.is_dump(head) or foreign.recognize(head, path) is not None or packed.is_closed(head)
+    is_dump = formats.is_dump(head) or foreign.recognize(head, path) is not None or formats.is_legacy_lz4(head)
     if is_dump or (packed.is_packed(head) and _has_dump(file)):
         return status.st_dev, status.st_ino
     return None

@@ -161,11 +161,6 @@ def is_packed(head: bytes) -> bool:
     return formats.compression(head) is not None or formats.is_tar(head)
 
 
-def is_closed(head: bytes) -> bool:
-    """Whether a file with these first bytes is compressed in a form that pyarrow cannot read: lz4's legacy frame."""
-    return head.startswith(b"\x02\x21\x4c\x18")
-
-
 def _unpacked(file: IO[bytes]) -> Any:
     """Return a file of the uncompressed bytes of a file; it may be uncompressed already."""
     file.seek(0)

@@ -179,7 +179,7 @@ def _split_error(path, header):
         sibling = os.path.join(directory, name)
         with contextlib.suppress(OSError):
             if os.path.isfile(sibling) and not os.path.samefile(sibling, path):
-                with open(sibling, "rb") as f:
+                with formats.open_file(sibling) as f:
                     other = formats.kdump_header(f)
                 if other is not None and other.split_pfns and other.identity == header.identity:
                     parts.append((other.split_pfns, sibling))

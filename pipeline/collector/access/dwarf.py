@@ -11,10 +11,11 @@ import os
 import re
 import struct
 
-from drgn import FaultError, MissingDebugInfoError, ModuleFileStatus, PlatformFlags, Program
+from drgn import FaultError, MissingDebugInfoError, ModuleFileStatus, Program
 
 from ..status import CollectError
 from . import build_check, kallsyms
+from .memory import struct_prefix
 
 _STANDARD_DIRECTORIES = ("/usr/lib/debug", "/")
 # Where packages and people put the vmlinux of a release.
@@ -176,8 +177,7 @@ def _read_build_id(prog):
     except (CollectError, FaultError):
         return None
     notes = _read_notes(prog, lambda name: find_symbols(prog, name, None, True)[0].address)
-    endian = "<" if prog.platform.flags & PlatformFlags.IS_LITTLE_ENDIAN else ">"
-    header = struct.pack(endian + "3I4s", 4, _BUILD_ID_BYTES, _NT_GNU_BUILD_ID, b"GNU\0")
+    header = struct.pack(struct_prefix(prog) + "3I4s", 4, _BUILD_ID_BYTES, _NT_GNU_BUILD_ID, b"GNU\0")
     _, found_header, rest = (notes or b"").partition(header)
     return rest[:_BUILD_ID_BYTES] if found_header else None
 

@@ -35,8 +35,6 @@ _MAX_CORE_BYTES = 16 << 40
 # Zeros become holes in blocks of this size, since the pages of an idle guest are zeros in long runs.
 _BLOCK_BYTES = 64 << 10
 _ZEROS = bytes(_BLOCK_BYTES)
-
-
 # Start of the names of directories with an unpacked core.
 _PREFIX = "lru-unpacked."
 

@@ -21,15 +21,15 @@ from tests.lab.shapes import Shape
 IDLE_PREFIX = "LAB-IDLE "
 """Prefix of the console line that gives the size of the report."""
 FAILURE_PREFIX = "LAB: FAILED"
+START_TIMEOUT_S = 300
+"""Timeout for the first line on a guest's console, which init writes: 10 s on two idle cores."""
 IDLE_TIMEOUT_S = 1200
 """Timeout for a guest to become idle. The slowest shape, the commit message's server, takes 150 s on two cores."""
-END_TIMEOUT_S = 600
-"""Timeout for a machine to end. A guest that writes a kdump of 70 MB takes 75 s on two cores."""
 REPORT_DEVICE = "socket,id=report,path=command,server=on,wait=off,logfile=report"
 """Character device of the report's line. All that the guest writes there is in the file `report`, and what a client of
 the socket `command` sends reaches the guest."""
 MAX_BOOTS = 3
-"""Boots of a guest that panics, before it counts as a failure."""
+"""Boots of a guest that panics or never starts, before it counts as a failure."""
 
 
 class Machine(NamedTuple):
@@ -74,17 +74,9 @@ MACHINES = {
 IdleAction = Callable[[Path], object]
 """Action on an idle guest before its core is dumped; its argument is the machine's working folder."""
 
-EndAction = Callable[["Monitor", Path], object]
-"""Action that lets a machine end after QEMU has dumped its stopped guest; the path is the machine's working folder."""
-
 
 def no_action(_: Path) -> None:
     """Do nothing: the IdleAction of a guest that is only dumped."""
-
-
-def quit_machine(monitor: Monitor, _: Path) -> None:
-    """End QEMU: the EndAction of a guest that is only dumped."""
-    monitor.call("quit")
 
 
 def take_core(
@@ -118,47 +110,36 @@ def run(
     work: Path,
     folder: Path,
     idle_action: IdleAction = no_action,
-    end_action: EndAction = quit_machine,
 ) -> None:
     """Run a machine in `work` until its guest is idle, and write its core and report to `folder`.
 
-    QEMU 7.2 now and then breaks a kernel on a busy machine, so a guest that panics is booted again.
+    QEMU 7.2 now and then breaks a kernel on a busy machine, so a guest that panics or never starts is booted again.
 
     :param command: command line of QEMU, for example from qemu().
     """
     folder.mkdir(parents=True, exist_ok=True)
     for boots_left in reversed(range(MAX_BOOTS)):
         try:
-            run_once(command, work, folder, idle_action, end_action)
+            run_once(command, work, folder, idle_action)
             break
         except LabError:
-            if not boots_left or "Kernel panic" not in (work / "console").read_text(errors="replace"):
+            console = (work / "console").read_text(errors="replace")
+            if not boots_left or (console.strip() and "Kernel panic" not in console):
                 raise
 
 
-def run_once(
-    command: Sequence[str | os.PathLike[str]],
-    work: Path,
-    folder: Path,
-    idle_action: IdleAction,
-    end_action: EndAction,
-) -> None:
-    """Run a machine as run() does, without another boot after a panic."""
+def run_once(command: Sequence[str | os.PathLike[str]], work: Path, folder: Path, idle_action: IdleAction) -> None:
+    """Run a machine as run() does, with one boot."""
     with subprocess.Popen(command, cwd=work, stdin=subprocess.DEVNULL) as machine:
         try:
-            size = wait_idle(machine, work / "console", time.monotonic() + IDLE_TIMEOUT_S)
+            size = wait_idle(machine, work / "console")
             idle_action(work)
             with Monitor(work / "qmp") as monitor:
                 monitor.call("stop")
                 core = folder / "vmcore"
                 core.unlink(missing_ok=True)
                 monitor.call("dump-guest-memory", paging=False, protocol=f"file:{core.resolve()}")
-                end_action(monitor, work)
-            try:
-                machine.wait(timeout=END_TIMEOUT_S)
-            except subprocess.TimeoutExpired as e:
-                lines = (work / "console").read_text(errors="replace").splitlines()
-                raise LabError(f"timeout: QEMU does not end; the end of its console: {' | '.join(lines[-5:])}") from e
+                monitor.call("quit")
         finally:
             machine.kill()
     report = (work / "report").read_bytes()
@@ -195,17 +176,18 @@ def qemu(shape: Shape, kernel: Kernel) -> list[str]:
     return command
 
 
-def wait_idle(machine: subprocess.Popen[bytes], console: Path, deadline: float) -> int:
+def wait_idle(machine: subprocess.Popen[bytes], console: Path, timeout_s: float = IDLE_TIMEOUT_S) -> int:
     """Wait for the guest's idle line, and return the size in bytes of the report that it has sent."""
+    start = time.monotonic()
     while True:
         lines = console.read_text(errors="replace").splitlines() if console.exists() else []
         for line in lines:
             if line.startswith(IDLE_PREFIX):
                 return int(line.removeprefix(IDLE_PREFIX))
-        last_line = lines[-1] if lines else "nothing"
         if machine.poll() is not None or any(FAILURE_PREFIX in line for line in lines):
             raise LabError(f"the guest ended before it was idle; the end of its console: {' | '.join(lines[-5:])}")
-        if time.monotonic() > deadline:
+        if time.monotonic() - start > (timeout_s if lines else START_TIMEOUT_S):
+            last_line = lines[-1] if lines else "nothing"
             raise LabError(f"timeout: the guest is not idle; the last line of its console: {last_line}")
         time.sleep(0.2)
 

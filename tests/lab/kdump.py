@@ -11,10 +11,10 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 from tests.lab import boot, initramfs
-from tests.lab.boot import Monitor
 from tests.lab.kernels import Kernel, LabError
 from tests.lab.shapes import Shape
 
@@ -24,19 +24,21 @@ DISK_MB = 2048
 """Size of the disk for the dumps, which is sparse: more than any core of a guest for which CRASH_MB is enough."""
 DUMPED = "LAB-DUMPED"
 """Console line of a capture kernel after its dump is on the disk."""
+DUMP_TIMEOUT_S = 600
+"""Timeout for a panic and its dump. A kdump of 70 MB takes 75 s on two cores."""
 
 DUMP = "makedumpfile -c -d 31 /proc/vmcore vmcore"
 """The dump that most distributions take, but for Debian's -F: zlib, without free, zero, cache and user pages."""
 PANIC = "echo c >&4"
-"""File 4 is /proc/sysrq-trigger, opened by guest/kdump before QEMU's dump, as opening it allocates a dentry."""
+"""File 4 is /proc/sysrq-trigger."""
 
 
 def take_core(
     shape: Shape, kernel: Kernel, folder: Path, dump: str = DUMP, panic: str = PANIC, crash_mb: int = CRASH_MB
 ) -> None:
-    """Boot `shape` as boot.take_core() does, then let the guest panic and write its dumps to `folder`/kdump/.
+    """Boot `shape` as boot.take_core() does, but let the guest panic first, and write its dumps to `folder`/kdump/.
 
-    Between QEMU's core and the panic the guest only reads a line and runs `panic`, so both have the same rows.
+    QEMU dumps the machine while the capture kernel waits in its reserved memory, so both have the same rows.
 
     :param dump: shell commands of the capture kernel; their working folder's files are the dumps.
     :param panic: shell commands that make the guest panic.
@@ -52,19 +54,20 @@ def take_core(
         command = boot.qemu(machine, kernel)
         command[command.index("-append") + 1] += f" crashkernel={crash_mb}M"
         command += ["-drive", "file=disk,format=raw,if=virtio,cache=unsafe"]
-        boot.run(command, work, folder, end_action=let_panic)
-        console = (work / "console").read_text(errors="replace")
-        if DUMPED not in console.split():
-            raise LabError(f"no kdump; the end of the guest's console: {' | '.join(console.splitlines()[-5:])}")
+        boot.run(command, work, folder, let_panic)
         fetch(work / "disk", folder / "kdump")
 
 
-def let_panic(monitor: Monitor, work: Path) -> None:
-    """Let the guest run on, and send it the line for which it waits before it panics."""
-    monitor.call("cont")
+def let_panic(work: Path) -> None:
+    """Send an idle guest the line for which it waits before it panics, and wait until its dump is on the disk."""
     with socket.socket(socket.AF_UNIX) as line:
         line.connect(str(work / "command"))
         line.sendall(b"panic\n")
+    deadline = time.monotonic() + DUMP_TIMEOUT_S
+    while DUMPED not in (lines := (work / "console").read_text(errors="replace").splitlines()):
+        if time.monotonic() > deadline or any(boot.FAILURE_PREFIX in text for text in lines):
+            raise LabError(f"no kdump; the end of the guest's console: {' | '.join(lines[-5:])}")
+        time.sleep(0.2)
 
 
 def fetch(disk: Path, folder: Path) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -67,7 +66,7 @@ def running_guest(shape: Server, kernel: Kernel, cache: Path) -> Iterator[Guest]
         ]
         with subprocess.Popen(command, cwd=work, stdin=subprocess.DEVNULL) as machine:
             try:
-                boot.wait_idle(machine, work / "console", time.monotonic() + BOOT_TIMEOUT_S)
+                boot.wait_idle(machine, work / "console", BOOT_TIMEOUT_S)
                 yield Guest(port, client, work)
             finally:
                 machine.kill()

@@ -12,7 +12,7 @@ import pytest
 
 from tests.lab import kdump, kernels
 from tests.lab.boot import take_core
-from tests.lab.bundle import INCIDENTAL_COLUMNS, audit_without_clock
+from tests.lab.bundle import INCIDENTAL_COLUMNS, audit
 from tests.lab.kernels import own_arch
 from tests.lab.shapes import LAB_SHAPES, SHAPES
 
@@ -68,7 +68,7 @@ def test_a_kdump_has_the_rows_of_the_memory(guest: tuple[Path, Path, Any]) -> No
     folder, _, shape = guest
     if shape.arch != own_arch():
         pytest.skip(f"needs kexec for {shape.arch}")
-    assert audit_without_clock(folder / "kdump/vmcore") == audit_without_clock(folder / "vmcore")
+    assert audit(folder / "kdump/vmcore") == audit(folder / "vmcore")
 
 
 def test_the_audit_is_what_the_guest_says(guest: tuple[Path, Path, Any]) -> None:

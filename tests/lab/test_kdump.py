@@ -16,7 +16,7 @@ from tests.campaign import IS_FULL, sample
 from tests.collector import test_snapshot
 from tests.collector.conftest import Core
 from tests.lab import kdump, kernels
-from tests.lab.bundle import audit, audit_without_clock
+from tests.lab.bundle import audit
 from tests.lab.reduce import FullCore
 from tests.lab.shapes import SHAPES
 
@@ -49,25 +49,25 @@ def forms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_form_has_the_rows_of_the_memory(forms: Path) -> None:
-    rows = audit_without_clock(forms / "vmcore")
+    rows = audit(forms / "vmcore")
     whole = [path for path in (forms / "kdump").iterdir() if path.name in FORMS]
     assert len(whole) >= 2
     for path in whole:
-        assert audit_without_clock(path) == rows, path.name
+        assert audit(path) == rows, path.name
 
 
 def test_a_flattened_dump_is_read_or_has_a_remedy(forms: Path) -> None:
     """makedumpfile leaves bytes of its stack behind the signature; libkdumpfile 0.5.5 opens the file if they are 0."""
     flattened, rearranged = forms / "kdump/flattened", forms / "rearranged"
     try:
-        rows = audit_without_clock(flattened)
+        rows = audit(flattened)
     except CollectError as refusal:
         if "makedumpfile -R" not in str(refusal):
             raise
         with flattened.open("rb") as file:
             subprocess.run(["makedumpfile", "-R", rearranged], stdin=file, check=True, stdout=subprocess.DEVNULL)
-        rows = audit_without_clock(rearranged)
-    assert rows == audit_without_clock(forms / "vmcore")
+        rows = audit(rearranged)
+    assert rows == audit(forms / "vmcore")
 
 
 def test_the_remedy_for_parts_makes_a_dump_with_the_rows_of_the_memory(forms: Path) -> None:
@@ -77,7 +77,7 @@ def test_the_remedy_for_parts_makes_a_dump_with_the_rows_of_the_memory(forms: Pa
     command = remedy[remedy.index("makedumpfile --reassemble") :].split()
     assert command.pop() == "NEW"
     subprocess.run([*command, forms / "joined"], check=True, stdout=subprocess.DEVNULL)
-    assert audit_without_clock(forms / "joined") == audit_without_clock(forms / "vmcore")
+    assert audit(forms / "joined") == audit(forms / "vmcore")
 
 
 def test_a_dump_for_which_the_disk_was_too_small_is_called_incomplete(forms: Path) -> None:
@@ -104,10 +104,9 @@ def test_a_kernel_that_dies_while_its_ids_double(tmp_path: Path) -> None:
     )
     guest_kernel = kernels.debian_kernel("5.10", dwarf=True)
     assert guest_kernel.vmlinux
-    dump = f"{kdump.DUMP}\ncp /proc/vmcore copy"
-    kdump.take_core(shape, guest_kernel, tmp_path, dump, DIE_WHILE_IDS_DOUBLE)
+    kdump.take_core(shape, guest_kernel, tmp_path, panic=DIE_WHILE_IDS_DOUBLE)
 
-    prog = FullCore(tmp_path / "kdump/copy").program()
+    prog = FullCore(tmp_path / "vmcore").program()
     prog.load_debug_info([guest_kernel.vmlinux])
     assert prog["memcg_nr_cache_ids"].value_() == 190
     arrays_bytes = {
@@ -135,7 +134,7 @@ def flavour(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_other_flavours_have_the_rows_of_the_memory_and_of_the_guest(flavour: Core) -> None:
-    assert audit_without_clock(flavour.path) == audit_without_clock(flavour.directory / "vmcore")
+    assert audit(flavour.path) == audit(flavour.directory / "vmcore")
     objects = sum(lru["list_lru_one_objects"] for lru in flavour.rows("list_lrus"))
     active = flavour.slab_active("kmalloc-32")
     assert 0.9 * active < objects < active

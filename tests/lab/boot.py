@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -10,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,15 +22,14 @@ from tests.lab.shapes import Shape
 IDLE_PREFIX = "LAB-IDLE "
 """Prefix of the console line that gives the size of the report."""
 FAILURE_PREFIX = "LAB: FAILED"
-START_TIMEOUT_S = 300
-"""Timeout for the first line on a guest's console, which init writes: 10 s on two idle cores."""
-IDLE_TIMEOUT_S = 1200
-"""Timeout for a guest to become idle. The slowest shape, the commit message's server, takes 150 s on two cores."""
+SILENCE_TIMEOUT_S = 400
+"""Timeout for a new line on the console of a guest that is not idle. The slowest shape, the commit message's server,
+takes 150 s in all on two cores."""
 REPORT_DEVICE = "socket,id=report,path=command,server=on,wait=off,logfile=report"
 """Character device of the report's line. All that the guest writes there is in the file `report`, and what a client of
 the socket `command` sends reaches the guest."""
 MAX_BOOTS = 3
-"""Boots of a guest that panics or never starts, before it counts as a failure."""
+"""Boots of a guest that panics or hangs, before it counts as a failure. QEMU 7.2 now and then breaks a kernel."""
 
 
 class Machine(NamedTuple):
@@ -113,40 +113,40 @@ def run(
 ) -> None:
     """Run a machine in `work` until its guest is idle, and write its core and report to `folder`.
 
-    QEMU 7.2 now and then breaks a kernel on a busy machine, so a guest that panics or never starts is booted again.
-
     :param command: command line of QEMU, for example from qemu().
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for boots_left in reversed(range(MAX_BOOTS)):
-        try:
-            run_once(command, work, folder, idle_action)
-            break
-        except LabError:
-            console = (work / "console").read_text(errors="replace")
-            if not boots_left or (console.strip() and "Kernel panic" not in console):
-                raise
-
-
-def run_once(command: Sequence[str | os.PathLike[str]], work: Path, folder: Path, idle_action: IdleAction) -> None:
-    """Run a machine as run() does, with one boot."""
-    with subprocess.Popen(command, cwd=work, stdin=subprocess.DEVNULL) as machine:
-        try:
-            size = wait_idle(machine, work / "console")
-            idle_action(work)
-            with Monitor(work / "qmp") as monitor:
-                monitor.call("stop")
-                core = folder / "vmcore"
-                core.unlink(missing_ok=True)
-                monitor.call("dump-guest-memory", paging=False, protocol=f"file:{core.resolve()}")
-                monitor.call("quit")
-        finally:
-            machine.kill()
+    with idle_machine(command, work) as size:
+        idle_action(work)
+        with Monitor(work / "qmp") as monitor:
+            monitor.call("stop")
+            core = folder / "vmcore"
+            core.unlink(missing_ok=True)
+            monitor.call("dump-guest-memory", paging=False, protocol=f"file:{core.resolve()}")
+            monitor.call("quit")
     report = (work / "report").read_bytes()
     if len(report) != size:
         raise LabError(f"the guest sent a report of {size} bytes, but {len(report)} bytes arrived; boot it again")
     (folder / "truth").mkdir(exist_ok=True)
     subprocess.run(["tar", "-xz", "-C", folder / "truth"], input=report, check=True)
+
+
+@contextlib.contextmanager
+def idle_machine(command: Sequence[str | os.PathLike[str]], work: Path) -> Iterator[int]:
+    """Boot a machine in `work`, and yield the size in bytes of its report when it is idle; end it with the block."""
+    console = work / "console"
+    for _ in range(MAX_BOOTS):
+        console.unlink(missing_ok=True)
+        with subprocess.Popen(command, cwd=work, stdin=subprocess.DEVNULL) as machine:
+            try:
+                size = wait_idle(machine, console)
+                if size is not None:
+                    yield size
+                    return
+            finally:
+                machine.kill()
+    text = console.read_text(errors="replace")
+    raise LabError(f"each of {MAX_BOOTS} boots panicked or hung; the end of the last console: {tail(text)}")
 
 
 def qemu(shape: Shape, kernel: Kernel) -> list[str]:
@@ -176,20 +176,29 @@ def qemu(shape: Shape, kernel: Kernel) -> list[str]:
     return command
 
 
-def wait_idle(machine: subprocess.Popen[bytes], console: Path, timeout_s: float = IDLE_TIMEOUT_S) -> int:
-    """Wait for the guest's idle line, and return the size in bytes of the report that it has sent."""
-    start = time.monotonic()
+def wait_idle(machine: subprocess.Popen[bytes], console: Path) -> int | None:
+    """Wait for a guest's idle line, and return the size in bytes of its report; None if it panicked or hangs."""
+    last_text, deadline = "", time.monotonic() + SILENCE_TIMEOUT_S
     while True:
-        lines = console.read_text(errors="replace").splitlines() if console.exists() else []
-        for line in lines:
+        has_ended = machine.poll() is not None
+        text = console.read_text(errors="replace") if console.exists() else ""
+        for line in text.split("\n")[:-1]:
             if line.startswith(IDLE_PREFIX):
                 return int(line.removeprefix(IDLE_PREFIX))
-        if machine.poll() is not None or any(FAILURE_PREFIX in line for line in lines):
-            raise LabError(f"the guest ended before it was idle; the end of its console: {' | '.join(lines[-5:])}")
-        if time.monotonic() - start > (timeout_s if lines else START_TIMEOUT_S):
-            last_line = lines[-1] if lines else "nothing"
-            raise LabError(f"timeout: the guest is not idle; the last line of its console: {last_line}")
+        if "Kernel panic" in text:
+            return None
+        if has_ended or FAILURE_PREFIX in text:
+            raise LabError(f"the guest ended before it was idle; the end of its console: {tail(text)}")
+        if text != last_text:
+            last_text, deadline = text, time.monotonic() + SILENCE_TIMEOUT_S
+        if time.monotonic() > deadline:
+            return None
         time.sleep(0.2)
+
+
+def tail(console_text: str) -> str:
+    """The last lines of a console, as one."""
+    return " | ".join(console_text.splitlines()[-5:]) or "nothing"
 
 
 class Monitor:

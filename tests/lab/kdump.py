@@ -64,9 +64,9 @@ def let_panic(work: Path) -> None:
         line.connect(str(work / "command"))
         line.sendall(b"panic\n")
     deadline = time.monotonic() + DUMP_TIMEOUT_S
-    while DUMPED not in (lines := (work / "console").read_text(errors="replace").splitlines()):
-        if time.monotonic() > deadline or any(boot.FAILURE_PREFIX in text for text in lines):
-            raise LabError(f"no kdump; the end of the guest's console: {' | '.join(lines[-5:])}")
+    while DUMPED not in (text := (work / "console").read_text(errors="replace")).split():
+        if time.monotonic() > deadline or boot.FAILURE_PREFIX in text:
+            raise LabError(f"no kdump; the end of the guest's console: {boot.tail(text)}")
         time.sleep(0.2)
 
 

@@ -15,8 +15,6 @@ from tests.lab import boot, initramfs, server
 from tests.lab.kernels import Kernel
 from tests.lab.server import Server
 
-BOOT_TIMEOUT_S = 300
-
 
 def ssh_server(series: str) -> Server:
     """The shape of a guest with sshd. 5.10 has bullseye's userland: its Python 3.9 is the oldest on the mirror."""
@@ -64,9 +62,5 @@ def running_guest(shape: Server, kernel: Kernel, cache: Path) -> Iterator[Guest]
             *("-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22"),
             *("-device", "virtio-net-pci,netdev=net,romfile="),
         ]
-        with subprocess.Popen(command, cwd=work, stdin=subprocess.DEVNULL) as machine:
-            try:
-                boot.wait_idle(machine, work / "console", BOOT_TIMEOUT_S)
-                yield Guest(port, client, work)
-            finally:
-                machine.kill()
+        with boot.idle_machine(command, work):
+            yield Guest(port, client, work)

@@ -102,6 +102,7 @@ def _add_plan(commands: Any) -> None:
         help="also try one target of each kind from each node; publishes nothing, has the exit codes of run",
     )
     _add_fanout_options(parser)
+    _add_warehouse(parser)
     _add_collector_options(parser)
 
 
@@ -254,14 +255,15 @@ def _add_expire(commands: Any) -> None:
         "expire",
         "remove runs that no rule keeps, and remains of killed processes",
         "lru-audit expire --keep-daily 14 --keep-weekly 8 --keep-monthly 24 --dry-run\n"
-        "  lru-audit expire --interrupted-days 7",
+        "  lru-audit expire --interrupted-days 7\n  lru-audit expire --run 20351212T",
     )
-    parser.description = """Remove runs that no rule keeps, and remains of killed processes.
+    parser.description = """Remove runs that no rule keeps, and remains of killed processes, or one run.
 
 The rules apply to each audit separately. --keep-last keeps the newest N runs; --keep-daily, --keep-weekly and
 --keep-monthly keep the newest run of each of the N newest days, ISO weeks or months (UTC) that have runs. A run stays
 if any rule keeps it; rules do not add up. Without a rule no run is removed. The newest good run of an audit (complete,
-some target ok) always stays. A run that has a revision counts for no rule and is removed; its revision is never removed
+some target ok) always stays, and so does the run that was published last. Newest is by the order in which runs were
+started, which no clock decides (runs.sequence). A run that has a revision counts for no rule and is removed; its revision is never removed
 before it. A revision in staging needs the revised run only until the good rows are copied, which happens before
 anything is collected: until then the revised run stays, with s3:// only if expire runs on the machine that stages the
 revision."""
@@ -278,6 +280,10 @@ revision."""
         metavar="N",
         help="also remove interrupted runs and uploads to s3:// that were not resumed for N days; an upload has no "
         "lock and stays for at least a day (default: keep them)",
+    )
+    parser.add_argument(
+        "--run",
+        help="remove this run, whatever its age, and nothing else: its id or a unique prefix, published or interrupted",
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would be removed, and remove nothing")
     _add_warehouse(parser)

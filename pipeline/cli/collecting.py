@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
 def _run_locked(args: argparse.Namespace, targets: Targets) -> int:
     from pipeline import inventory, warehouse
 
+    warehouse.probe(args.warehouse)
     # Connect to the workers first: nothing is staged if that fails.
     with contextlib.ExitStack() as stack, _planned(args, targets) as (plan, workers):
         planned_targets = [*(target for batch in plan.batches for target in batch.targets)]
@@ -72,6 +73,7 @@ def resume(args: argparse.Namespace) -> int:
 def _resume_locked(args: argparse.Namespace, run_id: str) -> int:
     from pipeline import warehouse
 
+    warehouse.probe(args.warehouse)
     if run_id in warehouse.staged_runs(args.warehouse):
         staging = warehouse.Staging(args.warehouse, run_id)
     else:
@@ -106,10 +108,12 @@ def publish(args: argparse.Namespace) -> int:
 
 
 def plan(args: argparse.Namespace) -> int:
+    from pipeline import warehouse
     from pipeline.fanout import cluster
     from pipeline.inventory import plan
 
     targets = _targets(args)
+    warehouse.probe(args.warehouse)
     with _joined_cluster(args):
         whole_plan, nodes = _make_plan(args, targets), cluster.nodes()
         for line in plan.lines(whole_plan, nodes, args.timeout):

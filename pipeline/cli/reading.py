@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.exits import FAILED, OK, THRESHOLD_FIRED
+from pipeline.common import clock
 from pipeline.common.errors import UsageError
 from pipeline.common.text import printable
 
@@ -37,6 +39,9 @@ def report(args: argparse.Namespace) -> int:
             raise query.QueryError(f"{args.warehouse}: {error}") from error
         with output.open_output(args.output, binary=format_name == "parquet") as file:
             render(report, file)
+        if format_name in ("csv", "parquet", "prometheus"):  # they have no place for notes
+            for note in report.clock_notes:
+                print(printable(note), file=sys.stderr)
         return THRESHOLD_FIRED if print_fired_thresholds(args.fail_if, report) else OK
 
 
@@ -59,7 +64,9 @@ def runs(args: argparse.Namespace) -> int:
     from pipeline import warehouse
     from pipeline.report.screens import listing
 
-    listing.FORMATS[args.format](warehouse.overview(args.warehouse), sys.stdout)
+    runs = warehouse.overview(args.warehouse)
+    listing.FORMATS[args.format](runs, sys.stdout)
+    _print_future_notes(runs)
     return OK
 
 
@@ -72,8 +79,15 @@ def verify(args: argparse.Namespace) -> int:
         for line in warehouse.problems(args.warehouse, run_id, query.check):
             problems += 1
             print(printable(line), flush=True)
+    with contextlib.suppress(warehouse.WarehouseError):  # a damaged manifest is one of the problems
+        _print_future_notes(map(vars, warehouse.published_runs(args.warehouse)))
     print(f"runs verified: {len(run_ids)}; problems: {problems}", file=sys.stderr)
     return FAILED if problems else OK
+
+
+def _print_future_notes(runs: Iterable[Mapping[str, Any]]) -> None:
+    for note in clock.future_notes(runs):
+        print(printable(note), file=sys.stderr)
 
 
 def expire(args: argparse.Namespace) -> int:
@@ -81,7 +95,13 @@ def expire(args: argparse.Namespace) -> int:
     from pipeline.report.screens import listing
 
     rules = warehouse.RetentionRules(args.keep_last, args.keep_daily, args.keep_weekly, args.keep_monthly)
-    for removal in warehouse.removals(args.warehouse, rules, args.interrupted_days):
+    if args.run is None:
+        removals = warehouse.removals(args.warehouse, rules, args.interrupted_days)
+    elif rules != warehouse.RetentionRules() or args.interrupted_days is not None:
+        raise UsageError("--run removes that run only: leave out --keep-... and --interrupted-days")
+    else:
+        removals = iter([warehouse.removal_of(args.warehouse, args.run)])
+    for removal in removals:
         if not args.dry_run:
             removal.carry_out()
         print(listing.removal(removal.path, removal.reason, removal.size_bytes), flush=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.common import data
+from pipeline.common import clock, data
 from pipeline.query import QueryError, Session
 
 MAX_DETAILED_HOSTS = 20
@@ -40,6 +40,24 @@ class Report:
         counts = [f"{older:,} older core{'' if older == 1 else 's'} of a host"] if older else []
         counts += [f"{copies:,} {'copy' if copies == 1 else 'copies'} of the same core"] if copies else []
         return f"These sums include {' and '.join(counts)}; the advice counts each host once." if counts else ""
+
+    @cached_property
+    def clock_notes(self) -> list[str]:
+        """Sentences on runs of the audit whose dates cannot be true, or contradict the order of the runs."""
+        run = self.run.to_pylist()[0]
+        notes = clock.future_notes({**row, "audit": run["audit"]} for row in self.future_runs.to_pylist())
+        if later := self._row("later_dated_run"):
+            notes.append(
+                f"run {self.run_id} is dated {clock.minute(run['started_at'])}, though run {later['run_id']} of "
+                f"{clock.minute(later['started_at'])} was published before it started: was a clock wrong? "
+                "Runs stay in the order in which they started"
+            )
+        return [f"{note[0].upper()}{note[1:]}." for note in notes]
+
+    @cached_property
+    def future_runs(self) -> pa.Table:
+        """`run_id` and `started_at` of the runs of the audit that are dated in the future."""
+        return self._rows("future_runs")
 
     @cached_property
     def coverage(self) -> pa.Table:

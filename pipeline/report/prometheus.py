@@ -31,6 +31,9 @@ def prometheus(report: Report, file: TextIO, max_series: int = MAX_SERIES) -> No
     gauge("run_timestamp_seconds", "Start of the newest run, in seconds since 1970").labels(audit).set(
         report.run["started_at"][0].as_py().timestamp()
     )
+    gauge("runs_in_future", "Published runs that are dated in the future, by a clock that was wrong").labels(audit).set(
+        len(report.future_runs)
+    )
     targets = gauge("targets", "Targets of the newest run by status", "status")
     for name, count in run.items():
         if name.startswith("status_"):

@@ -69,9 +69,10 @@ def text(report: Report, file: TextIO) -> None:
 
 
 def json_(report: Report, file: TextIO) -> None:
-    """Write one object: `run`, `totals`, the steps of `advice`, and the other sections as lists of rows."""
+    """Write one object: `run`, `notes` on its date, `totals`, the steps of `advice`, and the other sections as lists of rows."""
     content = {
         "run": rows.records(report.run)[0],
+        "notes": report.clock_notes,
         "totals": report.totals,
         "coverage": rows.records(report.coverage),
         "not_ok": rows.records(report.not_ok),
@@ -152,7 +153,7 @@ def _summary(report: Report) -> list[str]:
         ]
         if report.repeated_cores_note:
             lines.append(report.repeated_cores_note)
-    return lines
+    return lines + [printable(note) for note in report.clock_notes]
 
 
 def _coverage(report: Report) -> Table:

@@ -4,9 +4,10 @@ A warehouse is named by a path or a URI; `store.open_store` lists the accepted f
 """
 
 from pipeline.warehouse.errors import WarehouseError
-from pipeline.warehouse.expiry import Removal, RetentionRules, removals
+from pipeline.warehouse.expiry import Removal, RetentionRules, removal_of, removals
 from pipeline.warehouse.overlap import exclusive_audit
 from pipeline.warehouse.overview import overview
+from pipeline.warehouse.probe import probe
 from pipeline.warehouse.runs import (
     Manifest,
     new_run_id,
@@ -36,7 +37,9 @@ __all__ = [
     "problems",
     "published_run_ids",
     "published_runs",
+    "probe",
     "read_manifest",
+    "removal_of",
     "removals",
     "resolve_resumable_run",
     "resolve_run",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,8 +12,18 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.warehouse import locks
-from pipeline.warehouse.errors import TornError, storage_errors
-from pipeline.warehouse.runs import RUN_FILE, Manifest, published_runs, read_inputs, read_run_file
+from pipeline.warehouse.errors import TornError, WarehouseError, storage_errors
+from pipeline.warehouse.runs import (
+    RUN_FILE,
+    Manifest,
+    find_manifest,
+    in_order,
+    published_runs,
+    read_inputs,
+    read_run_file,
+    resolve_removable_run,
+    staged_runs,
+)
 from pipeline.warehouse.staging import CARRIED_FILE, SPOOL_FILE
 from pipeline.warehouse.store import EXPIRED_SUFFIX, RUN_ID, Store, discard, local_folder, open_store
 
@@ -78,23 +89,63 @@ def removals(root: str | Path, rules: RetentionRules, interrupted_days: float | 
         yield Removal(str(run.directory), f"{reason}, audit {run.audit}", run.size_bytes, withdraw)
 
 
+def removal_of(root: str | Path, run: str) -> Removal:
+    """Return the removal of one run, published or in staging, given by its id or a unique prefix.
+
+    :raises WarehouseError: no run matches; or a run in staging revises it and still needs its rows, or is in use.
+    """
+    store = open_store(root)
+    with storage_errors(str(store)):
+        run_id = resolve_removable_run(root, run)
+        if run_id in staged_runs(root):
+            return _staged_removal(store, store.staging / run_id)
+        if run_id in set(_carry_over_sources(store)):
+            raise WarehouseError(f"{store}: a run in staging revises {run_id} and needs its rows: resume or expire that")
+        folder, reason, size_bytes = store.run_folder(run_id), "named by --run", None
+        with suppress(WarehouseError):  # a run with a damaged manifest can be removed
+            if manifest := find_manifest(store, run_id):
+                reason, size_bytes = f"{reason}, audit {manifest.audit}", manifest.size_bytes
+                if manifest.revision_of and store.is_published(manifest.revision_of):
+                    reason += f"; run {manifest.revision_of}, which it revises, counts again"
+    return Removal(str(folder), reason, size_bytes, partial(_remove_published, store, run_id))
+
+
+def _remove_published(store: Store, run_id: str) -> None:
+    """Withdraw a run; first remove what a killed driver left of it in staging, which could be resumed after that."""
+    path = store.staging / run_id
+    if path.exists():
+        _remove_from_staging(store, path, None)
+    store.withdraw(run_id)
+
+
+def _staged_removal(store: Store, path: Path) -> Removal:
+    """Return the removal of a run in staging, however new it is, unless a process has it open."""
+    with locks.exclusive_lock(store.staging) as is_locked:
+        if not _removal_reason(store, path, math.inf, is_locked):
+            raise WarehouseError(f"{path}: another lru-audit may have this run open; wait until it ends")
+    return Removal(str(path), "named by --run", _size_bytes(path), partial(_remove_from_staging, store, path, math.inf))
+
+
 def run_ids_to_keep(runs: Sequence[Manifest], rules: RetentionRules, carry_over_sources: set[str]) -> set[str]:
     """Return the run_ids of the runs that stay.
 
-    The rules apply to runs without a revision. These also stay: the newest good run of an audit (complete, and with a
-    target that is `ok`), a run whose rows a staged run still needs, and every revision of a run that stays, so that a
-    revised run never replaces its revision.
+    The rules apply to runs without a revision, in the order of `in_order`. These also stay: the newest good run of an
+    audit (complete, and with a target that is `ok`) and the one that was published last, whatever their dates, a run
+    whose rows a staged run still needs, and every revision of a run that stays, so that a revised run never replaces
+    its revision.
 
     :param carry_over_sources: run_ids that runs in staging revise, and whose good rows are not all carried over yet.
     """
     if rules == RetentionRules():
         return {run.run_id for run in runs}
     revisions = {run.revision_of: run.run_id for run in runs if run.revision_of}
-    newest_first = sorted(runs, key=lambda run: (run.started_at, run.run_id), reverse=True)
+    newest_first = in_order(runs)[::-1]
     kept_ids = {run.run_id for run in runs if run.run_id in carry_over_sources}
     for audit in {run.audit for run in runs}:
         audit_runs = [run for run in newest_first if run.audit == audit]
         kept_ids |= {run.run_id for run in [run for run in audit_runs if _is_good(run)][:1]}
+        last_publication = max(run.publication or 0 for run in audit_runs)
+        kept_ids |= {run.run_id for run in audit_runs if run.publication == last_publication}
         candidates = [run for run in audit_runs if run.run_id not in revisions]
         kept_ids |= {run.run_id for run in candidates[: rules.last]}
         for number, period_format in rules.periods:

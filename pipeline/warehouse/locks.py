@@ -24,6 +24,15 @@ def try_lock(file: IO[bytes]) -> bool:
     return True
 
 
+def are_supported(file: IO[bytes]) -> bool:
+    """Whether the file system of a file that no other process has open has locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 def is_free(path: Path) -> bool:
     """Whether no process can have a file locked: the file is missing, or this process could lock it for a moment."""
     try:

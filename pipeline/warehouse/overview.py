@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pipeline.warehouse import locks
-from pipeline.warehouse.runs import published_runs, staged_runs
+from pipeline.warehouse.runs import published_runs, staged_runs, start_of
 from pipeline.warehouse.staging import SPOOL_FILE, finished_targets
 from pipeline.warehouse.store import open_store
 
 
 def overview(root: str | Path) -> list[dict[str, Any]]:
-    """Return the published runs, the newest last, then the runs in staging.
+    """Return the published runs in their order, the newest last, then the runs in staging.
 
     `state` is `published`, `unfinished` (can be resumed) or `running` (a process has it open). `collected` is the
     number of targets with an outcome. `good`, `complete`, `duration_ms` and `size_bytes` (of the tables) are None
@@ -42,7 +41,7 @@ def overview(root: str | Path) -> list[dict[str, Any]]:
                 "run_id": run_id,
                 "audit": run["audit"],
                 "state": "unfinished" if locks.is_free(directory / SPOOL_FILE) else "running",
-                "started_at": datetime.fromtimestamp(run["started_at"] / 1_000_000, UTC),
+                "started_at": start_of(run),
                 "duration_ms": None,
                 "targets": run["targets"],
                 "collected": len(finished_targets(directory)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from contextlib import suppress
@@ -106,10 +107,16 @@ def sha256(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Make the content of a file durable, or the names in a directory, which fsync(2) of the files does not cover."""
+    """Make the content of a file durable, or the names in a directory, which fsync(2) of the files does not cover.
+
+    Some FUSE and SMB file systems give EINVAL for a directory: there its names are as durable as they can be.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

@@ -10,9 +10,9 @@ import json
 import re
 import secrets
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial, reduce
@@ -27,6 +27,7 @@ import pyarrow.dataset as ds
 from pyarrow import fs
 
 from pipeline.collector.status import GOOD
+from pipeline.common import clock
 from pipeline.common.errors import AuditError
 from pipeline.warehouse import schema
 from pipeline.warehouse.errors import TornError, WarehouseError, cause, storage_errors
@@ -71,6 +72,9 @@ class Manifest:
     versions: dict[str, Any]  # tool, schema, model, pyarrow; inventory: its SHA-256, absent in older runs
     files: tuple[File, ...]
     inputs_sha256: str | None = None  # of the file INPUTS; None in older runs
+    # Both are None in older runs, see `next_number`: given when the run started, and when its tables were written.
+    sequence: int | None = None
+    publication: int | None = None
 
     @property
     def good(self) -> int:
@@ -89,6 +93,7 @@ class Manifest:
             "audit": self.audit,
             "started_at": (self.started_at - _EPOCH) // _MICROSECOND,
             "finished_at": (self.finished_at - _EPOCH) // _MICROSECOND,
+            "sequence": self.sequence,
             "revision_of": self.revision_of,
             "complete": self.complete,
             "targets": self.targets,
@@ -115,21 +120,51 @@ def new_run_id() -> str:
 
 
 def published_runs(root: str | Path) -> list[Manifest]:
-    """Return the published runs of a warehouse, the newest last; an empty list if the warehouse does not exist yet.
+    """Return the published runs of a warehouse in their order; an empty list if the warehouse does not exist yet.
 
     :raises WarehouseError: a manifest cannot be read; the message names it.
     """
     store = open_store(root)
     with storage_errors(str(store)), ThreadPoolExecutor(_PARALLEL_READS) as readers:
         manifests = [manifest for manifest in readers.map(partial(find_manifest, store), store.run_names()) if manifest]
-    return sorted(manifests, key=lambda manifest: (manifest.started_at, manifest.run_id))
+    return in_order(manifests)
+
+
+def in_order(runs: Iterable[Manifest]) -> list[Manifest]:
+    """Return runs in the order of the view `_ordered_runs`, the newest last."""
+    return sorted(runs, key=lambda run: _place(run.sequence, run.started_at, run.run_id))
+
+
+def _place(sequence: int | None, started_at: datetime, run_id: str) -> tuple[int, bool, datetime, str]:
+    """Return a run's place in the order of runs, in which clocks only decide between runs with the same number."""
+    return sequence or 0, not clock.is_in_future(started_at), started_at, run_id
+
+
+def next_number(root: str | Path) -> int:
+    """Return the number of a run that starts or is published now: greater than that of each published run.
+
+    No clock has a part in it. A run without a number is older than all that have one. Runs that start, or are
+    published, at the same time may get the same number. A manifest that cannot be read is left out.
+    """
+    store = open_store(root)
+
+    def number(run_id: str) -> int:
+        with suppress(WarehouseError):
+            if manifest := find_manifest(store, run_id):
+                return max(manifest.sequence or 0, manifest.publication or 0)
+        return 0
+
+    with ThreadPoolExecutor(_PARALLEL_READS) as readers:
+        return 1 + max(readers.map(number, store.run_names()), default=0)
 
 
 def published_run_ids(root: str | Path, run: str | None) -> list[str]:
     """Return the run_ids of all published runs, or only the one given by a unique prefix or `latest`.
 
-    Manifests are not read, so that runs with a damaged manifest are included.
+    Manifests are only read for `latest`, so that runs with a damaged manifest are included.
     """
+    if run == "latest":
+        return [resolve_run(root, run)]
     store = open_store(root)
     with storage_errors(str(store)):
         names = [name for name in store.run_names() if store.is_published(name) or not store.is_withdrawn(name)]
@@ -139,14 +174,31 @@ def published_run_ids(root: str | Path, run: str | None) -> list[str]:
 def resolve_run(root: str | Path, run: str, audit: str | None = None) -> str:
     """Return the run_id of the published run, optionally of one audit, given by a unique prefix or `latest`.
 
-    The latest run is the one in the view `_newest_run`: never a run that has a revision, and a run of `adhoc` only if
-    no other audit has runs.
+    The latest run is the one in the view `_newest_run`: never a run that has a revision, one that is dated in the
+    future only if all are, and a run of `adhoc` only if no other audit has runs.
     """
     manifests = [manifest for manifest in published_runs(root) if audit in (None, manifest.audit)]
     revised_ids = {manifest.revision_of for manifest in manifests}
-    manifests.sort(key=lambda manifest: (manifest.run_id not in revised_ids, manifest.audit != "adhoc"))
+    manifests.sort(
+        key=lambda manifest: (
+            manifest.run_id not in revised_ids,
+            not clock.is_in_future(manifest.started_at),
+            manifest.audit != "adhoc",
+        )
+    )
     run_ids = [manifest.run_id for manifest in manifests]
     return _match(open_store(root), run, run_ids, "published run" + (f" of audit {audit}" if audit else ""))
+
+
+def resolve_removable_run(root: str | Path, run: str) -> str:
+    """Return the run_id of the published or staged run given by its id or a unique prefix; never a run just by its age.
+
+    Manifests are not read, so that a run with a damaged one can be removed.
+    """
+    if run == "latest":
+        raise WarehouseError("expire --run takes the id of a run, or a unique prefix; lru-audit runs lists them")
+    store = open_store(root)
+    return _match(store, run, sorted({*published_run_ids(root, None), *staged_runs(root)}), "run")
 
 
 def resolve_resumable_run(root: str | Path, run: str) -> str:
@@ -154,10 +206,13 @@ def resolve_resumable_run(root: str | Path, run: str) -> str:
 
     :raises WarehouseError: no run matches, or the run has a revision, published or staged.
     """
-    revised_ids = {manifest.run_id: manifest.revision_of for manifest in published_runs(root)}
-    revised_ids |= {run_id: run["revision_of"] for run_id, run in staged_runs(root).items()}
-    revisions = {revised_id: run_id for run_id, revised_id in revised_ids.items()}
-    candidates = [run_id for run_id in sorted(revised_ids) if run != "latest" or run_id not in revisions]
+    manifests, staged = published_runs(root), staged_runs(root)
+    revisions = {manifest.revision_of: manifest.run_id for manifest in manifests}
+    revisions |= {staged_run["revision_of"]: run_id for run_id, staged_run in staged.items()}
+    # What was published or begun last: a revision is begun later than the run whose place it takes.
+    places = {manifest.run_id: (manifest.publication, manifest.started_at) for manifest in manifests}
+    places |= _staged_places(staged)
+    candidates = [run_id for run_id in _latest_last(places) if run != "latest" or run_id not in revisions]
     run_id = _match(open_store(root), run, candidates, "run")
     if run_id in revisions:
         raise WarehouseError(f"{open_store(root)}: run {run_id} is revised by {revisions[run_id]}: resume that one")
@@ -166,7 +221,30 @@ def resolve_resumable_run(root: str | Path, run: str) -> str:
 
 def resolve_staged_run(root: str | Path, run: str) -> str:
     """Return the run_id of the staged run given by a unique prefix or `latest`."""
-    return _match(open_store(root), run, sorted(staged_runs(root)), "run in staging")
+    run_ids = _latest_last(_staged_places(staged_runs(root)))
+    return _match(open_store(root), run, run_ids, "run in staging")
+
+
+def start_of(staged_run: Mapping[str, Any]) -> datetime:
+    """Return the start of a run from its run.json."""
+    return datetime.fromtimestamp(staged_run["started_at"] / 1_000_000, UTC)
+
+
+def _staged_places(staged: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int | None, datetime]]:
+    return {run_id: (staged_run.get("number"), start_of(staged_run)) for run_id, staged_run in staged.items()}
+
+
+def _latest_last(places: Mapping[str, tuple[int | None, datetime]]) -> list[str]:
+    """Return run_ids in the order of their numbers, then of their own dates; those dated in the future come first.
+
+    :param places: number and start of each run.
+    """
+
+    def order(run_id: str) -> tuple[bool, int, str]:
+        number, started_at = places[run_id]
+        return not clock.is_in_future(started_at), number or 0, run_id
+
+    return sorted(places, key=order)
 
 
 def staged_runs(root: str | Path) -> dict[str, dict[str, Any]]:

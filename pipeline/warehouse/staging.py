@@ -52,10 +52,12 @@ from pipeline.warehouse.runs import (
     File,
     Manifest,
     datasets,
+    next_number,
     read_inputs,
     read_manifest,
     read_options,
     read_run_file,
+    start_of,
 )
 from pipeline.warehouse.store import INPUTS, MANIFEST, RUN_ID, local_folder, open_store
 
@@ -66,7 +68,7 @@ KEY_FILE = "key"
 KEY_BYTES = 32
 
 RUN_KEYS = ("run_id", "audit", "started_at", "targets", "tool_version")
-OPTIONAL_RUN_KEYS = ("revision_of", "model_version", "inventory_sha256")
+OPTIONAL_RUN_KEYS = ("sequence", "revision_of", "model_version", "inventory_sha256")
 
 # Targets whose rows are carried over at a time: some 200,000 rows of hosts with 1,000 mounts.
 _CARRIED_TARGETS = 64
@@ -125,7 +127,7 @@ class Staging:
         :param root: the warehouse, created if missing.
         :param run: run_id, audit, started_at (microseconds since the epoch, UTC), targets (count planned) and
             tool_version; optionally model_version, inventory_sha256 and revision_of, a published run whose good
-            targets are carried over.
+            targets are carried over, with its sequence.
         :param options: what resuming the run needs besides the targets, as JSON values.
         :param carries_cores: whether to keep the newest good rows of its cores from earlier runs of the audit, for the
             cores that have not changed.
@@ -142,6 +144,9 @@ class Staging:
             core_names = {target["name"] for target in targets if target["kind"] == "vmcore"}
             earlier_rows = carry.newest_rows(root, run["audit"], core_names)
         with storage_errors(directory, "nothing was audited"):
+            content["number"] = next_number(root)
+            if content["revision_of"] is None:
+                content["sequence"] = content["number"]
             directory.parent.mkdir(parents=True, exist_ok=True)
             run_names = set(store.run_names())
             for path in directory.parent.iterdir():
@@ -167,7 +172,8 @@ class Staging:
     def revise(cls, root: str | Path, revised_run_id: str, **new_run: Any) -> Staging:
         """Stage a new run of the same targets that replaces a published run.
 
-        :param new_run: run_id, tool_version and model_version of the new run; its start is that of the revised run.
+        :param new_run: run_id, tool_version and model_version of the new run; its place in the order of runs is that of
+            the revised run.
         """
         manifest = read_manifest(root, revised_run_id)
         run = {**run_row(manifest), **new_run, "revision_of": revised_run_id}
@@ -365,7 +371,7 @@ class Staging:
             directory=local_folder(self._run_directory),
             run_id=self.run["run_id"],
             audit=self.run["audit"],
-            started_at=datetime.fromtimestamp(self.run["started_at"] / 1_000_000, UTC),
+            started_at=start_of(self.run),
             finished_at=datetime.now(UTC),
             revision_of=self.run["revision_of"],
             complete=outcomes["not_run"] == 0,
@@ -381,6 +387,8 @@ class Staging:
             },
             files=(),
             inputs_sha256=sha256(self._run_directory / INPUTS),
+            sequence=self.run.get("sequence"),  # an older version may have staged the run
+            publication=next_number(self.root),
         )
 
 

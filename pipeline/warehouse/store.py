@@ -7,6 +7,7 @@ appear complete or not at all. Runs are always staged on this machine.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -28,6 +29,11 @@ MANIFEST = "manifest.json"
 INPUTS = "inputs.jsonl.gz"
 # Suffix of a run that is being removed, in staging.
 EXPIRED_SUFFIX = ".expired"
+# Written and removed by a trial; readers only take names that match RUN_ID.
+_TRIAL_OBJECT = ".lru-audit-probe"
+# What renaming a directory gives on file systems that have no such operation, such as mounted buckets: gcsfuse gives
+# EMFILE.
+_CANNOT_RENAME = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EMFILE, errno.EPERM, errno.EINVAL, errno.EIO)
 
 # DNS, a handshake and S3 itself respond within seconds; an endpoint that does not is abandoned after three attempts.
 _CONNECT_TIMEOUT_S = 5
@@ -120,6 +126,10 @@ class Store:
         """Publish a directory whose files are all synced."""
         raise NotImplementedError
 
+    def try_commit(self, directory: Path) -> None:
+        """Try what `commit` needs with a small directory of its file system; nothing is left of it in `runs/`."""
+        raise NotImplementedError
+
     def withdraw(self, run_id: str) -> None:
         """Hide a run from all readers, then remove its files; do nothing if it does not exist."""
         raise NotImplementedError
@@ -141,8 +151,38 @@ class _DirectoryStore(Store):
     def commit(self, directory: Path, run_id: str) -> None:
         self._runs.mkdir(exist_ok=True)
         sync(self._runs.parent)
-        directory.rename(self._runs / run_id)
+        self._rename(directory, self._runs / run_id)
         sync(self._runs)
+
+    def try_commit(self, directory: Path) -> None:
+        runs = existing_directory(self._runs)
+        trial = runs / f"{directory.name}.run"  # `runs` is the parent of both in a new warehouse
+        try:
+            self._rename(directory, trial)
+            sync(runs)
+            self._rename(trial, directory)
+        finally:
+            shutil.rmtree(trial, ignore_errors=True)
+
+    def _rename(self, directory: Path, path: Path) -> None:
+        """Rename a directory.
+
+        :raises OSError: says what to do if the file systems cannot do that.
+        """
+        try:
+            directory.rename(path)
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                raise OSError(
+                    f"on another file system than {self.staging}, but a run is published by renaming it: keep the whole "
+                    "warehouse on one"
+                ) from error
+            if error.errno in _CANNOT_RENAME:
+                raise OSError(
+                    f"this file system cannot rename a directory ({os.strerror(error.errno)}), which publishes a run: use "
+                    "another one, or s3://BUCKET/PREFIX for a bucket that is mounted"
+                ) from error
+            raise
 
     def withdraw(self, run_id: str) -> None:
         self.staging.mkdir(exist_ok=True)
@@ -168,6 +208,16 @@ class _ObjectStore(Store):
             if name == MANIFEST and (missing := [file for file in (INPUTS, *tables) if not run.has_file(file)]):
                 raise OSError(f"expire removed {missing[0]} during the upload, because it looked interrupted")
             fs.copy_files(str(directory / name), run.file_path(name), fs.LocalFileSystem(), run.filesystem)
+
+    def try_commit(self, directory: Path) -> None:
+        runs = self.root.subfolder("runs")
+        path = runs.file_path(_TRIAL_OBJECT)
+        with runs.filesystem.open_output_stream(path) as file:
+            file.write(b"written by lru-audit before it collects, to find out whether it may\n")
+        if not runs.has_file(_TRIAL_OBJECT):
+            raise OSError(f"{runs.display_path_of(_TRIAL_OBJECT)} was written, but cannot be found")
+        with suppress(OSError):  # an account that may only write keeps it: its name is always the same
+            runs.filesystem.delete_file(path)
 
     def withdraw(self, run_id: str) -> None:
         run = self.run_folder(run_id)
@@ -231,6 +281,11 @@ def _s3(endpoint: str | None, scheme: str | None, region: str | None) -> fs.File
         connect_timeout=_CONNECT_TIMEOUT_S,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_MAX_ATTEMPTS),
     )
+
+
+def existing_directory(path: Path) -> Path:
+    """Return a path that exists: the given one, or else the nearest above it."""
+    return next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
 
 
 def discard(directory: Path, staging: Path) -> None:

@@ -1,7 +1,7 @@
 -- Which machines of an audit changed their kernel up to a given run, and what did that free?
 SELECT u.*
 FROM upgrades AS u
-JOIN runs AS r ON r.run_id = $run AND u.audit = r.audit
-JOIN runs AS to_run ON u.to_run_id = to_run.run_id AND to_run.started_at <= r.started_at
-ORDER BY u.to_captured_at DESC, abs(u.freed_bytes) DESC, u.target
+JOIN _ordered_runs AS r ON r.run_id = $run AND u.audit = r.audit
+JOIN _ordered_runs AS to_run ON u.to_run_id = to_run.run_id AND to_run.position <= r.position
+ORDER BY to_run.position DESC, abs(u.freed_bytes) DESC, u.target
 LIMIT 50;

@@ -25,6 +25,7 @@ SELECT
     t.target,
     t.run_id,
     r.started_at,
+    r.position,
     t.captured_at,
     t.booted_at,
     t.uptime_s,

@@ -1,6 +1,7 @@
 -- How did the bytes of an audit change from run to run?
 -- A run that reads more hosts finds more waste, and hosts with a lower bound report less of it: compare hosts,
--- eager_hosts and lower_bound_hosts before the bytes.
+-- eager_hosts and lower_bound_hosts before the bytes. The rows of an audit are in the order of its runs, also where
+-- started_at is by a clock that was wrong.
 CREATE VIEW fleet_history AS
 WITH run_sums AS (
     SELECT
@@ -31,4 +32,4 @@ SELECT
     round(100.0 * run_sums.wasted_bytes / nullif(run_sums.memory_bytes, 0), 2) AS wasted_pct_of_memory
 FROM _unrevised_runs AS r
 LEFT JOIN run_sums USING (run_id)
-ORDER BY r.audit, r.started_at, r.run_id;
+ORDER BY r.audit, r.position;

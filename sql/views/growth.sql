@@ -2,12 +2,13 @@
 -- Snapshots with different model_version, lazy_basis or lazy_target are not comparable: their deltas are null. A lazy
 -- kernel has no estimate, so a pair across an upgrade to one is comparable. A machine rebooted if its two intervals
 -- from boot to snapshot do not overlap. Setting the clock moves booted_at too, but not that far. The deltas of
--- consecutive snapshots add up to the growth over the whole time.
+-- consecutive snapshots add up to the growth over the whole time. Snapshots follow one another as their runs do
+-- (runs.sequence), whatever the machine's clock said: to_captured_at is before from_captured_at if it was set back.
 CREATE VIEW growth AS
 WITH pairs AS (
     SELECT
         s.*,
-        lag(s) OVER (PARTITION BY s.audit, s.target ORDER BY s.started_at, s.run_id) AS from_snapshot
+        lag(s) OVER (PARTITION BY s.audit, s.target ORDER BY s.position) AS from_snapshot
     FROM _snapshots AS s
 ),
 
@@ -48,4 +49,4 @@ SELECT
     from_snapshot.wasted_bytes AS from_wasted_bytes,
     wasted_bytes AS to_wasted_bytes
 FROM comparisons
-ORDER BY audit, target, started_at, to_run_id;
+ORDER BY audit, target, position;

@@ -6,8 +6,8 @@ WITH history AS (
     SELECT
         r.audit,
         t.target,
-        max_by(t.run_id, (r.started_at, r.run_id)) FILTER (t.status = 'ok') AS last_ok_run_id,
-        max_by(coalesce(t.started_at, r.started_at), (r.started_at, r.run_id)) FILTER (t.status = 'ok') AS last_ok_at
+        max_by(t.run_id, r.position) FILTER (t.status = 'ok') AS last_ok_run_id,
+        max_by(coalesce(t.started_at, r.started_at), r.position) FILTER (t.status = 'ok') AS last_ok_at
     FROM targets AS t
     JOIN _unrevised_runs AS r USING (run_id)
     GROUP BY r.audit, t.target

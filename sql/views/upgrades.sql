@@ -13,7 +13,7 @@ WITH kernel_changes AS (
 )
 
 SELECT
-    audit,
+    kernel_changes.audit,
     target,
     from_run_id,
     to_run_id,
@@ -36,4 +36,5 @@ SELECT
     from_layout,
     to_layout
 FROM kernel_changes
-ORDER BY audit, target, to_captured_at, to_run_id;
+JOIN _ordered_runs AS o ON to_run_id = o.run_id
+ORDER BY kernel_changes.audit, target, o.position;

@@ -262,11 +262,11 @@ def _add_expire(commands: Any) -> None:
 The rules apply to each audit separately. --keep-last keeps the newest N runs; --keep-daily, --keep-weekly and
 --keep-monthly keep the newest run of each of the N newest days, ISO weeks or months (UTC) that have runs. A run stays
 if any rule keeps it; rules do not add up. Without a rule no run is removed. The newest good run of an audit (complete,
-some target ok) always stays, and so does the run that was published last. Newest is by the order in which runs were
-started, which no clock decides (runs.sequence). A run that has a revision counts for no rule and is removed; its revision is never removed
-before it. A revision in staging needs the revised run only until the good rows are copied, which happens before
-anything is collected: until then the revised run stays, with s3:// only if expire runs on the machine that stages the
-revision."""
+some target ok) always stays, and so does the one that was published last. Newest is by the order in which runs were
+started, which no clock decides (runs.sequence). A run that has a revision counts for no rule and is removed; its
+revision is never removed before it. A revision in staging needs the revised run only until the good rows are copied,
+which happens before anything is collected: until then the revised run stays, with s3:// only if expire runs on the
+machine that stages the revision."""
     for rule, runs in (
         ("last", "N runs"),
         ("daily", "run of each of N days"),

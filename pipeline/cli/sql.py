@@ -28,14 +28,15 @@ def run(args: argparse.Namespace) -> None:
     if not manifests:
         print(f"no published run in {args.warehouse}: every table is empty", file=sys.stderr)
     limits = query.Limits(args.timeout, args.memory or query.Limits.memory_bytes)
-    with warehouse.open_tables(args.warehouse, manifests) as tables:
-        answer = query.init_script(tables) if args.print_init else query.run_confined(tables, text, params, limits)
-    if isinstance(answer, str):
-        with output.open_output(args.output) as file:
-            file.write(answer)
-        return
-    with output.open_output(args.output, binary=format_name == "parquet") as file:
-        rows.FORMATS[format_name](answer, file)
+    # The output is opened first: a query may take minutes.
+    with (
+        output.open_output(args.output, binary=format_name == "parquet") as file,
+        warehouse.open_tables(args.warehouse, manifests) as tables,
+    ):
+        if args.print_init:
+            file.write(query.init_script(tables))
+        else:
+            rows.FORMATS[format_name](query.run_confined(tables, text, params, limits), file)
 
 
 def _query(args: argparse.Namespace) -> str:

@@ -69,7 +69,7 @@ def text(report: Report, file: TextIO) -> None:
 
 
 def json_(report: Report, file: TextIO) -> None:
-    """Write one object: `run`, `notes` on its date, `totals`, the steps of `advice`, and the other sections as lists of rows."""
+    """Write one object: `run`, `notes` on dates of runs, `totals`, the steps of `advice`, and lists of rows."""
     content = {
         "run": rows.records(report.run)[0],
         "notes": report.clock_notes,

@@ -100,7 +100,7 @@ def removal_of(root: str | Path, run: str) -> Removal:
         if run_id in staged_runs(root):
             return _staged_removal(store, store.staging / run_id)
         if run_id in set(_carry_over_sources(store)):
-            raise WarehouseError(f"{store}: a run in staging revises {run_id} and needs its rows: resume or expire that")
+            raise WarehouseError(f"{store}: a run in staging revises {run_id} and needs its rows: resume that first")
         folder, reason, size_bytes = store.run_folder(run_id), "named by --run", None
         with suppress(WarehouseError):  # a run with a damaged manifest can be removed
             if manifest := find_manifest(store, run_id):

@@ -174,13 +174,13 @@ class _DirectoryStore(Store):
         except OSError as error:
             if error.errno == errno.EXDEV:
                 raise OSError(
-                    f"on another file system than {self.staging}, but a run is published by renaming it: keep the whole "
-                    "warehouse on one"
+                    f"on another file system than {self.staging}, but a run is published by renaming it: "
+                    "keep the whole warehouse on one"
                 ) from error
             if error.errno in _CANNOT_RENAME:
                 raise OSError(
-                    f"this file system cannot rename a directory ({os.strerror(error.errno)}), which publishes a run: use "
-                    "another one, or s3://BUCKET/PREFIX for a bucket that is mounted"
+                    f"this file system cannot rename a directory ({os.strerror(error.errno)}), which publishes a run: "
+                    "use another one, or s3://BUCKET/PREFIX for a bucket that is mounted"
                 ) from error
             raise
 

@@ -133,7 +133,9 @@ def skip_checks(tables: Any) -> list[Any]:
 
 
 def publish(root: Any, *outcomes: dict[str, Any], check: Any = skip_checks, **values: Any) -> Any:
-    """Publish a run of these outcomes and return its directory."""
+    """Publish a run of these outcomes and return its directory; a revision has the place of the revised run."""
+    if revised_id := values.get("revision_of"):
+        values.setdefault("sequence", warehouse.read_manifest(root, revised_id).sequence)
     staging = warehouse.Staging.create(root, run(**{"targets": len(outcomes), **values}))
     for outcome in outcomes:
         staging.append(outcome)

@@ -24,9 +24,10 @@ ROOT = Path(__file__).parents[2]
 DAY_US = 86_400_000_000
 
 
-def make_manifest(start: str, run_id: str | None = None, **changes: object) -> Manifest:
-    """Return the manifest of a run that started at `MM-DD` or `MM-DD HH` of 2026."""
-    started_at = datetime.strptime(f"2026-{start}", "%Y-%m-%d %H" if " " in start else "%Y-%m-%d").replace(tzinfo=UTC)
+def make_manifest(start: str, run_id: str | None = None, year: int = 2020, **changes: object) -> Manifest:
+    """Return the manifest of a run that started at `MM-DD` or `MM-DD HH`."""
+    text_format = "%Y-%m-%d %H" if " " in start else "%Y-%m-%d"
+    started_at = datetime.strptime(f"{year}-{start}", text_format).replace(tzinfo=UTC)
     values = {
         "run_id": run_id or start,
         "audit": "prod",
@@ -40,7 +41,7 @@ def make_manifest(start: str, run_id: str | None = None, **changes: object) -> M
 
 
 RetentionRules = warehouse.RetentionRules
-# 2026-11-01 is a Sunday, the last day of ISO week 44.
+# 2020-11-01 is a Sunday, the last day of ISO week 44.
 MONTHS = [make_manifest(day) for day in ("08-31", "09-30", "10-01", "10-31", "11-01", "11-02", "11-02 06", "11-03")]
 NO_GOOD_TARGET = {"complete": True, "outcomes": {"unreachable": 1}}
 CASES = {
@@ -90,6 +91,38 @@ CASES = {
         RetentionRules(last=1),
         "a b c d",
     ),
+    "what was made last, not what a clock that was ahead made": (
+        [
+            make_manifest("11-01", "a", sequence=1, publication=1),
+            make_manifest("11-01", "ahead", year=2235, sequence=2, publication=2),
+            make_manifest("11-02", "b", sequence=3, publication=3),
+        ],
+        RetentionRules(last=1, daily=1, weekly=1, monthly=1),
+        "b",
+    ),
+    "what was made last by a clock that was behind": (
+        [
+            make_manifest("11-01", "a", sequence=1, publication=1),
+            make_manifest("11-02", "behind", year=1970, sequence=2, publication=2),
+        ],
+        RetentionRules(last=1, daily=1, weekly=1, monthly=1),
+        "behind",
+    ),
+    "what an older version made before the clock was ahead": (
+        [make_manifest("11-01", "a"), make_manifest("11-01", "ahead", year=2235), make_manifest("11-02", "b")],
+        RetentionRules(last=1),
+        "b",
+    ),
+    "what was published last, though it is older": (
+        [
+            make_manifest("11-01", "late", sequence=1, publication=3, complete=False),
+            make_manifest("11-02", "b", sequence=1, publication=1),
+            make_manifest("11-03", "c", sequence=2, publication=2),
+            make_manifest("11-04", "other", audit="lab", sequence=4, publication=4),
+        ],
+        RetentionRules(last=1),
+        "late c other",
+    ),
 }
 
 
@@ -109,13 +142,13 @@ def test_a_run_that_a_staged_one_revises_is_kept_and_so_are_its_revisions():
 @pytest.fixture
 def fleet(tmp_path):
     """Three runs of an audit; the middle one has two revisions, whose names sort in reverse order."""
-    names = {1: "20251101T000000Z-aaaaaaa1", 2: "20251102T000000Z-aaaaaaa9", 5: "20251105T000000Z-aaaaaaa5"}
-    for day, run_id in names.items():
-        publish(tmp_path, ok("a"), run_id=run_id, started_at=STARTED_AT + day * DAY_US)
-    revision_of, start = names[2], STARTED_AT + 2 * DAY_US
-    for run_id in ("20251102T000000Z-aaaaaaa8", "20251102T000000Z-aaaaaaa7"):
+    start = STARTED_AT + 2 * DAY_US
+    publish(tmp_path, ok("a"), run_id="20251101T000000Z-aaaaaaa1", started_at=STARTED_AT + DAY_US)
+    revision_of = None
+    for run_id in ("20251102T000000Z-aaaaaaa9", "20251102T000000Z-aaaaaaa8", "20251102T000000Z-aaaaaaa7"):
         publish(tmp_path, ok("a"), run_id=run_id, started_at=start, revision_of=revision_of)
         revision_of = run_id
+    publish(tmp_path, ok("a"), run_id="20251105T000000Z-aaaaaaa5", started_at=STARTED_AT + 5 * DAY_US)
     return tmp_path
 
 
@@ -139,6 +172,92 @@ def test_a_dry_run_prints_what_the_real_one_does_and_removes_nothing(fleet, caps
     assert list((fleet / "staging").iterdir()) == []
     assert cli.main(command) == cli.OK
     assert capsys.readouterr().out == ""
+
+
+def expire_run(root: Path, run: str, *options: str) -> int:
+    return cli.main(["expire", "--run", run, "-w", str(root), *options])
+
+
+def run_ids(root: Path) -> list[str]:
+    return [manifest.run_id for manifest in warehouse.published_runs(root)]
+
+
+def test_one_run_is_removed_by_a_prefix_and_nothing_else(fleet, capsys):
+    (fleet / "staging" / "20251106T000000Z-aaaaaaaa").mkdir()
+    all_run_ids = run_ids(fleet)
+    assert expire_run(fleet, "20251105", "--dry-run") == cli.OK
+    dry = capsys.readouterr().out
+    assert run_ids(fleet) == all_run_ids
+    assert expire_run(fleet, "20251105") == cli.OK
+    assert capsys.readouterr().out == dry
+    assert dry.startswith(f"remove {fleet}/runs/20251105T000000Z-aaaaaaa5: named by --run, audit adhoc, ")
+    assert run_ids(fleet) == all_run_ids[:-1], "though it was the newest good run, and published last"
+    assert [path.name for path in (fleet / "staging").iterdir()] == ["20251106T000000Z-aaaaaaaa"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--run", "latest"], cli.FAILED, "takes the id of a run"),
+        (["--run", "20251102"], cli.FAILED, "is not unique"),
+        (["--run", "2024"], cli.FAILED, "no run '2024'"),
+        (["--run", "20251105", "--keep-last", "1"], cli.USAGE, "leave out --keep-"),
+        (["--run", "20251105", "--interrupted-days", "0"], cli.USAGE, "leave out --keep-"),
+    ],
+)
+def test_what_names_no_run_to_remove_removes_nothing(fleet, arguments, code, words, capsys):
+    tree_before = tree(fleet)
+    assert cli.main(["expire", *arguments, "-w", str(fleet)]) == code
+    assert words in capsys.readouterr().err
+    assert tree(fleet) == tree_before
+
+
+def test_the_removal_of_a_revision_says_which_run_counts_again(fleet, capsys):
+    assert expire_run(fleet, "20251102T000000Z-aaaaaaa7") == cli.OK
+    assert "; run 20251102T000000Z-aaaaaaa8, which it revises, counts again" in capsys.readouterr().out
+    counting_ids = session(fleet).rows("SELECT run_id FROM _unrevised_runs WHERE run_id LIKE '20251102%'")
+    assert counting_ids == [{"run_id": "20251102T000000Z-aaaaaaa8"}]
+
+
+def test_a_run_with_a_damaged_manifest_is_removed(fleet):
+    path = fleet / "runs" / "20251105T000000Z-aaaaaaa5" / "manifest.json"
+    path.write_text("{")
+    assert expire_run(fleet, path.parent.name) == cli.OK
+    assert path.parent.name not in run_ids(fleet)
+
+
+def test_a_run_that_a_staged_one_needs_stays(fleet, capsys):
+    revised_id = "20251105T000000Z-aaaaaaa5"
+    staging = warehouse.Staging.revise(fleet, revised_id, run_id="20251106T000000Z-aaaaaaa6", tool_version="1")
+    (staging.directory / "carried").unlink()
+    assert expire_run(fleet, revised_id) == cli.FAILED
+    assert f"a run in staging revises {revised_id}" in capsys.readouterr().err
+    (staging.directory / "carried").touch()
+    assert expire_run(fleet, revised_id) == cli.OK
+    assert staging.publish(lambda tables: []).revision_of == revised_id
+
+
+def test_a_run_in_staging_is_removed_unless_a_process_has_it_open(fleet, capsys):
+    run_id = "20251106T000000Z-aaaaaaa6"
+    staging = warehouse.Staging.create(fleet, run(run_id))
+    staging.append(ok("a"))
+    in_ten_years = datetime.now().timestamp() + 10 * 365 * 86_400  # by the clock that it was staged with
+    for path in staging.directory.iterdir():
+        os.utime(path, (in_ten_years, in_ten_years))
+    assert expire_run(fleet, run_id) == cli.FAILED
+    assert "may have this run open" in capsys.readouterr().err
+    del staging
+    assert expire_run(fleet, run_id) == cli.OK
+    assert list((fleet / "staging").iterdir()) == []
+
+
+def test_what_a_killed_driver_left_of_a_published_run_goes_with_it(fleet):
+    """Else it could be resumed, and published again."""
+    run_id = "20251105T000000Z-aaaaaaa5"
+    leftover = warehouse.Staging.create(fleet, run("20251106T000000Z-aaaaaaa6")).directory
+    leftover.rename(leftover.with_name(run_id))
+    assert expire_run(fleet, run_id) == cli.OK
+    assert warehouse.staged_runs(fleet) == {}
 
 
 def expire(root: Path, *options: str) -> list[str]:

@@ -11,6 +11,7 @@ import tempfile
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from pyarrow import fs
 
 from pipeline import cli, query, warehouse
 from pipeline.warehouse import expiry
-from pipeline.warehouse.store import open_store
+from pipeline.warehouse.store import Folder, open_store
 from tests.warehouse import s3
 from tests.warehouse.outcomes import STARTED_AT, failure, ok, run, session
 
@@ -126,7 +127,7 @@ def test_a_published_run_is_revised_and_may_then_expire_anywhere(bucket, list_ke
     warehouse.Staging(root, NEW).publish(query.check)
     assert [(manifest.run_id, manifest.good) for manifest in warehouse.published_runs(root)] == [(NEW, 2), (NEWER, 1)]
     expire(root)
-    assert all(key.startswith(f"runs/{NEWER}/") for key in list_keys())
+    assert {key.split("/")[1] for key in list_keys()} == {NEW, NEWER}, "the newest, and what was published last"
 
 
 @pytest.mark.parametrize("is_confined", [False, True])
@@ -144,6 +145,48 @@ def test_a_query_that_loses_a_run_says_to_run_it_again(bucket, is_confined):
     with pytest.raises(warehouse.WarehouseError, match=f"s3://{bucket}/w: run {OLD} was expired meanwhile: run the"):
         ask()
     assert session(root, is_confined=is_confined).rows("SELECT run_id FROM runs") == [{"run_id": NEW}]
+
+
+def test_a_probe_writes_where_runs_are_published_and_leaves_nothing(bucket, list_keys, monkeypatch):
+    root = f"s3://{bucket}/w"
+    written_keys = []
+    has_file = Folder.has_file
+    monkeypatch.setattr(Folder, "has_file", lambda *args: written_keys.extend(list_keys()) or has_file(*args))
+    warehouse.probe(root)
+    assert written_keys == ["w/runs/.lru-audit-probe"]
+    assert list_keys() == []
+    assert warehouse.published_runs(root) == []
+
+
+def test_a_probe_leaves_its_object_where_nothing_may_be_deleted(bucket, list_keys, monkeypatch):
+    root = f"s3://{bucket}/w"
+
+    class WriteOnly:
+        """The bucket's filesystem for an account that may not delete; moto's server does not check policies."""
+
+        def __init__(self, filesystem: fs.FileSystem) -> None:
+            self.filesystem = filesystem
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.filesystem, name)
+
+        def delete_file(self, path: str) -> None:
+            raise PermissionError(f"AWS Error ACCESS_DENIED during DeleteObject operation: {path}")
+
+    store = open_store(root)
+    store.root = replace(store.root, filesystem=WriteOnly(store.root.filesystem))
+    for _ in range(2):
+        store.try_commit(Path("unused"))
+    assert list_keys() == ["w/runs/.lru-audit-probe"]
+    assert warehouse.published_runs(root) == []
+
+
+def test_a_bucket_that_does_not_exist_is_one_line_before_anything_is_collected(bucket, tmp_path, capsys):
+    core = ROOT / "tests" / "vmcores" / "deb510-n1" / "vmcore"
+    assert cli.main(["run", str(core), "-w", f"s3://{bucket}-absent/w"]) == cli.FAILED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"lru-audit: s3://{bucket}-absent/w/runs: ")
+    assert line.endswith("; nothing was audited")
 
 
 def test_a_published_run_is_never_replaced(bucket):

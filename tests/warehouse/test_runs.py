@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 
@@ -10,23 +11,29 @@ import pytest
 
 from pipeline import warehouse
 from pipeline.report.model import build_report
-from tests.warehouse.outcomes import STARTED_AT, failure, publish, session
+from tests import campaign
+from tests.warehouse.outcomes import STARTED_AT, failure, publish, run, session, skip_checks
 
 OLD, NEW, NEWEST = "20251101T000000Z-aaaaaaaa", "20251102T000000Z-bbbbbbbb", "20251102T000000Z-bbbbcccc"
+FUTURE, OTHER_FUTURE = "22350101T000000Z-dddddddd", "22350101T000000Z-eeeeeeee"
 DAY_US = 86_400_000_000
+FUTURE_START = STARTED_AT + 200 * 366 * DAY_US
 
 
 @pytest.fixture(scope="module")
 def published_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("published")
-    for days, run_id in ((2, NEWEST), (0, OLD), (1, NEW)):
-        publish(root, failure("a"), run_id=run_id, started_at=STARTED_AT + days * DAY_US)
+    starts = {run_id: STARTED_AT + days * DAY_US for days, run_id in ((2, NEWEST), (0, OLD), (1, NEW))}
+    staged = [warehouse.Staging.create(root, run(run_id, started_at=start)) for run_id, start in starts.items()]
+    for staging in staged:
+        staging.append(failure("a"))
+        staging.publish(skip_checks)
     return root
 
 
 @pytest.fixture
 def root(published_root, tmp_path):
-    """A warehouse of three runs of one audit, not published in the order of their starts."""
+    """A warehouse of three runs of one audit that overlapped, and were not published in the order of their starts."""
     return shutil.copytree(published_root, tmp_path / "warehouse")
 
 
@@ -76,6 +83,71 @@ def test_the_latest_is_the_run_that_the_views_and_the_report_are_of(tmp_path):
     for audit, number in (("prod", 8), ("adhoc", 4)):
         assert warehouse.resolve_run(tmp_path, "latest", audit) == names[number]
         assert build_report(db, audit=audit).run_id == names[number]
+
+
+def test_the_latest_is_not_dated_in_the_future_unless_all_are(tmp_path):
+    publish(tmp_path, failure("a"), run_id=OLD, audit="prod")
+    publish(tmp_path, failure("a"), run_id=FUTURE, audit="prod", started_at=FUTURE_START)
+    publish(tmp_path, failure("a"), run_id=OTHER_FUTURE, audit="lab", started_at=FUTURE_START)
+    for audit, run_id in ((None, OLD), ("prod", OLD), ("lab", OTHER_FUTURE)):
+        assert warehouse.resolve_run(tmp_path, "latest", audit) == run_id
+        assert build_report(session(tmp_path), audit=audit).run_id == run_id
+    assert warehouse.published_run_ids(tmp_path, "latest") == [OLD]
+
+
+def test_a_run_made_after_the_clock_was_set_back_is_the_latest_although_its_date_is_not(tmp_path):
+    publish(tmp_path, failure("a"), run_id=NEW, started_at=STARTED_AT + 2 * DAY_US)
+    publish(tmp_path, failure("a"), run_id=OLD, started_at=STARTED_AT)
+    assert warehouse.resolve_run(tmp_path, "latest") == OLD
+    assert build_report(session(tmp_path)).run_id == OLD
+
+
+def test_a_run_that_is_published_late_is_not_the_latest(tmp_path):
+    """The clock was ahead when it was staged: its date would make it the newest."""
+    late = warehouse.Staging.create(tmp_path, run(NEWEST, started_at=STARTED_AT + DAY_US))
+    late.append(failure("a"))
+    for run_id in (OLD, NEW):
+        publish(tmp_path, failure("a"), run_id=run_id)
+    late.publish(skip_checks)
+    assert warehouse.resolve_run(tmp_path, "latest") == NEW
+    manifests = warehouse.published_runs(tmp_path)
+    assert [(m.run_id, m.sequence, m.publication) for m in manifests] == [(OLD, 1, 1), (NEWEST, 1, 3), (NEW, 2, 2)]
+
+
+def test_the_latest_to_resume_was_begun_last(tmp_path):
+    publish(tmp_path, failure("a"), run_id=FUTURE, started_at=FUTURE_START)
+    publish(tmp_path, failure("a"), run_id=NEW)
+    staged = [warehouse.Staging.create(tmp_path, run(OLD, started_at=STARTED_AT - DAY_US))]
+    assert warehouse.resolve_resumable_run(tmp_path, "latest") == OLD
+    assert warehouse.resolve_staged_run(tmp_path, "latest") == OLD
+    staged.append(warehouse.Staging.revise(tmp_path, NEW, run_id=NEWEST, tool_version="1"))
+    assert warehouse.resolve_resumable_run(tmp_path, "latest") == NEWEST
+
+
+def test_a_manifest_that_cannot_be_read_does_not_keep_a_run_from_being_made(tmp_path):
+    publish(tmp_path, failure("a"), run_id=OLD)
+    (publish(tmp_path, failure("a"), run_id=NEW) / "manifest.json").write_text("{")
+    directory = publish(tmp_path, failure("a"), run_id=NEWEST)
+    assert json.loads((directory / "manifest.json").read_text())["sequence"] == 2
+
+
+def test_views_and_manifests_have_one_order(tmp_path):
+    """Runs with and without a sequence, dated in the past and the future, of two audits, some of them revised."""
+    generator = random.Random(campaign.SEED)
+    run_ids: list[str] = []
+    for _ in range(24):
+        revised_id = generator.choice([None, None, *run_ids])
+        start = generator.choice([STARTED_AT, FUTURE_START]) + generator.randrange(3) * DAY_US
+        values = {"audit": generator.choice(["prod", "adhoc"]), "started_at": start, "revision_of": revised_id}
+        directory = publish(tmp_path, failure("a"), **values)
+        run_ids.append(directory.name)
+        path = directory / "manifest.json"
+        manifest = json.loads(path.read_text()) | {"sequence": generator.choice([None, 1, 2, 3])}
+        path.write_text(json.dumps(manifest))
+        db = session(tmp_path)
+        positions = db.rows("SELECT run_id FROM _ordered_runs ORDER BY position")
+        assert [row["run_id"] for row in positions] == [run.run_id for run in warehouse.published_runs(tmp_path)]
+        assert db.rows("SELECT newest_run_id() AS id") == [{"id": warehouse.resolve_run(tmp_path, "latest")}]
 
 
 def test_the_latest_is_adhoc_where_no_audit_has_a_name(root):

@@ -42,7 +42,7 @@ def _run_locked(args: argparse.Namespace, targets: Targets) -> int:
     # Connect to the workers first: nothing is staged if that fails.
     with contextlib.ExitStack() as stack, _planned(args, targets) as (plan, workers):
         planned_targets = [*(target for batch in plan.batches for target in batch.targets)]
-        planned_targets += [target for target, _ in plan.unreachable]
+        planned_targets += [missing.target for missing in plan.unreachable]
         run = {
             **_new_run_fields(),
             "audit": _audit_name(args),
@@ -181,6 +181,8 @@ def _targets(args: argparse.Namespace) -> Targets:
         ignored.append(f"{targets.unsearched_count} archives that could not be searched to their end")
     if ignored and not args.quiet:
         print(f"ignored {' and '.join(ignored)}", file=sys.stderr)
+    for note in targets.notes if not args.quiet else ():
+        print(note, file=sys.stderr)
     targets[:] = _with_options(targets, args)
     return targets
 

@@ -152,9 +152,9 @@ class _Run:
 
     def drive(self) -> None:
         """Start batches while slots are free and receive their attempts, until no batch is queued or running."""
-        for target, reason in self.unreachable:
+        for target, reason, error_type in self.unreachable:
             started_at = time.time_ns() // 1000
-            attempt = runner.result(1, None, started_at, 0, "unreachable", "NoSuchNode", reason)
+            attempt = runner.result(1, None, started_at, 0, "unreachable", error_type, reason)
             self._deliver(runner.outcome(target, [attempt]), "unreachable")
         try:
             while any(self.queue_by_transport.values()) or self.streams:

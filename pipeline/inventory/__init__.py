@@ -18,7 +18,7 @@ from pathlib import Path
 from pipeline.common.errors import UsageError
 from pipeline.common.text import printable, quote
 from pipeline.inventory import ansible, cores, files
-from pipeline.inventory.entry import Entry
+from pipeline.inventory.entry import Entries, Entry
 from pipeline.inventory.selection import Selection
 from pipeline.inventory.target import FORMS, Target, parse
 
@@ -35,10 +35,12 @@ class Targets(list[Target]):
 
     :ivar other_file_count: number of files in searched directories that are not cores.
     :ivar unsearched_count: number of archives there that are damaged, or larger than what is searched.
+    :ivar notes: what was noticed in the inventory, one line each.
     """
 
     other_file_count = 0
     unsearched_count = 0
+    notes: Sequence[str] = ()
 
 
 class InventoryError(UsageError):
@@ -67,12 +69,16 @@ def load(
     """
     errors: list[str] = []
     cwd = os.getcwd()
+    selection = Selection(limit_patterns)
+    listed = Entries()
     entries = [Entry(f"argument {n}", {"target": text}, {}, cwd) for n, text in enumerate(targets, 1)]
     if inventory is not None:
-        entries += files.read(str(inventory), labels, errors)
+        listed = files.read(str(inventory), labels, selection, errors)
+        entries += listed
     elif labels:
         errors.append(ansible.LABELS_NEED_ANSIBLE)
     result = Targets()
+    result.notes = listed.notes
     name_locations: list[str] = []
     roots: list[str] = []
     for entry in entries:
@@ -80,12 +86,11 @@ def load(
             result.append(target)
             name_locations.append(entry.key_location("name"))
             roots.append(root)
-    if not result and not errors:
+    if not result and not errors and not listed.left_out_count:
         errors.append(NO_TARGET)
     _set_default_names(result, roots)
     _check_names(result, name_locations, errors)
-    selection = Selection(limit_patterns)
-    count = len(result)
+    count = len(result) + listed.left_out_count
     result[:] = filter(selection.matches, result)
     if not result and not errors:
         errors.append(f"--limit {selection} selects none of {count} targets")

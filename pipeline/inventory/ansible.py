@@ -1,6 +1,7 @@
 """Reader of Ansible's inventories, from the JSON of `ansible-inventory --list`: hosts to entries, groups to labels.
 
-Host variables may contain passwords, so only those of the connection and those that --label names are read.
+Host variables may contain passwords, so only those of the connection and those that --label names are read. A value
+that cannot be used concerns its own host: that one is listed with the reason, and all others are audited.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.common.text import quote
-from pipeline.inventory.destination import Destination
-from pipeline.inventory.entry import TOO_MANY_DIGITS, Entry, InventorySyntaxError
+from pipeline.common.text import printable, quote
+from pipeline.inventory import templates
+from pipeline.inventory.connection import ALL_VARIABLES, UnusableError, Variables, connect
+from pipeline.inventory.entry import TOO_MANY_DIGITS, Entries, Entry, InventorySyntaxError
+from pipeline.inventory.selection import Selection
 
 LABELS_NEED_ANSIBLE = "--label names variables of Ansible's hosts; other inventories define labels themselves"
 
@@ -22,6 +26,9 @@ LABELS_NEED_ANSIBLE = "--label names variables of Ansible's hosts; other invento
 _IMPLICIT_GROUPS = {"all", "ungrouped"}
 # Without these, ansible-inventory treats an inventory that it cannot read as empty.
 _STRICT_ENVIRONMENT = {"ANSIBLE_INVENTORY_UNPARSED_FAILED": "1", "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "1"}
+# Limits the notes on a large inventory: names in a line, and lines of hosts that have nothing in common.
+_MAX_NAMES = 3
+_MAX_CAUSES = 10
 
 
 def run_ansible_inventory(inventory: str) -> str:
@@ -38,21 +45,72 @@ def run_ansible_inventory(inventory: str) -> str:
     env = os.environ | _STRICT_ENVIRONMENT
     process = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, env=env, check=False)
     if process.returncode:
-        stderr_lines = process.stderr.decode(errors="backslashreplace").split("\n")
-        reason = next((line for line in stderr_lines if "ERROR" in line), f"exit code {process.returncode}")
-        raise InventorySyntaxError(None, f"ansible-inventory: {reason.strip()}; see `{command}`")
+        raise InventorySyntaxError(None, f"ansible-inventory: {templates.error_text(process)}; see `{command}`")
     return process.stdout.decode()
 
 
-def entries(text: str, display_name: str, directory: str, labels: Sequence[str], errors: list[str]) -> Iterator[Entry]:
-    """Yield an entry for each host, ordered by name.
+def entries(
+    text: str,
+    display_name: str,
+    directory: str,
+    labels: Sequence[str],
+    selection: Selection,
+    errors: list[str],
+    inventory: str | None = None,
+) -> Entries:
+    """Return an entry for each host that --limit selects, ordered by name. The other hosts are not looked at.
 
     :param text: JSON of `ansible-inventory --list`.
     :param display_name: name of the inventory in errors.
     :param directory: base of relative paths.
     :param labels: variables of a host that become labels.
     :param errors: receives the errors.
+    :param inventory: the inventory as Ansible reads it, None if there is only its JSON.
     """
+    all_hosts = _hosts(text)
+    unused_labels = set(labels).difference(*(host.variables for host in all_hosts))
+    errors += [
+        f"{display_name}: no host has a variable {quote(label)}, which --label names" for label in sorted(unused_labels)
+    ]
+    hosts = [host for host in all_hosts if host.may_be_selected(selection, labels)]
+    notes = _Notes()
+    settings = _fill_in(hosts, [*ALL_VARIABLES, *labels], inventory, notes)
+    result = Entries()
+    local_name = None
+    for host in sorted(hosts, key=lambda host: host.name != "localhost"):
+        host_labels, problems = host.labels(labels)
+        if not selection.selects(host.name, host_labels):
+            notes.add(host.name, *(f"{problem}, so that --limit leaves the host out" for problem in problems))
+            continue
+        notes.add(host.name, *(f"{problem}: this label is left out" for problem in problems))
+        fields: dict[str, Any] = {"target": f"ssh:{host.name}", "name": host.name, "labels": host_labels}
+        entry = Entry(f"{display_name}: host {quote(host.name)}", fields, {}, directory)
+        try:
+            connection = connect(host.key, host.with_settings(settings))
+            if connection.destination is None:
+                fields["target"] = "live:"
+                if local_name is not None:
+                    raise UnusableError(f"ansible_connection is local: this machine, which is audited as {local_name}")
+                local_name = host.name
+            else:
+                fields |= {
+                    "target": f"ssh:{connection.destination}",
+                    "become": connection.become,
+                    "python": connection.python,
+                }
+                entry = entry._replace(ssh_args=connection.ssh_args)
+        except UnusableError as error:
+            entry = entry._replace(unusable=str(error))
+            notes.add_unusable(host.name, error)
+        result.append(entry)
+    result.sort(key=lambda entry: str(entry.fields["name"]))
+    result.left_out_count = len(all_hosts) - len(result)
+    result.notes = [f"{display_name}: {line}" for line in notes.lines()]
+    return result
+
+
+def _hosts(text: str) -> list[_Host]:
+    """Return the hosts of the JSON of `ansible-inventory --list`, ordered by name."""
     try:
         listing = json.loads(text)
     except json.JSONDecodeError as error:
@@ -68,18 +126,8 @@ def entries(text: str, display_name: str, directory: str, labels: Sequence[str],
             raise InventorySyntaxError(
                 1, "neither a list of targets nor the output of `ansible-inventory --list`: no _meta.hostvars"
             )
-    unused_labels = set(labels)
-    for name in sorted(hostvars.keys() | groups.keys()):
-        host = _Host(hostvars.get(name))
-        unused_labels -= host.variables.keys()
-        location = f"{display_name}: host {quote(name)}"
-        try:
-            yield Entry(location, host.fields(name, groups.get(name, []), labels), {}, directory)
-        except ValueError as error:
-            errors.append(f"{location}: {error}")
-    errors += [
-        f"{display_name}: no host has a variable {quote(label)}, which --label names" for label in sorted(unused_labels)
-    ]
+    names = sorted(hostvars.keys() | groups.keys())
+    return [_Host(name, hostvars.get(name), groups.get(name, [])) for name in names]
 
 
 def _groups(listing: dict[str, Any]) -> dict[str, list[str]]:
@@ -117,45 +165,137 @@ def _names(group_name: str, group: dict[str, Any], key: str) -> list[str]:
 
 
 class _Host:
-    """The variables of one host; only those of the connection and those that --label names are read."""
+    """A host of the inventory.
 
-    def __init__(self, variables: Any) -> None:
-        self.variables = variables if isinstance(variables, dict) else {}
+    :ivar name: its name, printable.
+    :ivar key: its name in the inventory.
+    :ivar variables: by name.
+    :ivar filled: names of those that were templates or encrypted.
+    :ivar reasons: why others still are, by name.
+    """
 
-    def fields(self, name: str, groups: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
-        """Return the fields of the host's entry.
+    def __init__(self, key: str, variables: Any, groups: Sequence[str]) -> None:
+        self.key = key
+        self.name = printable(key)
+        self.variables: dict[str, Any] = variables if isinstance(variables, dict) else {}
+        self.filled: set[str] = set()
+        self.reasons: dict[str, str] = {}
+        self._groups = groups
 
-        :raises ValueError: a variable has an invalid value.
-        """
-        host_labels = {f"group.{group}": "true" for group in groups}
-        host_labels |= {key: value for key in labels if (value := self._text(key)) is not None}
-        if self._text("ansible_connection") == "local":
-            return {"target": "live:", "name": name, "labels": host_labels}
-        # Ansible still accepts the older ansible_ssh_* names.
-        host, user, port = (
-            self._text(f"ansible_{key}") or self._text(f"ansible_ssh_{key}") for key in ("host", "user", "port")
-        )
-        python = self._text("ansible_python_interpreter")
-        destination = str(Destination(host or name, user))
-        return {
-            "target": f"ssh:{destination}:{port}" if port else f"ssh:{destination}",
-            "name": name,
-            "labels": host_labels,
-            "become": self._text("ansible_become"),
-            "python": None if python and python.startswith("auto") else python,
-        }
+    def fill_in(self, name: str, value: Any) -> None:
+        self.variables[name] = value
+        self.filled.add(name)
 
-    def _text(self, key: str) -> str | None:
-        """Return a variable as text, None if it is missing or empty."""
-        value = self.variables.get(key)
-        if isinstance(value, dict):  # from a source that Ansible does not trust
-            value = value.get("__ansible_unsafe", value)
-        if value is None or value == "":
-            return None
-        if isinstance(value, bool):
-            return str(value).lower()
-        if not isinstance(value, (str, int, float)):
-            raise ValueError(f"{key} must be text")
-        if "{{" in str(value):
-            raise ValueError(f"{key} is a template, which ansible-inventory does not expand; write its value instead")
-        return str(value)
+    def expand(self, name: str, value: Any) -> None:
+        """Fill in a variable as far as that needs no Ansible."""
+        if templates.is_encrypted(value):
+            self.reasons[name] = "is encrypted by ansible-vault: write it in clear, or use -i ansible:FILE"
+            return
+        short_name, _, _ = self.key.partition(".")
+        own_names = {"inventory_hostname": self.key, "inventory_hostname_short": short_name}
+        try:
+            self.fill_in(name, templates.expand(value, self.variables | own_names))
+        except LookupError as error:
+            self.reasons[name] = f"is a template, {quote(value)}: {error}; use -i ansible:FILE"
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Variables:
+        return Variables(self.variables, self.filled, self.reasons, settings)
+
+    def may_be_selected(self, selection: Selection, labels: Sequence[str]) -> bool:
+        """Return whether --limit selects the host, as far as its labels are known without filling them in."""
+        open_labels = [label for label in labels if templates.is_open(self.variables.get(label))]
+        return selection.selects(self.name, self.labels(labels)[0], open_labels)
+
+    def labels(self, names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+        """Return the labels of the host, and the reasons why others of the names are not among them."""
+        result = {f"group.{group}": "true" for group in self._groups}
+        problems = []
+        variables = self.with_settings({})
+        for name in names:
+            try:
+                value = variables.text(name)
+            except UnusableError as error:
+                problems.append(str(error))
+            else:
+                if value is not None and value.isprintable():
+                    result[name] = value
+                elif value is not None:
+                    problems.append(f"{name} has unprintable characters")
+        return result, problems
+
+
+def _fill_in(hosts: Sequence[_Host], names: Sequence[str], inventory: str | None, notes: _Notes) -> Mapping[str, Any]:
+    """Fill in those variables of the hosts that are templates or encrypted; return Ansible's settings.
+
+    :param inventory: the inventory as Ansible reads it, None if there is only its JSON.
+    """
+    open_variables = [
+        (host, name, value) for host in hosts for name in names if templates.is_open(value := host.variables.get(name))
+    ]
+    if inventory is None:
+        for host, name, value in open_variables:
+            host.expand(name, value)
+        return {}
+    open_values = {(host.key, name): value for host, name, value in open_variables}
+    answers = templates.ask_ansible(inventory, open_values, ALL_VARIABLES)
+    if answers.problem is not None:
+        notes.add_problem(f"ansible.cfg is not used: {answers.problem}")
+    for host, name, value in open_variables:
+        if (host.key, name) in answers.values:
+            host.fill_in(name, answers.values[host.key, name])
+        else:
+            host.reasons[name] = _unanswered(name, value, answers.problem)
+    return answers.settings
+
+
+def _unanswered(name: str, value: Any, problem: str | None) -> str:
+    """Return why a variable that Ansible was asked for is not filled in.
+
+    Of what Ansible says of it, nothing is quoted: it may show other variables.
+
+    :param problem: why Ansible gave no answer at all, or None.
+    """
+    if templates.is_encrypted(value):
+        remedy = problem or "set ANSIBLE_VAULT_PASSWORD_FILE, or write it in clear"
+        return f"is encrypted by ansible-vault, and Ansible does not decrypt it: {remedy}"
+    remedy = problem or f"see ansible -m debug -a var={name}"
+    return f"is a template that Ansible does not fill in outside of playbooks, {quote(value)}: {remedy}"
+
+
+class _Notes:
+    """What is said of an inventory on stderr: hosts that have a cause in common share a line."""
+
+    def __init__(self) -> None:
+        self._problems: list[str] = []
+        self._hosts_by_cause: dict[str, list[str]] = {}
+        self._connections: Counter[str] = Counter()
+
+    def add_problem(self, problem: str) -> None:
+        self._problems.append(problem)
+
+    def add(self, host_name: str, *causes: str) -> None:
+        for cause in causes:
+            self._hosts_by_cause.setdefault(cause, []).append(host_name)
+
+    def add_unusable(self, host_name: str, error: UnusableError) -> None:
+        if error.connection is None:
+            self.add(host_name, str(error))
+        else:
+            self._connections[error.connection] += 1
+
+    def lines(self) -> Iterator[str]:
+        yield from self._problems
+        if self._connections:
+            counts = ", ".join(f"{name} {count}" for name, count in self._connections.most_common())
+            yield f"{_hosts_are(self._connections.total())} not reached by ssh ({counts})"
+        causes = sorted(self._hosts_by_cause.items(), key=lambda item: -len(item[1]))
+        for cause, names in causes[:_MAX_CAUSES]:
+            excess = len(names) - _MAX_NAMES
+            more = f" and {excess} more" if excess > 0 else ""
+            yield f"{cause}: {', '.join(names[:_MAX_NAMES])}{more}"
+        if rest := {name for _, names in causes[_MAX_CAUSES:] for name in names}:
+            yield f"{_hosts_are(len(rest))} not used as written, for {len(causes) - _MAX_CAUSES} other reasons"
+
+
+def _hosts_are(count: int) -> str:
+    return "1 host is" if count == 1 else f"{count} hosts are"

@@ -49,17 +49,35 @@ def parse(text: str) -> Destination:
         host, colon, port = address.partition(":")
         if ":" in port:
             raise ValueError(f"{quote(address)} has several colons; write an IPv6 address in brackets, as in ssh:[::1]")
-        if not _HOST.fullmatch(host):
-            raise ValueError(
-                f"invalid host name {quote(host)}; expected letters, digits and . _ - after a letter, digit or _"
-            )
-    if at_sign and not _USER.fullmatch(user):
+        check_host(host)
+    if at_sign:
+        check_user(user)
+    if colon:
+        check_port(port)
+    return Destination(host, user or None, int(port) if colon else None)
+
+
+def check_host(host: str) -> None:
+    """Check a host name, an IPv4 address or a bare IPv6 address.
+
+    :raises ValueError: with the reason in one line, as the checks below.
+    """
+    if not (_HOST.fullmatch(host) or _is_ipv6(host)):
+        raise ValueError(
+            f"invalid host name {quote(host)}; expected letters, digits and . _ - after a letter, digit or _"
+        )
+
+
+def check_user(user: str) -> None:
+    if not _USER.fullmatch(user):
         raise ValueError(
             f"invalid user name {quote(user)}; expected letters, digits and . _ @ + - after a letter, digit or _"
         )
-    if colon and not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 1 << 16):
+
+
+def check_port(port: str) -> None:
+    if not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 1 << 16):
         raise ValueError(f"invalid port {quote(port)}; expected a number from 1 to 65535")
-    return Destination(host, user or None, int(port) if colon else None)
 
 
 def _is_ipv6(text: str) -> bool:

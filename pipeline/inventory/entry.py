@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 KEYS = (
@@ -19,16 +20,30 @@ class Entry(NamedTuple):
     - location: ``FILE:LINE`` of the target;
     - fields: keys and values;
     - key_locations: ``FILE:LINE`` of each key; empty for formats whose parser reports no lines of keys;
-    - directory: base of its relative paths.
+    - directory: base of its relative paths;
+    - ssh_args, unusable: as in a target.
     """
 
     location: str
     fields: dict[str, Any]
     key_locations: dict[str, str]
     directory: str
+    ssh_args: tuple[str, ...] = ()
+    unusable: str | None = None
 
     def key_location(self, key: str) -> str:
         return self.key_locations.get(key, self.location)
+
+
+class Entries(list[Entry]):
+    """Entries of an inventory.
+
+    :ivar left_out_count: number of hosts that --limit leaves out, which have no entry.
+    :ivar notes: what was noticed while reading it, one line each.
+    """
+
+    left_out_count = 0
+    notes: Sequence[str] = ()
 
 
 class InventorySyntaxError(Exception):

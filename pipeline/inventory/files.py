@@ -20,17 +20,19 @@ from typing import Any
 
 from pipeline.common.text import printable, quote
 from pipeline.inventory import ansible
-from pipeline.inventory.entry import KEYS, TOO_MANY_DIGITS, Entry, InventorySyntaxError
+from pipeline.inventory.entry import KEYS, TOO_MANY_DIGITS, Entries, Entry, InventorySyntaxError
+from pipeline.inventory.selection import Selection
 
 _UNKNOWN_SUFFIX = (
     "not a .yaml, .yml, .json or .csv file (-i ansible:FILE reads Ansible's inventory, -i - one target a line on stdin)"
 )
 
 
-def read(inventory: str, labels: Sequence[str], errors: list[str]) -> list[Entry]:
+def read(inventory: str, labels: Sequence[str], selection: Selection, errors: list[str]) -> Entries:
     """Return the entries of an inventory: a file, ``-`` for stdin or ``ansible:FILE``.
 
     :param labels: variables of Ansible's hosts that become labels.
+    :param selection: leaves out hosts of Ansible's; the entries of other inventories are complete.
     :param errors: receives the errors.
     """
     is_stdin = inventory == "-"
@@ -38,19 +40,20 @@ def read(inventory: str, labels: Sequence[str], errors: list[str]) -> list[Entry
     directory = os.getcwd() if is_stdin else os.path.dirname(os.path.abspath(inventory))
     try:
         if inventory.startswith("ansible:"):
-            text = ansible.run_ansible_inventory(inventory.removeprefix("ansible:"))
-            return list(ansible.entries(text, name, directory, labels, errors))
+            file = inventory.removeprefix("ansible:")
+            text = ansible.run_ansible_inventory(file)
+            return ansible.entries(text, name, directory, labels, selection, errors, file)
         reader = _read_lines if is_stdin else _READERS.get(Path(inventory).suffix.lower())
         if reader is None:
             errors.append(f"{name}: {_UNKNOWN_SUFFIX}")
-            return []
+            return Entries()
         text = (sys.stdin.buffer.read() if is_stdin else Path(inventory).read_bytes()).decode("utf-8-sig")
         # ansible-inventory prints an object; our own JSON is a list.
         if reader in (_read_lines, _read_json) and text.lstrip().startswith("{"):
-            return list(ansible.entries(text, name, directory, labels, errors))
+            return ansible.entries(text, name, directory, labels, selection, errors)
         if labels:
             errors.append(f"{name}: {ansible.LABELS_NEED_ANSIBLE}")
-        return list(reader(text, name, directory, errors))
+        return Entries(reader(text, name, directory, errors))
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         errors.append(f"{name}:{line}: not UTF-8 text")
@@ -59,7 +62,7 @@ def read(inventory: str, labels: Sequence[str], errors: list[str]) -> list[Entry
     except InventorySyntaxError as error:
         location = name if error.line is None else f"{name}:{error.line}"
         errors.append(f"{location}: {printable(error.problem)}")
-    return []
+    return Entries()
 
 
 def display_name(inventory: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import shlex
 import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,10 +35,11 @@ class Node(NamedTuple):
 
 
 class Unreachable(NamedTuple):
-    """A target that no node can collect, with the reason."""
+    """A target that is not collected, with the reason and its error_type."""
 
     target: Target
     reason: str
+    error_type: str = "NoSuchNode"
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def make_plan(targets: Sequence[Target], parallel: int, nodes: Sequence[Node] = 
 
     - `ray:NODE` and a core or a guest via `ray:NODE` are collected on that node;
     - `live:` and other guests are collected on the local node;
-    - targets over ssh and other cores are collected on any node.
+    - targets over ssh and other cores are collected on any node;
+    - targets that the inventory's values do not suffice for are unreachable.
 
     `ray:*` becomes a target for each node that no other target names. `live:` is bound to this machine: if the run is
     resumed on another machine, it is unreachable.
@@ -97,6 +100,9 @@ def make_plan(targets: Sequence[Target], parallel: int, nodes: Sequence[Node] = 
     for target in _expand_all_nodes(targets, node_index):
         if target.kind == "live" and target.machine is None:
             target = replace(target, machine=machine)
+        if target.unusable is not None:
+            unreachable.append(Unreachable(target, target.unusable, "InventoryValue"))
+            continue
         try:
             if target.machine not in (None, machine):
                 raise LookupError(
@@ -139,14 +145,15 @@ def lines(plan: Plan, nodes: Sequence[Node], timeout_s: float) -> Iterator[str]:
     node_names[LOCAL_NODE] = "here"
     any_node = "here" if [node.node_id for node in nodes] == [LOCAL_NODE] else "any node"
     places = [(t, node_names.get(b.node or "", any_node)) for b in plan.batches for t in b.targets]
-    places += [(target, f"unreachable: {reason}") for target, reason in plan.unreachable]
-    rows = [("target", "kind", "source", "via", "python", "timeout", "labels", "from")]
+    places += [(missing.target, f"unreachable: {missing.reason}") for missing in plan.unreachable]
+    rows = [("target", "kind", "source", "via", "ssh", "python", "timeout", "labels", "from")]
     for target, place in places:
         python = target.python or ("python3" if target.over_ssh else "")
         python = f"sudo -n {python}" if target.become else python
         timeout = f"{target.timeout_s or timeout_s:g} s"
         labels = str(len(target.labels) or "")
-        rows.append((target.name, target.kind, target.source, target.via or "", python, timeout, labels, place))
+        ssh = shlex.join(target.ssh_args)
+        rows.append((target.name, target.kind, target.source, target.via or "", ssh, python, timeout, labels, place))
     yield from table(rows)
     kinds = Counter(target.kind for target, _ in places)
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pipeline.common.text import printable
 from pipeline.inventory.target import Target
@@ -31,7 +31,13 @@ class Selection:
         return printable(" --limit ".join(map(shlex.quote, self._patterns)))
 
     def matches(self, target: Target) -> bool:
-        if self._name_regex is not None and not self._name_regex.match(target.name):
+        return self.selects(target.name, target.labels)
+
+    def selects(self, name: str, labels: Mapping[str, str], unknown_labels: Collection[str] = ()) -> bool:
+        """Return whether a target matches, or may match where some of its labels are not known yet."""
+        if self._name_regex is not None and not self._name_regex.match(name):
             return False
-        labels = target.labels
-        return all(label in labels and regex.match(labels[label]) for label, regex in self._label_regexes.items())
+        return all(
+            label in unknown_labels or (label in labels and regex.match(labels[label]))
+            for label, regex in self._label_regexes.items()
+        )

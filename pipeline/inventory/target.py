@@ -44,7 +44,9 @@ class Target:
     - target_layout: lazy kernel to estimate, ``5.18`` or ``6.13``; default the collector's, ``5.18``;
     - verify: whether to check every pointer array of an eager kernel rather than a sample;
     - max_reads: limit on the collector's read system calls; default unlimited;
-    - machine: machine that ``live:`` means, set by the plan; None before.
+    - machine: machine that ``live:`` means, set by the plan; None before;
+    - ssh_args: options for ssh from the inventory;
+    - unusable: why the inventory's values do not suffice to reach this target, which is then not contacted; or None.
     """
 
     name: str
@@ -66,6 +68,11 @@ class Target:
     verify: bool = False
     max_reads: int | None = None
     machine: str | None = None
+    ssh_args: tuple[str, ...] = ()
+    unusable: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ssh_args", tuple(self.ssh_args))  # a list in JSON
 
     @property
     def over_ssh(self) -> bool:
@@ -89,6 +96,9 @@ def parse(entry: Entry, errors: list[str]) -> Target | None:
     keys = ("target", "name", "via", "vmcoreinfo", "vmlinux", "debug_dir", "python")
     values = {key: _text(entry, key, errors) for key in keys}
     labels = _labels(entry, errors)
+    if entry.unusable is not None:
+        source = str(values["target"])
+        return Target(str(values["name"]), source.partition(":")[0], source, labels=labels, unusable=entry.unusable)
     timeout_s = _timeout_s(entry, errors)
     become = _become(entry, errors)
     if entry.fields.get("target") is None:
@@ -127,6 +137,7 @@ def parse(entry: Entry, errors: list[str]) -> Target | None:
         debug_dir=_absolute(entry, values["debug_dir"]),
         python=python,
         timeout_s=timeout_s,
+        ssh_args=entry.ssh_args,
     )
     given_keys = [key for key in KEYS if entry.fields.get(key) is not None and (become or key != "become")]
     for key, reason in scopes.refusals(target, given_keys):

@@ -11,12 +11,10 @@ import os
 import shutil
 import struct
 import subprocess
-import sys
 import tarfile
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -752,146 +750,6 @@ def test_errors_of_what_is_not_selected_are_errors(tmp_path):
     file = write(tmp_path / "f.csv", FLEET + b"ssh:-x,bad,,\n")
     with pytest.raises(InventoryError, match=":6: "):
         inventory.load([], file, limit_patterns=["web*"])
-
-
-# Ansible
-
-HOSTS = """\
-localhost ansible_connection=local
-lonely.example
-[web]
-web[1:2].example ansible_port=2222 ansible_become=yes rack=r1 racks='[1]'
-[db]
-db1 ansible_host=fe80::1 ansible_user=root ansible_python_interpreter=/usr/bin/python3.9 password=hunter2
-db2 ansible_ssh_host=10.0.0.2 ansible_python_interpreter=auto_silent rack=7
-[prod:children]
-web
-db
-[prod:vars]
-ansible_ssh_common_args=-oProxyJump=bastion
-"""
-WEB = {"group.prod": "true", "group.web": "true"}
-DB = {"group.db": "true", "group.prod": "true"}
-ANSIBLE = [
-    Target("db1", "ssh", "ssh:root@[fe80::1]", labels=DB, python="/usr/bin/python3.9"),
-    Target("db2", "ssh", "ssh:10.0.0.2", labels=DB | {"rack": "7"}),
-    Target("localhost", "live", "live:"),
-    Target("lonely.example", "ssh", "ssh:lonely.example"),
-    Target("web1.example", "ssh", "ssh:web1.example:2222", labels=WEB | {"rack": "r1"}, become=True),
-    Target("web2.example", "ssh", "ssh:web2.example:2222", labels=WEB | {"rack": "r1"}, become=True),
-]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _ansible_inventory_on_path() -> Iterator[None]:
-    """Put the programs of this virtualenv on PATH, ansible-inventory among them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", os.path.dirname(sys.executable), prepend=os.pathsep)
-        yield
-
-
-@pytest.fixture(scope="module")
-def listing(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The output of `ansible-inventory --list` for HOSTS."""
-    if shutil.which("ansible-inventory") is None:
-        pytest.skip("needs ansible-core")
-    file = tmp_path_factory.mktemp("ansible") / "hosts"
-    file.write_text(HOSTS)
-    command = ["ansible-inventory", "--list", "-i", str(file)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def test_ansibles_inventory_is_read_through_its_own_program(listing, tmp_path, monkeypatch):
-    file = write(tmp_path / "hosts.ini", HOSTS.encode())
-    assert inventory.load([], f"ansible:{file}", labels=["rack"]) == ANSIBLE
-    monkeypatch.chdir(tmp_path)
-    assert names(inventory.load(["/core"], "ansible:hosts.ini", limit_patterns=["group.db=true"])) == ["db1", "db2"]
-
-
-def test_what_ansible_inventory_printed_is_told_by_its_structure(listing, tmp_path, monkeypatch):
-    assert inventory.load([], write(tmp_path / "fleet.json", listing.encode()), labels=["rack"]) == ANSIBLE
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(listing.encode())))
-    assert inventory.load([], "-", labels=["rack"]) == ANSIBLE
-
-
-def test_variables_are_never_stored_unless_asked_for(listing, tmp_path):
-    file = write(tmp_path / "fleet.json", listing.encode())
-    assert "hunter2" in listing
-    assert "hunter2" not in repr(inventory.load([], file))
-    with pytest.raises(InventoryError, match=r"no host has a variable 'rak'") as info:
-        inventory.load([], file, labels=["rak", "racks"])
-    assert "hunter2" not in str(info.value)
-
-
-def ansible_listing(**variables: dict[str, object]) -> dict[str, object]:
-    """Return the output of `ansible-inventory --list` for hosts with these variables."""
-    return {"_meta": {"hostvars": variables}, "all": {"children": ["ungrouped"]}}
-
-
-def ansible_errors(tmp_path: Path, listing: object, *labels: str) -> list[str]:
-    """Return the errors of an output of ansible-inventory."""
-    file = write(tmp_path / "fleet.json", json.dumps(listing).encode())
-    with pytest.raises(InventoryError) as info:
-        inventory.load([], file, labels=labels)
-    return [error.removeprefix(f"{file}:") for error in info.value.errors]
-
-
-def test_every_error_of_ansibles_hosts_comes_at_once_with_the_host(tmp_path):
-    listing = ansible_listing(
-        a={"ansible_host": "-oProxyCommand=x"},
-        b={"ansible_port": 70000},
-        c={"ansible_user": "{{ secret }}"},
-        d={"ansible_become": "perhaps"},
-        e={"rack": ["r1"]},
-        f={"ansible_host": {"__ansible_unsafe": "good.example"}},
-    )
-    messages = ansible_errors(tmp_path, listing, "rack")
-    assert [error.split(":")[0] for error in sorted(messages)] == [f" host '{name}'" for name in "abcde"]
-    assert "is a template" in "".join(messages)
-
-
-@pytest.mark.parametrize(
-    ("listing", "problem"),
-    [
-        ({"all": {}}, "no _meta.hostvars"),
-        ({"_meta": {"hostvars": []}}, "no _meta.hostvars"),
-        ({"_meta": {"hostvars": {}}, "web": ["a"]}, "must be an object"),
-        ({"_meta": {"hostvars": {}}, "web": {"hosts": [1]}}, "must be a list of names"),
-        ({"_meta": {"hostvars": {}}, "web": {"hosts": ["a"], "vars": {"password": "hunter2"}}}, "--export"),
-        ({"_meta": {"hostvars": {}}}, "no target given"),
-    ],
-)
-def test_what_ansible_does_not_print_is_one_error(tmp_path, listing, problem):
-    (error,) = ansible_errors(tmp_path, listing)
-    assert problem in error
-    assert "hunter2" not in error
-
-
-def test_groups_that_hold_each_other_end(tmp_path):
-    listing = {**ansible_listing(), "a": {"children": ["b"], "hosts": ["h"]}, "b": {"children": ["a"]}}
-    (target,) = inventory.load([], write(tmp_path / "f.json", json.dumps(listing).encode()))
-    assert target.labels == {"group.a": "true", "group.b": "true"}
-
-
-def test_what_ansible_inventory_cannot_read_is_one_error(listing, tmp_path):
-    file = write(tmp_path / "hosts", b"garbage: {\n")
-    (error,) = errors([], f"ansible:{file}")
-    assert error.startswith(f"ansible:{file}: ansible-inventory: ")
-    assert "Completely failed to parse" in error
-    assert error.endswith(f"see `ansible-inventory --list -i {file}`")
-    assert "no such file" in errors([], f"ansible:{file}.gone")[0]
-
-
-def test_without_ansible_inventory_an_error_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    (error,) = errors([], f"ansible:{write(tmp_path / 'hosts')}")
-    assert "not on PATH: install ansible-core, or give -i hosts.json, made by `ansible-inventory --list -i " in error
-
-
-def test_a_label_without_ansible_is_an_error(tmp_path):
-    for file in (None, write(tmp_path / "f.csv", FLEET)):
-        with pytest.raises(InventoryError, match="--label names variables of Ansible's hosts"):
-            inventory.load(["/a"], file, labels=["rack"])
 
 
 # The digest, and large inventories

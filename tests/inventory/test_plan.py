@@ -20,7 +20,7 @@ def places(*planned_targets: Target, nodes: Sequence[Node] = ()) -> dict[str, st
     result = plan.make_plan(planned_targets, 2, nodes)
     assert result.target_count == sum(len(batch.targets) for batch in result.batches) + len(result.unreachable)
     locations = {target.name: batch.node for batch in result.batches for target in batch.targets}
-    return locations | {target.name: reason for target, reason in result.unreachable}
+    return locations | {missing.target.name: missing.reason for missing in result.unreachable}
 
 
 def ray(node: str, name: str | None = None) -> Target:

@@ -128,6 +128,7 @@ def _check(args: argparse.Namespace, whole_plan: Plan, nodes: Sequence[Node]) ->
     from pipeline.inventory import plan
 
     sample = plan.sample(whole_plan, nodes)
+    _check_ssh(args, [target for batch in sample.batches for target in batch.targets])
     outcomes: list[dict[str, Any]] = []
     with (
         driver.connection(sample, args.address) as workers,
@@ -149,7 +150,7 @@ def _check(args: argparse.Namespace, whole_plan: Plan, nodes: Sequence[Node]) ->
 
 def inspect(args: argparse.Namespace) -> int:
     from pipeline import inventory
-    from pipeline.fanout import runner
+    from pipeline.fanout import runner, transports
     from pipeline.report.screens import inspect
 
     targets = inventory.load([args.target])
@@ -158,6 +159,8 @@ def inspect(args: argparse.Namespace) -> int:
     if targets[0].kind == "ray":
         raise UsageError(f"{args.target} needs Ray, which inspect does not use; audit it with lru-audit run")
     (target,) = _with_options(targets, args)
+    if target.over_ssh:
+        transports.check_client([target])
     figures = inspect.host_waste(runner.outcome(target, [runner.run(target, 1, _limits(args))]))
     is_good = figures["status"] in GOOD
     if args.json:
@@ -225,8 +228,17 @@ def _planned(args: argparse.Namespace, targets: Sequence[Target]) -> Iterator[tu
 
     with _joined_cluster(args):
         plan = _make_plan(args, targets)
+        _check_ssh(args, targets)
         with driver.connection(plan, args.address) as workers:
             yield plan, workers
+
+
+def _check_ssh(args: argparse.Namespace, targets: Sequence[Target]) -> None:
+    """Check that ssh can run here, where no other node of a cluster runs it."""
+    from pipeline.fanout import cluster, transports
+
+    if cluster.address_to_join(args.address) is None:
+        transports.check_client(target for target in targets if target.over_ssh)
 
 
 def _joined_cluster(args: argparse.Namespace) -> contextlib.AbstractContextManager[object]:

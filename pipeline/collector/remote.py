@@ -13,6 +13,7 @@ import sys
 
 sys.path[:] = [path for path in sys.path if path]  # `python -c` would import from its working directory
 
+_ANNOUNCEMENT = "lru-audit runs"  # tells the client that sudo has let it in and that the interpreter works
 _HOST_PREFIX = "list-lru-audit host "  # prefix of the line that tells the client which build of drgn fits
 _HEARTBEAT_TIMEOUT_S = 90  # the client sends a heartbeat every 20 s
 _CONNECTION_LOST = "the connection was lost"
@@ -21,6 +22,8 @@ _BLOCK_BYTES = 4096
 
 
 def main():
+    sys.stderr.write(_ANNOUNCEMENT + "\n")
+    sys.stderr.flush()
     if sys.version_info < (3, 6):
         _no_drgn("%s is Python %d.%d; 3.6 or newer is needed", sys.executable, *sys.version_info[:2])
     try:

@@ -5,6 +5,7 @@
     │   ├── InventoryError   2  all errors of the arguments and the inventory, one per line  (inventory)
     │   └── ThresholdError   2  an invalid --fail-if condition                               (report.threshold)
     ├── ClusterError         1  Ray cannot be started or joined, or was lost                 (fanout.cluster)
+    ├── ClientError          1  ssh cannot run on this machine                               (fanout.transports.ssh)
     ├── WarehouseError       1  a run cannot be stored or read                               (warehouse.errors)
     │   ├── TornError        1  a file of a run is missing or incomplete
     │   └── LocationError    2  a path or URI that cannot hold a warehouse

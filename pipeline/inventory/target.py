@@ -34,6 +34,7 @@ class Target:
       any node for a core, this machine for a guest;
     - become: whether the collector runs through ``sudo -n`` on the host that ssh reaches;
     - ssh_config: absolute path of a configuration file for ssh; default the account's own;
+    - ssh_args: further options of ssh, split into words;
     - drgn_wheels: absolute path of a directory of drgn's wheels, one of which is sent over ssh, or None;
     - vmcoreinfo: absolute path of a file with the VMCOREINFO of a core or a QEMU guest, or None;
     - vmlinux, debug_dir, btf_dir: absolute paths of the kernel's types;
@@ -55,6 +56,7 @@ class Target:
     via: str | None = None
     become: bool = False
     ssh_config: str | None = None
+    ssh_args: tuple[str, ...] = ()
     drgn_wheels: str | None = None
     vmcoreinfo: str | None = None
     labels: dict[str, str] = field(default_factory=dict)

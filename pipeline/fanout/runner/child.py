@@ -189,7 +189,7 @@ def _unpack(source: str, directory: str, limits: Limits, deadline: float) -> _Re
 
 def _collect_as_is(target: Target, limits: Limits, timeout_s: float) -> _Result:
     try:
-        command = transports.command(target)
+        command = transports.command(replace(target, timeout_s=timeout_s))
     except transports.TargetError as error:
         return _Result("unreachable", "TargetError", str(error))
     collection = _run_command(command, limits, timeout_s)

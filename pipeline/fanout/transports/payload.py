@@ -10,6 +10,9 @@ from pathlib import Path
 START_MARKER = "lru-audit starts "
 """Prefix of the line on stderr that names the interpreter, printed once ssh has logged in and the shell has run."""
 
+ANNOUNCEMENT = "lru-audit runs"
+"""The line that collector/remote.py prints on stderr as soon as it runs: sudo, if any, has let it in."""
+
 _INTERPRETERS = ("python3", "/usr/libexec/platform-python")  # the second is RHEL 8's own
 _COLLECTOR = Path(__file__).parents[2] / "collector"
 _BOOTSTRAP = "remote.py"

@@ -1,18 +1,22 @@
 """The child process that audits a host over ssh: sends the collector, forwards its output and explains failures.
 
 The runner starts it by path with `python -IS`, so it imports nothing of the project. It retries a connection that is
-closed before the login: sshd drops some of many simultaneous connections (MaxStartups). It does not retry a connection
-that is lost after the login, but exits with CONNECTION_LOST_EXIT_CODE: the driver then starts a new attempt.
+closed before the login: sshd drops some of many simultaneous connections (MaxStartups), and locks out addresses with
+failed logins (PerSourcePenalties). It does not retry a connection that is lost after the login, but exits with
+CONNECTION_LOST_EXIT_CODE: the driver then starts a new attempt.
 
 stdin: a line of JSON, then the bootstrap, then the sources of the collector.
 """
 
 import ctypes
 import json
+import math
 import os
+import pwd
 import queue
 import re
 import resource
+import shlex
 import signal
 import struct
 import subprocess
@@ -26,13 +30,53 @@ CONNECTION_LOST_EXIT_CODE = 75
 STDERR_SEPARATOR = "; stderr: "
 """Separates an error of ours from the line of stderr that it quotes, which is untrusted and may hold any name."""
 
-_RETRY_DELAYS_S = (1, 2, 4)  # each multiplied by a random factor from 0.5 to 1.5
+# Seconds between tries, each multiplied by a random factor from 0.5 to 1.5. A login of others that makes sshd drop a
+# connection (MaxStartups) ends within seconds; a penalty for failed logins lasts 15 s to 10 min (PerSourcePenalties).
+_RETRY_DELAYS_S = (1, 2, 4)
+_PENALTY_DELAYS_S = (15, 30, 60, 120, 240)
+_MAX_DENIALS = 3  # by a jump host, after which no further target knocks there: each denial adds to the penalty
+_CONNECT_TIMEOUT_S = 10
+_PROXIED_CONNECT_TIMEOUT_S = 30  # two logins or more, or a proxy of a cloud that starts a tunnel
+_ALIVE_INTERVAL_S = 15  # a host that is silent for three of them is lost
+_SHARED_LOGIN_S = 20  # beyond ConnectTimeout, for the login over a connection that another ssh holds
+_SETTINGS_TIMEOUT_S = 30  # of `ssh -G`, which runs the commands of `Match exec`
 _HEARTBEAT_S = 20  # collector/remote.py exits after 90 s of silence
+_MAX_QUOTE_CHARACTERS = 300  # of stderr in an error, of which the runner keeps 500
 _SSH_ERROR_EXIT_CODE = 255
 _NOT_FOUND_EXIT_CODE = 127
 # Signals that kill a collector. An exit code of 128 + any other signal comes from ssh or the host's shell.
 _CRASHES = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGKILL, signal.SIGSEGV, signal.SIGSYS}
 _PR_SET_PDEATHSIG = 1
+
+# What must hold for ssh and for the ssh of its jump host: no prompts, no agent, no terminal, no connection that others
+# share and that ends with this target, nothing else that people configure for their own logins.
+_RULES = {
+    "BatchMode": "yes",
+    "ForwardAgent": "no",
+    "ForwardX11": "no",
+    "ClearAllForwardings": "yes",
+    "ControlMaster": "no",
+    "PermitLocalCommand": "no",
+    "RemoteCommand": "none",
+    "RequestTTY": "no",
+    "Tunnel": "no",
+    "LogLevel": "ERROR",  # omits the banner, which is arbitrary text
+}
+# The same for newer releases: an older ssh, which leaves them out of `ssh -G`, would refuse them.
+_NEWER_RULES = {
+    "SessionType": "default",  # OpenSSH 8.7
+    "StdinNull": "no",
+    "ForkAfterAuthentication": "no",
+    "LogVerbose": "*:kex_exchange_identification():*,*:channel_input_open_failure():*",  # 8.5; why a server refuses
+}
+_SYSTEM_CONFIGS = ("/etc/ssh/ssh_config", "/usr/etc/ssh/ssh_config")  # the second is openSUSE's
+_INCLUDE = re.compile(rb"^(\s*include(?:\s+|\s*=\s*))(.+)$", re.IGNORECASE | re.MULTILINE)
+# The prefix of a line that LogVerbose has ssh print, and the one debug message of interest.
+_VERBOSE = re.compile(rb"(debug\d: )?[\w.]+:(\w+)\(\):\d+ \([^)]*\): ")
+_SERVER_SAYS = re.compile(rb"banner line \d+: ")
+# A ProxyCommand that runs ssh, and one that reaches all hosts through the same machine.
+_RUNS_SSH = re.compile(r"((?:exec )?(?:\S*/)?ssh) ")
+_FORWARDED_ADDRESS = re.compile(r"\[?%h\]?[: ]%p")
 
 # Pattern in ssh's stderr, status, error_type and explanation; the first match counts. Status None: retry.
 _SSH_ERRORS = (
@@ -40,23 +84,46 @@ _SSH_ERRORS = (
      "the host key is not the one in known_hosts: find out why, then ssh-keygen -R and ssh-keyscan"),
     (r"Host key verification failed|host key is known for", "denied", "HostKeyUnknown",
      "add the host key to known_hosts, with ssh-keyscan, and check its fingerprint"),
-    (r"Permission denied|Too many authentication failures|No more authentication methods", "denied",
+    (r"@.*: Permission denied \(|Too many authentication failures|No more authentication methods", "denied",
      "AuthenticationFailed",
      "no key of this account is accepted there: check authorized_keys, the agent and the user name"),
-    (r"Could not resolve hostname", "unreachable", "NameNotResolved", "the resolver does not know the host name"),
+    (r"open failed: administratively prohibited", "denied", "ForwardingRefused",
+     "the jump host forwards no connection to it: AllowTcpForwarding and PermitOpen in its sshd_config"),
+    (r"Could not resolve hostname|open failed: .*(Name or service not known|in name resolution)", "unreachable",
+     "NameNotResolved", "the resolver does not know the host name"),
     (r"Connection refused", "unreachable", "ConnectionRefused", "nothing listens on its port"),
     (r"No route to host|Network is unreachable", "unreachable", "NoRoute", "there is no route to it"),
-    (r"timed out", "unreachable", "ConnectTimeout", "it does not answer"),
+    (r"open failed: .*timed out", "unreachable", "ConnectTimeout", "it does not answer the jump host"),
+    (r"timed out", "unreachable", "ConnectTimeout",
+     "no answer within CONNECT_TIMEOUT_S s (ConnectTimeout; set it in ssh's configuration for this host)"),
     (r"[Cc]onfiguration option|config file|Bad owner|argument|keyword", "unreachable", "ConfigError",
      "ssh rejects its configuration"),
+    (r"Exceeded MaxStartups", None, "ConnectionClosed",
+     "sshd takes no more connections at a time: raise MaxStartups in sshd_config or lower --ssh-parallel"),
+    (r"Not allowed at this time", None, "ConnectionRejected",
+     "sshd has too many connections at a time (raise MaxStartups or lower --ssh-parallel), or locks out this address "
+     "after failed logins (PerSourcePenalties): see its log"),
     (r"exchange_identification|Connection (closed|reset) by|banner exchange", None, "ConnectionClosed",
-     "perhaps too many connections at a time: raise MaxStartups in sshd_config or lower --ssh-parallel"),
+     "perhaps too many connections at a time (raise MaxStartups in sshd_config or lower --ssh-parallel), or a lock-out "
+     "of this address after failed logins (PerSourcePenalties, fail2ban): see sshd's log"),
 )  # fmt: skip
-_SUDO_ERROR = re.compile(
-    r"^sudo: .*(password is required|terminal is required|must have a tty)"
-    r"|is not in the sudoers file|not allowed to (execute|run)",
-    re.MULTILINE,
+# What a proxied ssh prints last when its proxy has ended: an error before it is the proxy's.
+_PROXY_ENDED = re.compile("exchange_identification: (read: )?Connection")
+# Where Python and not sudo has failed.
+_PYTHON_ERRORS = re.compile(
+    r"Fatal Python error|Python path configuration|Traceback \(most recent|can't open file|ModuleNotFoundError"
+    r"|error while loading shared libraries|cannot execute binary file|Exec format error"
 )
+# Pattern in the stderr of sudo, sudo-rs or doas, and the remedy, with the user's name and the interpreter's path.
+_SUDO_REMEDIES = (
+    (r"must have a tty", "add the line Defaults:{user} !requiretty to the host's sudoers"),
+    (r"expired|validation failure|account management", "the account {user} is expired or locked there"),
+    (r"no new privileges|nosuid|effective uid|setuid bit",
+     "sudo cannot become root there: a container without new privileges, or a file system mounted nosuid"),
+    (r"password|[Aa]uthenticat|[Ii]nteraction is required|not allowed to|may not run|not in the sudoers|I'm afraid",
+     "add the line {user} ALL=(root) NOPASSWD: {interpreter} to the host's sudoers"),
+    (r"sudo: .*not found", "sudo is not installed on the host: log in as root"),
+)  # fmt: skip
 
 
 # The line of collector/remote.py with Python's version, extension suffix, architecture and C library.
@@ -77,41 +144,221 @@ class SessionError(Exception):
     """The reason for a missing snapshot.
 
     :param status: a status of the collector, or None if a retry may succeed.
+    :param is_of_proxy: whether the jump host, or what else ProxyCommand connects through, has failed.
     """
 
-    def __init__(self, status: str | None, error_type: str, text: str) -> None:
+    def __init__(self, status: str | None, error_type: str, text: str, is_of_proxy: bool = False) -> None:
         super().__init__(text)
         self.status = status
         self.error_type = error_type
+        self.is_of_proxy = is_of_proxy
+
+
+class Client:
+    """ssh, with its configuration for a host as `ssh -G` tells it.
+
+    :param options: options of ssh, without -F.
+    :param config: path of a configuration file instead of the account's and the system's, or ``none``.
+    :ivar proxy: what the host is reached through, for an error, or None.
+    :ivar jump: the same for comparison with others: a jump host as ``USER@HOST:PORT``, a ProxyCommand, or None.
+    :raises SessionError: ssh cannot run here.
+    """
+
+    def __init__(self, host: str, options: list[str], config: str | None) -> None:
+        self._host = host
+        self._options = options
+        self._config = config
+        self._settings = settings(host, options, config)
+        self.jump = self.proxy = None
+        jump_settings = {}
+        self._proxy_command = self._settings.get("proxycommand")
+        if "proxyjump" in self._settings:
+            jump_settings = settings(f"ssh://{self._settings['proxyjump'].rpartition(',')[2]}", [], config)
+            self.jump = "{user}@{hostname}:{port}".format_map(jump_settings)
+            self.proxy = f"the jump host {self.jump}"
+        elif self._proxy_command:
+            self.proxy = "its ProxyCommand"
+            if "%" not in _FORWARDED_ADDRESS.sub("", self._proxy_command):
+                self.jump = self._proxy_command
+        self.shares_connection = "controlpath" in self._settings or "controlpath" in jump_settings
+        self._default_timeout_s = _PROXIED_CONNECT_TIMEOUT_S if self.proxy else _CONNECT_TIMEOUT_S
+        timeout = self._settings.get("connecttimeout", "none")
+        self.connect_timeout_s = int(timeout) if timeout.isdigit() else self._default_timeout_s
+
+    @property
+    def user(self) -> str:
+        return self._settings["user"]
+
+    def argv(self, command_line: str, share: bool) -> list[str]:
+        """Return ssh's arguments.
+
+        The ssh that is started for a jump host takes options from files only, and both need ours: they read a generated
+        file, with the text of the account's own.
+
+        :param share: whether to use the connection of a running master (ControlPath).
+        """
+        rules = {**_RULES, **{name: value for name, value in _NEWER_RULES.items() if name.lower() in self._settings}}
+        if not share:
+            rules["ControlPath"] = "none"
+        file_rules = rules if "LogVerbose" in rules else {name: rules[name] for name in rules if name != "LogLevel"}
+        arguments = ["ssh", "-F", self._generate(file_rules, self._config)]
+        arguments += [f"-o{name}={value}" for name, value in rules.items()]
+        if self._proxy_command and _RUNS_SSH.match(self._proxy_command):
+            file = self._generate(file_rules, None)
+            proxy_command = _RUNS_SSH.sub(rf"\1 -F {file} ", self._proxy_command, count=1)
+            arguments.append(f"-oProxyCommand={proxy_command}")
+        # Of an option with -o the first counts, of a letter the last.
+        return [*arguments, *self._options, "-T", "-a", "-x", "--", self._host, command_line]
+
+    def _generate(self, rules: dict[str, str], config: str | None) -> str:
+        """Return the path of a configuration file: rules, the text of `config` or of the account, our defaults.
+
+        It is not in the file system, and goes with this process. The texts are not included but copied, because ssh
+        takes a file for -F, but not for Include, whoever owns it, and copied is never a path with spaces.
+        """
+        if config is None:
+            home = pwd.getpwuid(os.getuid()).pw_dir
+            texts = [_read(os.path.join(home, ".ssh/config")), _system_config()]
+        else:
+            texts = [b"" if config.lower() == "none" else _read(config)]
+        defaults = {}
+        if self._settings.get("connecttimeout") == "none":
+            defaults["ConnectTimeout"] = str(self._default_timeout_s)
+        if self._settings.get("serveraliveinterval") == "0":
+            defaults["ServerAliveInterval"] = str(_ALIVE_INTERVAL_S)
+        parts = [_lines(rules), *texts, _lines(defaults)]
+        with os.fdopen(os.memfd_create("ssh_config"), "wb", closefd=False) as file:
+            file.write(b"\nHost *\n".join([b"", *parts]))
+            return f"/proc/{os.getpid()}/fd/{file.fileno()}"
+
+
+def settings(host: str, options: list[str], config: str | None) -> dict[str, str]:
+    """Return what `ssh -G` prints: the lower-case names and values of ssh's options for a host.
+
+    :raises SessionError: ssh cannot run here, or rejects its configuration.
+    """
+    node = os.uname().nodename
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        text = (
+            f"uid {os.getuid()} has no entry in the password database of {node}, which ssh needs to reach {host}; give "
+            "it one (on OpenShift: an entrypoint that adds it to a group-writable /etc/passwd, or nss_wrapper)"
+        )
+        raise SessionError("denied", "NoAccount", text) from None
+    file = [] if config is None else ["-F", config]
+    try:
+        result = subprocess.run(
+            ["ssh", "-G", *file, *options, "--", host],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_SETTINGS_TIMEOUT_S,
+            env=_environment(),
+            preexec_fn=_die_with_parent,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        text = f"ssh -G {host} takes more than {_SETTINGS_TIMEOUT_S} s on {node}: does a command of Match exec hang?"
+        raise SessionError("unreachable", "ConfigError", text) from None
+    except OSError as error:
+        text = f"cannot run ssh on {node} to reach {host}: {error.strerror}; install OpenSSH's client"
+        raise SessionError("denied", "NoSsh", text) from error
+    if result.returncode:
+        text = f"ssh on {node} rejects its configuration for {host}"
+        raise SessionError("unreachable", "ConfigError", text + _quote(result.stderr.decode(errors="replace")))
+    lines = result.stdout.decode("utf-8", "surrogateescape").splitlines()
+    return {name: value for name, _, value in (line.partition(" ") for line in lines)}
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "LC_ALL": "C"}
+
+
+def _lines(rules: dict[str, str]) -> bytes:
+    return "".join(f"{name} {value}\n" for name, value in rules.items()).encode()
+
+
+def _read(path: str) -> bytes:
+    """Return the contents of a file, or nothing if ssh ignores it as well: `ssh -G` has refused all others."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def _system_config() -> bytes:
+    """Return the system's configuration, with Include relative to its own directory rather than to ~/.ssh."""
+    path = next(filter(os.path.exists, _SYSTEM_CONFIGS), _SYSTEM_CONFIGS[0])
+
+    def anchor(match: Any) -> bytes:
+        patterns = [os.path.join(os.path.dirname(path), pattern) for pattern in shlex.split(os.fsdecode(match[2]))]
+        return bytes(match[1]) + os.fsencode(" ".join(f'"{pattern}"' for pattern in patterns))
+
+    return _INCLUDE.sub(anchor, _read(path))
+
+
+class Denials:
+    """Denials of jump hosts that the targets of this worker have met: lines of a file that its sessions share."""
+
+    def __init__(self, path: str | None) -> None:
+        self._path = path
+
+    def add(self, jump: str) -> None:
+        if self._path is not None:
+            with open(self._path, "ab", buffering=0) as file:
+                file.write(json.dumps(jump).encode() + b"\n")
+
+    def count(self, jump: str) -> int:
+        """Return the number of denials for this user of a jump host."""
+        return self._jumps().count(jump)
+
+    def are_at(self, jump: str) -> bool:
+        """Whether a jump host has denied anything, to whatever user: it may lock out this address."""
+        return jump.rpartition("@")[2] in {other.rpartition("@")[2] for other in self._jumps()}
+
+    def _jumps(self) -> list[str]:
+        return [] if self._path is None else [json.loads(line) for line in _read(self._path).splitlines()]
 
 
 class Connection:
     """One ssh process.
 
+    :param login_timeout_s: limit from its start to the start of the host's shell.
     :raises SessionError: ssh cannot be started.
     """
 
-    def __init__(self, header: dict[str, Any], payload: bytes) -> None:
+    def __init__(
+        self, header: dict[str, Any], client: Client, payload: bytes, share: bool, login_timeout_s: float | None
+    ) -> None:
         self._header = header
+        self._client = client
         self._stderr = bytearray()
         self._interpreter: str | None = None
-        try:
-            self._process: Any = subprocess.Popen(
-                header["argv"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env={**os.environ, "LC_ALL": "C"},
-                preexec_fn=_die_with_parent,
-            )
-        except OSError as error:
-            text = f"cannot run ssh on {os.uname().nodename}: {error.strerror}; install OpenSSH's client"
-            raise SessionError("unreachable", "NoSsh", text) from error
+        self._has_begun = False
+        self._is_stuck = False
+        self._process: Any = subprocess.Popen(
+            client.argv(header["command_line"], share),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=_environment(),
+            preexec_fn=_die_with_parent,
+        )
         self._send_queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._send_queue.put(payload)
         threading.Thread(target=self._send, daemon=True).start()
         self._stderr_thread = threading.Thread(target=self._read_stderr, daemon=True)
         self._stderr_thread.start()
+        if login_timeout_s is not None:
+            timer = threading.Timer(login_timeout_s, self._stop_unless_logged_in)
+            timer.daemon = True
+            timer.start()
+
+    def _stop_unless_logged_in(self) -> None:
+        if self._interpreter is None:
+            self._is_stuck = True
+            self._process.kill()
 
     def _send(self) -> None:
         """Write the queued data to ssh's stdin, and a newline as heartbeat while the queue is empty."""
@@ -131,10 +378,13 @@ class Connection:
     def _read_stderr(self) -> None:
         """Forward ssh's stderr and keep its tail; take the interpreter's path from the line with the start marker."""
         marker = self._header["start_marker"].encode()
+        announcement = self._header["announcement"].encode()
         for line in iter(lambda: self._process.stderr.readline(4096), b""):
             if self._interpreter is None and marker in line:
                 self._interpreter = line.partition(marker)[2].strip().decode(errors="replace")
-            else:
+            elif not self._has_begun and line.strip() == announcement:
+                self._has_begun = True
+            elif line := _without_verbosity(line):
                 self._stderr += line
                 del self._stderr[:-65536]
                 os.write(2, line)
@@ -166,27 +416,36 @@ class Connection:
         :raises SessionError: ssh, sudo or the host's shell kept the collector from running.
         """
         stderr_text = self._stderr.decode(errors="replace")
+        if self._is_stuck:
+            text = f"no login over the shared connection of ssh's ControlPath{_quote(stderr_text)}"
+            raise SessionError("unreachable", "ConnectTimeout", text)
         if self._interpreter is None and code == _SSH_ERROR_EXIT_CODE:
-            raise _ssh_failure(stderr_text)
+            raise _ssh_failure(stderr_text, self._client)
         if self._interpreter is None and code == _NOT_FOUND_EXIT_CODE:
             names = self._header["python"] or "python3 or /usr/libexec/platform-python"
             text = f"no {names} on the host; install python3 and drgn, or name another python"
             raise SessionError("no_drgn", "NoInterpreter", text)
-        if code and (refusal := _SUDO_ERROR.search(stderr_text)):
-            line = next(line for line in stderr_text.splitlines() if refusal[0].splitlines()[0] in line)
-            rule = f"{self._header['user'] or 'USER'} ALL=(root) NOPASSWD: {self._interpreter}"
-            text = f"sudo refuses; add the line {rule} to the host's sudoers{STDERR_SEPARATOR}{line}"
-            raise SessionError("denied", "Sudo", text)
         if self._interpreter is None and code:
-            stderr_text = stderr_text.strip()
-            quote = f"{STDERR_SEPARATOR}{stderr_text.split(chr(10))[-1]}" if stderr_text else ""
-            text = f"the login does not run commands (exit code {code}); is the account restricted or expired?{quote}"
-            raise SessionError("denied", "NoShell", text)
-        if code == _NOT_FOUND_EXIT_CODE and "sudo" in stderr_text:
-            raise SessionError("denied", "Sudo", "sudo is not installed on the host; log in as root")
+            text = f"the login does not run commands (exit code {code}); is the account restricted or expired?"
+            raise SessionError("denied", "NoShell", text + _quote(stderr_text))
+        is_sudo_next = self._header["become"] and not self._has_begun
+        if is_sudo_next and code not in (0, _SSH_ERROR_EXIT_CODE) and not _PYTHON_ERRORS.search(stderr_text):
+            raise self._sudo_failure(code, stderr_text)
+
+    def _sudo_failure(self, code: int, stderr_text: str) -> SessionError:
+        """Return the failure of a sudo that did not run the collector, whatever it says."""
+        text = "sudo did not run the collector"
+        if code - 128 in _CRASHES:
+            text = f"sudo or {self._interpreter} was ended by {signal.Signals(code - 128).name}"
+        for pattern, remedy in _SUDO_REMEDIES:
+            if re.search(pattern, stderr_text):
+                text += "; " + remedy.format(user=self._client.user, interpreter=self._interpreter)
+                break
+        return SessionError("denied", "Sudo", text + (_quote(stderr_text) or f" (exit code {code}, without a word)"))
 
 
 def main() -> None:
+    start = time.monotonic()
     header = json.loads(sys.stdin.buffer.readline())
     bootstrap = sys.stdin.buffer.read(header["bootstrap_bytes"])
     sources = sys.stdin.buffer.read()
@@ -194,29 +453,69 @@ def main() -> None:
     request = {
         "args": header["collector_args"],
         "sources_bytes": len(sources),
-        "ship_drgn": header["drgn_wheels"] is not None,
+        "memory_bytes": memory_bytes if memory_bytes != resource.RLIM_INFINITY else None,
         "niceness": os.nice(0),
-        "memory_bytes": None if memory_bytes == resource.RLIM_INFINITY else memory_bytes,
+        "ship_drgn": header["drgn_wheels"] is not None,
     }
     payload = bootstrap + repr(request).encode() + b"\n" + sources
-    for delay_s in (*_RETRY_DELAYS_S, None):
-        try:
-            connection = Connection(header, payload)
-            code = connection.forward()
-            connection.check(code)
-            break
-        except SessionError as failure:
-            if failure.status is None and delay_s is not None:
-                import random
-
-                time.sleep(delay_s * random.uniform(0.5, 1.5))
-            else:
-                _fail(failure)
+    try:
+        code = _collect(header, payload, start + header["timeout_s"])
+    except SessionError as failure:
+        _fail(failure)
     if code == _SSH_ERROR_EXIT_CODE:
         sys.exit(CONNECTION_LOST_EXIT_CODE)
     if code - 128 in _CRASHES:
         os.kill(os.getpid(), code - 128)
     sys.exit(code if code != CONNECTION_LOST_EXIT_CODE else 1)
+
+
+def _collect(header: dict[str, Any], payload: bytes, deadline: float) -> int:
+    """Run the collector on the host; return the exit code as of `Connection.forward`.
+
+    :param deadline: when the runner ends this process, of time.monotonic().
+    :raises SessionError: the collector cannot run.
+    """
+    client = Client(header["host"], header["options"], header["config"])
+    denials = Denials(header["denials"])
+    share, tries = client.shares_connection, 0
+    while True:
+        if client.jump and (count := denials.count(client.jump)) >= _MAX_DENIALS:
+            text = f"not tried: no key of this account is accepted by {client.proxy}, as {count} others through it"
+            raise SessionError("denied", "AuthenticationFailed", text)
+        try:
+            login_timeout_s = client.connect_timeout_s + _SHARED_LOGIN_S if share else None
+            connection = Connection(header, client, payload, share, login_timeout_s)
+            code = connection.forward()
+            connection.check(code)
+            return code
+        except SessionError as failure:
+            if share and failure.error_type == "ConnectTimeout":
+                share = False  # perhaps the master is stuck, or the network that its connection came through
+                continue
+            if client.jump and failure.is_of_proxy and failure.error_type == "AuthenticationFailed":
+                denials.add(client.jump)
+            if failure.status is not None:
+                raise
+            import random
+
+            tries += 1
+            delays_s = _delays_s(failure, client.jump is not None and denials.are_at(client.jump))
+            delay_s = delays_s[tries - 1] * random.uniform(0.5, 1.5) if tries <= len(delays_s) else math.inf
+            if time.monotonic() + delay_s >= deadline:
+                text = f"closed in each of {tries} tries; {failure}"
+                raise SessionError("unreachable", failure.error_type, text) from failure
+            print(f"{failure}; tried again in {delay_s:.0f} s", file=sys.stderr, flush=True)
+            time.sleep(delay_s)
+
+
+def _delays_s(failure: SessionError, is_denier: bool) -> tuple[int, ...]:
+    """Return the seconds to wait after each try that ends with this failure.
+
+    :param is_denier: whether the jump host has denied others, so that it may have locked out this address.
+    """
+    if is_denier:
+        return _PENALTY_DELAYS_S
+    return _RETRY_DELAYS_S + (_PENALTY_DELAYS_S if failure.error_type == "ConnectionRejected" else ())
 
 
 def _fail(failure: SessionError) -> NoReturn:
@@ -231,16 +530,41 @@ def _die_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _ssh_failure(stderr_text: str) -> SessionError:
+def _ssh_failure(stderr_text: str, client: Client) -> SessionError:
     """Return the failure that ssh's stderr stands for."""
     # With LogLevel=ERROR ssh prints nothing when the connection is closed during the key exchange.
-    lines = [line.strip() for line in stderr_text.splitlines() if line.strip()] or ["Connection closed by the host"]
+    stderr_text = stderr_text.strip() or "Connection closed by the host"
     for pattern, status, error_type, explanation in _SSH_ERRORS:
-        line = next((line for line in lines if re.search(pattern, line)), None)
-        if line is not None:
-            tries = "" if status else f"closed in each of {len(_RETRY_DELAYS_S) + 1} tries; "
-            return SessionError(status, error_type, f"{tries}{explanation}{STDERR_SEPARATOR}{line.strip('@ ')}")
-    return SessionError("unreachable", "SshFailed", f"ssh made no connection{STDERR_SEPARATOR}{lines[-1]}")
+        match = re.search(pattern, stderr_text)
+        if match is not None:
+            explanation = explanation.replace("CONNECT_TIMEOUT_S", str(client.connect_timeout_s))
+            has_proxy_ended = client.proxy is not None and _PROXY_ENDED.search(stderr_text, match.end()) is not None
+            is_of_proxy = has_proxy_ended and "open failed" not in stderr_text
+            if is_of_proxy:
+                explanation = f"{'by' if status == 'denied' else 'at'} {client.proxy}: {explanation}"
+            return SessionError(status, error_type, explanation + _quote(stderr_text), is_of_proxy)
+    return SessionError("unreachable", "SshFailed", f"ssh made no connection{_quote(stderr_text)}")
+
+
+def _quote(stderr_text: str) -> str:
+    """Return the lines of stderr as the suffix of an error, or nothing if there are none; of many the last."""
+    lines = (line.strip("@ \t\r") for line in stderr_text.splitlines())
+    quote = " / ".join(line for line in lines if line)
+    if len(quote) > _MAX_QUOTE_CHARACTERS:
+        quote = "... " + quote[-_MAX_QUOTE_CHARACTERS:]
+    return quote and STDERR_SEPARATOR + quote
+
+
+def _without_verbosity(line: bytes) -> bytes:
+    """Return a line of ssh's stderr as without LogVerbose, or what a server says in place of its banner."""
+    prefix = _VERBOSE.match(line)
+    if prefix is None:
+        return line
+    text = line[prefix.end() :]
+    if prefix[1] and not _SERVER_SAYS.match(text):
+        return b""
+    name = b"kex_exchange_identification: " if prefix[2] == b"kex_exchange_identification" else b""
+    return name + _SERVER_SAYS.sub(b"the server says: ", text)
 
 
 def _drgn_wheel(directory: str, python: str, suffix: str, arch: str, libc: str) -> bytes:

@@ -1,57 +1,96 @@
 """Transport over ssh: audits the kernel of a host, or a core or QEMU guest on that host.
 
-Keys, jump hosts and the host key policy come from the OpenSSH configuration of the account that runs the audit.
-Nothing is installed on the host: the collector is sent over stdin and stays in memory.
+Keys, jump hosts, timeouts and the host key policy come from the OpenSSH configuration of the account that runs the
+audit. Nothing is installed on the host: the collector is sent over stdin and stays in memory.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import getopt
 import json
+import math
+import os
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 
+from pipeline.common.errors import AuditError
 from pipeline.fanout.transports import payload, session
 from pipeline.fanout.transports.command import Command, TargetError, arguments
 from pipeline.inventory import Target, destination
 
-_CONNECT_TIMEOUT_S = 10
-_ALIVE_INTERVAL_S, _ALIVE_COUNT = 15, 3  # a host that is silent for 45 s is lost
+# Options of ssh(1) that say how a host is reached, as getopt takes them.
+_LETTERS = "46CKkB:b:c:F:I:i:J:l:m:o:P:p:"
+
+
+class ClientError(AuditError):
+    """ssh cannot run on this machine, whatever the host."""
 
 
 def command(target: Target) -> Command:
     """Return the command that audits a target over ssh.
 
-    :raises TargetError: the destination is invalid, so that ssh might take it for something else than a host name.
+    :raises TargetError: the destination or an option is invalid, so that ssh might take it for something else.
+    """
+    host, options, config = client_arguments(target)
+    remote_target = replace(target, source="live:") if target.kind == "ssh" else target
+    header = {
+        "host": host,
+        "options": options,
+        "config": config,
+        "command_line": payload.command_line(target.python, target.become),
+        "collector_args": arguments(remote_target),
+        "start_marker": payload.START_MARKER,
+        "announcement": payload.ANNOUNCEMENT,
+        "bootstrap_bytes": len(payload.bootstrap()),
+        "become": target.become,
+        "python": target.python,
+        "drgn_wheels": target.drgn_wheels,
+        "timeout_s": target.timeout_s or math.inf,
+        "denials": _denials(),
+    }
+    stdin = json.dumps(header).encode() + b"\n" + payload.bootstrap() + payload.sources()
+    return Command([session.__file__], program=[sys.executable, "-IS"], stdin=stdin, host=host)
+
+
+def check_client(targets: Iterable[Target]) -> None:
+    """Check that ssh can run here and takes its configuration, with the first target of each configuration file.
+
+    :raises ClientError: it does not; with the reason.
+    """
+    hosts_by_config: dict[str | None, str] = {}
+    for target in targets:
+        with contextlib.suppress(TargetError):  # becomes the status of that target
+            host, _, config = client_arguments(target)
+            hosts_by_config.setdefault(config, host)
+    for config, host in hosts_by_config.items():
+        try:
+            session.settings(host, [], config)
+        except session.SessionError as error:
+            raise ClientError(str(error)) from error
+
+
+def client_arguments(target: Target) -> tuple[str, list[str], str | None]:
+    """Return the host, ssh's options without its configuration file, and that file.
+
+    :raises TargetError:
     """
     try:
         account = destination.parse((target.via or target.source).removeprefix("ssh:"))
-    except ValueError as error:
+        given, rest = getopt.getopt(target.ssh_args, _LETTERS)
+    except (ValueError, getopt.GetoptError) as error:
         raise TargetError(str(error)) from error
-    remote_target = replace(target, source="live:") if target.kind == "ssh" else target
-    header = {
-        "argv": argv(account, target.ssh_config, payload.command_line(target.python, target.become)),
-        "collector_args": arguments(remote_target),
-        "start_marker": payload.START_MARKER,
-        "bootstrap_bytes": len(payload.bootstrap()),
-        "user": account.user,
-        "python": target.python,
-        "drgn_wheels": target.drgn_wheels,
-    }
-    stdin = json.dumps(header).encode() + b"\n" + payload.bootstrap() + payload.sources()
-    return Command([session.__file__], program=[sys.executable, "-IS"], stdin=stdin, host=account.host)
-
-
-def argv(account: destination.Destination, ssh_config: str | None, command_line: str) -> list[str]:
-    """Return ssh's command line: no prompts, no agent forwarding, no terminal, and detection of a dead connection."""
-    options = [
-        *("-T", "-a", "-x", "-oClearAllForwardings=yes", "-oRemoteCommand=none"),
-        "-oBatchMode=yes",
-        f"-oConnectTimeout={_CONNECT_TIMEOUT_S}",
-        f"-oServerAliveInterval={_ALIVE_INTERVAL_S}",
-        f"-oServerAliveCountMax={_ALIVE_COUNT}",
-        "-oLogLevel=ERROR",  # omits the banner, which is arbitrary text
-    ]
-    options += ["-F", ssh_config] if ssh_config is not None else []
-    options += ["-p", str(account.port)] if account.port is not None else []
+    if rest:
+        raise TargetError(f"ssh's options of {account.host} contain more than options: {' '.join(rest)}")
+    options = ["-p", str(account.port)] if account.port is not None else []
     options += ["-l", account.user] if account.user is not None else []
-    return ["ssh", *options, "--", account.host, command_line]
+    options += [letter + value for letter, value in given if letter != "-F"]
+    return account.host, options, dict(given).get("-F", target.ssh_config)
+
+
+@functools.cache
+def _denials() -> str:
+    """Return the path of the file in which the sessions of this process count denials; it goes with the process."""
+    return f"/proc/{os.getpid()}/fd/{os.memfd_create('denials')}"

@@ -20,7 +20,7 @@ import pytest
 
 from pipeline.fanout import runner, transports
 from pipeline.fanout.transports import payload, ssh
-from pipeline.inventory import Target, destination
+from pipeline.inventory import Target
 from tests import processes
 from tests.fanout.transports.sshd import SSHD, USER, Client, Server, free_port, make_key
 
@@ -360,9 +360,9 @@ def test_a_configuration_that_ssh_does_not_take(tmp_path, client, server):
 
 def test_no_ssh_on_this_node(client, server, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    status, _, error = failure(core_via(server, client))
-    assert status == "unreachable"
-    assert "cannot run ssh on" in error
+    status, kind, error = failure(core_via(server, client))
+    assert (status, kind) == ("denied", "NoSsh")
+    assert error.startswith(f"cannot run ssh on {os.uname().nodename} to reach 127.0.0.1")
 
 
 class Listener:
@@ -580,12 +580,14 @@ def test_a_collector_to_which_nobody_speaks_ends(target, script, tmp_path):
 # The command line
 
 
-def test_the_command_line_of_ssh():
-    argv = ssh.argv(destination.parse("root@db1:2222"), "/etc/fleet", "COMMAND")
-    assert argv[:4] == ["ssh", "-T", "-a", "-x"]
-    assert "-oBatchMode=yes" in argv
-    assert argv[-9:] == ["-F", "/etc/fleet", "-p", "2222", "-l", "root", "--", "db1", "COMMAND"]
-    assert not any("StrictHostKeyChecking" in part for part in argv)
+def test_the_arguments_of_ssh():
+    target = Target("t", "ssh", "ssh:root@db1:2222", ssh_config="/etc/fleet", ssh_args=("-J", "j", "-oUser=x", "-4"))
+    assert ssh.client_arguments(target) == ("db1", ["-p", "2222", "-l", "root", "-Jj", "-oUser=x", "-4"], "/etc/fleet")
+    other_file = dataclasses.replace(target, ssh_args=["-F", "/etc/other", "-F", "none"])
+    assert ssh.client_arguments(other_file) == ("db1", ["-p", "2222", "-l", "root"], "none")
+    for words in (["db2"], ["-A"], ["-i"]):
+        with pytest.raises(transports.TargetError):
+            ssh.client_arguments(dataclasses.replace(target, ssh_args=words))
 
 
 @pytest.mark.parametrize(

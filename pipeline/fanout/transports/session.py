@@ -122,7 +122,7 @@ _SUDO_REMEDIES = (
      "sudo cannot become root there: a container without new privileges, or a file system mounted nosuid"),
     (r"password|[Aa]uthenticat|[Ii]nteraction is required|not allowed to|may not run|not in the sudoers|I'm afraid",
      "add the line {user} ALL=(root) NOPASSWD: {interpreter} to the host's sudoers"),
-    (r"sudo: .*not found", "sudo is not installed on the host: log in as root"),
+    (r"sudo: not found", "sudo is not installed on the host: log in as root"),
 )  # fmt: skip
 
 

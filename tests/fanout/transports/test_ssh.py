@@ -32,18 +32,6 @@ ROOT = Path(__file__).resolve().parents[3]
 CORE = ROOT / "tests/vmcores/deb510-n1/vmcore"
 
 
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Client:
-    return Client(tmp_path_factory.mktemp("client") / "ssh")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, client: Client) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("server") / "sshd") as server:
-        client.trust(server)
-        yield server
-
-
 @pytest.fixture
 def target(client: Client, server: Server) -> Target:
     return core_via(server, client)
@@ -64,19 +52,6 @@ def failure(target: Target, **limits: float) -> tuple:
     assert (result["columns"], result["tables"]) == ({}, {})
     assert "127.0.0.1" in result["attempt"]["error"] or "nowhere" in result["attempt"]["error"]
     return tuple(result["attempt"][key] for key in ("status", "error_type", "error"))
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> Callable[[str], str]:
-    """Make an executable that replaces the interpreter on the host."""
-
-    def make(text: str) -> str:
-        path = tmp_path / "interpreter"
-        path.write_text(f"#!/bin/sh\n{text}\n")
-        path.chmod(0o755)
-        return str(path)
-
-    return make
 
 
 def instead_of_nice(expression: str, python: str = sys.executable) -> str:
@@ -270,45 +245,6 @@ def test_what_was_sent_is_gone_where_the_connection_is_cut(tmp_server, client, w
     wait_until(lambda: list(host.rglob("_drgn*.so")))
     thread.join()
     wait_until(lambda: os.listdir(host) == [])
-
-
-# sudo
-
-
-def as_nobody(tmp_path: Path, sudoers: Path | None = None) -> str:
-    """Return the option of an sshd whose logins all run as user "nobody", with a directory at /etc/sudoers.d."""
-    forced_command = tmp_path / "forced_command"
-    mount = f"mount --bind {sudoers} /etc/sudoers.d && " if sudoers else ""
-    drop = 'exec setpriv --reuid=nobody --regid=nogroup --clear-groups sh -c "$SSH_ORIGINAL_COMMAND"'
-    forced_command.write_text(f"#!/bin/sh\ncd /\nexec unshare -m sh -c {shlex.quote(mount + drop)}\n")
-    forced_command.chmod(0o755)
-    return f"ForceCommand {forced_command}"
-
-
-@as_root
-@with_sudo
-def test_sudo_that_wants_a_password_is_denied_with_the_rule_that_helps(tmp_path, client, wheels):
-    for folder in (tmp_path, *tmp_path.parents[:3]):
-        folder.chmod(folder.stat().st_mode | 0o011)
-    core = tmp_path / "core"
-    shutil.copy(CORE, core)
-    core.chmod(0o600)
-    fields = {"source": str(core), "python": None, "drgn_wheels": str(wheels)}
-    with Server(tmp_path / "first", as_nobody(tmp_path)) as server:
-        client.trust(server)
-        status, _, error = failure(core_via(server, client, **fields))
-        assert status == "denied"
-        assert "run as root" in error
-        status, kind, error = failure(core_via(server, client, **fields, become=True))
-    assert (status, kind) == ("denied", "Sudo")
-    assert "a password is required" in error
-    rule = re.search(rf"{USER} ALL=\(root\) NOPASSWD: \S+", error)[0]
-    sudoers = tmp_path / "sudoers.d"
-    sudoers.mkdir()
-    (sudoers / "rule").write_text(rule.replace(USER, "nobody", 1) + "\n")
-    with Server(tmp_path / "second", as_nobody(tmp_path, sudoers)) as server:
-        client.trust(server)
-        assert status_and_error(run(core_via(server, client, **fields, become=True))) == ("ok", None)
 
 
 # Errors of ssh

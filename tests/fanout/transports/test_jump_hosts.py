@@ -1,0 +1,154 @@
+"""Targets that share a way in: a jump host that denies, forwards nothing, or locks out the address of the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.inventory import Target
+from tests.fanout.transports.sshd import SSHD, USER, Client, Server, free_port
+from tests.fanout.transports.test_ssh import Listener, core_via, relay, run, status_and_error
+
+pytestmark = pytest.mark.skipif(SSHD is None, reason="needs sshd")
+
+
+@pytest.fixture
+def through(tmp_path: Path, client: Client, server: Server) -> Callable[[str], Target]:
+    """Return a function that makes a target from lines of the ssh_config of host "behind", which is the server."""
+
+    def make(*lines: str) -> Target:
+        text = "\n".join(["Host behind", "HostName 127.0.0.1", f"Port {server.port}", f"User {USER}", *lines])
+        config = tmp_path / "ssh_config"
+        config.write_text(f"{text}\nMatch all\n{client.config.read_text()}")
+        return core_via(server, client, via="ssh:behind", ssh_config=str(config))
+
+    return make
+
+
+def denied(target: Target) -> str:
+    """Run a target that no key lets in; return the error."""
+    attempt = run(target)["attempt"]
+    assert (attempt["status"], attempt["error_type"]) == ("denied", "AuthenticationFailed")
+    return str(attempt["error"])
+
+
+def test_a_jump_host_that_denies_is_named_and_after_three_targets_not_tried(tmp_path, client, through):
+    with Server(tmp_path / "jump", "LogLevel VERBOSE") as jump:
+        client.trust(jump)
+        address = f"127.0.0.1:{jump.port}"
+        for _ in range(3):
+            error = denied(through(f"ProxyJump nobody@{address}"))
+            assert error.startswith(f"behind: by the jump host nobody@{address}: no key of this account is accepted")
+            assert "; stderr: nobody@127.0.0.1: Permission denied (publickey). / " in error
+        log = jump.log.read_text()
+        for lines in (
+            [f"ProxyJump nobody@{address}"],
+            ["ProxyJump jump", "Host jump", "HostName 127.0.0.1", f"Port {jump.port}", "User nobody"],
+        ):
+            error = denied(through(*lines))
+            assert (
+                f"not tried: no key of this account is accepted by the jump host nobody@{address}, as 3 other" in error
+            )
+        assert jump.log.read_text() == log
+        assert status_and_error(run(through(f"ProxyJump {USER}@{address}"))) == ("ok", None)
+        behind = through(f"ProxyJump {USER}@{address}")
+        error = denied(dataclasses.replace(behind, ssh_args=("-l", "nobody")))
+        assert "jump host" not in error
+
+
+def test_the_bastion_of_a_proxy_command_is_one_way_in_unless_each_host_has_its_own(tmp_path, client, through):
+    with Server(tmp_path / "jump") as jump:
+        client.trust(jump)
+        command = f"ssh -F {tmp_path}/ssh_config -W %h:%p -p {jump.port} nobody@127.0.0.1"
+        for _ in range(3):
+            assert "by its ProxyCommand: no key" in denied(through(f"ProxyCommand {command}"))
+        assert "not tried" in denied(through(f"ProxyCommand {command}"))
+        for _ in range(4):
+            assert "not tried" not in denied(through(f"ProxyCommand {command.replace('@127.0.0.1', '@%h')}"))
+
+
+def test_a_jump_host_that_forwards_nothing(tmp_path, client, through):
+    with Server(tmp_path / "jump", "AllowTcpForwarding no") as jump:
+        client.trust(jump)
+        status, kind, error = failure_of(through(f"ProxyJump {USER}@127.0.0.1:{jump.port}"))
+    assert (status, kind) == ("denied", "ForwardingRefused")
+    assert "AllowTcpForwarding" in error
+
+
+@pytest.mark.parametrize(("name", "kind"), [("nowhere.invalid", "NameNotResolved"), ("127.0.0.1", "ConnectionRefused")])
+def test_a_host_that_its_jump_host_does_not_reach(tmp_path, client, through, name, kind):
+    with Server(tmp_path / "jump") as jump:
+        client.trust(jump)
+        target = through(f"ProxyJump {USER}@127.0.0.1:{jump.port}")
+        options = (f"-oHostName={name}", f"-oPort={free_port()}")
+        status, error_type, error = failure_of(dataclasses.replace(target, ssh_args=options))
+    assert (status, error_type) == ("unreachable", kind)
+    assert "jump host" not in error
+
+
+def failure_of(target: Target) -> tuple[str, str, str]:
+    attempt = run(target)["attempt"]
+    return attempt["status"], attempt["error_type"], attempt["error"]
+
+
+# Lock-outs. sshd says the same words for MaxStartups and PerSourcePenalties since OpenSSH 9.8, and other ones before.
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "causes"),
+    [
+        (b"Exceeded MaxStartups\r\n", "ConnectionClosed", {"MaxStartups"}),
+        (b"Not allowed at this time\r\n", "ConnectionRejected", {"MaxStartups", "PerSourcePenalties"}),
+        (b"", "ConnectionClosed", {"MaxStartups", "PerSourcePenalties"}),
+    ],
+)
+def test_why_a_connection_is_closed_before_the_login(server, client, words, kind, causes):
+    with Listener(lambda connection, _: (connection.sendall(words), connection.close())) as listener:
+        target = core_via(server, client, via=f"ssh:127.0.0.1:{listener.port}", timeout_s=15)
+        status, error_type, error = failure_of(target)
+    assert (status, error_type) == ("unreachable", kind)
+    assert {cause for cause in ("MaxStartups", "PerSourcePenalties") if cause in error.partition("stderr")[0]} == causes
+    assert words.decode().strip() in error
+    assert "closed in each of 4 tries" in error  # the next would be after 15 s
+
+
+def test_after_denials_of_a_jump_host_a_closed_connection_is_a_lock_out_to_wait_for(tmp_path, server, client, through):
+    with Server(tmp_path / "jump") as jump:
+        locked_out = []
+
+        def answer(connection: socket.socket, number: int) -> None:
+            if locked_out:
+                connection.close()
+            else:
+                relay(jump.port)(connection)
+
+        client.trust(jump)
+        with Listener(answer) as listener:
+            client.know(listener.port, jump.host_key)
+            assert "by the jump host" in denied(through(f"ProxyJump nobody@127.0.0.1:{listener.port}"))
+            locked_out.append(True)
+            target = dataclasses.replace(through(f"ProxyJump {USER}@127.0.0.1:{listener.port}"), timeout_s=5)
+            status, _, error = failure_of(target)
+            assert status == "unreachable"
+            assert "closed in each of 1 tries; at the jump host" in error
+            assert listener.connections == 2
+
+
+@pytest.mark.faults
+def test_a_lock_out_that_ends_costs_time_but_no_row(server, client):
+    def answer(connection: socket.socket, number: int) -> None:
+        if number <= 4:
+            connection.sendall(b"Not allowed at this time\r\n")
+            connection.close()
+        else:
+            relay(server.port)(connection)
+
+    with Listener(answer) as listener:
+        client.know(listener.port, server.host_key)
+        target = core_via(server, client, via=f"ssh:{USER}@127.0.0.1:{listener.port}")
+        assert status_and_error(run(target)) == ("ok", None)
+        assert listener.connections == 5

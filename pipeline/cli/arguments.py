@@ -212,7 +212,7 @@ def _add_sql(commands: Any) -> None:
         "--memory",
         type=_memory,
         metavar="SIZE",
-        help="memory limit of the query, such as 4GiB (default: half of this machine's memory)",
+        help="memory limit of the query, such as 4GiB (default: half of what this process may use)",
     )
     parser.add_argument(
         "--print-init",
@@ -414,7 +414,9 @@ def _add_fail_if(parser: argparse.ArgumentParser) -> None:
 
 def _add_fanout_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--parallel", type=_positive, help="number of targets to collect at a time (default: the usable CPUs)"
+        "--parallel",
+        type=_positive,
+        help="number of targets to collect at a time (default: the usable CPUs, at most one for each 256 MiB of memory)",
     )
     parser.add_argument(
         "--ssh-parallel",

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from pipeline.common import scratch
+from pipeline.common import limits, scratch
 from pipeline.common.errors import AuditError
 from pipeline.fanout import interrupts, runner
 from pipeline.fanout.workers import WorkerLost, collect_batch
@@ -34,9 +34,6 @@ _CONNECT_TIMEOUT_S = 10.0
 _HEAD_RESTART_S = 10.0
 # Wait this long for killed processes to exit: one in uninterruptible sleep may never do so.
 _KILL_TIMEOUT_S = 5.0
-_CGROUP = Path("/sys/fs/cgroup")
-# Files with the quota and the period of the CPU time of this container, in microseconds: cgroup v2, then v1.
-_CPU_QUOTA_FILES = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
 
 _DIRECTORY_PREFIX = "lru-ray."
 # Environment variable that identifies the processes of an embedded Ray; its value is their directory.
@@ -74,9 +71,9 @@ def is_connected() -> bool:
 
 
 def cpus() -> int:
-    """Return the number of CPUs of the connected cluster, else of this machine, at least 1."""
+    """Return the number of CPUs of the connected cluster, else of those that workers here may use, at least 1."""
     if not is_connected():
-        return _usable_cpus()
+        return limits.workers()
     return max(1, int(sys.modules["ray"].cluster_resources().get("CPU", 1)))
 
 
@@ -205,17 +202,6 @@ def _init(ray: Any, address: str, options: Mapping[str, Any]) -> None:
         for name in filter(functools.partial(hasattr, node), _UNUSED_SERVICES):
             stack.enter_context(mock.patch.object(node, name))
         ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
-
-
-def _usable_cpus() -> int:
-    """Return the number of CPUs that this process may use, by its affinity and the quota of its container."""
-    count = len(os.sched_getaffinity(0))
-    for names in _CPU_QUOTA_FILES:
-        with contextlib.suppress(OSError, ValueError):  # absent outside a container; "max" without a quota
-            quota, period = map(int, " ".join((_CGROUP / name).read_text(encoding="ascii") for name in names).split())
-            if quota > 0:  # -1 without a quota
-                count = min(count, max(1, quota // period))
-    return count
 
 
 def _join_options(stack: contextlib.ExitStack, address: str) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class Request:
     params: Mapping[str, str]
     memory_bytes: int
     result_bytes: int
+    threads: int
     is_landlocked: bool
 
 
@@ -51,7 +52,11 @@ def main(result_fd: int) -> None:
 
 def _answer(request: Request, result: BinaryIO) -> None:
     session = Session(
-        request.tables, is_confined=True, is_landlocked=request.is_landlocked, memory_bytes=request.memory_bytes
+        request.tables,
+        is_confined=True,
+        is_landlocked=request.is_landlocked,
+        memory_bytes=request.memory_bytes,
+        threads=request.threads,
     )
     with session.stream(request.query, request.params) as reader, _write_errors(request.result_bytes):
         with pa.ipc.new_stream(result, reader.schema) as stream:

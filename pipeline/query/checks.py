@@ -9,7 +9,7 @@ import pyarrow.dataset as ds
 
 from pipeline.common import data
 from pipeline.common.errors import AuditError
-from pipeline.query.session import QueryError, Session
+from pipeline.query.session import QueryError, Session, half_of_memory_bytes
 
 # Keeps the publication of 100,000 targets below 1 GiB; DuckDB spills, for a fifth more CPU time than with 1 GiB.
 _MEMORY_BYTES = 384 << 20
@@ -34,7 +34,7 @@ def check(tables: Mapping[str, ds.UnionDataset]) -> list[Violation]:
     :raises CheckError: rows fail a check and name no target.
     """
     try:
-        return _violations(Session(tables, memory_bytes=_MEMORY_BYTES))
+        return _violations(Session(tables, memory_bytes=min(_MEMORY_BYTES, half_of_memory_bytes())))
     except QueryError as error:
         if "Out of Memory" not in str(error):
             raise

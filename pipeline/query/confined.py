@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from pipeline.common import data
+from pipeline.common.limits import cpus, memory_bytes
 from pipeline.common.text import human_bytes, printable
 from pipeline.query import landlock
 from pipeline.query.answer import EXIT_QUERY_ERROR, Request
@@ -36,7 +37,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = [Path(str(package.__file__)).resolve().parents[1] for package in (duckdb, pa)]
 # Memory that DuckDB's limit does not count: the interpreter, libraries, and a stack and an arena for each thread.
 _OVERHEAD_BYTES = 1 << 30
-_OVERHEAD_BYTES_PER_CPU = 16 << 20
+_OVERHEAD_BYTES_PER_THREAD = 16 << 20
 # Wait this long for a killed child to be reaped.
 _REAP_S = 5.0
 _MAX_ERROR_CHARACTERS = 2_000
@@ -61,15 +62,16 @@ def run_confined(
         number or a time.
     :raises QueryError: with one line for the user.
     """
+    threads = cpus()
     is_on_disk = is_local(tables)
     is_landlocked = is_on_disk and landlock.abi() > 0
-    request = Request(dict(tables), query, params, limits.memory_bytes, limits.result_bytes, is_landlocked)
+    request = Request(dict(tables), query, params, limits.memory_bytes, limits.result_bytes, threads, is_landlocked)
     files = [path for dataset in tables.values() for path in dataset_files(dataset)]
     confinement = {
         "landlock": is_landlocked,
         "readable": [*files, *_runtime_files()] if is_landlocked else [],
         "listable": [str(_ROOT)],
-        "data_bytes": limits.memory_bytes + _OVERHEAD_BYTES + _OVERHEAD_BYTES_PER_CPU * (os.cpu_count() or 1),
+        "data_bytes": limits.memory_bytes + _OVERHEAD_BYTES + _OVERHEAD_BYTES_PER_THREAD * threads,
         "result_bytes": limits.result_bytes,
     }
     with ExitStack() as stack:
@@ -99,6 +101,7 @@ def _run_child(
             **(env or {}),
             "PYTHONPATH": os.pathsep.join(map(str, dict.fromkeys((_ROOT, *_PACKAGES)))),
             "PYTHONDONTWRITEBYTECODE": "1",
+            "ARROW_DEFAULT_MEMORY_POOL": "system",  # mimalloc reserves 1 GiB, which counts as the child's data
             "TZ": "UTC",
         },
         start_new_session=True,
@@ -124,7 +127,8 @@ def _read_table(result: IO[bytes]) -> pa.Table:
 
 
 def _failure_reason(exit_code: int, result: IO[bytes], stderr: IO[bytes], limits: Limits) -> str:
-    memory_hint = f"; its memory limit is {human_bytes(limits.memory_bytes)}, raise it with --memory"
+    memory_limit = human_bytes(limits.memory_bytes)
+    memory_hint = f"; its memory limit is {memory_limit}, raise it with --memory"
     if exit_code == EXIT_QUERY_ERROR:
         result.seek(0)
         reason = _printable(result.read(_MAX_ERROR_CHARACTERS))
@@ -133,6 +137,12 @@ def _failure_reason(exit_code: int, result: IO[bytes], stderr: IO[bytes], limits
     last_line = _printable(stderr.read().strip().rpartition(b"\n")[2])
     if any(symptom in last_line for symptom in ("MemoryError", "bad_alloc", "Out of Memory")):
         return f"the query ran out of memory{memory_hint}"
+    if exit_code == -signal.SIGKILL:
+        return (
+            "the query's process was ended by SIGKILL, probably by the kernel for want of memory: it may use "
+            f"{memory_limit} of the {human_bytes(memory_bytes())} here; give it less with --memory, or give this "
+            "container or machine more memory"
+        )
     if exit_code < 0:
         return f"the query's process was killed by {_signal_name(-exit_code)}{memory_hint}"
     return f"the query's process ended without a result: {last_line or f'exit code {exit_code}'}"
@@ -163,7 +173,7 @@ def _runtime_files() -> list[str]:
         str(_ROOT / "pipeline"),
         *(str(data.path(name)) for name in ("sql", "schemas")),
         "/etc/ld.so.cache",
-        "/proc/self/cgroup",  # from which DuckDB reads the container's CPU and memory limits
+        "/proc/self/cgroup",  # DuckDB reads the container's CPU and memory limits, and fails if it may not
         "/sys/fs/cgroup",
     ]
     return [path for path in candidates if os.path.exists(path)]

@@ -13,7 +13,7 @@ view over the files.
 
 from __future__ import annotations
 
-import os
+import re
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -23,7 +23,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from pipeline.common import scratch
+from pipeline.common import limits, scratch
 from pipeline.common.errors import AuditError
 from pipeline.query import views
 from pipeline.query.views import sql_literal
@@ -42,6 +42,8 @@ _CONFINEMENT = (
     "SET lock_configuration = true",
 )
 _BATCH_ROWS = 65_536
+# The end of a DuckDB error: a line of the query, and a mark below the place in it.
+_QUOTED_QUERY = re.compile(r"^LINE \d+: .*\n *\^+$", re.MULTILINE)
 _READ_STATEMENTS = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
 
 
@@ -55,7 +57,8 @@ class Session:
     :param tables: the dataset of each table, from `warehouse.tables`. A dataset without files is an empty table.
     :param is_confined: run one read-only statement at a time and allow access to these tables only; for users' SQL.
     :param is_landlocked: the kernel restricts this process to the tables' files, so a confined DuckDB may read them.
-    :param memory_bytes: memory limit of DuckDB; default half of this machine's memory.
+    :param memory_bytes: memory limit of DuckDB; default half of what this process may use.
+    :param threads: of DuckDB, and of Arrow in this process; default the CPUs that this process may use.
     """
 
     def __init__(
@@ -65,12 +68,17 @@ class Session:
         is_confined: bool = False,
         is_landlocked: bool = False,
         memory_bytes: int | None = None,
+        threads: int | None = None,
     ) -> None:
         self._is_confined = is_confined
         self._definitions: list[str] = []
-        self._connection = duckdb.connect(":memory:")
+        threads = threads or limits.cpus()
+        pa.set_cpu_count(threads)
         with _one_line_errors():
-            self._configure(memory_bytes or half_of_memory_bytes())
+            # DuckDB itself would take those of the machine, or of the topmost cgroup only.
+            memory_limit = f"{(memory_bytes or half_of_memory_bytes()) >> 20}MiB"
+            self._connection = duckdb.connect(":memory:", config={"threads": threads, "memory_limit": memory_limit})
+            self._configure()
             if is_local(tables) and (is_landlocked or not is_confined):
                 self._bind_files(tables)
             else:
@@ -124,11 +132,10 @@ class Session:
             return self._connection.execute(query, params).to_arrow_reader(_BATCH_ROWS)
         return self._connection.sql(query, params=params).to_arrow_reader(_BATCH_ROWS)
 
-    def _configure(self, memory_bytes: int) -> None:
+    def _configure(self) -> None:
         execute = self._connection.execute
         execute("SET TimeZone = 'UTC'")
         execute("SET enable_progress_bar = false")
-        execute(f"SET memory_limit = '{memory_bytes >> 20}MiB'")
         execute(f"SET temp_directory = {sql_literal('' if self._is_confined else self._spill_directory())}")
 
     def _spill_directory(self) -> str:
@@ -270,17 +277,18 @@ def _scans(part: ds.FileSystemDataset, newest_run_id: str | None = None) -> Iter
 
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """Raise an error of DuckDB or Arrow as a QueryError: its first paragraph on one line, without the query's text."""
+    """Raise an error of DuckDB or Arrow as a QueryError: all its lines as one, without those that quote the query."""
     try:
         yield
+    except duckdb.OutOfMemoryException as error:  # the other paragraphs advise settings that are the session's
+        raise QueryError(" ".join(str(error).partition("\n\n")[0].split())) from error
     except (duckdb.Error, pa.ArrowException, OSError) as error:
-        text = str(error).split("LINE 1:")[0].split("\n\n")[0]
-        raise QueryError(" ".join(text.split())) from error
+        raise QueryError(" ".join(_QUOTED_QUERY.sub("", str(error)).split())) from error
 
 
 def half_of_memory_bytes() -> int:
-    """Return half of this machine's memory, in bytes."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    """Return half of the memory that this process may use, in bytes."""
+    return limits.memory_bytes() // 2
 
 
 def _require_read_statement(statements: list[duckdb.Statement]) -> None:

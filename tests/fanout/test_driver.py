@@ -494,27 +494,6 @@ def test_a_cluster_that_is_not_there_or_wants_another_token_is_one_line_at_once(
     assert time.monotonic() - start < 30
 
 
-@pytest.mark.parametrize(
-    ("files", "count"),
-    [
-        ({"cpu.max": "350000 100000\n"}, 3),
-        ({"cpu.max": "50000 100000\n"}, 1),
-        ({"cpu.max": "max 100000\n"}, 4),
-        ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
-        ({}, 4),
-    ],
-)
-def test_a_container_has_the_cpus_of_its_quota(files, count, tmp_path, monkeypatch):
-    """The files are those of Documentation/admin-guide/cgroup-v2.rst and Documentation/scheduler/sched-bwc.rst."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 7})
-    monkeypatch.setattr(cluster, "_CGROUP", tmp_path)
-    (tmp_path / "cpu").mkdir()
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    assert cluster._usable_cpus() == count
-
-
 # A driver in a process of its own, like a user's command
 
 

@@ -22,6 +22,7 @@ from pyarrow import fs
 from pipeline import query, warehouse
 from pipeline.query import landlock
 from pipeline.warehouse import schema
+from tests.cgroups import memory_cgroup
 from tests.warehouse.outcomes import STARTED_AT, failure, ok, publish, session
 
 ROOT = Path(__file__).parents[2]
@@ -140,6 +141,38 @@ def test_the_remedy_of_each_limit_is_named(root, mode):
     assert timeout_error == "no result after 1 s; give it longer with --timeout"
     memory_error = ask(root, "SELECT length(list(range)::VARCHAR) FROM range(200000000)")
     assert memory_error.endswith("its memory limit is 256 MiB, raise it with --memory")
+
+
+def sql_with_200_mib(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a container with 200 MiB of memory."""
+    with memory_cgroup(200 << 20) as cgroup:
+        return subprocess.run(
+            [sys.executable, "-m", "pipeline", "sql", "-w", root, *arguments],
+            cwd=ROOT,
+            preexec_fn=lambda: (cgroup / "cgroup.procs").write_text("0"),
+            capture_output=True,
+            text=True,
+        )
+
+
+def test_a_query_takes_half_of_the_containers_memory(root):
+    process = sql_with_200_mib(root, "--format", "csv", "SELECT current_setting('memory_limit')")
+    assert process.stdout.splitlines()[1:] == ["100.0 MiB"], process.stderr
+
+
+def test_a_query_that_the_kernel_ends_for_want_of_memory_is_told_to_take_less(root):
+    process = sql_with_200_mib(root, "--memory", "8GiB", "SELECT length(list(range)::VARCHAR) FROM range(200000000)")
+    assert process.returncode == 1
+    assert process.stderr == (
+        "lru-audit: the query's process was ended by SIGKILL, probably by the kernel for want of memory: it may use "
+        "8.00 GiB of the 200 MiB here; give it less with --memory, or give this container or machine more memory\n"
+    )
+
+
+def test_all_lines_of_an_error_are_kept_but_for_those_that_quote_the_query(root, mode):
+    error = ask(root, "SELECT target,\n  nosuch FROM targets")
+    assert re.fullmatch(r'Binder Error: .*"nosuch" not found in FROM clause! Candidate bindings: .*"', error)
+    assert ask(root, "SELECT error('one\n\nLINE 1: two\nthree')") == "Invalid Input Error: one LINE 1: two three"
 
 
 def test_a_run_that_is_removed_meanwhile_is_one_line_saying_to_run_it_again(tmp_path, mode):

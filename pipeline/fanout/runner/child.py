@@ -8,6 +8,7 @@ with its process group.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import selectors
 import signal
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 
 from pipeline.collector import formats
 from pipeline.collector.status import OUT_OF_MEMORY
+from pipeline.common.limits import memory_bytes
 from pipeline.common.text import printable
 from pipeline.fanout import transports
 from pipeline.fanout.runner import frame, unpack
@@ -30,6 +32,9 @@ _GRACE_S = 2.0  # between SIGTERM and SIGKILL
 _DRAIN_S = 1.0  # to read the pipes after the child's exit, as its descendants may still hold them
 _STDERR_TAIL_BYTES = 4096
 _ERROR_CHARACTERS = 500
+_KILLED_HINT = (
+    ", probably by the kernel for want of memory: collect fewer targets at a time, or give that node or container more"
+)
 _MIN_TIMEOUT_S = 0.1  # to collect a core for which no time was left when it was unpacked
 
 
@@ -37,6 +42,7 @@ _MIN_TIMEOUT_S = 0.1  # to collect a core for which no time was left when it was
 class Limits:
     """The limits of one collection.
 
+    :param memory_bytes: limit of the collector's data, or what its container may use, if that is less.
     :param output_bytes: limit of stdout; a snapshot of 10,000 list_lrus is 3 MB.
     :param unpack_directory: where packed cores are unpacked, created if its parent exists; default TMPDIR.
     """
@@ -46,6 +52,9 @@ class Limits:
     output_bytes: int = 64 << 20
     niceness: int = 10
     unpack_directory: str | None = None
+
+
+_usable_memory_bytes = functools.cache(memory_bytes)  # of this process, which collects many targets
 
 
 class _Exit(NamedTuple):
@@ -80,6 +89,8 @@ def run(target: Target, attempt: int, limits: Limits) -> dict[str, Any]:
     """
     started_at = time.time_ns() // 1000
     start = time.monotonic()
+    if not target.over_ssh:
+        limits = replace(limits, memory_bytes=min(limits.memory_bytes, _usable_memory_bytes()))
     try:
         collection = _collect(target, limits)
     except ForkServerLost as error:
@@ -232,7 +243,7 @@ def _failure(child: _Exit, error: frame.FrameError, limits: Limits, timeout_s: f
         return _Result("over_budget", "MemoryError", f"needs more than {limits.memory_bytes >> 20} MiB of memory")
     if child.returncode is not None and child.returncode < 0:
         name = _signal_name(-child.returncode)
-        hint = " (the node is probably out of memory: collect fewer targets at a time)" if name == "SIGKILL" else ""
+        hint = _KILLED_HINT if name == "SIGKILL" else ""
         return _Result("crashed", f"signal:{name}", f"killed by {name}{hint}{stderr_quote}")
     if child.returncode == transports.CONNECTION_LOST_EXIT_CODE:
         return _Result("lost", "ConnectionLost", f"the connection ended before the audit did{stderr_quote}")

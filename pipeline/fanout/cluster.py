@@ -1,11 +1,12 @@
 """Connection to Ray: a running cluster, or an embedded one with its own token, directory and processes.
 
-Only this module imports Ray. Signals never interrupt Ray's start and shutdown, and an embedded Ray leaves nothing
-behind: the next embedded Ray removes the leftovers of a killed driver.
+Only this module imports Ray. Ray starts and shuts down in a thread, so that neither delays a signal or takes for ever.
+An embedded Ray leaves nothing behind: the next embedded Ray removes the leftovers of a killed driver.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import importlib
@@ -16,9 +17,10 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -32,6 +34,10 @@ from pipeline.inventory.plan import LOCAL_NODE, Batch, Node, this_machine
 _CONNECT_TIMEOUT_S = 10.0
 # Time for a head to restart. Ray ends this process and each node a minute after the head's end.
 _HEAD_RESTART_S = 10.0
+# Starts take 1 to 3 s; a machine on which one takes longer than this needs more for the audit than a resume.
+_START_TIMEOUT_S = 60.0
+# Shutdowns take 1 s; Ray itself gives each of its processes 5 s.
+_END_TIMEOUT_S = 15.0
 # Wait this long for killed processes to exit: one in uninterruptible sleep may never do so.
 _KILL_TIMEOUT_S = 5.0
 
@@ -42,6 +48,18 @@ _DIRECTORY_VARIABLE = "RAY_LRU_AUDIT_DIRECTORY"
 _OBJECT_STORE_BYTES = 128 << 20
 # Ray keeps the first token that a process uses, so all clusters of this process share one.
 _TOKEN = secrets.token_hex(32)
+# Settings of an embedded Ray, which is a guest: Ray's own suit a machine of its own. The account's take precedence.
+_GUEST_SETTINGS = {
+    "RAY_memory_monitor_refresh_ms": "0",  # else Ray kills its workers for the memory that others use
+    "RAY_prestart_worker_first_driver": "0",  # else the start waits for workers, and for ever if one cannot start
+    "RAY_worker_niceness": "0",  # default 15, which would add to the niceness of a child
+    # Threads by the number of CPUs otherwise: on 192 of these 550 instead of 150, and 990 MiB instead of 290.
+    "RAY_gcs_server_rpc_client_thread_num": "1",
+    "RAY_gcs_server_rpc_server_thread_num": "1",
+    "RAY_num_grpc_internal_threads": "1",
+    "RAY_num_server_call_thread": "1",
+    "RAY_worker_num_grpc_internal_threads": "1",
+}
 _QUIET_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # suppresses a FutureWarning
@@ -93,8 +111,9 @@ def connection(parallel: int | None = None, address: str | None = None) -> Itera
     """Connect to Ray while the block lasts, and yield its workers.
 
     An embedded Ray has a random token, because it listens on all addresses, and keeps its files in a directory that
-    only this user may enter. Its processes and the directory are removed at the end. SIGINT and SIGTERM raise
-    KeyboardInterrupt, but never during Ray's start or shutdown. A nested call uses the existing connection.
+    only this user may enter. Its processes and the directory are removed at the end. SIGINT, SIGTERM and SIGHUP raise
+    KeyboardInterrupt, also during Ray's start; one during its shutdown does so afterwards. After a start that was
+    interrupted or took too long, this process cannot use Ray again. A nested call uses the existing connection.
 
     :param parallel: the number of CPUs of an embedded Ray, which starts as many workers; default this machine's.
     :param address: the cluster to join, default RAY_ADDRESS; without either, or with "local", an embedded Ray.
@@ -106,22 +125,80 @@ def connection(parallel: int | None = None, address: str | None = None) -> Itera
     address = address_to_join(address)
     with interrupts.Handlers() as handlers, contextlib.ExitStack() as stack:
         stack.enter_context(_environment(_QUIET_SETTINGS))
-        options = _join_options(stack, address) if address else _embedded_options(stack, parallel or cpus())
+        session = _Session()
+        options = _join_options(stack, address) if address else _embedded_options(stack, parallel or cpus(), session)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ray = _import_ray()
-            stack.callback(ray.shutdown)
+            stack.callback(session.end)
+            stack.callback(handlers.defer)
+            handlers.deliver()
             try:
-                _init(ray, address or "local", options)
+                ray = session.begin(functools.partial(_init, address or "local", options))
             except Exception as error:
-                reason = str(error).strip().partition("\n")[0]
-                if "InvalidAuthToken" in f"{error} {error.__cause__}":
-                    reason = "it requires another token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
                 action = f"join the Ray cluster at {address}" if address else "start Ray"
-                raise ClusterError(f"cannot {action}: {runner.error_line(reason)}") from error
-        stack.callback(handlers.defer)
-        handlers.deliver()
+                raise ClusterError(f"cannot {action}: {_reason(error)}") from error
         yield RayWorkers(ray)
+
+
+class _Session(threading.Thread):
+    """A thread that starts Ray, lives as long as Ray, and shuts it down.
+
+    Ray's start and shutdown wait in C++ for processes that may hang, without a deadline. The kernel kills an embedded
+    Ray's raylet and GCS when the thread that started them ends.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="ray", daemon=True)
+        self._has_begun = threading.Event()
+        self._shall_end = threading.Event()
+        self._error: Exception | None = None
+
+    def begin(self, init: Callable[[], Any]) -> Any:
+        """Start Ray with `init`, and return what it returns.
+
+        :raises TimeoutError: it has not returned within _START_TIMEOUT_S.
+        """
+        self._init = init
+        self.start()
+        if not self._has_begun.wait(_START_TIMEOUT_S):
+            raise TimeoutError(f"it has not answered within {_START_TIMEOUT_S:g} s")
+        if self._error:
+            raise self._error
+        return self._ray
+
+    def run(self) -> None:
+        try:
+            self._ray = self._init()
+        except Exception as error:
+            self._error = error
+        finally:
+            self._has_begun.set()
+        self._shall_end.wait()
+        sys.modules["ray"].shutdown()
+
+    def end(self) -> None:
+        """Shut Ray down within _END_TIMEOUT_S; what is left of it then, or of its start, is for `remove`."""
+        self._shall_end.set()
+        if self._has_begun.is_set():
+            self.join(_END_TIMEOUT_S)
+        ray = sys.modules.get("ray")
+        if self.is_alive() and hasattr(ray, "shutdown"):
+            atexit.unregister(ray.shutdown)  # which would wait for the same
+
+    def is_starting(self) -> bool:
+        """Whether Ray's start was abandoned: its thread still runs."""
+        return self.is_alive() and not self._has_begun.is_set()
+
+    def remove(self, directory: str) -> None:
+        """Kill the processes of an embedded Ray, then remove its directory, which Ray's agents would create again.
+
+        The raylet of a start that was abandoned is stopped only, and dies with this process: Ray ends a process whose
+        raylet dies during its start.
+        """
+        deadline = time.monotonic() + _KILL_TIMEOUT_S
+        while _kill_processes(directory, spares_raylet=self.is_starting()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 class RayWorkers:
@@ -184,12 +261,13 @@ class RayWorkers:
         return bool(self._ray.cluster_resources().get("CPU"))
 
 
-def _init(ray: Any, address: str, options: Mapping[str, Any]) -> None:
-    """Start or join Ray without its SIGTERM handler, which would end the process at any point.
+def _init(address: str, options: Mapping[str, Any]) -> Any:
+    """Import Ray, and start or join it without its SIGTERM handler, which would end the process at any point.
 
     Ray's processes get process groups of their own: `timeout` sends SIGTERM to the whole group, and a driver whose Ray
     dies during the start exits without an exception. An embedded Ray has only the processes that it needs.
     """
+    ray = _import_ray()
     with contextlib.ExitStack() as stack:
         # Private names of Ray. With a release that lacks one, an interrupt during the start takes effect later, and
         # Ray's start and end take longer.
@@ -202,6 +280,7 @@ def _init(ray: Any, address: str, options: Mapping[str, Any]) -> None:
         for name in filter(functools.partial(hasattr, node), _UNUSED_SERVICES):
             stack.enter_context(mock.patch.object(node, name))
         ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
+    return ray
 
 
 def _join_options(stack: contextlib.ExitStack, address: str) -> dict[str, Any]:
@@ -229,16 +308,20 @@ def check_listening(address: str) -> None:
     socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
 
 
-def _embedded_options(stack: contextlib.ExitStack, parallel: int) -> dict[str, Any]:
-    """Return the options of an embedded Ray; the stack removes its environment, directory and processes."""
+def _embedded_options(stack: contextlib.ExitStack, parallel: int, session: _Session) -> dict[str, Any]:
+    """Return the options of an embedded Ray; the stack removes its environment, directory and processes.
+
+    :raises ClusterError: a limit of this machine or container is too low.
+    """
     # Ray creates its own directory with mode 0777. A socket's path may have 107 bytes, of which Ray needs 83.
     parent = tempfile.gettempdir()
     parent = parent if len(parent) <= 24 else "/tmp"
-    directory = stack.enter_context(scratch.directory(_DIRECTORY_PREFIX, parent, _kill_and_remove))
-    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, "PYTHONPATH": runner.python_path()}
+    directory = stack.enter_context(scratch.directory(_DIRECTORY_PREFIX, parent, session.remove))
+    variables = {name: os.environ.get(name, value) for name, value in _GUEST_SETTINGS.items()}
+    variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, "PYTHONPATH": runner.python_path()}
     variables[_DIRECTORY_VARIABLE] = directory
-    variables["RAY_worker_niceness"] = "0"  # default 15, which would add to the niceness of a child
-    variables["RAY_memory_monitor_refresh_ms"] = "0"  # else others' use of memory makes Ray kill its workers
+    # With this process for a raylet Ray does not end it, as a worker whose raylet is dead, where its parent is process 1.
+    variables["RAY_RAYLET_PID"] = str(os.getpid())
     variables["SPT_NOENV"] = "1"  # keeps Ray from overwriting the environment of its agents with their titles
     stack.enter_context(_environment(variables))
     return {
@@ -249,23 +332,19 @@ def _embedded_options(stack: contextlib.ExitStack, parallel: int) -> dict[str, A
     }
 
 
-def _kill_and_remove(directory: str) -> None:
-    """Kill the processes of an embedded Ray, then remove its directory, which Ray's agents would create again."""
-    deadline = time.monotonic() + _KILL_TIMEOUT_S
-    while _kill_processes(directory) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    shutil.rmtree(directory, ignore_errors=True)
+def _kill_processes(directory: str, spares_raylet: bool) -> int:
+    """Kill the processes of an embedded Ray, including orphans, and return their number.
 
-
-def _kill_processes(directory: str) -> int:
-    """Kill the processes of an embedded Ray, including orphans, and return their number."""
+    :param spares_raylet: stop the raylet instead.
+    """
     variable = os.fsencode(f"\0{_DIRECTORY_VARIABLE}={directory}\0")
     count = 0
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):  # exited, or of another user
             if variable in b"\0" + Path(f"/proc/{pid}/environ").read_bytes() and int(pid) != os.getpid():
-                os.kill(int(pid), signal.SIGKILL)
-                count += 1
+                is_spared = spares_raylet and Path(f"/proc/{pid}/comm").read_text(encoding="ascii") == "raylet\n"
+                os.kill(int(pid), signal.SIGSTOP if is_spared else signal.SIGKILL)
+                count += not is_spared
     return count
 
 

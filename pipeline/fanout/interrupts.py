@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM during a collection: KeyboardInterrupt at a moment when it leaves nothing behind."""
+"""SIGINT, SIGTERM and SIGHUP during a collection: KeyboardInterrupt at a moment when it leaves nothing behind."""
 
 from __future__ import annotations
 

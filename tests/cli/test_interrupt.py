@@ -19,7 +19,7 @@ import pytest
 
 from pipeline import cli, warehouse
 from pipeline.fanout import cluster
-from tests import processes
+from tests import campaign, processes
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,6 +65,15 @@ class Audit:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
+    def freeze(self, program: str) -> None:
+        """Wait until one of Ray's processes runs, and stop it, so that Ray's start waits for ever."""
+        deadline = time.monotonic() + 60
+        while not (pids := [pid for pid, line in processes.find(self.mark).items() if f"/{program} " in line]):
+            assert self.process.poll() is None, self.process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(pids[0], signal.SIGSTOP)
+
     def wait_for_collector(self) -> None:
         """Wait until the collector runs."""
         deadline = time.monotonic() + 30
@@ -101,6 +110,23 @@ def audit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Audit]:
 def test_an_interrupt_while_ray_starts_leaves_nothing(audit: Audit, count: int) -> None:
     audit.wait_for_processes(count)
     audit.process.send_signal(signal.SIGTERM if count == 2 else signal.SIGINT)
+    audit.wait_for_interrupted_end()
+
+
+@pytest.mark.parametrize(
+    ("program", "delay_s"),
+    [
+        ("raylet", 0),
+        *(pytest.param("raylet", n / 5, marks=pytest.mark.faults) for n in campaign.sample(range(1, 12), 3)),
+        pytest.param("gcs_server", 0, marks=pytest.mark.faults),
+    ],
+)
+def test_an_interrupt_of_a_start_that_cannot_succeed_is_answered(audit: Audit, program: str, delay_s: float) -> None:
+    audit.wait_for_processes(2)
+    time.sleep(delay_s)
+    audit.freeze(program)
+    time.sleep(1)
+    audit.process.send_signal(signal.SIGTERM)
     audit.wait_for_interrupted_end()
 
 

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -30,10 +31,12 @@ class Server:
     """An sshd that runs until the end of the `with` block.
 
     :param options: lines of sshd_config. They precede the others, since the first line of a keyword counts.
+    :param prefix: a command that runs another one, and its arguments.
     """
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, prefix: Sequence[str] = ()) -> None:
         folder.mkdir()
+        self.prefix = prefix
         self.port = free_port()
         self.host_key = make_key(folder / "host_key")
         self.authorized_keys = folder / "authorized_keys"
@@ -58,7 +61,7 @@ class Server:
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)  # required by privilege separation
         with self.log.open("w") as log:
-            self.process = subprocess.Popen([str(SSHD), "-D", "-e", "-f", str(self.config)], stderr=log)
+            self.process = subprocess.Popen([*self.prefix, str(SSHD), "-D", "-e", "-f", str(self.config)], stderr=log)
         deadline = time.monotonic() + 10
         while "listening" not in self.log.read_text():
             assert self.process.poll() is None, self.log.read_text()

@@ -44,6 +44,7 @@ DISKS = {
         ),
     ),
     "lxc": Disk("trixie", (*_BASE, "lxc")),
+    "logins": Disk("trixie", ("openssh-server", "python3", "sudo", "sudo-rs", "opendoas")),
 }  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from tests.bench.measure import ROOT, Row
 
-BENCHMARKS = ("startup", "collector", "children", "fanout", "warehouse", "report")
+BENCHMARKS = ("startup", "collector", "children", "fanout", "ssh", "warehouse", "report")
 """Names of modules of this package with a function `run(full) -> Iterator[Row]`."""
 
 _PACKAGES = ("ray", "duckdb", "pyarrow", "drgn")
@@ -38,7 +38,8 @@ def main() -> int:
     size = "full" if args.full else "small"
     with _checkout(args.before) as tree:
         for name in args.names or BENCHMARKS:
-            before = _figures_in(tree, name, size) if tree else {}
+            # A revision from before this benchmark has no figures of it.
+            before = _figures_in(tree, name, size) if tree and (tree / f"tests/bench/{name}.py").exists() else {}
             for row in _measure(name, args.full):
                 rows.append({"benchmark": name, **_as_dict(row), "before": before.get((row.name, row.compared_with))})
                 print(_line(rows[-1]), file=sys.stderr, flush=True)

@@ -20,6 +20,7 @@ REMEDIES = {
     **{f"Python {version}": f"pyenv install {version}" for version in ("3.6", "3.7", "3.8", "3.11")},
     **{shell: f"apt-get install {shell}" for shell in ("fish", "tcsh", "zsh")},
     "gcc": "apt-get install gcc",
+    "iproute2": "apt-get install iproute2",
     "Landlock": "a kernel with CONFIG_SECURITY_LANDLOCK",
     "network": "access to a package index",
     "promtool": "sh tests/lab/install-tools.sh",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -92,6 +93,7 @@ def watch(process: subprocess.Popen[str]) -> int:
 
 
 @as_root
+@pytest.mark.skipif(shutil.which("ip") is None, reason="needs iproute2")
 def test_a_slow_link_costs_no_row_and_a_cut_one_only_what_was_on_its_way(tmp_path: Path, warehouse: Warehouse) -> None:
     """A round trip of 200 ms, and a twentieth of all packets lost; then every packet is lost."""
     (tmp_path / "hosts").mkdir()

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 # Names of settings in ansible.cfg and the environment: of the ssh connection, and of Ansible itself.
@@ -36,7 +36,8 @@ _ENVIRONMENT = {
 # Limits what is quoted of an error: a few paragraphs.
 _MAX_ERROR = 1000
 _MARKER = "list-lru-audit"
-_MARKED = re.compile(rf"{_MARKER} ([0-9.]+):([A-Za-z0-9+/=]*):")
+_SETTINGS_LABEL = "settings"
+_MARKED = re.compile(rf"{_MARKER} (\w+):([A-Za-z0-9+/=]*):")
 # Plain references are nested a few deep; a variable that refers to itself has no end.
 _MAX_REFERENCES = 100
 _REFERENCE = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
@@ -93,81 +94,102 @@ def ask_ansible(inventory: str, open_values: Mapping[tuple[str, str], Any], vari
     program = shutil.which("ansible-playbook")
     if program is None:
         return Answers({}, {}, "ansible-playbook is not on PATH")
-    batches = _batches(open_values)
+    # What is encrypted means the same for each host of a group, and a missing password is found out slowly.
+    first_hosts: dict[tuple[str, str], tuple[str, str]] = {}
+    subjects = {
+        subject: first_hosts.setdefault((subject[1], json.dumps(value)), subject) if is_encrypted(value) else subject
+        for subject, value in open_values.items()
+    }
+    questions = _Questions({subject: open_values[subject] for subject in subjects.values()})
     # Without an open value there is no need to evaluate an inventory that may be a slow program.
-    argv = [program, "--inventory", inventory if batches else "localhost,", "/dev/stdin"]
-    play = json.dumps([_play(batches, {*variables, *(variable for variable, _ in batches)})])
+    argv = [program, "--inventory", inventory if open_values else "localhost,", "/dev/stdin"]
+    play = json.dumps([_play(questions.tasks, {*variables, *(variable for _, variable in open_values)})])
     process = subprocess.run(argv, input=play.encode(), capture_output=True, env=os.environ | _ENVIRONMENT, check=False)
     values: dict[tuple[str, str], Any] = {}
     settings: dict[str, Any] = {}
     for label, encoded in _MARKED.findall(process.stdout.decode(errors="replace")):
         answers = json.loads(base64.b64decode(encoded))
-        if label == "0":
+        if label == _SETTINGS_LABEL:
             settings = dict(zip(_SSH_SETTINGS + _GENERAL_SETTINGS, answers, strict=True))
-            continue
-        number, _, index = label.partition(".")
-        variable, hosts = batches[int(number) - 1]
-        if index:
-            hosts = [hosts[int(index)]]
-        pairs = zip(hosts, answers, strict=True)
-        values |= {(host, variable): value for host, value in pairs if value is not None and not is_open(value)}
+        else:
+            pairs = zip(questions.subjects[label], answers, strict=True)
+            values |= {subject: value for subject, value in pairs if value is not None and not is_open(value)}
     problem = None
     if not settings:
         problem = (
             "ansible-playbook does not tell its settings" if values else f"ansible-playbook: {error_text(process)}"
         )
-    return Answers(values, settings, problem)
+    answered = {subject: values[asked] for subject, asked in subjects.items() if asked in values}
+    return Answers(answered, settings, problem)
 
 
 def error_text(process: subprocess.CompletedProcess[bytes]) -> str:
     """Return what a program of Ansible says of its failure, in one line."""
     stderr = process.stderr.decode(errors="backslashreplace")
-    text = " ".join(stderr[max(stderr.find("ERROR"), 0) :].split())[:_MAX_ERROR]
+    error = re.search(r"\[?ERROR.*", stderr, re.DOTALL)
+    text = " ".join((error[0] if error else stderr).split())[:_MAX_ERROR]
     return text or f"exit code {process.returncode}"
 
 
-def _batches(open_values: Mapping[tuple[str, str], Any]) -> list[tuple[str, list[str]]]:
-    """Return the variables to fill in, each with the hosts that have one template for it."""
-    hosts_by_template: dict[tuple[str, str], list[str]] = {}
-    for (host, variable), value in open_values.items():
-        hosts_by_template.setdefault((variable, json.dumps(value)), []).append(host)
-    return [(variable, hosts) for (variable, _), hosts in hosts_by_template.items()]
+class _Questions:
+    """Tasks of a play that print the values of hosts.
+
+    One task asks for a variable of all hosts. Where it fails, others ask for the hosts of one template each, and where
+    that fails for each host by itself: one that Ansible cannot fill in must not lose the others.
+
+    :ivar subjects: the hosts and their variable that a task asks for, by its label.
+    """
+
+    def __init__(self, open_values: Mapping[tuple[str, str], Any]) -> None:
+        self.subjects: dict[str, list[tuple[str, str]]] = {}
+        self.tasks = []
+        hosts: dict[str, dict[str, list[str]]] = {}
+        for (host, variable), value in open_values.items():
+            hosts.setdefault(variable, {}).setdefault(json.dumps(value), []).append(host)
+        for variable, hosts_by_template in hosts.items():
+            groups = [
+                self._ask(variable, group, [self._ask(variable, [host]) for host in group])
+                for group in hosts_by_template.values()
+            ]
+            everyone = [host for group in hosts_by_template.values() for host in group]
+            self.tasks.append(self._ask(variable, everyone, groups))
+
+    def _ask(self, variable: str, hosts: list[str], alternatives: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+        """Return the task that asks for a variable of hosts, with the tasks for the case that it fails."""
+        if len(alternatives) == 1:
+            return alternatives[0]
+        label = str(len(self.subjects))
+        self.subjects[label] = [(host, variable) for host in hosts]
+        # Encoded, since a name may look like a template.
+        encoded_hosts = [base64.b64encode(host.encode()).decode() for host in hosts]
+        encoded_variable = base64.b64encode(variable.encode()).decode()
+        task = _print(
+            label,
+            f"({encoded_hosts} | map('b64decode') | map('extract', hostvars, '{encoded_variable}' | b64decode)"
+            " | map('default', none) | list)",
+        )
+        return {"block": [task], "rescue": alternatives} if alternatives else {**task, "ignore_errors": True}
 
 
-def _play(batches: Iterable[tuple[str, list[str]]], variables: Iterable[str]) -> dict[str, Any]:
-    """Return the play on this machine that prints the settings and the values of each batch.
-
-    Where a batch fails, each of its hosts is tried by itself: one that Ansible cannot fill in must not lose the others.
+def _play(tasks: Sequence[dict[str, Any]], variables: Iterable[str]) -> dict[str, Any]:
+    """Return the play on this machine that prints the settings, and then what the tasks do.
 
     :param variables: variables that this machine must not have: a template that fails would end the play.
     """
     ssh = ", ".join(map(repr, _SSH_SETTINGS))
     general = ", ".join(map(repr, _GENERAL_SETTINGS))
     settings = f"(query('config', {ssh}, plugin_type='connection', plugin_name='ssh') + query('config', {general}))"
-    tasks: list[dict[str, Any]] = [_print("0", settings)]
-    for number, (variable, hosts) in enumerate(batches, 1):
-        singles = [_print(f"{number}.{index}", _values(variable, [host])) for index, host in enumerate(hosts)]
-        tasks.append({"block": [_print(str(number), _values(variable, hosts), ignore_errors=False)], "rescue": singles})
     return {
         "hosts": "localhost",
         "connection": "local",
         "gather_facts": False,
         "strategy": "linear",
         "vars": dict.fromkeys(variables),
-        "tasks": tasks,
+        "tasks": [{**_print(_SETTINGS_LABEL, settings), "ignore_errors": True}, *tasks],
     }
 
 
-def _print(label: str, expression: str, *, ignore_errors: bool = True) -> dict[str, Any]:
+def _print(label: str, expression: str) -> dict[str, Any]:
+    """Return the task that prints the value of an expression, with a label by which it is found."""
     message = f"{_MARKER} {label}:{{{{ {expression} | to_json(vault_to_text=True) | b64encode }}}}:"
-    return {"debug": {"msg": message}, "ignore_errors": ignore_errors}
-
-
-def _values(variable: str, hosts: list[str]) -> str:
-    """Return the expression for a variable of each host. The names are encoded, since they may look like templates."""
-    encoded_hosts = [base64.b64encode(host.encode()).decode() for host in hosts]
-    encoded_variable = base64.b64encode(variable.encode()).decode()
-    return (
-        f"({encoded_hosts} | map('b64decode') | map('extract', hostvars, '{encoded_variable}' | b64decode)"
-        " | map('default', none) | list)"
-    )
+    return {"debug": {"msg": message}}

@@ -190,7 +190,7 @@ def fleet(ansible: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder / "group_vars/looked_up.yml", json.dumps({"ansible_host": lookup}))
     write(folder / "host_vars/odd.yml", "ansible_port: '{{ 2200 + 22 }}'\nansible_become: '{{ 1 == 1 }}'\n")
     write(folder / "host_vars/leak.yml", "password: hunter2\nansible_port: '{{ password }}'\n")
-    hosts = "[web]\nweb[1:3]\n[db]\ndb[001:500]\n[vaulted]\nvault1\n[looked_up]\nok1\ngone1\n[others]\nodd\nleak\n"
+    hosts = "[web]\nweb[1:3]\n[db]\ndb[001:500]\n[vaulted]\nvault[1:2]\n[looked_up]\nok1\ngone1\n[others]\nodd\nleak\n"
     write(folder / "hosts.ini", hosts + "web1 rack={{zone}}-1\n")
     return folder
 
@@ -206,6 +206,7 @@ def test_ansible_fills_in_templates_and_vaults_and_what_is_left_is_a_host_of_its
     assert sources == {
         **{name: f"ssh:{name}.z.example" for name in ("web1", "web2", "web3")},
         "vault1": "ssh:auditor@vault1",
+        "vault2": "ssh:auditor@vault2",
         "ok1": "ssh:192.0.2.1",
         "odd": "ssh:odd:2222",
     }

@@ -13,7 +13,7 @@ from pipeline.fanout import runner
 from pipeline.inventory import Target
 from tests.warehouse.outcomes import run
 
-CORES_STARTED_AT = 1_798_761_600_000_000  # 2027-01-01T00:00:00Z, after every run in tests/warehouse/v*
+CORES_STARTED_AT = 1_767_225_600_000_000  # 2026-01-01T00:00:00Z; without a date in the future, it can be the newest run
 VMCORES = Path(__file__).parents[1] / "vmcores"
 
 
@@ -30,7 +30,7 @@ def attempts() -> dict[str, dict[str, Any]]:
 def cores_root(attempts: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A warehouse with one run of audit `bundled`: every core, each but the server's labelled with its nodes."""
     root = tmp_path_factory.mktemp("bundled")
-    values = run("20270101T000000Z-0000b0d1", audit="bundled", started_at=CORES_STARTED_AT, targets=len(attempts))
+    values = run("20260101T000000Z-0000b0d1", audit="bundled", started_at=CORES_STARTED_AT, targets=len(attempts))
     staging = warehouse.Staging.create(root, values)
     for name, attempt in attempts.items():
         labels = {} if name == "bytedance" else {"nodes": name.rpartition("-")[2]}

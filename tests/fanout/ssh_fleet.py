@@ -14,8 +14,10 @@ from tests import processes
 from tests.fanout.transports.sshd import Client, Server, free_port, make_key
 from tests.fanout.transports.test_ssh import CORE, Listener, instead_of_nice, wait_until
 
-# Status, error_type and attempts of a host by its fault.
-FAULTS: dict[str, tuple[str, str | None, int]] = {
+End = tuple[str, str | None, int]
+"""Status, error_type and attempts of a host."""
+GOOD: End = ("ok", None, 1)
+FAULTS: dict[str, End] = {
     "refused": ("unreachable", "ConnectionRefused", 1),
     "unresolved": ("unreachable", "NameNotResolved", 1),
     "silent": ("unreachable", "ConnectTimeout", 1),
@@ -37,13 +39,11 @@ FAULTS: dict[str, tuple[str, str | None, int]] = {
     "dropped": ("lost", "ConnectionLost", 2),
     "cut": ("lost", "ConnectionLost", 2),
 }
-OK = ("ok", None, 1)
-
 _GOOD_PER_FAULTY = 4
 _TIMEOUT_S, _HANG_TIMEOUT_S = 200, 10
 _TORN_CORE_BYTES = 1 << 20
 
-# The login of every host. sudo-rs refuses in these words, which older checks of sudo's words do not know.
+# What sshd runs for every host.
 _LOGIN = """case $LRU_FAULT in
 nologin) exit 1 ;;
 sudo) PATH={folder}:$PATH ;;
@@ -51,6 +51,7 @@ dropped) kill -9 $PPID ;;
 esac
 exec sh -c "$SSH_ORIGINAL_COMMAND"
 """
+# sudo-rs refuses in these words.
 _SUDO = """echo "sudo-rs: I'm sorry $USER. I'm afraid I can't do that" >&2
 exit 1"""
 _HALF_A_FRAME = """printf 'list-lru-audit snapshot 1\\n{"table": "targets"'"""
@@ -114,7 +115,7 @@ class Fleet:
         options = {
             "refused": f"Port {free_port()}",
             "unresolved": "HostName nowhere.invalid",
-            "silent": f"Port {self._silent.port}",
+            "silent": f"Port {self._silent.port}\nConnectTimeout 5",
             "closed": f"Port {self._closed.port}",
             "unknown_key": "UserKnownHostsFile /dev/null",
             "changed_key": f"UserKnownHostsFile {changed.known_hosts}",
@@ -125,9 +126,8 @@ class Fleet:
         }
         blocks = [f"Host {fault}-*\n{option}\n" for fault, option in options.items()]
         port = self.server.port
-        alias = f"HostKeyAlias [127.0.0.1]:{port}"
-        rest = f"Host *\nHostName {address}\nPort {port}\n{alias}\n{client.config.read_text()}"
-        self.ssh_config.write_text("".join(blocks) + rest)
+        common = f"Host *\nHostName {address}\nPort {port}\nHostKeyAlias [127.0.0.1]:{port}\nConnectTimeout 60\n"
+        self.ssh_config.write_text("".join([*blocks, common, client.config.read_text()]))
 
     def __enter__(self) -> Fleet:
         self.server.__enter__()
@@ -138,10 +138,10 @@ class Fleet:
         self._closed.__exit__()
         self.server.__exit__(kind, error, tb)
 
-    def expected(self, per_fault: int) -> dict[str, tuple[str, str | None, int]]:
-        """Return status, error_type and attempts by host, for so many hosts of each fault."""
+    def expected(self, per_fault: int) -> dict[str, End]:
+        """Return the end of each host of a fleet with this number of hosts for each fault."""
         good_count = _GOOD_PER_FAULTY * per_fault * len(FAULTS)
-        good = {f"good-{number}": OK for number in range(good_count)}
+        good = {f"good-{number}": GOOD for number in range(good_count)}
         return good | {f"{fault}-{n}": end for fault, end in FAULTS.items() for n in range(per_fault)}
 
     def command(self, hosts: Iterable[str]) -> list[str | Path]:

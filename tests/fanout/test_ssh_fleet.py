@@ -16,7 +16,7 @@ import pytest
 from pipeline import cli
 from tests import processes
 from tests.cli.test_resume import Warehouse
-from tests.fanout.ssh_fleet import FAULTS, OK, Fleet
+from tests.fanout.ssh_fleet import FAULTS, GOOD, End, Fleet
 from tests.fanout.transports.sshd import SSHD
 from tests.fanout.transports.test_ssh import as_root, wait_until
 from tests.fanout.transports.wire import ADDRESSES, wire
@@ -48,8 +48,8 @@ def warehouse(tmp_path: Path, temporary: Path) -> Iterator[Warehouse]:
         processes.kill(mark)
 
 
-def ends(warehouse: Warehouse) -> dict[str, tuple[str, str | None, int]]:
-    """Return status, error_type and attempts by host, and assert that the newest run is whole."""
+def ends(warehouse: Warehouse) -> dict[str, End]:
+    """Return the end of each host, and assert that the newest run is whole."""
     assert list(warehouse.path.glob("staging/*")) == []
     assert warehouse.run("verify")[0] == cli.OK
     newest = warehouse.run_ids()[-1]
@@ -98,7 +98,7 @@ def test_a_slow_link_costs_no_row_and_a_cut_one_only_what_was_on_its_way(tmp_pat
     """A round trip of 200 ms, and a twentieth of all packets lost; then every packet is lost."""
     (tmp_path / "hosts").mkdir()
     with wire() as link, Fleet(tmp_path / "hosts", ADDRESSES[1], prefix=link.prefixes[1]) as fleet:
-        hosts = {**{f"good-{number}": OK for number in range(8)}, "hangs-0": FAULTS["hangs"]}
+        hosts = {**{f"good-{number}": GOOD for number in range(8)}, "hangs-0": FAULTS["hangs"]}
         hosts |= dict.fromkeys(["waits-0", "waits-1", "waits-2"], ("lost", "ConnectionLost", 1))
         process = warehouse.start(*fleet.command(hosts), "--retries", "0", prefix=link.prefixes[0])
         wait_until(lambda: len(warehouse.spool()) == 8 + 1, MAX_S)

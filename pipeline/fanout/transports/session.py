@@ -107,6 +107,11 @@ _SSH_ERRORS = (
      "perhaps too many connections at a time (raise MaxStartups in sshd_config or lower --ssh-parallel), or a lock-out "
      "of this address after failed logins (PerSourcePenalties, fail2ban): see sshd's log"),
 )  # fmt: skip
+# What ssh prints last where a connection ends after the login.
+_LOST = re.compile(
+    r"^(Connection to \S+ closed by remote host\.|Read from remote host .*|Timeout, server .*|client_loop: .*)\s*\Z",
+    re.MULTILINE,
+)
 # What a proxied ssh prints last when its proxy has ended: an error before it is the proxy's.
 _PROXY_ENDED = re.compile("exchange_identification: (read: )?Connection")
 # Where Python and not sudo has failed.
@@ -419,7 +424,9 @@ class Connection:
         if self._is_stuck:
             text = f"no login over the shared connection of ssh's ControlPath{_quote(stderr_text)}"
             raise SessionError("unreachable", "ConnectTimeout", text)
-        if self._interpreter is None and code == _SSH_ERROR_EXIT_CODE:
+        if code == _SSH_ERROR_EXIT_CODE and (self._interpreter is not None or _LOST.search(stderr_text)):
+            return
+        if code == _SSH_ERROR_EXIT_CODE:
             raise _ssh_failure(stderr_text, self._client)
         if self._interpreter is None and code == _NOT_FOUND_EXIT_CODE:
             names = self._header["python"] or "python3 or /usr/libexec/platform-python"
@@ -429,7 +436,7 @@ class Connection:
             text = f"the login does not run commands (exit code {code}); is the account restricted or expired?"
             raise SessionError("denied", "NoShell", text + _quote(stderr_text))
         is_sudo_next = self._header["become"] and not self._has_begun
-        if is_sudo_next and code not in (0, _SSH_ERROR_EXIT_CODE) and not _PYTHON_ERRORS.search(stderr_text):
+        if is_sudo_next and code and not _PYTHON_ERRORS.search(stderr_text):
             raise self._sudo_failure(code, stderr_text)
 
     def _sudo_failure(self, code: int, stderr_text: str) -> SessionError:

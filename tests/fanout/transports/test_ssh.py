@@ -477,6 +477,14 @@ def test_a_host_that_hangs_is_a_timeout_and_its_collector_ends(target, script, t
     processes.wait_for_exit(mark, 30)
 
 
+def test_a_session_that_dies_before_the_interpreter_is_named_is_lost_and_not_refused(tmp_path, client):
+    with Server(tmp_path / "sshd", "ForceCommand kill -9 $PPID") as server:
+        client.trust(server)
+        status, kind, error = failure(core_via(server, client))
+    assert (status, kind) == ("lost", "ConnectionLost")
+    assert "Connection to 127.0.0.1 closed by remote host" in error
+
+
 @pytest.mark.parametrize("become", [False, pytest.param(True, marks=[as_root, with_sudo])])
 def test_a_connection_that_is_cut_midway_is_lost_and_the_collector_ends(client, server, script, tmp_path, become):
     mark = f"LRU_TEST={tmp_path}"

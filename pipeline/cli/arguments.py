@@ -416,7 +416,7 @@ def _add_fanout_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--parallel",
         type=_positive,
-        help="number of targets to collect at a time (default: the usable CPUs, at most one for each 256 MiB of memory)",
+        help="number of targets to collect at a time (default: the usable CPUs, or one for each 256 MiB of memory)",
     )
     parser.add_argument(
         "--ssh-parallel",

@@ -90,7 +90,7 @@ def _take_snapshot(args):
         raise CollectError("bad_core", "memory is missing: %s" % e, "FaultError") from e
     except NotImplementedError as e:
         # Of drgn, for page tables of a kind that it does not read: ppc64 with the hash MMU.
-        message = "%s: drgn cannot translate this kernel's addresses: %s" % (args.source, e)
+        message = "drgn cannot translate this kernel's addresses: %s" % e
         raise CollectError("bad_core", message, "NotImplementedError") from e
     except (LookupError, AttributeError, ValueError) as e:
         # This kernel lacks a type, member or symbol that the collector relies on, or its types are damaged.

@@ -101,6 +101,7 @@ def _run_child(
             **(env or {}),
             "PYTHONPATH": os.pathsep.join(map(str, dict.fromkeys((_ROOT, *_PACKAGES)))),
             "PYTHONDONTWRITEBYTECODE": "1",
+            "OMP_NUM_THREADS": str(cpus()),  # of Arrow
             "ARROW_DEFAULT_MEMORY_POOL": "system",  # mimalloc reserves 1 GiB, which counts as the child's data
             "TZ": "UTC",
         },

@@ -58,7 +58,7 @@ class Session:
     :param is_confined: run one read-only statement at a time and allow access to these tables only; for users' SQL.
     :param is_landlocked: the kernel restricts this process to the tables' files, so a confined DuckDB may read them.
     :param memory_bytes: memory limit of DuckDB; default half of what this process may use.
-    :param threads: of DuckDB, and of Arrow in this process; default the CPUs that this process may use.
+    :param threads: number of DuckDB's threads; default the CPUs that this process may use.
     """
 
     def __init__(
@@ -72,12 +72,11 @@ class Session:
     ) -> None:
         self._is_confined = is_confined
         self._definitions: list[str] = []
-        threads = threads or limits.cpus()
-        pa.set_cpu_count(threads)
         with _one_line_errors():
             # DuckDB itself would take those of the machine, or of the topmost cgroup only.
             memory_limit = f"{(memory_bytes or half_of_memory_bytes()) >> 20}MiB"
-            self._connection = duckdb.connect(":memory:", config={"threads": threads, "memory_limit": memory_limit})
+            config = {"threads": str(threads or limits.cpus()), "memory_limit": memory_limit}
+            self._connection = duckdb.connect(":memory:", config=config)
             self._configure()
             if is_local(tables) and (is_landlocked or not is_confined):
                 self._bind_files(tables)

@@ -1,5 +1,6 @@
 """The bytes of a kernel's BTF: its own, or those of a file that fits it."""
 
+import contextlib
 import lzma
 import os
 import re
@@ -11,6 +12,7 @@ from .. import formats
 from ..status import CollectError
 from . import build_check
 from .btf import Btf
+from .memory import is_own
 
 _SYMBOLS = (
     ("__start_BTF", "__stop_BTF"),
@@ -22,14 +24,15 @@ _SYMBOLS = (
 _MAX_BTF_BYTES = 64 << 20
 
 
-def read_own(prog, source):
+def read_own(prog):
     """Return the BTF of the kernel itself, or None."""
-    if source == "live:":
-        try:
+    if is_own(prog):
+        # Where a container hides it, it is read from memory.
+        with contextlib.suppress(OSError):
             with open("/sys/kernel/btf/vmlinux", "rb") as f:
-                return f.read()
-        except OSError:
-            return None
+                blob = f.read()
+            if blob:
+                return blob
     for start_name, stop_name in _SYMBOLS:
         try:
             start, stop = prog.symbol(start_name).address, prog.symbol(stop_name).address

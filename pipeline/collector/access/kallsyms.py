@@ -10,17 +10,18 @@ Without CONFIG_KALLSYMS_ALL (Debian's arm64 up to 6.1) the tables name functions
 needs are then in the System.map of that build, which has to agree on the address of every function in both.
 """
 
+import contextlib
 import re
 import struct
 from bisect import bisect_right
 from itertools import islice
 
-from drgn import FaultError, ProgramFlags, Symbol, SymbolBinding, SymbolKind
+from drgn import FaultError, Symbol, SymbolBinding, SymbolKind
 from drgn.helpers.linux.kallsyms import load_vmlinux_kallsyms
 
 from ..status import CollectError
 from .core_file import DAMAGED
-from .memory import is_running, struct_prefix
+from .memory import is_own, is_running, struct_prefix
 from .symbol_names import SymbolNames
 
 _CHUNK_BYTES = 1 << 20
@@ -66,12 +67,13 @@ def load(prog, system_maps):
 
 def _load_own_symbols(prog):
     """Return a finder over the kernel's own symbol table."""
-    live_and_local = ProgramFlags.IS_LIVE | ProgramFlags.IS_LOCAL
-    if prog.flags & live_and_local == live_and_local:
-        index = load_vmlinux_kallsyms(prog)
-        # With kernel.kptr_restrict=2 /proc/kallsyms has zeros for addresses; then the tables are read as from a core.
-        if any(symbol.address for symbol in index(prog, "_stext", None, True)):
-            return index
+    # Where /proc/kallsyms is hidden, or has zeros for addresses (kernel.kptr_restrict=2), the tables are read as from a
+    # core.
+    if is_own(prog):
+        with contextlib.suppress(OSError):
+            index = load_vmlinux_kallsyms(prog)
+            if any(symbol.address for symbol in index(prog, "_stext", None, True)):
+                return index
     try:
         return _read_kallsyms(prog)
     except (IndexError, ValueError, struct.error) as e:

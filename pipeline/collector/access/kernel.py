@@ -10,7 +10,7 @@ import os
 from drgn import Architecture, FindObjectFlags, Object, Platform, Program
 
 from ..status import CollectError
-from . import btf_files, build_check, core_file, dwarf, kallsyms, physical, ppc64, qmp, vmcoreinfo
+from . import btf_files, build_check, core_file, dwarf, kallsyms, kcore, physical, ppc64, qmp, vmcoreinfo
 from .btf import Btf, BtfError
 from .memory import is_running
 
@@ -94,6 +94,8 @@ def open_kernel(source, vmlinux=None, debug_dirs=(), btf_dir=None, vmcoreinfo_pa
     :param vmcoreinfo_path: path of a file with the VMCOREINFO of a core or a QEMU guest, or None.
     :raises CollectError: with the status that says why.
     """
+    if source == "live:":
+        source = kcore.PATH
     prog, core = _attach(source, vmcoreinfo_path)
     ppc64.check_byte_order(prog, source)
     if core is None:
@@ -128,7 +130,7 @@ def _attach(source, vmcoreinfo_path):
     """Return a program attached to the kernel, and the CoreFile of its core, or None."""
     if source.startswith(qmp.PREFIX):
         return qmp.attach(source, vmcoreinfo_path), None
-    if source == "live:":
+    if source == kcore.PATH:
         return _attach_live(), None
     try:
         return _attach_core(source, vmcoreinfo_path)
@@ -142,18 +144,12 @@ def _attach(source, vmcoreinfo_path):
 
 def _attach_live():
     """Return a program attached to the running kernel."""
+    kcore.check()
     prog = Program()
     try:
         prog.set_kernel()
-    except PermissionError as e:
-        message = "%s: run as root (over ssh: log in as root, or set become: true for sudo)" % (e.filename or "live:")
-        message += "; lockdown=confidentiality forbids it even to root"
-        raise CollectError("denied", message, "PermissionError") from e
-    except FileNotFoundError as e:
-        message = "%s is missing: this kernel has no CONFIG_PROC_KCORE" % e.filename
-        raise CollectError("denied", message, "FileNotFoundError") from e
     except Exception as e:
-        raise CollectError("bad_core", "/proc/kcore: %s" % e, type(e).__name__) from e
+        raise CollectError("bad_core", "%s: %s" % (kcore.PATH, e), type(e).__name__) from e
     return prog
 
 
@@ -224,7 +220,7 @@ def _open_readable(open_core, path, text):
 def _load_btf(prog, source, btf_dir):
     """Register finders for types, symbols and global variables without debug info; return the types_source."""
     prog.register_symbol_finder("kallsyms", kallsyms.load(prog, _system_maps(prog, source)), enable_index=0)
-    types_source, blob = "btf", btf_files.read_own(prog, source)
+    types_source, blob = "btf", btf_files.read_own(prog)
     if blob is None and btf_dir is not None:
         types_source, blob = "btf-dir", btf_files.read_from_dir(prog, source, btf_dir)
     if blob is None:

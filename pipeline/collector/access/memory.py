@@ -72,6 +72,11 @@ def words(prog, data):
     return values
 
 
+def is_own(prog):
+    """Whether a program is the running kernel of this machine, whose /proc and /sys are then that kernel's."""
+    return is_running(prog) and bool(prog.flags & ProgramFlags.IS_LOCAL)
+
+
 def is_running(prog):
     """Whether the kernel runs, and so changes, while it is read."""
     return bool(prog.flags & ProgramFlags.IS_LIVE)

@@ -11,7 +11,7 @@ from tests.collector.conftest import CORES, Core
 
 def types_of(core: Core) -> object:
     prog = core.kernel.prog
-    return btf_files._types_only(prog.platform, btf_files.read_own(prog, str(core.path)))
+    return btf_files._types_only(prog.platform, btf_files.read_own(prog))
 
 
 @pytest.mark.parametrize("other", CORES, ids=lambda core: core.name)

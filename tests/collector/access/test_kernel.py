@@ -16,7 +16,6 @@ from drgn.helpers.linux.slab import for_each_slab_cache, slab_cache_usage, slab_
 from pipeline.collector.access import kernel
 from pipeline.collector.status import CollectError
 from pipeline.collector.walk import nodes
-from pipeline.fanout.runner import frame
 from tests.collector.conftest import CORES, has_reference
 
 
@@ -146,20 +145,6 @@ def test_a_debug_dir_without_it_names_the_build_id(core, tmp_path: Path) -> None
     with pytest.raises(CollectError, match=text) as error_info:
         kernel.open_kernel(str(core.path), debug_dirs=[str(tmp_path)])
     assert error_info.value.status == "no_types"
-
-
-def test_a_running_kernel_without_kcore_says_what_it_lacks() -> None:
-    command = [sys.executable, "-m", "pipeline.collector", "live:"]
-    if os.path.exists("/proc/kcore"):
-        if os.geteuid():
-            pytest.skip("needs root")
-        command = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "-", *command]
-    process = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, timeout=60)
-    if b"unshare: " in process.stderr or b"mount: " in process.stderr:
-        pytest.skip("needs mount namespaces")
-    assert frame.parse(process.stdout) == frame.Failure(
-        "denied", "FileNotFoundError", "live: /proc/kcore is missing: this kernel has no CONFIG_PROC_KCORE"
-    )
 
 
 @pytest.mark.parametrize("is_named", [False, True])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.lab.reduce import read_kdump
 
 BLOCK = 4096
 """Size of the blocks that a kdump-compressed dump of a kernel with 4-KiB pages begins with."""
@@ -72,4 +75,18 @@ def incomplete(dump: bytes) -> bytes:
 def write(path: Path, content: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
+    return path
+
+
+def rename_node(core: Path, name: str, path: Path) -> Path:
+    """Write a bundled core to a path with another node name, in the kernel's memory and in the header."""
+    small = read_kdump(core)
+    sysname, node_name = small.utsname[:UTSNAME_FIELD], small.utsname[UTSNAME_FIELD : 2 * UTSNAME_FIELD]
+    new_name = name.encode().ljust(UTSNAME_FIELD, b"\0")
+    # struct uts_namespace has them side by side, as the header has.
+    pages = {pfn: page.replace(sysname + node_name, sysname + new_name) for pfn, page in small.pages.items()}
+    assert pages != small.pages
+    path.parent.mkdir(parents=True, exist_ok=True)
+    utsname = sysname + new_name + small.utsname[2 * UTSNAME_FIELD :]
+    dataclasses.replace(small, pages=pages, utsname=utsname).write_kdump(path)
     return path

@@ -7,7 +7,7 @@ import zlib
 
 from drgn import FaultError, Object, alignof, sizeof
 
-from . import __version__, budget
+from . import __version__, budget, identity
 from .access.memory import has_member, is_running, text
 from .model import cost, estimate
 from .walk import charges, containers, layouts, list_lrus, memcgs, slab, superblocks, transient_objects, xarrays
@@ -221,6 +221,7 @@ def _superblock_row(sb, owner):
         "mountpoint": mountpoint,
         "mountpoint_raw": mountpoint_raw,
         "kernel_internal": sb.kernel_internal,
+        "detached": sb.detached,
         "owner": owner,
     }
 
@@ -255,7 +256,7 @@ def _memcg_rows(findings, memcg_list, object_charges, estimator):
 def _target_row(kernel, findings, sbs, memcg_list):
     prog = kernel.prog
     uts = prog["init_uts_ns"].name
-    captured_s, uptime_s = _clock(prog)
+    captured_s, uptime_s, booted_us = _clock(prog)
     page_bytes = prog["PAGE_SIZE"].value_()
     online_memcgs = [memcg for memcg in memcg_list if memcg.online and memcg.parent]
     active_objects, cache_bytes = slab.cache_usage(findings.object_cache) if findings.object_cache else (None, None)
@@ -274,8 +275,10 @@ def _target_row(kernel, findings, sbs, memcg_list):
         "page_bytes": page_bytes,
         "memory_bytes": _totalram_pages(prog) * page_bytes,
         "captured_at": captured_s and captured_s * _MICROSECONDS,
-        "booted_at": captured_s and (captured_s - uptime_s) * _MICROSECONDS,
+        "booted_at": booted_us,
         "uptime_s": uptime_s,
+        "boot_id": identity.boot_id(prog),
+        "machine_id": identity.machine_id(prog),
         "core_id": _core_id(kernel, captured_s, uptime_s),
         "nr_node_ids": nr_node_ids(prog),
         "possible_nodes": nodes_in_state(prog, "N_POSSIBLE"),
@@ -348,7 +351,10 @@ def _totalram_pages(prog):
 
 
 def _clock(prog):
-    """Return the kernel's time in seconds since the epoch and its uptime in seconds, or None and None."""
+    """Return the kernel's time and its uptime in seconds, and its time of boot in microseconds, or three times None.
+
+    Times are since the epoch. The time of boot stays the same to the microsecond until the clock is set.
+    """
     try:
         timekeeper = _timekeeper(prog)
         epoch_s = timekeeper.xtime_sec.value_()
@@ -356,11 +362,17 @@ def _clock(prog):
         # Before commit 2456e8553544 ("ktime: Get rid of the union") (in v4.10).
         if has_member(offs_boot.type_, "tv64"):
             offs_boot = offs_boot.tv64
-        boot_s = -(timekeeper.wall_to_monotonic.tv_sec.value_()) - offs_boot.value_() // 10**9
+        offs_boot_ns = offs_boot.value_()
+        monotonic_s = timekeeper.wall_to_monotonic.tv_sec.value_()
+        monotonic_ns = timekeeper.wall_to_monotonic.tv_nsec.value_()
     except (LookupError, FaultError, AttributeError):
-        return None, None
+        return None, None, None
     low, high = _PLAUSIBLE_SECONDS
-    return (epoch_s, max(0, epoch_s - boot_s)) if low < epoch_s < high else (None, None)
+    if not low < epoch_s < high:
+        return None, None, None
+    uptime_s = max(0, epoch_s + monotonic_s + offs_boot_ns // 10**9)
+    booted_us = -(monotonic_s * 10**9 + monotonic_ns + offs_boot_ns) // 1000
+    return epoch_s, uptime_s, min(booted_us, epoch_s * _MICROSECONDS)
 
 
 def _core_id(kernel, captured_s, uptime_s):

@@ -30,6 +30,7 @@ def steps(report: Report) -> list[Step]:
         _lazy_kernel_step(figures),
         _nokmem_step(figures),
         _mounts_step(figures),
+        _detached_step(figures),
         _churn_step(figures),
         _doubling_step(figures),
     )
@@ -80,6 +81,25 @@ def _mounts_step(figures: dict[str, Any]) -> Step | None:
         f"{_count(mounts['hosts'], 'host')} hold {human_bytes(mounts['list_lru_bytes'])}, each of the "
         f"{mounts['worst_superblocks']:,} on {printable(mounts['worst_target'])} {human_bytes(superblock_bytes)}. "
         "Unmounting frees it at once.",
+    )
+
+
+def _detached_step(figures: dict[str, Any]) -> Step | None:
+    detached = figures["detached"]
+    if not detached:
+        return None
+    noun = "filesystem" if detached["fstypes"] > 1 else f"{printable(detached['fstype'])} filesystem"
+    verb = _verb(detached["superblocks"], "is", "are")
+    worst_host = ""
+    if detached["hosts"] > 1:
+        worst_host = f", {detached['worst_superblocks']:,} of them on {printable(detached['worst_target'])}"
+    return Step(
+        "detached",
+        detached["list_lru_bytes"],
+        f"End what holds {_count(detached['superblocks'], noun)} that {verb} unmounted but still in use on "
+        f"{_count(detached['hosts'], 'host')}{worst_host}: frees {human_bytes(detached['list_lru_bytes'])} at once. "
+        "Open files, working directories (lsof, by the device in superblocks.s_dev), loop devices (losetup -l) and the "
+        "layers of an overlay hold them.",
     )
 
 

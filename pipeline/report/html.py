@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.common.text import human_bytes, printable
-from pipeline.report import charts, rows
+from pipeline.report import charts, machines, rows
 from pipeline.report.advice import steps
 from pipeline.report.charts import Bar
 from pipeline.report.model import Report
@@ -50,6 +50,7 @@ def html(report: Report, file: TextIO) -> None:
         not_ok=rows.records(report.not_ok.slice(0, _MAX_NOT_OK)),
         more_not_ok=max(0, len(report.not_ok) - _MAX_NOT_OK),
         steps=steps(report),
+        machine_notes=machines.notes(report),
         charts=_charts(report),
         labels=_label_charts(report),
         trend=rows.records(report.trend),

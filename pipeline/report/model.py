@@ -29,17 +29,9 @@ class Report:
     @cached_property
     def totals(self) -> dict[str, int]:
         """Sums over the ranking: `hosts`, `memory_bytes`, `list_lru_bytes`, `lazy_bytes`, `wasted_bytes`, the three
-        `saves_*_bytes` that sum to it, `machines`, which counts all cores of a machine once, and `copies` of cores."""
+        `saves_*_bytes` that sum to it, and `machines` with `machines_wasted_bytes`, which count each machine once;
+        `older_cores`, `copies` and `further_audits` are the other targets."""
         return self._row("totals") or {}
-
-    @property
-    def repeated_cores_note(self) -> str:
-        """A sentence on older cores and copies, which the sums include and `advice` leaves out; empty without any."""
-        copies = self.totals["copies"]
-        older = self.totals["hosts"] - self.totals["machines"] - copies
-        counts = [f"{older:,} older core{'' if older == 1 else 's'} of a host"] if older else []
-        counts += [f"{copies:,} {'copy' if copies == 1 else 'copies'} of the same core"] if copies else []
-        return f"These sums include {' and '.join(counts)}; the advice counts each host once." if counts else ""
 
     @cached_property
     def clock_notes(self) -> list[str]:
@@ -123,6 +115,16 @@ class Report:
         return target if same_core_as is None else f"{target} (same core as {same_core_as})"
 
     @cached_property
+    def machines(self) -> pa.Table:
+        """Rows of `machines` for the targets whose machine another target stands for."""
+        return self._rows("machines")
+
+    @cached_property
+    def namesakes(self) -> pa.Table:
+        """The host names that several machines have, and the marks in which these differ."""
+        return self._rows("namesakes")
+
+    @cached_property
     def kernels(self) -> pa.Table:
         """The waste by kernel release; 0 for kernels that are `lazy`."""
         return self._rows("kernels")
@@ -160,12 +162,13 @@ class Report:
 
     @cached_property
     def advice(self) -> dict[str, Any]:
-        """The sums of `sql/reports/advice.sql`, with the row of `mounts` and of `churn`, each a dict or None, and the
-        rows of `lazy`."""
+        """The sums of `sql/reports/advice.sql`, with the rows of `mounts`, `detached` and `churn`, each a dict or None,
+        and the rows of `lazy`."""
         sums = self._row("advice") or {}
         return {
             **sums,
             "mounts": self._row("advice_mounts"),
+            "detached": self._row("advice_detached"),
             "churn": self._row("advice_churn"),
             "lazy": self._rows("advice_lazy").to_pylist(),
         }

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.common.text import human_bytes, printable
-from pipeline.report import advice, escape, rows
+from pipeline.report import advice, escape, machines, rows
 from pipeline.report.model import Report
 
 # Limits of the text format: a terminal shows the worst hosts.
@@ -28,6 +28,8 @@ _BREAKDOWNS = {
     "upgrades": "Kernels that changed",
     "doublings": "Next doublings",
     "core_copies": "Copies of a core",
+    "machines": "Further targets of a machine",
+    "namesakes": "Host names of several machines",
 }
 # Terminal width for the wide ranking, which pipes and logs get as well, and for the narrow one.
 _WIDE_COLUMNS = 140
@@ -138,10 +140,10 @@ def _summary(report: Report) -> list[str]:
     if totals["hosts"]:
         share = 100 * totals["wasted_bytes"] / max(1, totals["memory_bytes"])
         at_least, at_most = ("at least ", "at most ") if "online" in report.lazy_bases else ("", "")
-        machines = totals["machines"]
         hosts = "1 host wastes" if totals["hosts"] == 1 else f"{totals['hosts']} hosts waste"
-        if report.repeated_cores_note:
-            hosts = f"{totals['hosts']} targets of {machines} {'host' if machines == 1 else 'hosts'} waste"
+        if totals["machines"] < totals["hosts"]:
+            hosts = f"{totals['hosts']} targets of {totals['machines']} "
+            hosts += "host waste" if totals["machines"] == 1 else "hosts waste"
         lines += [
             f"{hosts} {at_least}"
             f"{human_bytes(totals['wasted_bytes'])}, {share:.1f} % of {human_bytes(totals['memory_bytes'])} memory:",
@@ -150,9 +152,8 @@ def _summary(report: Report) -> list[str]:
             f"The difference: objects {human_bytes(totals['saves_objects_bytes'])}, "
             f"one array instead of one per node {human_bytes(totals['saves_transpose_bytes'])}, "
             f"xarrays instead of arrays {human_bytes(totals['saves_xarray_bytes'])}.",
+            *machines.notes(report),
         ]
-        if report.repeated_cores_note:
-            lines.append(report.repeated_cores_note)
     return lines + [printable(note) for note in report.clock_notes]
 
 

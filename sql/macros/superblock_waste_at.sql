@@ -10,6 +10,7 @@ SELECT
     mounts,
     mountpoint,
     kernel_internal,
+    detached,
     owner,
     list_lrus,
     list_lru_bytes,

@@ -1,5 +1,5 @@
 -- Which filesystem type costs the machines of a run most by its mounts, and on which machine?
--- The kernel's own mounts are left out: they cannot be unmounted.
+-- The kernel's own filesystems and detached ones are left out: they cannot be unmounted.
 WITH fstypes AS (
     SELECT
         s.target,
@@ -8,7 +8,11 @@ WITH fstypes AS (
         sum(s.list_lru_bytes) AS list_lru_bytes
     FROM _summed_superblocks_at($run) AS s
     JOIN _machines_at($run) AS m USING (target)
-    WHERE s.address IS NOT NULL AND m.lazy_basis IS NOT NULL AND NOT coalesce(s.kernel_internal, false)
+    WHERE
+        s.address IS NOT NULL
+        AND m.lazy_basis IS NOT NULL
+        AND NOT coalesce(s.kernel_internal, false)
+        AND NOT coalesce(s.detached, false)
     GROUP BY s.target, s.fstype
     HAVING sum(s.list_lrus) > 0
 )

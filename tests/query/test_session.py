@@ -38,8 +38,9 @@ VIEWS = {
         next_array_bytes next_bytes""",
     "label_waste": "label value targets hosts list_lru_bytes lazy_bytes wasted_bytes",
     "fstype_waste": "target fstype superblocks list_lrus list_lru_bytes lazy_bytes wasted_bytes",
-    "superblock_waste": """target superblock fstype s_id mounts mountpoint kernel_internal owner list_lrus
-        list_lru_bytes lazy_bytes wasted_bytes""",
+    "superblock_waste": """target superblock fstype s_id mounts mountpoint kernel_internal detached owner
+        list_lrus list_lru_bytes lazy_bytes wasted_bytes""",
+    "machines": "target host_name machine_target relation",
     "growth": """audit target from_run_id to_run_id from_captured_at to_captured_at from_kernel_release
         to_kernel_release rebooted comparable memcg_nr_cache_ids_delta superblocks_delta online_memcgs_delta
         list_lru_bytes_delta wasted_bytes_delta from_uptime_s to_uptime_s from_layout to_layout from_lazy_basis

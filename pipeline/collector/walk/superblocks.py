@@ -1,6 +1,6 @@
 """Every superblock of the kernel: its filesystem, device, mounts and list_lrus."""
 
-from drgn import sizeof
+from drgn import FaultError, sizeof
 
 from ..access.memory import Members, c_string, has_member, read, walk_list
 from ..status import CollectError
@@ -12,6 +12,12 @@ _MAX_MOUNTS = 1 << 20
 _MAX_PATH_DEPTH = 4096
 # Pointers in the last MAX_ERRNO bytes of the address space are errors (include/linux/err.h).
 _MAX_ERRNO = 4095
+# s_flags of include/linux/fs.h, named MS_* before v4.14. The kernel made the superblock for itself: KERNMOUNT since
+# v2.6.28, NOUSER also where no user can mount the filesystem. mount_pseudo() sets KERNMOUNT too since v4.8.
+SB_KERNMOUNT = 1 << 22
+_SB_NOUSER = 1 << 31
+# The superblock is set up, so that it can be mounted.
+_SB_BORN = 1 << 29
 
 LRUS = ("s_dentry_lru", "s_inode_lru")
 
@@ -27,10 +33,12 @@ class SuperBlock:
     :ivar root: address of the ``struct dentry`` s_root, or 0.
     :ivar user_ns: address of the ``struct user_namespace`` s_user_ns, or None before v4.8.
     :ivar lru_links: ``list.next`` of each of LRUS, or None where struct list_lru has no list.
-    :ivar mounts: number of its mounts in all mount namespaces.
+    :ivar mounts: number of its mounts in all mount namespaces that processes can be in.
     :ivar mountpoint: bytes, path of one mount, preferably in the initial mount namespace; None without a mount.
     :ivar namespaces: addresses of the ``struct mnt_namespace`` that it is mounted in.
-    :ivar kernel_internal: whether it has no mount, so that no process sees it.
+    :ivar kernel_internal: whether it is the kernel's own and has no mount, so that no process sees it.
+    :ivar detached: whether users made it, it has no mount, and it is still in use. Without a mount and neither of the
+        two it is being mounted or unmounted.
     """
 
     def __init__(self, address, fstype, s_id, s_dev, s_flags):
@@ -45,7 +53,8 @@ class SuperBlock:
         self.mounts = 0
         self.mountpoint = None
         self.namespaces = set()
-        self.kernel_internal = True
+        self.kernel_internal = False
+        self.detached = False
 
 
 def walk(prog):
@@ -59,6 +68,7 @@ def walk(prog):
         "s_dev": "s_dev",
         "s_flags": "s_flags",
         "s_root": "s_root",
+        "s_active": "s_active.counter",
         "s_type": "s_type",
         "s_subtype": "s_subtype",
         "s_mounts": "s_mounts.next",
@@ -95,7 +105,10 @@ def walk(prog):
         sb.user_ns = getattr(fields, "s_user_ns", None)
         sb.lru_links = {lru: getattr(fields, lru + "_next", None) for lru in LRUS}
         sb.mounts, sb.mountpoint, sb.namespaces = mounts.summarize(fields.s_mounts, address + s_mounts_offset)
-        sb.kernel_internal = not sb.mounts
+        if not sb.mounts:
+            sb.kernel_internal = bool(sb.s_flags & (SB_KERNMOUNT | _SB_NOUSER))
+            is_alive = sb.s_flags & _SB_BORN and fields.s_root and fields.s_active
+            sb.detached = bool(is_alive) and not sb.kernel_internal
         sbs.append(sb)
     return sbs
 
@@ -111,6 +124,14 @@ def root_by_superblock(prog):
 def initial_namespace(prog):
     """Return the address of the initial mount namespace, which the kernel's own threads are in."""
     return prog["init_task"].nsproxy.mnt_ns.value_()
+
+
+def _anonymous_inums(prog):
+    """Return the inode numbers of anonymous mount namespaces: 0 from v5.2 on, MNT_NS_ANON_INO from v6.18 on."""
+    try:
+        return {0, prog.constant("MNT_NS_ANON_INO").value_()}
+    except LookupError:
+        return {0}
 
 
 class _Mounts:
@@ -131,14 +152,17 @@ class _Mounts:
         self._link_offset = 0 if is_singly_linked else prog.type("struct mount").member("mnt_instance").offset
         self._dentry = Members(prog, "struct dentry", parent="d_parent", name="d_name.name")
         self._dentry_bytes = sizeof(prog.type("struct dentry"))
+        self._namespace = Members(prog, "struct mnt_namespace", inum="ns.inum")
+        self._anonymous_inums = _anonymous_inums(prog)
         self._init_ns = initial_namespace(prog)
+        self._is_anonymous = {self._init_ns: False}
         self._mounts = {}
         self._dentries = {}
 
     def summarize(self, first, head):
         """Return the number of a superblock's mounts, the path of one of them or None, and their namespaces.
 
-        Mounts without a namespace are not counted.
+        Mounts without a namespace, or in one that no process can be in, are not counted.
 
         :param first: ``s_mounts``, or ``s_mounts.next``.
         :param head: address of the list_head.
@@ -150,12 +174,22 @@ class _Mounts:
         for address, mount in walk_list(self._prog, self._mount, first, end, self._link_offset, _MAX_MOUNTS):
             self._mounts[address] = mount
             # NULL marks a detached mount, an error pointer (MNT_NS_INTERNAL) a mount of the kernel for its own use.
-            if 0 < mount.ns < (1 << 64) - _MAX_ERRNO:
+            if 0 < mount.ns < (1 << 64) - _MAX_ERRNO and not self._is_in_anonymous_namespace(mount):
                 count += 1
                 namespaces.add(mount.ns)
                 if best is None or (mount.ns == self._init_ns and self._mounts[best].ns != self._init_ns):
                     best = address
         return count, None if best is None else self._path(best), namespaces
+
+    def _is_in_anonymous_namespace(self, mount):
+        """Whether only file descriptors lead to a mount, those of open_tree() or fsmount()."""
+        if mount.ns not in self._is_anonymous:
+            try:
+                inum = self._namespace.read(self._prog, mount.ns).inum
+            except FaultError:  # missing from a core: taken for one with processes
+                inum = None
+            self._is_anonymous[mount.ns] = inum in self._anonymous_inums
+        return self._is_anonymous[mount.ns]
 
     def _path(self, address):
         """Return the path of a mount in its namespace, as fs/d_path.c builds it, or None if the walk does not end."""

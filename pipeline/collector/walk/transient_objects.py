@@ -7,8 +7,6 @@ from drgn import container_of
 
 from . import superblocks
 
-_SB_KERNMOUNT = 1 << 22
-
 
 def list_lrus(prog, sbs):
     """Return the list_lrus in which every running program allocates, as pairs (superblock's address, name).
@@ -36,7 +34,7 @@ def kernel_mounts(sbs):
 
     :param sbs: of SuperBlock.
     """
-    return {sb.address for sb in sbs if sb.kernel_internal and sb.s_flags & _SB_KERNMOUNT}
+    return {sb.address for sb in sbs if sb.kernel_internal and sb.s_flags & superblocks.SB_KERNMOUNT}
 
 
 def host_root(prog):

@@ -58,6 +58,7 @@ def host_waste(outcome: Mapping[str, Any]) -> dict[str, Any]:
         "formula_bytes": formula_bytes,
         "dead_ids": None if row["memcg_nr_cache_ids"] is None else row["memcg_nr_cache_ids"] - online_ids,
         "unknown_list_lrus": _cells(list_lrus, "owner").count("unknown"),
+        "detached_superblocks": _cells(outcome["tables"]["superblocks"], "detached").count(True),
         **sums,
         "saves_objects_bytes": sums["list_lru_one_bytes"] - sums["lazy_object_bytes"],
         "saves_transpose_bytes": sums["pointer_array_bytes"] - one_array_bytes,
@@ -163,8 +164,9 @@ def _eager_estimate(f: Mapping[str, Any]) -> list[str]:
 
 
 def _machine(f: Mapping[str, Any]) -> list[str]:
+    detached = f["detached_superblocks"]
     return [
-        _line("superblocks", f["superblocks"]),
+        _line("superblocks", f["superblocks"], f"{detached:,} of them unmounted, but still in use" if detached else ""),
         _line("NUMA nodes", len(f["possible_nodes"]), f"possible; {len(f['online_nodes'])} online"),
         _line("online memcgs", f["online_memcgs"], f"and {f['dying_memcgs']} dying"),
     ]

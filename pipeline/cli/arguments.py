@@ -479,6 +479,20 @@ def _add_collector_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drgn-wheels", type=Path, metavar="DIR", help="directory of wheels for --ship-drgn, filled by fetch-drgn"
     )
+    parser.add_argument(
+        "--python",
+        type=_interpreter,
+        metavar="COMMAND",
+        help="start Python with this command where the inventory names none: a name or path, or words such as 'podman "
+        "run -i IMAGE python3' (default: python3; not over ssh: this one)",
+    )
+    parser.add_argument(
+        "--ship-python",
+        type=Path,
+        metavar="FILE",
+        help="send a relocatable CPython, a tar archive of python-build-standalone, and drgn to hosts over ssh without "
+        "Python; nothing of it stays on a host",
+    )
     parser.add_argument("--vmcoreinfo", type=Path, help="file with VMCOREINFO, for cores and QEMU guests without it")
 
 
@@ -541,6 +555,15 @@ def _python(text: str) -> str:
     if not re.fullmatch(r"3\.([6-9]|[1-9]\d)", text):
         raise argparse.ArgumentTypeError(f"invalid version {text!a}; expected 3.6 or newer, such as 3.9")
     return text
+
+
+def _interpreter(text: str) -> str:
+    from pipeline.inventory import interpreter
+
+    try:
+        return interpreter.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _name(text: str) -> str:

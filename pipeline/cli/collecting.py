@@ -194,13 +194,34 @@ def _with_options(targets: Sequence[Target], args: argparse.Namespace) -> list[T
     """Return targets with the options that apply to them; what the inventory says of a target takes precedence."""
     from pipeline.inventory import scopes
 
-    if args.ship_drgn != (args.drgn_wheels is not None):
-        raise UsageError("--ship-drgn and --drgn-wheels DIR must be given together; fill DIR with lru-audit fetch-drgn")
-    paths = ("vmlinux", "debug_dir", "btf_dir", "vmcoreinfo", "ssh_config", "drgn_wheels")
+    if (args.ship_drgn or args.ship_python is not None) != (args.drgn_wheels is not None):
+        sending = "--ship-drgn" if args.ship_python is None else "--ship-python"
+        raise UsageError(f"{sending} and --drgn-wheels DIR must be given together; fill DIR with lru-audit fetch-drgn")
+    if args.ship_python is not None:
+        _check_python(args.ship_python, args.drgn_wheels)
+    paths = ("vmlinux", "debug_dir", "btf_dir", "vmcoreinfo", "ssh_config", "drgn_wheels", "ship_python")
     options = {option: _absolute(getattr(args, option)) for option in paths}
-    options |= {option: getattr(args, option) for option in ("charged", "target_layout", "max_reads")}
+    options |= {option: getattr(args, option) for option in ("charged", "target_layout", "max_reads", "python")}
     options["verify"] = args.verify or None
     return scopes.apply({option: value for option, value in options.items() if value is not None}, targets)
+
+
+def _check_python(path: Path, wheel_directory: Path) -> None:
+    """Check that an archive has a CPython to send, and that there is a wheel of drgn for it.
+
+    :raises UsageError:
+    """
+    from pipeline.fanout.transports import standalone, wheels
+
+    try:
+        build = standalone.look(str(path))
+    except standalone.StandaloneError as error:
+        raise UsageError(f"--ship-python: {error}") from error
+    if not wheels.has(wheel_directory, build.version, build.arch):
+        raise UsageError(
+            f"no wheel of drgn in {wheel_directory} for Python {build.version} on {build.arch} of --ship-python; run "
+            f"lru-audit fetch-drgn --drgn-wheels {wheel_directory} --python {build.version} --arch {build.arch}"
+        )
 
 
 def _absolute(path: Path | None) -> str | None:

@@ -19,6 +19,8 @@ _HEARTBEAT_TIMEOUT_S = 90  # the client sends a heartbeat every 20 s
 _CONNECTION_LOST = "the connection was lost"
 _MIN_DRGN = (0, 0, 31)
 _BLOCK_BYTES = 4096
+_DRGN_BYTES = 40 << 20  # room for drgn's shared objects, of which 27 MB are not holes
+_PR_SET_PDEATHSIG = 1
 
 
 def main():
@@ -178,11 +180,12 @@ def _supervise(request, stdin):
         # The child holds the writing end: end of file on the reading end means that it has exited.
         reading_end, writing_end = os.pipe()
         sys.stdout.flush()
+        supervisor = os.getpid()
         child = os.fork()
         if not child:
             for number in signals:
                 signal.signal(number, signal.SIG_DFL)
-            _collect(request, directory)
+            _collect(request, directory, supervisor)
         os.close(writing_end)
         while True:
             ready, _, _ = select.select([0, reading_end], [], [], _HEARTBEAT_TIMEOUT_S)
@@ -197,8 +200,19 @@ def _supervise(request, stdin):
     return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
-def _collect(request, directory):
-    """Turn this process into the collector; never returns."""
+def _die_with(parent):
+    """Have the kernel kill this process when its parent is killed."""
+    import ctypes
+    import os
+    import signal
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _collect(request, directory, supervisor):
+    """Turn this process into the collector, which ends with its supervisor; never returns."""
     import gc
     import os
 
@@ -214,6 +228,7 @@ def _collect(request, directory):
 
             sys.path.remove(directory)
             _remove(directory)
+        _die_with(supervisor)
         from pipeline.collector.__main__ import main as collect
 
         # The arguments name files by their bytes, in whatever locale this host has.
@@ -248,9 +263,13 @@ def _make_directory():
 
     parents = [tempfile.gettempdir(), "/var/tmp", "/dev/shm", "/run", os.path.expanduser("~")]
     for parent in parents:
-        if os.access(parent, os.W_OK) and not os.statvfs(parent).f_flag & os.ST_NOEXEC:
-            return tempfile.mkdtemp(prefix="lru-audit.", dir=parent)
-    return _no_drgn("drgn cannot be loaded from any of %s: not writable or noexec; install drgn", ", ".join(parents))
+        if os.access(parent, os.W_OK):
+            fs = os.statvfs(parent)
+            is_full = fs.f_blocks and fs.f_bavail * fs.f_frsize < _DRGN_BYTES  # a tmpfs without a limit has 0 blocks
+            if not (is_full or fs.f_flag & os.ST_NOEXEC):
+                return tempfile.mkdtemp(prefix="lru-audit.", dir=parent)
+    text = "drgn cannot be loaded from any of %s: not writable, noexec or less than %d MiB free; install drgn"
+    return _no_drgn(text, ", ".join(parents), _DRGN_BYTES >> 20)
 
 
 def _remove(directory):

@@ -144,8 +144,7 @@ def dumps(
         if formats.is_dump(head):
             yield None, stream
         return
-    source: Any = _TarSource(stream)
-    with tarfile.open(fileobj=source, mode="r:") as archive:
+    with _tar(stream) as archive:
         for number, member in enumerate(archive):
             if number == max_members:
                 raise EOFError("it has too many members to be searched")
@@ -154,6 +153,23 @@ def dumps(
                 member_stream = Stream(member_file.raw)  # without the buffer, which would read 8 KB ahead
                 if formats.is_dump(member_stream.peek(formats.HEAD_BYTES)):
                     yield member.name, member_stream
+
+
+def archive(file: IO[bytes], max_bytes: int) -> tarfile.TarFile:
+    """Open a tar archive, compressed or not, that is read from its start to its end.
+
+    :param max_bytes: read so many unpacked bytes only, then raise an error.
+    :raises Exception: one of ERRORS, as does reading it.
+    """
+    stream = Stream(_unpacked(file), max_bytes)
+    if not formats.is_tar(stream.peek(formats.HEAD_BYTES)):
+        raise tarfile.ReadError("not a tar archive")
+    return _tar(stream)
+
+
+def _tar(stream: Stream) -> tarfile.TarFile:
+    source: Any = _TarSource(stream)
+    return tarfile.open(fileobj=source, mode="r:")
 
 
 def is_packed(head: bytes) -> bool:

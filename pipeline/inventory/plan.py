@@ -150,6 +150,7 @@ def lines(plan: Plan, nodes: Sequence[Node], timeout_s: float) -> Iterator[str]:
     for target, place in places:
         python = target.python or ("python3" if target.over_ssh else "")
         python = f"sudo -n {python}" if target.become else python
+        python += f", else {Path(target.ship_python).name}" if target.ship_python else ""
         timeout = f"{target.timeout_s or timeout_s:g} s"
         labels = str(len(target.labels) or "")
         ssh = shlex.join(target.ssh_args)

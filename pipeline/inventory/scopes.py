@@ -63,6 +63,7 @@ SCOPES: Mapping[str, Scope] = {
     ),
     "vmcoreinfo": Scope(_is_core_or_guest, "cores and QEMU guests", "a running kernel has its own in /proc/kcore"),
     "ssh_config": Scope(_is_over_ssh, "hosts that ssh reaches", "the others are collected without ssh"),
+    "ship_python": Scope(_is_over_ssh, "hosts that ssh reaches", "elsewhere install python3"),
     "drgn_wheels": Scope(_is_over_ssh, "hosts that ssh reaches", "elsewhere install drgn with pip"),
     "charged": _EVERY,
     "target_layout": _EVERY,

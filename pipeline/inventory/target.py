@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.text import printable, quote
-from pipeline.inventory import destination, scopes
+from pipeline.inventory import destination, interpreter, scopes
 from pipeline.inventory.entry import KEYS, Entry
 
 FORMS = (
@@ -36,9 +36,11 @@ class Target:
     - ssh_config: absolute path of a configuration file for ssh; default the account's own;
     - ssh_args: further options of ssh, split into words;
     - drgn_wheels: absolute path of a directory of drgn's wheels, one of which is sent over ssh, or None;
+    - ship_python: absolute path of an archive with a CPython that is sent over ssh to a host without one, or None;
     - vmcoreinfo: absolute path of a file with the VMCOREINFO of a core or a QEMU guest, or None;
     - vmlinux, debug_dir, btf_dir: absolute paths of the kernel's types;
-    - python: interpreter of the collector; default the one that runs this program;
+    - python: command that starts the collector's interpreter, words as in a shell; default the one that runs this
+      program;
     - timeout_s: seconds; default that of the run;
     - charged: whether to read the objects that memcgs are charged for; default the collector's: yes for cores, no for
       ``live:``;
@@ -58,6 +60,7 @@ class Target:
     ssh_config: str | None = None
     ssh_args: tuple[str, ...] = ()
     drgn_wheels: str | None = None
+    ship_python: str | None = None
     vmcoreinfo: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
     vmlinux: str | None = None
@@ -120,13 +123,13 @@ def parse(entry: Entry, errors: list[str]) -> Target | None:
         except ValueError as error:
             add_error("via", error)
             return incomplete_target
-    python = values["python"]
-    if python and "/" in python:  # a bare name is looked up in PATH on the machine that runs it
-        if (kind in ("ssh", "ray") or via) and not python.startswith("/"):
-            add_error(
-                "python", f"python is on another machine; expected a name or an absolute path, not {quote(python)}"
-            )
-        python = _absolute(entry, python)
+    python = None
+    if values["python"] is not None:
+        is_remote = kind in ("ssh", "ray") or via is not None
+        try:
+            python = interpreter.parse(values["python"], directory=None if is_remote else entry.directory)
+        except ValueError as error:
+            add_error("python", error)
     target = Target(
         name=values["name"] or _default_name(kind, source, via),
         kind=kind,

@@ -33,6 +33,8 @@ OPTIONS = {
     "--vmcoreinfo /f": ("vmcoreinfo", "/f", CORES | GUESTS),
     "--ssh-config /f": ("ssh_config", "/f", OVER_SSH),
     "--ship-drgn --drgn-wheels /d": ("drgn_wheels", "/d", OVER_SSH),
+    "--python /usr/bin/python3.9": ("python", "/usr/bin/python3.9", EVERY),
+    "--ship-python /f --drgn-wheels /d": ("ship_python", "/f", OVER_SSH),
     "--vmlinux /f": ("vmlinux", "/f", EVERY),
     "--debug-dir /d": ("debug_dir", "/d", EVERY),
     "--btf-dir /d": ("btf_dir", "/d", EVERY),
@@ -54,6 +56,12 @@ ENTRY_KEYS = {
     "vmlinux": ("/f", EVERY),
     "debug_dir": ("/d", EVERY),
 }
+
+
+@pytest.fixture(autouse=True)
+def no_check_of_the_archive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tests/cli/test_ship_python.py has real ones."""
+    monkeypatch.setattr(collecting, "_check_python", lambda path, wheel_directory: None)
 
 
 def targets_of(folder: Path, options: str, *entries: dict[str, object]) -> list[Target]:

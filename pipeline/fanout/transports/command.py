@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import NamedTuple
 
 from pipeline.inventory import Target
@@ -30,8 +31,8 @@ class Command(NamedTuple):
 
 def collector(target: Target, required_file: str | None = None) -> Command:
     """Return the command of a collector on this node."""
-    program = target.python and [target.python, "-m", "pipeline.collector"]
-    return Command(arguments(target), program or None, required_file=required_file)
+    program = [*shlex.split(target.python), "-m", "pipeline.collector"] if target.python else None
+    return Command(arguments(target), program, required_file=required_file)
 
 
 def arguments(target: Target) -> list[str]:

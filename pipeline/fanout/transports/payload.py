@@ -7,15 +7,51 @@ import shlex
 import zlib
 from pathlib import Path
 
+from pipeline.fanout.transports.standalone import Package
+
 START_MARKER = "lru-audit starts "
 """Prefix of the line on stderr that names the interpreter, printed once ssh has logged in and the shell has run."""
+ASK_MARKER = "lru-audit asks for "
+"""Prefix of the line on stderr that asks for Package: its archive compressed ("gzip") or not ("tar")."""
+REFUSAL_MARKER = "lru-audit refuses "
+"""Prefix of the line on stderr that says why a package cannot be used: a key of session.REFUSALS and a detail."""
 
 ANNOUNCEMENT = "lru-audit runs"
 """The line that collector/remote.py prints on stderr as soon as it runs: sudo, if any, has let it in."""
 
 _INTERPRETERS = ("python3", "/usr/libexec/platform-python")  # the second is RHEL 8's own
+# Imports that python3-minimal of Debian lacks, and the oldest version, as in remote.py.
+_COMPLETENESS_TEST = "import sys,ctypes,json;sys.exit(sys.version_info<(3,6))"
+DRGN_BYTES = 40 << 20
+"""Room that drgn needs on a host besides a package, as in remote.py."""
+_UNPACK_TIMEOUT_S = 600  # to receive a package; without it a silent network would leave an open file and a process
 _COLLECTOR = Path(__file__).parents[2] / "collector"
 _BOOTSTRAP = "remote.py"
+
+# Directories are tried in turn: /tmp may be noexec, or small. An empty file that may be executed is a shell script.
+# The shell stays the parent of Python and removes the directory whatever becomes of Python and the connection: it has
+# no terminal, so that the end of a connection is the end of stdin for Python, and EPIPE for what the shell prints.
+# TMPDIR is where remote.py puts drgn's shared objects.
+# tar and gzip would read beyond the archive, so head passes on its bytes only.
+_UNPACK = """
+refuse() {{ echo "{refusal}$*" >&2; exit 127; }};
+remove() {{ test -z "$d" || rm -rf "$d"; }};
+d=; trap remove EXIT; trap "exit 1" HUP INT TERM PIPE;
+for t in head mktemp tar timeout uname; do command -v $t >/dev/null || refuse tool $t; done;
+test "$(uname -m)" = {arch} || refuse arch "$(uname -m)";
+test -e {loader} || refuse loader;
+for t in "${{TMPDIR:-/tmp}}" /var/tmp /dev/shm /run "$HOME"; do
+set -- $(df -Pk "$t" 2>/dev/null | tail -n 1); test "${{4:-{disk_kib}}}" -ge {disk_kib} 2>/dev/null || continue;
+d=$(mktemp -d "$t/lru-audit.XXXXXXXXXX" 2>/dev/null) || continue;
+: > "$d/x"; chmod 700 "$d/x"; "$d/x" 2>/dev/null </dev/null && break; remove; d=;
+done;
+test -n "$d" || refuse place; rm "$d/x";
+if command -v gzip >/dev/null;
+then echo "{ask}gzip" >&2; timeout {timeout_s} head -c {gzip_bytes} | gzip -dc;
+else echo "{ask}tar" >&2; timeout {timeout_s} head -c {tar_bytes}; fi | tar -xomf - -C "$d" || refuse unpacking "$d";
+TMPDIR=$d; export TMPDIR; p=$d/bin/python3; "$p" -IBS -c "" </dev/null || refuse start "$p";
+{start}{sudo}"$p" -IBS -c {code}; exit
+"""
 
 
 @functools.cache
@@ -36,14 +72,41 @@ def pack(files: dict[str, str]) -> bytes:
     return zlib.compress(repr(files).encode(), 9)
 
 
-def command_line(python: str | None, become: bool) -> str:
-    """Return the command line, valid in any login shell, that runs the bootstrap from stdin."""
-    candidates = " ".join(shlex.quote(name) for name in ([python] if python else _INTERPRETERS))
+def command_line(python: str | None, become: bool, package: Package | None = None) -> str:
+    """Return the command line, valid in any login shell, that runs the bootstrap from stdin.
+
+    :param python: the command that starts the interpreter, as words of a shell.
+    :param package: the Python to ask for where there is none.
+    """
+    words = shlex.split(python) if python else []
+    candidates = shlex.join(words[:1] or _INTERPRETERS)
+    test = f'"$p" -c "{_COMPLETENESS_TEST}" </dev/null 2>/dev/null || continue; ' if package and not words else ""
+    start = f'echo "{START_MARKER}$p" >&2; '
+    command = " ".join(['"$p"', *map(shlex.quote, words[1:])])
     sudo = "sudo -n -- " if become else ""
+    code = f'"import sys;exec(sys.stdin.buffer.read({len(bootstrap())}))"'
     script = (
         f"LC_ALL=C; export LC_ALL; for p in {candidates}; do "
-        f'p=$(command -v "$p") || continue; echo "{START_MARKER}$p" >&2; '
-        f'exec {sudo}"$p" -c "import sys;exec(sys.stdin.buffer.read({len(bootstrap())}))"; '
-        "done; exit 127"
+        f'p=$(command -v "$p") || continue; {test}{start}exec {sudo}{command} -c {code}; done; '
     )
+    if package is None:
+        script += "exit 127"
+    else:
+        script += (
+            _UNPACK.strip()
+            .replace("\n", " ")
+            .format(
+                refusal=REFUSAL_MARKER,
+                arch=package.build.arch,
+                loader=package.build.loader,
+                disk_kib=(package.disk_bytes + DRGN_BYTES) >> 10,
+                ask=ASK_MARKER,
+                timeout_s=_UNPACK_TIMEOUT_S,
+                gzip_bytes=package.gzip_bytes,
+                tar_bytes=package.tar_bytes,
+                start=start,
+                sudo=sudo,
+                code=code,
+            )
+        )
     return f"exec sh -c {shlex.quote(script)}"

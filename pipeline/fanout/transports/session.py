@@ -5,6 +5,8 @@ closed before the login: sshd drops some of many simultaneous connections (MaxSt
 failed logins (PerSourcePenalties). It does not retry a connection that is lost after the login, but exits with
 CONNECTION_LOST_EXIT_CODE: the driver then starts a new attempt.
 
+It may send a Python first: the host's shell then asks for it on stderr, unpacks it, starts it and removes it.
+
 stdin: a line of JSON, then the bootstrap, then the sources of the collector.
 """
 
@@ -23,6 +25,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 CONNECTION_LOST_EXIT_CODE = 75
@@ -141,6 +144,20 @@ _ALIASES = {"manylinux1": "manylinux_2_5", "manylinux2010": "manylinux_2_12", "m
 _OLDEST_DRGN = (0, 0, 31)
 # In the local file header of a zip member: the lengths of its name and extra field. Both and the data follow.
 _ZIP_LENGTHS_OFFSET = 26
+
+# Reasons of the host's shell (transports/payload.py) against the Python that would be sent: error_type and explanation.
+_REFUSALS = {
+    "tool": ("NoTool", "the host has no Python, and no {detail} to unpack one"),
+    "arch": ("OtherArchitecture", "the host has no Python; it is {detail}, and --ship-python has {python}"),
+    "loader": ("OtherLibrary", "the host has no Python, and no {loader} for that of --ship-python (musl, 32 bits?)"),
+    "place": ("NoRoom", "the host has no Python; none of TMPDIR or /tmp, /var/tmp, /dev/shm, /run and the home folder "
+              "has {mib} MiB for one, is writable and not noexec"),
+    "unpacking": ("NotUnpacked", "the Python of --ship-python cannot be unpacked in {detail}"),
+    "start": ("NotStarted", "{python} of --ship-python does not start on the host"),
+}  # fmt: skip
+
+_QUOTED_REFUSALS = ("unpacking", "start")  # those that other programs on the host explain
+_BLOCK_BYTES = 1 << 16
 
 _LIBC = ctypes.CDLL(None)
 
@@ -340,6 +357,10 @@ class Connection:
         self._client = client
         self._stderr = bytearray()
         self._interpreter: str | None = None
+        self._payload = payload
+        self._package: dict[str, Any] | None = header["package"]
+        self._package_form: str | None = None
+        self._refusal: tuple[str, str] | None = None
         self._has_begun = False
         self._is_stuck = False
         self._process: Any = subprocess.Popen(
@@ -350,8 +371,9 @@ class Connection:
             env=_environment(),
             preexec_fn=_die_with_parent,
         )
-        self._send_queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._send_queue.put(payload)
+        self._send_queue: queue.SimpleQueue[bytes | str | None] = queue.SimpleQueue()
+        if self._package is None:  # else the host's shell says first whether it needs a Python
+            self._send_queue.put(payload)
         threading.Thread(target=self._send, daemon=True).start()
         self._stderr_thread = threading.Thread(target=self._read_stderr, daemon=True)
         self._stderr_thread.start()
@@ -360,39 +382,66 @@ class Connection:
             timer.daemon = True
             timer.start()
 
+    @property
+    def _has_shell(self) -> bool:
+        """Whether ssh has logged in and the host's shell has run."""
+        return self._interpreter is not None or self._package_form is not None
+
     def _stop_unless_logged_in(self) -> None:
-        if self._interpreter is None:
+        if not self._has_shell:
             self._is_stuck = True
             self._process.kill()
 
     def _send(self) -> None:
-        """Write the queued data to ssh's stdin, and a newline as heartbeat while the queue is empty."""
+        """Write the queued data to ssh's stdin; after the payload, a newline as heartbeat while the queue is empty."""
+        heartbeat_s = None
         try:
             while True:
                 try:
-                    data = self._send_queue.get(timeout=_HEARTBEAT_S)
+                    data = self._send_queue.get(timeout=heartbeat_s)
                 except queue.Empty:
                     data = b"\n"
                 if data is None:
                     break
-                self._process.stdin.write(data)
+                for block in _package_blocks(self._package, data) if isinstance(data, str) else [data]:
+                    self._process.stdin.write(block)
                 self._process.stdin.flush()
+                if data is self._payload:
+                    heartbeat_s = _HEARTBEAT_S
         except OSError:
             pass  # the connection has ended; check() explains the exit code
 
     def _read_stderr(self) -> None:
-        """Forward ssh's stderr and keep its tail; take the interpreter's path from the line with the start marker."""
-        marker = self._header["start_marker"].encode()
-        announcement = self._header["announcement"].encode()
+        """Forward ssh's stderr and keep its tail, without the lines that are meant for this program."""
         for line in iter(lambda: self._process.stderr.readline(4096), b""):
-            if self._interpreter is None and marker in line:
-                self._interpreter = line.partition(marker)[2].strip().decode(errors="replace")
-            elif not self._has_begun and line.strip() == announcement:
-                self._has_begun = True
-            elif line := _without_verbosity(line):
+            if not self._obey(line.decode(errors="replace")) and (line := _without_verbosity(line)):
                 self._stderr += line
                 del self._stderr[:-65536]
                 os.write(2, line)
+
+    def _obey(self, line: str) -> bool:
+        """Do what a line with a marker of transports/payload.py says; return whether it is one."""
+        if not self._has_begun and line.strip() == self._header["announcement"]:
+            self._has_begun = True
+            return True
+        _, is_start, interpreter = line.partition(self._header["start_marker"])
+        if is_start and self._interpreter is None:
+            self._interpreter = interpreter.strip()
+            if self._package is not None:
+                self._send_queue.put(self._payload)
+            return True
+        if self._package is None or self._interpreter is not None:
+            return False
+        _, is_request, form = line.partition(self._package["ask_marker"])
+        if is_request and self._package_form is None:
+            self._package_form = form.strip()
+            self._send_queue.put(self._package_form)
+            return True
+        _, is_refusal, reason = line.partition(self._package["refusal_marker"])
+        if is_refusal:
+            word, _, detail = reason.strip().partition(" ")
+            self._refusal = word, detail
+        return bool(is_refusal)
 
     def forward(self) -> int:
         """Forward stdout until its end; return ssh's exit code, or 128 + a signal as shells do.
@@ -424,29 +473,44 @@ class Connection:
         if self._is_stuck:
             text = f"no login over the shared connection of ssh's ControlPath{_quote(stderr_text)}"
             raise SessionError("unreachable", "ConnectTimeout", text)
-        if code == _SSH_ERROR_EXIT_CODE and (self._interpreter is not None or _LOST.search(stderr_text)):
+        if code == _SSH_ERROR_EXIT_CODE and (self._has_shell or _LOST.search(stderr_text)):
             return
         if code == _SSH_ERROR_EXIT_CODE:
             raise _ssh_failure(stderr_text, self._client)
-        if self._interpreter is None and code == _NOT_FOUND_EXIT_CODE:
+        if self._refusal is not None and code == _NOT_FOUND_EXIT_CODE:
+            raise self._refused(*self._refusal, stderr_text)
+        if not self._has_shell and code == _NOT_FOUND_EXIT_CODE:
             names = self._header["python"] or "python3 or /usr/libexec/platform-python"
             text = f"no {names} on the host; install python3 and drgn, or name another python"
             raise SessionError("no_drgn", "NoInterpreter", text)
-        if self._interpreter is None and code:
+        if not self._has_shell and code:
             text = f"the login does not run commands (exit code {code}); is the account restricted or expired?"
             raise SessionError("denied", "NoShell", text + _quote(stderr_text))
         is_sudo_next = self._header["become"] and not self._has_begun
         if is_sudo_next and code and not _PYTHON_ERRORS.search(stderr_text):
             raise self._sudo_failure(code, stderr_text)
+        if code not in (0, _SSH_ERROR_EXIT_CODE) and not self._has_begun and " " in (self._header["python"] or ""):
+            text = f"{self._header['python']} did not start Python on the host (exit code {code})"
+            raise SessionError("no_drgn", "NoInterpreter", text + _quote(stderr_text))
+
+    def _refused(self, word: str, detail: str, stderr_text: str) -> SessionError:
+        """Return the failure that a reason of the host's shell against the package stands for."""
+        package: Any = self._package
+        error_type, explanation = _REFUSALS.get(word, ("NotSent", "the host refuses the Python of --ship-python"))
+        values = {"python": package["python"], "loader": package["loader"], "mib": package["disk_bytes"] >> 20}
+        text = explanation.format(detail=detail, **values)
+        return SessionError("no_drgn", error_type, text + (_quote(stderr_text) if word in _QUOTED_REFUSALS else ""))
 
     def _sudo_failure(self, code: int, stderr_text: str) -> SessionError:
         """Return the failure of a sudo that did not run the collector, whatever it says."""
         text = "sudo did not run the collector"
         if code - 128 in _CRASHES:
             text = f"sudo or {self._interpreter} was ended by {signal.Signals(code - 128).name}"
+        # A Python that was sent has another path each time.
+        command = self._interpreter if self._package_form is None else "ALL"
         for pattern, remedy in _SUDO_REMEDIES:
             if re.search(pattern, stderr_text):
-                text += "; " + remedy.format(user=self._client.user, interpreter=self._interpreter)
+                text += "; " + remedy.format(user=self._client.user, interpreter=command)
                 break
         return SessionError("denied", "Sudo", text + (_quote(stderr_text) or f" (exit code {code}, without a word)"))
 
@@ -572,6 +636,15 @@ def _without_verbosity(line: bytes) -> bytes:
         return b""
     name = b"kex_exchange_identification: " if prefix[2] == b"kex_exchange_identification" else b""
     return name + _SERVER_SAYS.sub(b"the server says: ", text)
+
+
+def _package_blocks(package: Any, form: str) -> Iterator[bytes]:
+    """Yield the archive of a package, compressed ("gzip") or not ("tar"), in blocks."""
+    import gzip  # seldom needed
+
+    with open(package["path"], "rb") as file:
+        archive = file if form == "gzip" else gzip.GzipFile(fileobj=file)
+        yield from iter(lambda: archive.read(_BLOCK_BYTES), b"")
 
 
 def _drgn_wheel(directory: str, python: str, suffix: str, arch: str, libc: str) -> bytes:

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from pipeline.common.errors import AuditError
-from pipeline.fanout.transports import payload, session
+from pipeline.fanout.transports import payload, session, standalone
 from pipeline.fanout.transports.command import Command, TargetError, arguments
 from pipeline.inventory import Target, destination
 
@@ -32,15 +32,20 @@ class ClientError(AuditError):
 def command(target: Target) -> Command:
     """Return the command that audits a target over ssh.
 
-    :raises TargetError: the destination or an option is invalid, so that ssh might take it for something else.
+    :raises TargetError: the destination or an option is invalid, so that ssh might take it for something else, or
+        the file of ship_python is not a CPython that can be sent.
     """
+    try:
+        package = None if target.ship_python is None else standalone.package(target.ship_python)
+    except standalone.StandaloneError as error:
+        raise TargetError(f"cannot send Python: {error}") from error
     host, options, config = client_arguments(target)
     remote_target = replace(target, source="live:") if target.kind == "ssh" else target
     header = {
         "host": host,
         "options": options,
         "config": config,
-        "command_line": payload.command_line(target.python, target.become),
+        "command_line": payload.command_line(target.python, target.become, package),
         "collector_args": arguments(remote_target),
         "start_marker": payload.START_MARKER,
         "announcement": payload.ANNOUNCEMENT,
@@ -48,11 +53,24 @@ def command(target: Target) -> Command:
         "become": target.become,
         "python": target.python,
         "drgn_wheels": target.drgn_wheels,
+        "package": None if package is None else _package_header(package),
         "timeout_s": target.timeout_s or math.inf,
         "denials": _denials(),
     }
     stdin = json.dumps(header).encode() + b"\n" + payload.bootstrap() + payload.sources()
     return Command([session.__file__], program=[sys.executable, "-IS"], stdin=stdin, host=host)
+
+
+def _package_header(package: standalone.Package) -> dict[str, object]:
+    """Return what the session needs to know of the Python that it may send."""
+    return {
+        "path": package.path,
+        "ask_marker": payload.ASK_MARKER,
+        "refusal_marker": payload.REFUSAL_MARKER,
+        "python": f"Python {package.build.version} for {package.build.arch}",
+        "loader": package.build.loader,
+        "disk_bytes": package.disk_bytes + payload.DRGN_BYTES,
+    }
 
 
 def check_client(targets: Iterable[Target]) -> None:

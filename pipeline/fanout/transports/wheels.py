@@ -25,6 +25,12 @@ def fetch(directory: Path, pythons: Iterable[str], arches: Sequence[str], warn: 
     return not missing
 
 
+def has(directory: Path, python: str, arch: str) -> bool:
+    """Whether a directory has a drgn wheel for a Python and an architecture."""
+    tag = "cp" + python.replace(".", "")
+    return any(directory.glob(f"drgn-*-{tag}-{tag}*_{arch}.whl"))
+
+
 def _download(directory: Path, python: str, arch: str) -> bool:
     platforms = [f"manylinux2014_{arch}", *(f"manylinux_2_{minor}_{arch}" for minor in _GLIBC_MINORS)]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import re
 import shlex
@@ -328,11 +329,14 @@ class Listener:
         self.socket.close()
 
 
-def relay(port: int) -> Callable[[socket.socket], None]:
-    def copy(source: socket.socket, sink: socket.socket) -> None:
+def relay(port: int, max_bytes: int | None = None) -> Callable[[socket.socket], None]:
+    """Return a function that connects a client to a server, until the client has sent so many bytes."""
+
+    def copy(source: socket.socket, sink: socket.socket, left: float = math.inf) -> None:
         with contextlib.suppress(OSError):
-            while data := source.recv(65536):
+            while left > 0 and (data := source.recv(65536)):
                 sink.sendall(data)
+                left -= len(data)
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -340,7 +344,7 @@ def relay(port: int) -> Callable[[socket.socket], None]:
     def answer(connection: socket.socket) -> None:
         upstream = socket.create_connection(("127.0.0.1", port))
         threading.Thread(target=copy, args=(upstream, connection), daemon=True).start()
-        copy(connection, upstream)
+        copy(connection, upstream, math.inf if max_bytes is None else max_bytes)
 
     return answer
 

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 def run(args: argparse.Namespace) -> int:
     from pipeline import warehouse
+    from pipeline.fanout import cluster
 
+    cluster.address_to_join(args.address)  # refuse a wrong one before anything is staged
     targets = _targets(args)
     with warehouse.exclusive_audit(args.warehouse, _audit_name(args), args.overlap):
         return _run_locked(args, targets)
@@ -62,7 +64,9 @@ def _run_locked(args: argparse.Namespace, targets: Targets) -> int:
 
 def resume(args: argparse.Namespace) -> int:
     from pipeline import warehouse
+    from pipeline.fanout import cluster
 
+    cluster.address_to_join(args.address)  # refuse a wrong one before a revision is staged
     run_id = warehouse.resolve_resumable_run(args.warehouse, args.run)
     staged_run = warehouse.staged_runs(args.warehouse).get(run_id)
     audit = staged_run["audit"] if staged_run else warehouse.read_manifest(args.warehouse, run_id).audit
@@ -322,6 +326,7 @@ def _collect(args: argparse.Namespace, staging: Staging, plan: Plan, workers: Wo
             known_digests=None if options.get("redact") else staging.known_digests(),
             collect=collect,
             workers=workers,
+            grows=args.parallel is None,
         )
 
 

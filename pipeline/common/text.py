@@ -18,6 +18,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def joined_lines(text: str) -> str:
+    """Return what another program says as one printable line of at most 500 characters."""
+    text = printable(" ".join(text.split()))
+    return text if len(text) <= 500 else text[:496] + " ..."
+
+
 def quote(value: object) -> str:
     """Return a value for an error message: quoted, printable, at most 200 characters."""
     text = f"'{printable(value)}'" if isinstance(value, str) else repr(value)

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -22,13 +23,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 from pipeline.common import limits, scratch
-from pipeline.common.errors import AuditError
-from pipeline.fanout import interrupts, runner
-from pipeline.fanout.workers import WorkerLost, collect_batch
+from pipeline.common.errors import AuditError, UsageError
+from pipeline.common.text import joined_lines, quote
+from pipeline.fanout import interrupts, needs, runner
+from pipeline.fanout.workers import OUT_OF_MEMORY, PREEMPTED, WorkerLost, collect_batch
 from pipeline.inventory.plan import LOCAL_NODE, Batch, Node, this_machine
 
 _CONNECT_TIMEOUT_S = 10.0
@@ -36,8 +38,8 @@ _CONNECT_TIMEOUT_S = 10.0
 _HEAD_RESTART_S = 10.0
 # Starts take 1 to 3 s; a machine on which one takes longer than this needs more for the audit than a resume.
 _START_TIMEOUT_S = 60.0
-# Shutdowns take 1 s; Ray itself gives each of its processes 5 s.
-_END_TIMEOUT_S = 15.0
+# Kill Ray's processes if their shutdown, of 1 s, takes longer than this.
+_END_TIMEOUT_S = 5.0
 # Wait this long for killed processes to exit: one in uninterruptible sleep may never do so.
 _KILL_TIMEOUT_S = 5.0
 
@@ -73,14 +75,70 @@ _QUIET_SETTINGS = {
 _UNUSED_SERVICES = ("start_api_server", "start_monitor", "start_log_monitor")
 
 
+_T = TypeVar("_T")
+
+# What Ray's exceptions for a lost batch mean; Ray's own words follow.
+_LOSSES = {
+    "LocalRayletDiedError": "the raylet of the worker's node died",
+    "NodeDiedError": "the worker's node died or cannot be reached",
+    "ObjectFetchTimedOutError": "the results cannot be fetched from the worker's node",
+    "ObjectLostError": "the results were lost with the worker's node",
+    "OutOfDiskError": "the disk of the worker's node is full",
+    "OwnerDiedError": "the results were lost with the worker",
+    "RuntimeEnvSetupError": "the node cannot set up the package that lru-audit sends",
+    "TaskCancelledError": "the task was cancelled by another program",
+    "TaskUnschedulableError": "the node has left the cluster",
+    "WorkerCrashedError": "the worker process died",
+}
+# Ray's NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED.
+_PREEMPTED_DEATH = 3
+
+
 class ClusterError(AuditError):
     """Ray cannot be started or joined, or was lost; the message is one line."""
 
 
 def address_to_join(address: str | None = None) -> str | None:
-    """Return the address of the cluster to join, default RAY_ADDRESS; None for an embedded Ray, or for "local"."""
+    """Return the address of the cluster to join, default RAY_ADDRESS; None for an embedded Ray, or for "local".
+
+    :raises UsageError: the address has another form than HOST:PORT, "auto" or "local".
+    """
+    source = "--address" if address else "RAY_ADDRESS"
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    return None if address == "local" else address
+    if address in ("auto", "local") or _is_host_and_port(address):
+        return None if address == "local" else address
+    scheme = address.partition("://")[0] if "://" in address else None
+    kind = {"ray": "a Ray Client address", "http": "a job server's address", "https": "a job server's address"}
+    meaning = f"is {kind[scheme]}, which cannot run an audit" if scheme in kind else "is not HOST:PORT"
+    raise UsageError(
+        f"{source}: {quote(address)} {meaning}; give HOST:PORT of the head's GCS, whose port is 6379 by default, or "
+        "submit the audit as a job (docs/deploy.md)"
+    )
+
+
+def _is_host_and_port(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    return bool(host) and "/" not in host and (is_bracketed or ":" not in host) and _is_port(port)
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and 0 < int(text) < 1 << 16
+
+
+def _as_cluster_error(call: Callable[..., _T]) -> Callable[..., _T]:
+    """Return a call of Ray that raises ClusterError for whatever Ray raises."""
+
+    @functools.wraps(call)
+    def checked_call(*args: Any) -> _T:
+        try:
+            return call(*args)
+        except (AuditError, WorkerLost, StopIteration):
+            raise
+        except Exception as error:
+            raise ClusterError(f"Ray failed: {type(error).__name__}: {joined_lines(str(error))}") from error
+
+    return checked_call
 
 
 def is_connected() -> bool:
@@ -88,6 +146,7 @@ def is_connected() -> bool:
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
+@_as_cluster_error
 def cpus() -> int:
     """Return the number of CPUs of the connected cluster, else of those that workers here may use, at least 1."""
     if not is_connected():
@@ -95,6 +154,7 @@ def cpus() -> int:
     return max(1, int(sys.modules["ray"].cluster_resources().get("CPU", 1)))
 
 
+@_as_cluster_error
 def nodes() -> list[Node]:
     """Return the nodes of the connected cluster that are alive, else this machine."""
     if not is_connected():
@@ -107,7 +167,7 @@ def nodes() -> list[Node]:
 
 
 @contextlib.contextmanager
-def connection(parallel: int | None = None, address: str | None = None) -> Iterator[RayWorkers]:
+def connection(parallel: int | None = None, address: str | None = None, ssh_workers: int = 0) -> Iterator[RayWorkers]:
     """Connect to Ray while the block lasts, and yield its workers.
 
     An embedded Ray has a random token, because it listens on all addresses, and keeps its files in a directory that
@@ -117,6 +177,7 @@ def connection(parallel: int | None = None, address: str | None = None) -> Itera
 
     :param parallel: the number of CPUs of an embedded Ray, which starts as many workers; default this machine's.
     :param address: the cluster to join, default RAY_ADDRESS; without either, or with "local", an embedded Ray.
+    :param ssh_workers: the number of workers that an embedded Ray starts besides those, which use no CPU.
     :raises ClusterError: Ray cannot be started or joined.
     """
     if is_connected():
@@ -126,7 +187,10 @@ def connection(parallel: int | None = None, address: str | None = None) -> Itera
     with interrupts.Handlers() as handlers, contextlib.ExitStack() as stack:
         stack.enter_context(_environment(_QUIET_SETTINGS))
         session = _Session()
-        options = _join_options(stack, address) if address else _embedded_options(stack, parallel or cpus(), session)
+        if address:
+            options = _join_options(stack, address)
+        else:
+            options = _embedded_options(stack, parallel or cpus(), ssh_workers, session)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             stack.callback(session.end)
@@ -138,6 +202,19 @@ def connection(parallel: int | None = None, address: str | None = None) -> Itera
                 action = f"join the Ray cluster at {address}" if address else "start Ray"
                 raise ClusterError(f"cannot {action}: {_reason(error)}") from error
         yield RayWorkers(ray)
+
+
+def _reason(error: Exception) -> str:
+    """Return what Ray says about a start or join that failed, on one line, with the remedy if one is known."""
+    text = f"{error} {error.__cause__}"
+    if "InvalidAuthToken" in text:
+        return "it requires another token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+    versions = re.findall(r"^ +(?:Ray|Python): (\S+)$", text, re.MULTILINE)
+    if "Version mismatch" in text and len(versions) == 4:
+        theirs, ours = (f"Ray {ray} and Python {python}" for ray, python in (versions[:2], versions[2:]))
+        remedy = "run lru-audit with the versions of the cluster, or submit the audit as a job (docs/deploy.md)"
+        return f"it has {theirs}, this is {ours}; {remedy}"
+    return joined_lines(str(error)) or type(error).__name__
 
 
 class _Session(threading.Thread):
@@ -179,14 +256,16 @@ class _Session(threading.Thread):
     def end(self) -> None:
         """Shut Ray down within _END_TIMEOUT_S; what is left of it then, or of its start, is for `remove`."""
         self._shall_end.set()
-        if self._has_begun.is_set():
-            self.join(_END_TIMEOUT_S)
-        ray = sys.modules.get("ray")
-        if self.is_alive() and hasattr(ray, "shutdown"):
-            atexit.unregister(ray.shutdown)  # which would wait for the same
+        self._join(_END_TIMEOUT_S)
+        if self.is_alive() and "ray" in sys.modules:
+            atexit.unregister(sys.modules["ray"].shutdown)  # which would wait for the same
 
-    def is_starting(self) -> bool:
-        """Whether Ray's start was abandoned: its thread still runs."""
+    def _join(self, timeout_s: float) -> None:
+        """Wait for the end of a shutdown, but not of a start."""
+        if self.is_alive() and not self._is_starting():
+            self.join(timeout_s)
+
+    def _is_starting(self) -> bool:
         return self.is_alive() and not self._has_begun.is_set()
 
     def remove(self, directory: str) -> None:
@@ -196,9 +275,21 @@ class _Session(threading.Thread):
         raylet dies during its start.
         """
         deadline = time.monotonic() + _KILL_TIMEOUT_S
-        while _kill_processes(directory, spares_raylet=self.is_starting()) and time.monotonic() < deadline:
+        while _kill_processes(directory, spares_raylet=self._is_starting()) and time.monotonic() < deadline:
             time.sleep(0.02)
+        self._join(_KILL_TIMEOUT_S)  # a shutdown that waited for one of them
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _memory_reason(reason: str) -> str:
+    """Return why Ray's memory monitor ended a worker, with the figures of Ray's reason, and what to do."""
+    figures = re.search(r"\(IP: ([^,]+),.*? was (\S+) used / (\S+) limit", reason, re.DOTALL)
+    node, used, limit = figures.groups() if figures else ("", "", "")
+    memory = f"node {node} used {used} of {limit} of memory" if figures else f"node ran out of memory ({reason})"
+    return (
+        f"Ray ended the worker because its {memory}, which may be that of other processes; there raise "
+        "RAY_memory_usage_threshold (default 0.95) or set RAY_memory_monitor_refresh_ms=0, or collect fewer at a time"
+    )
 
 
 class RayWorkers:
@@ -213,6 +304,7 @@ class RayWorkers:
         self._head: str = ray.get_runtime_context().gcs_address
         self._task = ray.remote(num_cpus=1, max_retries=0, num_returns="streaming")(collect_batch)
 
+    @_as_cluster_error
     def start(self, batch: Batch, *args: Any) -> Any:
         options: dict[str, Any] = {}
         if batch.over_ssh:
@@ -224,6 +316,7 @@ class RayWorkers:
             options = {"scheduling_strategy": affinity(node, soft=False), "num_cpus": 0}
         return self._task.options(**options).remote(*args)
 
+    @_as_cluster_error
     def wait(self, streams: Sequence[Any], timeout_s: float) -> Sequence[Any]:
         """Return all streams that have a delivery, as a call of ray.wait costs 4 us per stream."""
         ready, _ = self._ray.wait(streams, num_returns=len(streams), timeout=0)
@@ -231,16 +324,29 @@ class RayWorkers:
             ready, _ = self._ray.wait(streams, num_returns=1, timeout=timeout_s)
         return list(ready)
 
+    @_as_cluster_error
     def receive(self, stream: Any) -> Any:
         try:
             return self._ray.get(next(stream))
         except self._ray.exceptions.RayTaskError as error:  # an exception raised in the worker
             raise WorkerLost(type(error.cause).__name__, str(error.cause)) from error
+        except self._ray.exceptions.OutOfMemoryError as error:
+            raise WorkerLost(OUT_OF_MEMORY, _memory_reason(str(error)), "over_budget") from error
         except self._ray.exceptions.RayError as error:
-            raise WorkerLost(type(error).__name__, str(error)) from error
+            if self._is_preempted(str(error)):
+                raise WorkerLost(PREEMPTED, f"its node was preempted; {error}") from error
+            name = type(error).__name__
+            raise WorkerLost(name, f"{_LOSSES[name]}: {error}" if name in _LOSSES else str(error)) from error
+
+    def _is_preempted(self, reason: str) -> bool:
+        """Whether Ray's reason for a loss names a node that was preempted."""
+        return any(
+            node["NodeID"] in reason and node.get("DeathReason") == _PREEMPTED_DEATH for node in self._ray.nodes()
+        )
 
     def cancel(self, stream: Any) -> None:
-        self._ray.cancel(stream, force=True)
+        with contextlib.suppress(Exception):  # the cluster is gone, and the batch with it
+            self._ray.cancel(stream, force=True)
 
     def check_head(self) -> None:
         """Check that the cluster's head answers, in time for this process to report what it has kept.
@@ -257,8 +363,9 @@ class RayWorkers:
                     raise ClusterError(f"the head of the Ray cluster at {self._head} is gone: {error}") from error
             time.sleep(1)
 
-    def has_cpu(self) -> bool:
-        return bool(self._ray.cluster_resources().get("CPU"))
+    @_as_cluster_error
+    def cpus(self) -> int:
+        return int(self._ray.cluster_resources().get("CPU", 0))
 
 
 def _init(address: str, options: Mapping[str, Any]) -> Any:
@@ -288,11 +395,10 @@ def _join_options(stack: contextlib.ExitStack, address: str) -> dict[str, Any]:
 
     :raises ClusterError: the address does not accept connections.
     """
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit() and "/" not in host:
+    if address != "auto":
         try:
             check_listening(address)
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             raise ClusterError(f"cannot join the Ray cluster at {address}: {error}") from error
     stack.enter_context(_environment({"RAY_gcs_server_port_wait_time_s": "3"}))
     # Ray sends this package to the nodes, so these need neither a checkout nor the same release.
@@ -308,7 +414,9 @@ def check_listening(address: str) -> None:
     socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
 
 
-def _embedded_options(stack: contextlib.ExitStack, parallel: int, session: _Session) -> dict[str, Any]:
+def _embedded_options(
+    stack: contextlib.ExitStack, parallel: int, ssh_workers: int, session: _Session
+) -> dict[str, Any]:
     """Return the options of an embedded Ray; the stack removes its environment, directory and processes.
 
     :raises ClusterError: a limit of this machine or container is too low.
@@ -316,11 +424,13 @@ def _embedded_options(stack: contextlib.ExitStack, parallel: int, session: _Sess
     # Ray creates its own directory with mode 0777. A socket's path may have 107 bytes, of which Ray needs 83.
     parent = tempfile.gettempdir()
     parent = parent if len(parent) <= 24 else "/tmp"
+    if shortage := needs.find_shortage(parallel + ssh_workers, parent, _OBJECT_STORE_BYTES):
+        raise ClusterError(f"cannot start Ray: {shortage}")
     directory = stack.enter_context(scratch.directory(_DIRECTORY_PREFIX, parent, session.remove))
     variables = {name: os.environ.get(name, value) for name, value in _GUEST_SETTINGS.items()}
     variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, "PYTHONPATH": runner.python_path()}
     variables[_DIRECTORY_VARIABLE] = directory
-    # With this process for a raylet Ray does not end it, as a worker whose raylet is dead, where its parent is process 1.
+    # Else Ray takes the parent for the raylet, and ends this process as an orphan if the parent is process 1.
     variables["RAY_RAYLET_PID"] = str(os.getpid())
     variables["SPT_NOENV"] = "1"  # keeps Ray from overwriting the environment of its agents with their titles
     stack.enter_context(_environment(variables))

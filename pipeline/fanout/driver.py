@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -15,25 +16,30 @@ from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 from pipeline.collector.status import GOOD
+from pipeline.common.text import joined_lines
 from pipeline.fanout import cluster, interrupts, runner
 from pipeline.fanout.cluster import ClusterError
-from pipeline.fanout.workers import Collect, LocalWorker, WorkerLost, Workers
+from pipeline.fanout.workers import OUT_OF_MEMORY, PREEMPTED, Collect, LocalWorker, WorkerLost, Workers
 from pipeline.inventory import Target
 from pipeline.inventory.plan import Batch, Plan
 
 # Statuses that may change on a retry: the worker died, or the live kernel changed during every read.
 _RETRY_STATUSES = {"lost", "inconsistent"}
 # Retry after a SIGKILL that the runner did not send: a dying node may end a collector before its worker, and the
-# kernel's OOM killer may choose any process. The runner's own limits have statuses of their own.
-_SIGKILL_ERROR_TYPE = "signal:SIGKILL"
+# kernel's OOM killer may choose any process. The runner's own limits have statuses of their own. Ray's memory monitor
+# ends a worker for what others use.
+_RETRY_ERROR_TYPES = {"signal:SIGKILL", OUT_OF_MEMORY}
 
 # Hosts that a worker waits for at a time. A worker takes 100 MB, and a collection over ssh uses no CPU here.
 _MAX_SSH_PER_WORKER = 8
 
 # Warn when no worker has started after this long.
 _FIRST_WORKER_S = 10.0
-# Check the head this often. Check for a node with a CPU after this long without a delivery.
+# Check the head and the CPUs of the cluster this often.
 _CHECK_INTERVAL_S = 20.0
+# Wait this long for a node with a CPU: an autoscaler starts one in 1 to 3 minutes. Say so each minute.
+_NODE_WAIT_S = 300.0
+_NODE_NOTICE_S = 60.0
 
 # A batch occupies a CPU of a node, or waits for hosts over ssh; each has its own limit of concurrent targets.
 _Transport = Literal["node", "ssh"]
@@ -58,6 +64,7 @@ def run(
     known_digests: Mapping[str, str] | None = None,
     collect: Collect = runner.run,
     workers: Workers | None = None,
+    grows: bool = False,
 ) -> None:
     """Collect every target of the plan; pass each outcome to `on_outcome`, in this thread, as it arrives.
 
@@ -72,10 +79,12 @@ def run(
         None, no digests are made.
     :param collect: the function that a worker calls for each target, from several threads for targets over ssh.
     :param workers: default those of `connection`, for this call.
+    :param grows: whether as many targets are collected at a time as a cluster that grows has CPUs.
     :raises ClusterError: Ray cannot be started or joined, or no node is left that can collect.
     """
     with contextlib.nullcontext(workers) if workers else connection(plan) as workers:
-        _Run(workers, plan, on_outcome, progress, limits or runner.Limits(), retries, known_digests, collect).drive()
+        limits = limits or runner.Limits()
+        _Run(workers, plan, on_outcome, progress, limits, retries, known_digests, collect, grows).drive()
 
 
 @contextlib.contextmanager
@@ -87,10 +96,11 @@ def connection(plan: Plan, address: str | None = None) -> Iterator[Workers]:
 
     :param address: as for `cluster.connection`.
     """
-    node_slots = plan.concurrency(over_ssh=False)
+    node_slots, ssh_slots = (plan.concurrency(over_ssh) for over_ssh in (False, True))
     address = cluster.address_to_join(address)
-    if address or cluster.is_connected() or node_slots + plan.concurrency(over_ssh=True) > 1:
-        with cluster.connection(max(1, node_slots), address or "local") as workers:
+    if address or cluster.is_connected() or node_slots + ssh_slots > 1:
+        ssh_workers = -(-ssh_slots // _MAX_SSH_PER_WORKER)
+        with cluster.connection(max(1, node_slots), address or "local", ssh_workers) as workers:
             yield workers
     else:
         with interrupts.Handlers() as handlers:
@@ -130,6 +140,7 @@ class _Run:
         retries: int,
         known_digests: Mapping[str, str] | None,
         collect: Collect,
+        grows: bool,
     ) -> None:
         self.workers = workers
         self.on_outcome = on_outcome
@@ -139,6 +150,7 @@ class _Run:
         self.unreachable = plan.unreachable
         self.limits = limits
         self.collect = collect
+        self.grows = grows
         self.slots_by_transport: dict[_Transport, int] = {"node": plan.parallel, "ssh": plan.ssh_parallel}
         self.queue_by_transport: dict[_Transport, deque[Batch]] = {"node": deque(), "ssh": deque()}
         for batch in plan.batches:
@@ -147,8 +159,11 @@ class _Run:
         self.past_attempts: dict[str, list[dict[str, Any]]] = {}
         self.done_count = 0
         self.counts: Counter[str] = Counter()
-        self.wait_s = _FIRST_WORKER_S
-        self.last_head_check = time.monotonic()
+        self.next_check = 0.0
+        self.has_had_cpu = False
+        self.cpu_deadline: float | None = None
+        self.next_notice = 0.0
+        self.first_worker_deadline = time.monotonic() + _FIRST_WORKER_S
 
     def drive(self) -> None:
         """Start batches while slots are free and receive their attempts, until no batch is queued or running."""
@@ -157,37 +172,56 @@ class _Run:
             attempt = runner.result(1, None, started_at, 0, "unreachable", error_type, reason)
             self._deliver(runner.outcome(target, [attempt]), "unreachable")
         try:
-            while any(self.queue_by_transport.values()) or self.streams:
+            while self._has_batches():
                 for transport, queue in self.queue_by_transport.items():
                     free_slots = self.slots_by_transport[transport] - self._running_targets(transport)
                     while queue and free_slots > 0:
                         free_slots -= self._start(self._next_batch(transport), free_slots)
-                keys = self.workers.wait(list(self.streams), self.wait_s)
+                if time.monotonic() >= self.next_check:
+                    self._check_cluster()
+                keys = self.workers.wait(list(self.streams), max(0, self.next_check - time.monotonic()))
                 interrupts.raise_if_interrupted()
-                if time.monotonic() - self.last_head_check >= _CHECK_INTERVAL_S:
-                    self.workers.check_head()
-                    self.last_head_check = time.monotonic()
-                if not keys:
-                    self._check_workers()
-                self.wait_s = _CHECK_INTERVAL_S
                 for key in keys:
                     self._receive(key)
         finally:
             for key in self.streams:
                 self.workers.cancel(key)
 
-    def _check_workers(self) -> None:
-        """Warn if no worker has started after the first wait.
+    def _check_cluster(self) -> None:
+        """Check that the head answers and that batches can get a CPU, and use those that the cluster has now.
 
-        :raises ClusterError: a running batch waits for a CPU, and no node that is alive has one.
+        :raises ClusterError: the head is gone, or nothing can run for want of a CPU.
         """
-        if any(stream.node for stream in self.streams.values()):
-            return
+        now = time.monotonic()
+        self.next_check = min(now + _CHECK_INTERVAL_S, max(now, self.first_worker_deadline))
+        self.workers.check_head()
+        cpus = self.workers.cpus()
+        self.has_had_cpu |= cpus > 0
+        if self.grows:
+            self.slots_by_transport["node"] = max(self.slots_by_transport["node"], cpus)
         waits_for_cpu = any(not stream.batch.over_ssh and stream.batch.node is None for stream in self.streams.values())
-        if waits_for_cpu and not self.workers.has_cpu():
-            raise ClusterError("no node with a CPU is left in the Ray cluster")
-        if self.wait_s == _FIRST_WORKER_S:
-            _log.warning("no worker has started after %g s: does Ray have a free CPU?", self.wait_s)
+        if any(stream.node for stream in self.streams.values()):
+            self.cpu_deadline, self.first_worker_deadline = None, math.inf
+        elif waits_for_cpu and not cpus:
+            self._wait_for_cpu(now)
+        elif now >= self.first_worker_deadline:
+            _log.warning("no worker has started after %g s: does Ray have a free CPU?", _FIRST_WORKER_S)
+            self.first_worker_deadline = math.inf
+
+    def _wait_for_cpu(self, now: float) -> None:
+        """Say each minute that the cluster has no CPU: an autoscaler starts a node for a task that waits for one.
+
+        :raises ClusterError: it has had none for _NODE_WAIT_S.
+        """
+        if self.cpu_deadline is None:
+            self.cpu_deadline, self.next_notice = now + _NODE_WAIT_S, now
+        if now >= self.cpu_deadline:
+            missing = "is left in" if self.has_had_cpu else f"has joined within {_NODE_WAIT_S:g} s"
+            raise ClusterError(f"no node with a CPU {missing} the Ray cluster")
+        if now >= self.next_notice:
+            missing = "none any more" if self.has_had_cpu else "none yet"
+            _log.warning("waiting for a node with a CPU: the cluster has %s", missing)
+            self.next_notice += _NODE_NOTICE_S
 
     def _running_targets(self, transport: _Transport) -> int:
         """Return how many targets are being collected."""
@@ -254,7 +288,7 @@ class _Run:
         targets = tuple(stream.targets_left.values())
         suspects, queued_targets = targets[: stream.concurrency], targets[stream.concurrency :]
         duration_ms = round((time.monotonic() - stream.start) * 1000)
-        failure = "lost", error.error_type, str(error).strip().partition("\n")[0]
+        failure = error.status, error.error_type, joined_lines(str(error))
         queue = self.queue_by_transport[_transport(stream.batch)]
         if queued_targets:
             queue.appendleft(replace(stream.batch, targets=queued_targets))
@@ -270,14 +304,23 @@ class _Run:
         """
         attempts = [*self.past_attempts.pop(target.name, ()), attempt]
         row = attempt["attempt"]
-        may_change = row["status"] in _RETRY_STATUSES or row["error_type"] == _SIGKILL_ERROR_TYPE
-        if may_change and len(attempts) <= max(self.retries, is_shared_loss):
+        may_change = row["status"] in _RETRY_STATUSES or row["error_type"] in _RETRY_ERROR_TYPES
+        counted_attempts = [past for past in attempts if past["attempt"]["error_type"] != PREEMPTED]
+        # Memory that was full a moment ago still is, unless others that run now end before.
+        is_hopeless = row["error_type"] == OUT_OF_MEMORY and not is_shared_loss and not self._has_batches()
+        if may_change and not is_hopeless and len(counted_attempts) <= max(self.retries, is_shared_loss):
             self.past_attempts[target.name] = attempts
-            self.queue_by_transport[_transport(batch)].appendleft(replace(batch, targets=(target,)))
+            queue = self.queue_by_transport[_transport(batch)]
+            add = queue.append if row["error_type"] == OUT_OF_MEMORY else queue.appendleft
+            add(replace(batch, targets=(target,)))
             return
         outcome = runner.outcome(target, attempts)
         outcome["row"]["input_digest"] = attempt.get("input_digest")
         self._deliver(outcome, row["status"])
+
+    def _has_batches(self) -> bool:
+        """Whether a batch is queued or running."""
+        return bool(self.streams or any(self.queue_by_transport.values()))
 
     def _deliver(self, outcome: dict[str, Any], result: str) -> None:
         """Pass a target's outcome to the caller and report the progress."""

@@ -15,18 +15,24 @@ from pipeline.fanout import runner
 from pipeline.inventory import Target
 from pipeline.inventory.plan import Batch
 
+# Error types of lost batches that the driver treats in their own way.
+PREEMPTED = "NodePreempted"
+OUT_OF_MEMORY = "OutOfMemoryError"
+
 Collect = Callable[[Target, int, runner.Limits], dict[str, Any]]
 
 
 class WorkerLost(Exception):
     """A batch ended before it delivered all targets.
 
-    :param error_type: class of the cause.
+    :param error_type: class of the cause, or PREEMPTED: the node was taken away, which counts as no attempt.
+    :param status: status of the targets that it was collecting.
     """
 
-    def __init__(self, error_type: str, message: str) -> None:
+    def __init__(self, error_type: str, message: str, status: str = "lost") -> None:
         super().__init__(message)
         self.error_type = error_type
+        self.status = status
 
 
 class Workers(Protocol):
@@ -54,8 +60,8 @@ class Workers(Protocol):
         :raises ClusterError: it does not.
         """
 
-    def has_cpu(self) -> bool:
-        """Whether a node with a CPU is alive."""
+    def cpus(self) -> int:
+        """Return the number of CPUs of the nodes that are alive."""
 
 
 class LocalWorker:
@@ -84,8 +90,8 @@ class LocalWorker:
     def check_head(self) -> None:
         pass
 
-    def has_cpu(self) -> bool:
-        return True
+    def cpus(self) -> int:
+        return 1
 
 
 def collect_batch(

@@ -59,7 +59,7 @@ class Audit:
 
     def wait_for_processes(self, count: int) -> None:
         """Wait until the run has `count` processes besides the driver."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while len(processes.find(self.mark)) <= count:
             assert self.process.poll() is None, self.process.stderr.read()
             assert time.monotonic() < deadline
@@ -76,7 +76,7 @@ class Audit:
 
     def wait_for_collector(self) -> None:
         """Wait until the collector runs."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while not any(str(self.script) in command for command in processes.find(self.mark).values()):
             assert self.process.poll() is None, self.process.stderr.read()
             assert time.monotonic() < deadline
@@ -159,6 +159,15 @@ def test_a_run_of_one_target_has_no_process_but_its_collector_which_dies_with_it
     assert len(processes.find(audit.mark)) == 2
     audit.process.kill()
     processes.wait_for_exit(audit.mark, 3)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("program", ["raylet", "gcs_server"])
+def test_an_interrupt_is_answered_although_ray_does_not_end(audit: Audit, program: str) -> None:
+    audit.wait_for_collector()
+    audit.freeze(program)
+    audit.process.send_signal(signal.SIGTERM)
+    audit.wait_for_interrupted_end()
 
 
 @contextlib.contextmanager

@@ -693,10 +693,13 @@ def test_an_interrupt_that_python_drops_still_ends_the_run() -> None:
 @pytest.mark.parametrize(
     ("fields", "ends"), [({}, True), ({"over_ssh": True}, False), ({"node": "0123"}, False)], ids=["any", "ssh", "node"]
 )
-def test_only_what_needs_a_cpu_ends_a_run_on_a_cluster_without_one(fields: dict[str, Any], ends: bool) -> None:
+def test_only_what_needs_a_cpu_ends_a_run_on_a_cluster_without_one(
+    fields: dict[str, Any], ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The head of a cluster may have no CPU, and a worker there may take longer to start than the first check."""
-    workers = types.SimpleNamespace(has_cpu=lambda: False)
-    state = driver._Run(workers, plan.make_plan([], 1), print, None, runner.Limits(), 1, None, runner.run)
+    monkeypatch.setattr(driver, "_NODE_WAIT_S", 0)
+    workers = types.SimpleNamespace(cpus=lambda: 0, check_head=lambda: None)
+    state = driver._Run(workers, plan.make_plan([], 1), print, None, runner.Limits(), 1, None, runner.run, False)
     state.streams["generator"] = driver._Stream(plan.Batch(tuple(targets(1)), **fields), 1)
     with pytest.raises(cluster.ClusterError, match="no node with a CPU") if ends else contextlib.nullcontext():
-        state._check_workers()
+        state._check_cluster()

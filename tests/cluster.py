@@ -63,6 +63,19 @@ class Cluster:
         process = subprocess.run(command, cwd=self.cwd, env=clean | auth, capture_output=True, text=True, check=False)
         assert process.returncode == 0, process.stdout + process.stderr
 
+    def preempt(self, ip: str) -> None:
+        """Announce the end of a node, as the autoscaler does for a spot instance."""
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        code = (
+            "import sys\nfrom ray._raylet import GcsClient\nfrom ray.core.generated import autoscaler_pb2\n"
+            "client = GcsClient(address=sys.argv[1])\n"
+            "nodes = client.get_all_node_info().values()\n"
+            "(node,) = [node for node in nodes if node.node_manager_address == sys.argv[2]]\n"
+            "reason = autoscaler_pb2.DrainNodeReason.Value('DRAIN_NODE_REASON_PREEMPTION')\n"
+            "assert client.drain_node(node.node_id.hex(), reason, 'spot', 0)[0]\n"
+        )
+        subprocess.run([sys.executable, "-c", code, self.address, ip], cwd=self.cwd, env=clean | self.env, check=True)
+
     def kill_raylet(self, ip: str) -> None:
         """Kill the raylet of a node, and no other process of it."""
         (pid,) = (pid for pid, command in processes.find(self.mark(ip)).items() if "/raylet/raylet " in command)

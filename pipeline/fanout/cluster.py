@@ -199,8 +199,12 @@ def connection(parallel: int | None = None, address: str | None = None, ssh_work
             try:
                 ray = session.begin(functools.partial(_init, address or "local", options))
             except Exception as error:
-                action = f"join the Ray cluster at {address}" if address else "start Ray"
-                raise ClusterError(f"cannot {action}: {_reason(error)}") from error
+                if address:
+                    raise ClusterError(f"cannot join the Ray cluster at {address}: {_reason(error)}") from error
+                limits = needs.describe_limits(tempfile.gettempdir())
+                raise ClusterError(
+                    f"cannot start Ray: {_reason(error)}; is this machine too busy, or a limit too low? {limits}"
+                ) from error
         yield RayWorkers(ray)
 
 

@@ -216,7 +216,7 @@ class _Run:
         if self.cpu_deadline is None:
             self.cpu_deadline, self.next_notice = now + _NODE_WAIT_S, now
         if now >= self.cpu_deadline:
-            missing = "is left in" if self.has_had_cpu else f"has joined within {_NODE_WAIT_S:g} s"
+            missing = "is left in" if self.has_had_cpu else f"has joined, within {_NODE_WAIT_S:g} s,"
             raise ClusterError(f"no node with a CPU {missing} the Ray cluster")
         if now >= self.next_notice:
             missing = "none any more" if self.has_had_cpu else "none yet"

@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Any, ClassVar
 
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Ignore a signal that follows another within this time, as a repetition.
 _REPEATED_SIGNAL_S = 2.0
 
@@ -22,10 +23,9 @@ def raise_if_interrupted() -> None:
 
 
 class Handlers:
-    """Handlers that turn SIGINT and SIGTERM into KeyboardInterrupt, deferred while Ray starts or shuts down.
+    """Handlers that turn the signals of NUMBERS into KeyboardInterrupt, deferred while Ray shuts down.
 
-    An interrupted start crashes when the program exits, and an interrupted shutdown leaves processes and files behind.
-    A signal that the caller ignores stays ignored.
+    An interrupted shutdown leaves processes and files behind. A signal that the caller ignores stays ignored.
 
     :cvar active: the instance whose handlers are installed.
     :ivar has_interrupt: whether KeyboardInterrupt was raised since `raise_if_interrupted` last cleared this.
@@ -42,7 +42,7 @@ class Handlers:
 
     def __enter__(self) -> Handlers:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in NUMBERS:
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._previous_handlers[number] = signal.signal(number, self._handle)
         Handlers.active = self

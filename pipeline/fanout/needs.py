@@ -46,6 +46,13 @@ def find_shortage(workers: int, directory: str, object_store_bytes: int) -> str 
     return None
 
 
+def describe_limits(directory: str) -> str:
+    """Return the limits on which Ray's start may fail, for a message; parameter as for `find_shortage`."""
+    limits = [f"{name} is {limit}" for limit, name in sorted(set(_task_limits()))]
+    limits += [f"{human_bytes(_free_bytes(place))} free in {place}" for place in (_SHM, directory)]
+    return ", ".join(limits)
+
+
 def _count_startable_threads(count: int) -> int:
     """Return how many of `count` threads can run at a time besides those that run.
 

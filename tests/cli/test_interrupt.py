@@ -28,10 +28,11 @@ class Audit:
     """A run in a process group of its own, whose collectors hang.
 
     :param targets: number of targets; with one, the run needs no Ray.
+    :param start_timeout_s: the deadline of Ray's start.
     :ivar mark: the environment variable, as NAME=VALUE, that identifies its processes, orphans included.
     """
 
-    def __init__(self, folder: Path, temporary: Path, targets: int) -> None:
+    def __init__(self, folder: Path, temporary: Path, targets: int, start_timeout_s: float = 60) -> None:
         script = folder / "hung"
         script.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(100)\n")
         script.chmod(0o755)
@@ -46,7 +47,11 @@ class Audit:
         clean_env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "LRU_AUDIT_"))}
         # Without SPT_NOENV Ray overwrites the environment of its agents.
         env = {**clean_env, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary), "SPT_NOENV": "1", "TEST_WORD": word}
-        command = [sys.executable, "-m", "pipeline", "run", "-i", folder / "fleet.yaml", "-w", self.warehouse]
+        code = (
+            "import sys; from pipeline import cli; from pipeline.fanout import cluster; "
+            f"cluster._START_TIMEOUT_S = {start_timeout_s}; sys.exit(cli.main())"
+        )
+        command = [sys.executable, "-c", code, "run", "-i", folder / "fleet.yaml", "-w", self.warehouse]
         self.process = subprocess.Popen(
             [*command, "--parallel", "2"],
             cwd=folder,
@@ -95,9 +100,9 @@ class Audit:
 
 @pytest.fixture
 def audit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Audit]:
-    """A run of two targets, or of as many as the test's parameter says."""
+    """A run of two targets, or with the arguments in the test's parameter."""
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as temporary:
-        running_audit = Audit(tmp_path, Path(temporary), getattr(request, "param", 2))
+        running_audit = Audit(tmp_path, Path(temporary), **getattr(request, "param", {"targets": 2}))
         try:
             yield running_audit
             assert os.listdir(temporary) == []
@@ -131,6 +136,20 @@ def test_an_interrupt_of_a_start_that_cannot_succeed_is_answered(audit: Audit, p
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize("audit", [{"targets": 2, "start_timeout_s": 10}], indirect=True)
+@pytest.mark.parametrize("program", ["raylet", "gcs_server"])
+def test_a_start_that_cannot_succeed_is_given_up(audit: Audit, program: str) -> None:
+    audit.wait_for_processes(1)
+    audit.freeze(program)
+    stdout, stderr = audit.process.communicate(timeout=60)
+    assert (audit.process.returncode, stdout) == (cli.FAILED, "")
+    processes.wait_for_exit(audit.mark, 3)
+    (line,) = stderr.splitlines()
+    assert line.startswith("lru-audit: cannot start Ray: it has not answered within 10 s; is this machine too busy")
+    assert not audit.warehouse.joinpath("staging").exists() or not list(audit.warehouse.glob("staging/2*"))
+
+
+@pytest.mark.faults
 def test_interrupts_of_an_interrupted_start_and_end_change_nothing(audit: Audit) -> None:
     audit.wait_for_processes(4)
     while audit.process.poll() is None:
@@ -139,8 +158,11 @@ def test_interrupts_of_an_interrupted_start_and_end_change_nothing(audit: Audit)
     audit.wait_for_interrupted_end()
 
 
-@pytest.mark.parametrize("audit", [1, 2], indirect=True)
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("audit", [{"targets": 1}, {"targets": 2}], indirect=True)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, *(pytest.param(number, marks=pytest.mark.faults) for number in (signal.SIGTERM, signal.SIGHUP))],
+)
 def test_an_interrupt_while_collecting_keeps_what_was_collected(audit: Audit, number: signal.Signals) -> None:
     """The signal goes to all processes at once, as from a terminal, `timeout` or systemd, and once more."""
     audit.wait_for_collector()
@@ -153,7 +175,7 @@ def test_an_interrupt_while_collecting_keeps_what_was_collected(audit: Audit, nu
     assert re.search(f"0 of [12] targets were collected and are kept in {staging}\n", stderr)
 
 
-@pytest.mark.parametrize("audit", [1], indirect=True)
+@pytest.mark.parametrize("audit", [{"targets": 1}], indirect=True)
 def test_a_run_of_one_target_has_no_process_but_its_collector_which_dies_with_it(audit: Audit) -> None:
     audit.wait_for_collector()
     assert len(processes.find(audit.mark)) == 2

@@ -12,6 +12,7 @@ from pipeline.cli import collecting
 from pipeline.common.errors import UsageError
 from pipeline.inventory import Target, scopes
 from pipeline.inventory.entry import KEYS
+from tests import program
 
 KINDS = {
     "core": {"target": "/core"},
@@ -162,3 +163,23 @@ def test_the_command_ends_with_the_code_for_usage(capsys: pytest.CaptureFixture[
     assert cli.main(["inspect", *args]) == cli.USAGE
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{args[1]} does not apply to" in line
+
+
+@pytest.mark.parametrize(
+    "address", ["ray://head:10001", "http://head:8265", "https://head", "head", "head:x", "h:70000"]
+)
+@pytest.mark.parametrize("command", ["run", "plan", "resume"])
+def test_an_address_that_no_audit_can_use_is_refused_before_anything_is_staged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, address: str
+) -> None:
+    arguments = ["latest"] if command == "resume" else ["/core"]
+    arguments += [] if command == "plan" else ["-w", str(tmp_path / "w")]
+    by_option = program.run(command, *arguments, "--address", address)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    by_variable = program.run(command, *arguments)
+    for process, source in ((by_option, "--address"), (by_variable, "RAY_ADDRESS")):
+        assert (process.returncode, process.stdout) == (cli.USAGE, "")
+        (line,) = process.stderr.splitlines()
+        assert line.startswith(f"lru-audit: {source}: '{address}' is ")
+        assert "give HOST:PORT of the head's GCS" in line
+    assert not (tmp_path / "w").exists()

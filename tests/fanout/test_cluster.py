@@ -1,14 +1,17 @@
-"""Runs on a Ray cluster of three nodes without a checkout, and the loss of a node."""
+"""Runs on a Ray cluster of three nodes without a checkout, the loss of a node, and clusters that cannot be used yet."""
 
 from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +63,9 @@ def collector(tmp_path: Path) -> Path:
     return script
 
 
-def fan_out(folder: Path, targets: list[dict[str, Any]], env: dict[str, str]) -> subprocess.Popen[str]:
+def fan_out(
+    folder: Path, targets: list[dict[str, Any]], env: dict[str, str], parallel: int = 3, node_wait_s: float = 300
+) -> subprocess.Popen[str]:
     """Start a driver in a process of its own that prints each outcome as a line of JSON."""
     (folder / "targets.json").write_text(json.dumps(targets))
     script = folder / "driver.py"
@@ -68,11 +73,13 @@ def fan_out(folder: Path, targets: list[dict[str, Any]], env: dict[str, str]) ->
         f"import json, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
         "from pipeline.fanout import cluster, driver\n"
         "from pipeline.inventory import Target, plan\n"
+        f"driver._NODE_WAIT_S = {node_wait_s}\n"
         "targets = [Target(**target) for target in json.load(open('targets.json'))]\n"
         "try:\n"
         "    with cluster.connection(3):\n"
-        "        fleet_plan = plan.make_plan(targets, 3, cluster.nodes())\n"
-        "        driver.run(fleet_plan, on_outcome=lambda outcome: print(json.dumps(outcome), flush=True))\n"
+        f"        fleet_plan = plan.make_plan(targets, {parallel}, cluster.nodes())\n"
+        "        on_outcome = lambda outcome: print(json.dumps(outcome), flush=True)\n"
+        "        driver.run(fleet_plan, on_outcome=on_outcome, grows=True)\n"
         "except cluster.ClusterError as error:\n"
         "    print(error, file=sys.stderr)\n"
     )
@@ -93,7 +100,7 @@ def until_hung(process: subprocess.Popen[str], folder: Path, sources: set[str]) 
 
 
 def outcomes(process: subprocess.Popen[str]) -> dict[str, dict[str, Any]]:
-    stdout, stderr = process.communicate(timeout=150)
+    stdout, stderr = process.communicate(timeout=250)
     # The warning appears when a loaded machine is slow to start workers.
     assert stderr in ("", "no worker has started after 10 s: does Ray have a free CPU?\n")
     return {outcome["target"]: outcome for outcome in map(json.loads, stdout.splitlines())}
@@ -181,13 +188,108 @@ def test_when_the_last_node_with_a_cpu_is_dead_a_run_does_not_wait_for_ever(
     (tmp_path / "core").touch()
     (tmp_path / "hang").write_text(fragile_cluster.words[WORKER])
     some = {"kind": "vmcore", "source": f"{tmp_path}/core", "python": str(collector)}
-    process = fan_out(tmp_path, [{"name": f"core{n}", **some} for n in range(3)], fragile_cluster.env)
+    process = fan_out(tmp_path, [{"name": f"core{n}", **some} for n in range(3)], fragile_cluster.env, node_wait_s=2)
     until_hung(process, tmp_path, {f"{tmp_path}/core"})
     fragile_cluster.kill_raylet(WORKER)
     stdout, stderr = process.communicate(timeout=120)
     assert stdout == ""
-    assert stderr.splitlines()[-1] == "no node with a CPU is left in the Ray cluster"
+    assert stderr.splitlines()[-2:] == [
+        "waiting for a node with a CPU: the cluster has none any more",
+        "no node with a CPU is left in the Ray cluster",
+    ]
     assert "Traceback" not in stderr
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("fragile_cluster", [1], indirect=True)
+def test_a_run_waits_for_the_first_node_with_a_cpu_and_uses_the_second(
+    fragile_cluster: Cluster, tmp_path: Path, collector: Path
+) -> None:
+    """As with an autoscaler that starts from no worker."""
+    (tmp_path / "core").touch()
+    common = {"kind": "vmcore", "source": f"{tmp_path}/core", "python": str(collector)}
+    targets = [{"name": f"core{number}", **common} for number in range(100)]
+    process = fan_out(tmp_path, targets, fragile_cluster.env, parallel=1)
+    assert process.stderr.readline() == "waiting for a node with a CPU: the cluster has none yet\n"
+    fragile_cluster.add(WORKER)
+    fragile_cluster.add(VICTIM)
+    results = outcomes(process)
+    assert {tuple(statuses(outcome)) for outcome in results.values()} == {("ok",)}
+    hosts = {outcome["row"]["host"] for outcome in results.values()}
+    assert hosts == {fragile_cluster.words[WORKER], fragile_cluster.words[VICTIM]}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("fragile_cluster", [1], indirect=True)
+def test_a_cluster_that_never_has_a_cpu_is_not_waited_for_for_ever(fragile_cluster: Cluster, tmp_path: Path) -> None:
+    targets = [{"name": "core", "kind": "vmcore", "source": "/"}]
+    process = fan_out(tmp_path, targets, fragile_cluster.env, node_wait_s=5)
+    stdout, stderr = process.communicate(timeout=120)
+    assert stdout == ""
+    assert stderr.splitlines() == [
+        "waiting for a node with a CPU: the cluster has none yet",
+        "no node with a CPU has joined, within 5 s, the Ray cluster",
+    ]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("fragile_cluster", [3], indirect=True)
+def test_a_node_that_is_preempted_costs_its_targets_no_attempt(
+    fragile_cluster: Cluster, tmp_path: Path, collector: Path
+) -> None:
+    """With one retry, of which each target needs none after the preemption: the next attempt is lost too, then ok."""
+    (tmp_path / "core").touch()
+    (tmp_path / "hang").write_text(fragile_cluster.words[VICTIM])
+    common = {"kind": "vmcore", "source": f"{tmp_path}/core", "python": str(collector)}
+    process = fan_out(tmp_path, [{"name": f"core{n}", **common} for n in range(8)], fragile_cluster.env)
+    until_hung(process, tmp_path, {f"{tmp_path}/core"})
+    fragile_cluster.preempt(VICTIM)
+    fragile_cluster.kill_raylet(VICTIM)
+    results = outcomes(process)
+    assert {outcome["row"]["status"] for outcome in results.values()} == {"ok"}
+    lost = [row for outcome in results.values() for row in outcome["attempts"] if row["status"] != "ok"]
+    assert lost
+    assert {(row["status"], row["error_type"]) for row in lost} <= {
+        ("lost", "NodePreempted"),
+        ("crashed", "signal:SIGKILL"),
+    }
+
+
+@pytest.mark.faults
+def test_a_cluster_of_another_version_is_named_with_all_versions(tmp_path: Path) -> None:
+    ray = tmp_path / "ray"
+    ray.write_text(
+        f"#!{sys.executable}\nimport ray\nray.__version__ = '9.9.9'\nfrom ray.scripts.scripts import main\nmain()\n"
+    )
+    ray.chmod(0o755)
+    python, version = platform.python_version(), metadata.version("ray")
+    with cluster(1, ray) as other_cluster:
+        stdout, stderr = fan_out(tmp_path, [], other_cluster.env).communicate(timeout=100)
+        assert stdout == ""
+        assert stderr.splitlines()[-1].startswith(
+            f"cannot join the Ray cluster at {other_cluster.address}: it has Ray 9.9.9 and Python {python}, "
+            f"this is Ray {version} and Python {python}; run lru-audit with the versions of the cluster"
+        )
+
+
+@pytest.mark.faults
+def test_a_worker_that_ray_ends_for_the_memory_of_its_node_is_over_budget(tmp_path: Path) -> None:
+    """An account's own settings of the memory monitor hold for an embedded Ray, too."""
+    python = tmp_path / "python"
+    python.write_text(f"#!{sys.executable}\nimport time\nx = bytearray(1 << 28)\ntime.sleep(30)\n")
+    python.chmod(0o755)
+    (tmp_path / "core").touch()
+    targets = [
+        {"name": f"core{n}", "kind": "vmcore", "source": f"{tmp_path}/core", "python": str(python)} for n in range(2)
+    ]
+    settings = {"RAY_memory_monitor_refresh_ms": "100", "RAY_memory_usage_threshold": "0.01"}
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as temporary:
+        results = outcomes(fan_out(tmp_path, targets, settings | {"TMPDIR": temporary}))
+    for outcome in results.values():
+        row = outcome["row"]
+        assert (row["status"], row["error_type"]) == ("over_budget", "OutOfMemoryError")
+        assert re.search(r"its node \S+ used [\d.]+GB of [\d.]+GB of memory", row["error"])
+        assert "RAY_memory_usage_threshold" in row["error"]
 
 
 @pytest.mark.faults

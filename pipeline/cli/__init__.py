@@ -23,15 +23,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code. Only exceptions that are bugs of this program propagate."""
     _open_standard_streams()
     args = parser().parse_args(argv)
-    # SIGTERM, sent by systemd, cron and timeout, interrupts a run like Ctrl-C.
-    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGTERM, sent by systemd, cron and timeout, and the SIGHUP of a closed terminal interrupt a run like Ctrl-C.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     try:
         exit_code: int = args.command(args)
         sys.stdout.flush()
         return exit_code
     except KeyboardInterrupt:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # the cleanup is done; only the exit remains
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

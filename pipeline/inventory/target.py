@@ -58,7 +58,6 @@ class Target:
     via: str | None = None
     become: bool = False
     ssh_config: str | None = None
-    ssh_args: tuple[str, ...] = ()
     drgn_wheels: str | None = None
     ship_python: str | None = None
     vmcoreinfo: str | None = None

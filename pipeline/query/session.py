@@ -75,7 +75,7 @@ class Session:
         with _one_line_errors():
             # DuckDB itself would take those of the machine, or of the topmost cgroup only.
             memory_limit = f"{(memory_bytes or half_of_memory_bytes()) >> 20}MiB"
-            config = {"threads": str(threads or limits.cpus()), "memory_limit": memory_limit}
+            config: dict[str, Any] = {"threads": threads or limits.cpus(), "memory_limit": memory_limit}
             self._connection = duckdb.connect(":memory:", config=config)
             self._configure()
             if is_local(tables) and (is_landlocked or not is_confined):

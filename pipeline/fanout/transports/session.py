@@ -36,7 +36,7 @@ STDERR_SEPARATOR = "; stderr: "
 # Seconds between tries, each multiplied by a random factor from 0.5 to 1.5. A login of others that makes sshd drop a
 # connection (MaxStartups) ends within seconds; a penalty for failed logins lasts 15 s to 10 min (PerSourcePenalties).
 _RETRY_DELAYS_S = (1, 2, 4)
-_PENALTY_DELAYS_S = (15, 30, 60, 120, 240)
+_PENALTY_DELAYS_S = (15, 30, *[60] * 8)
 _MAX_DENIALS = 3  # by a jump host, after which no further target knocks there: each denial adds to the penalty
 _CONNECT_TIMEOUT_S = 10
 _PROXIED_CONNECT_TIMEOUT_S = 30  # two logins or more, or a proxy of a cloud that starts a tunnel

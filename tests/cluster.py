@@ -64,17 +64,19 @@ class Cluster:
         assert process.returncode == 0, process.stdout + process.stderr
 
     def preempt(self, ip: str) -> None:
-        """Announce the end of a node, as the autoscaler does for a spot instance."""
+        """Announce the end of a node, as the autoscaler does for a spot instance, and kill it after the deadline."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         code = (
-            "import sys\nfrom ray._raylet import GcsClient\nfrom ray.core.generated import autoscaler_pb2\n"
+            "import sys, time\nfrom ray._raylet import GcsClient\nfrom ray.core.generated import autoscaler_pb2\n"
             "client = GcsClient(address=sys.argv[1])\n"
             "nodes = client.get_all_node_info().values()\n"
             "(node,) = [node for node in nodes if node.node_manager_address == sys.argv[2]]\n"
             "reason = autoscaler_pb2.DrainNodeReason.Value('DRAIN_NODE_REASON_PREEMPTION')\n"
-            "assert client.drain_node(node.node_id.hex(), reason, 'spot', 0)[0]\n"
+            "assert client.drain_node(node.node_id.hex(), reason, 'spot', time.time_ns() // 1_000_000 + 1000)[0]\n"
+            "time.sleep(1.5)\n"
         )
         subprocess.run([sys.executable, "-c", code, self.address, ip], cwd=self.cwd, env=clean | self.env, check=True)
+        self.kill_raylet(ip)
 
     def kill_raylet(self, ip: str) -> None:
         """Kill the raylet of a node, and no other process of it."""

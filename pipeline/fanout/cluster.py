@@ -218,7 +218,7 @@ def _reason(error: Exception) -> str:
         theirs, ours = (f"Ray {ray} and Python {python}" for ray, python in (versions[:2], versions[2:]))
         remedy = "run lru-audit with the versions of the cluster, or submit the audit as a job (docs/deploy.md)"
         return f"it has {theirs}, this is {ours}; {remedy}"
-    return joined_lines(str(error)) or type(error).__name__
+    return joined_lines(str(error)).rstrip(".") or type(error).__name__
 
 
 class _Session(threading.Thread):

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-# Bounds how far two clocks that work may differ: minutes, if one of them is never set. Runs are hours apart.
+# Bounds how far working clocks differ: by minutes where one is never set. Runs are hours apart.
 _TOLERANCE = timedelta(hours=1)
 
 
 def is_in_future(time: datetime) -> bool:
-    """Whether a time is later than this machine's clock by more than two clocks differ that work."""
+    """Whether a time is ahead of this machine's clock by more than working clocks differ."""
     return time > datetime.now(UTC) + _TOLERANCE
 
 

@@ -66,7 +66,7 @@ def _remove_remains(store: Store, directory: Path) -> None:
     """Remove what killed trials have left in a warehouse, which no reader takes for a run."""
     root = store.staging.parent
     oldest_s = directory.stat().st_mtime - _REMAINS_AGE_S
-    for parent in (root, root / "staging", root / "runs"):
+    for parent in (root, store.staging, root / "runs"):
         for path in parent.glob(f"{_PREFIX}*"):
             with suppress(FileNotFoundError):
                 if path.stat().st_mtime < oldest_s:

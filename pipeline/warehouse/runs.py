@@ -416,6 +416,11 @@ def find_manifest(store: Store, run_id: str) -> Manifest | None:
         content["files"] = tuple(File(**file) for file in content["files"])
         for name in ("started_at", "finished_at"):
             content[name] = datetime.fromisoformat(content[name])
+            if content[name].tzinfo is None:
+                raise ValueError(f"{name} has no time zone")
+        for name in ("sequence", "publication"):
+            if not isinstance(content.get(name), int | None):
+                raise TypeError(f"{name} is not a number")
         manifest = Manifest(directory=directory, **content)
         if manifest.run_id != directory.name:
             raise ValueError(f"it belongs to run {manifest.run_id!a}")

@@ -1,6 +1,7 @@
 """A run before it is published: the directory `<run_id>` in the staging directory of the store.
 
-    run.json         the columns of `runs` known before the first outcome; a directory with it is a staged run
+    run.json         the columns of `runs` known before the first outcome, and the `number` of a run that begins then; a
+                     directory with it is a staged run
     inputs.jsonl.gz  the options, then one target a line: what to collect, even if the inventory has changed
     key              the secret for pseudonyms, if the run has them; removed before the run is published
     outcomes.jsonl   the spool: a line for each outcome as it arrives; the last of a target counts. It is

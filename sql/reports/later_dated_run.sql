@@ -1,5 +1,5 @@
 -- Which run was published before a given run started, though its date is later?
--- Of several, the one with the latest date. More than an hour is more than two clocks differ that work.
+-- Of several, the one with the latest date. Later is by more than an hour: working clocks differ by less.
 SELECT
     o.run_id,
     o.started_at

@@ -1,7 +1,6 @@
 -- In which order were the runs made, and which are dated in the future?
 -- The greatest position is the newest. started_at is by a clock that may have been wrong: it only decides between runs
--- with the same sequence. A date more than an hour ahead, which is more than two clocks differ that work, is in the
--- future.
+-- with the same sequence. A date more than an hour ahead is in the future: working clocks differ by less.
 CREATE VIEW _ordered_runs AS
 SELECT
     *,

@@ -12,8 +12,8 @@ from pipeline.warehouse import outcome, schema
 
 # The tables of the design document, section 5, and the columns that snapshots add. Columns are added, never renamed.
 DESIGN = {
-    "runs": """run_id audit started_at finished_at revision_of complete targets good tool_version schema_version
-        model_version inventory_sha256""",
+    "runs": """run_id audit started_at finished_at sequence revision_of complete targets good tool_version
+        schema_version model_version inventory_sha256""",
     "targets": """run_id target kind source via labels status error_type error attempts started_at duration_ms
         carried_from input_digest core_id
         collector_version model_version reads read_bytes peak_rss_bytes host kernel_release kernel_version arch

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from pipeline.warehouse import locks
-from pipeline.warehouse.runs import published_runs, staged_runs, start_of
+from pipeline.warehouse.runs import Manifest, published_runs, staged_runs, start_of
 from pipeline.warehouse.staging import SPOOL_FILE, finished_targets
 from pipeline.warehouse.store import open_store
 
@@ -16,7 +17,7 @@ def overview(root: str | Path) -> list[dict[str, Any]]:
 
     `state` is `published`, `unfinished` (can be resumed) or `running` (a process has it open). `collected` is the
     number of targets with an outcome. `good`, `complete`, `duration_ms` and `size_bytes` (of the tables) are None
-    unless published.
+    unless published; `duration_ms` also if the clock was set back during the run.
     """
     rows = [
         {
@@ -24,7 +25,7 @@ def overview(root: str | Path) -> list[dict[str, Any]]:
             "audit": manifest.audit,
             "state": "published",
             "started_at": manifest.started_at,
-            "duration_ms": int((manifest.finished_at - manifest.started_at).total_seconds() * 1000),
+            "duration_ms": _duration_ms(manifest),
             "targets": manifest.targets,
             "collected": manifest.targets - manifest.outcomes.get("not_run", 0),
             "good": manifest.good,
@@ -52,3 +53,8 @@ def overview(root: str | Path) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _duration_ms(manifest: Manifest) -> int | None:
+    duration = manifest.finished_at - manifest.started_at
+    return duration // timedelta(milliseconds=1) if duration >= timedelta(0) else None

@@ -62,6 +62,14 @@ def test_runs_are_listed_in_the_order_in_which_they_were_made(root):
     assert [listed_run["run_id"] for listed_run in listed_runs] == [FUTURE, PAST]
 
 
+def test_a_run_during_which_the_clock_was_set_back_has_no_duration(root):
+    ahead, right = json.loads(program.run("runs", "--format", "json", "-w", root).stdout)
+    assert ahead["duration_ms"] is None
+    assert right["duration_ms"] > 0
+    line = next(line for line in program.run("runs", "-w", root).stdout.splitlines() if line.startswith(FUTURE))
+    assert line.split()[3:6] == ["2235-01-03", "00:00:00", "1"], "nothing between its start and its targets"
+
+
 def test_one_note_counts_the_runs_of_an_audit(tmp_path):
     for number in range(3):
         publish(

@@ -50,7 +50,7 @@ def _cells(run: Mapping[str, Any]) -> tuple[str, ...]:
         printable(run["audit"]),
         run["state"],
         f"{run['started_at']:%Y-%m-%d %H:%M:%S}",
-        str(timedelta(seconds=run["duration_ms"] // 1000)) if is_published else "",
+        "" if run["duration_ms"] is None else str(timedelta(seconds=run["duration_ms"] // 1000)),
         str(run["targets"]) if is_published else f"{run['collected']} of {run['targets']}",
         str(run["good"]) if is_published else "",
         ("yes" if run["complete"] else "no") if is_published else "",

@@ -66,6 +66,7 @@ def _take_snapshot(args):
         architectures.check(os.uname().machine, os.uname().nodename)
     # drgn's commands are plugins, which import all of its helpers: 80 ms of CPU time. DRGN_PLUGINS still names others.
     os.environ.setdefault("DRGN_DISABLE_PLUGINS", "*")
+    os.environ.pop("DEBUGINFOD_URLS", None)  # an audit asks no server for debug info, and waits for none
     try:
         import drgn
     except ImportError as e:

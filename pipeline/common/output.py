@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,6 +13,8 @@ _FORMATS = {
     ".csv": "csv", ".html": "html", ".json": "json", ".jsonl": "jsonl", ".md": "markdown", ".parquet": "parquet",
     ".prom": "prometheus",
 }  # fmt: skip
+# The extended attributes that decide who may read a file, besides its mode.
+_ACCESS_ATTRIBUTES = ("security.selinux", "system.posix_acl_access")
 
 
 def format_for(path: Path | None, formats: Collection[str], default: str) -> str:
@@ -37,7 +39,9 @@ def open_output(path: Path | None, *, binary: bool = False) -> Iterator[IO[Any]]
         yield sys.stdout.buffer if binary else sys.stdout
         return
     try:
-        with _open_replacement(path.resolve(), open_options) as file:
+        # A pipe or a device is written to, never replaced. resolve() of /dev/stdout names no file if that is a pipe.
+        is_file = path.is_file() or not path.exists()
+        with _open_replacement(path.resolve(), open_options) if is_file else path.open(**open_options) as file:
             yield file
     except OSError as error:
         error.filename = str(path)
@@ -46,14 +50,36 @@ def open_output(path: Path | None, *, binary: bool = False) -> Iterator[IO[Any]]
 
 @contextmanager
 def _open_replacement(path: Path, open_options: Mapping[str, Any]) -> Iterator[IO[Any]]:
-    if path.exists() and not path.is_file():  # write to a pipe or a device, never replace it
-        with path.open(**open_options) as file:
-            yield file
-        return
+    replaced = path.stat() if path.exists() else None
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # Until it has the owner and mode of the file that it replaces, others may not read it.
+    mode = 0o666 if replaced is None else 0o600
+    temporary.unlink(missing_ok=True)  # of a killed process with this id
     try:
-        with temporary.open(**open_options) as file:
+        with open(temporary, opener=lambda name, flags: os.open(name, flags | os.O_EXCL, mode), **open_options) as file:
             yield file
+        if replaced is not None:
+            _copy_access(path, replaced, temporary)
+        if path.suffix == ".prom":  # node_exporter reads it as another user, also where root's umask is 077
+            temporary.chmod(temporary.stat().st_mode | 0o644)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _copy_access(path: Path, status: os.stat_result, copy: Path) -> None:
+    """Give a copy the owner, group, mode, ACL and SELinux label of a file, as far as this user may.
+
+    Where it may not set the group, the group gets the rights of others.
+    """
+    mode = status.st_mode & 0o777
+    with suppress(OSError):
+        os.chown(copy, status.st_uid, -1)
+    try:
+        os.chown(copy, -1, status.st_gid)
+    except OSError:
+        mode = mode & 0o707 | (mode & 0o007) << 3
+    copy.chmod(mode)
+    for name in _ACCESS_ATTRIBUTES:
+        with suppress(OSError):  # the file has none, or the file system
+            os.setxattr(copy, name, os.getxattr(path, name))

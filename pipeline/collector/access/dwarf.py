@@ -96,7 +96,7 @@ def _search(prog, source, directories, build):
         if module.debug_file_status == ModuleFileStatus.HAVE:
             return
     if module.build_id is not None:
-        # The finders of drgn, debuginfod's among them, check the build id, and nothing else.
+        # The finders of drgn check the build id, and nothing else.
         prog.debug_info_options.directories = tuple(map(os.path.abspath, directories))
         try:
             prog.load_debug_info(main=True)

@@ -16,9 +16,11 @@ import pytest
 
 from pipeline.fanout import runner
 from pipeline.inventory import Target
+from tests.fanout.transports.test_standalone import archive
 from tests.lab import kernels, reachable
 from tests.lab.test_live import CHANGING_COLUMNS, rows
 
+__all__ = ["archive"]
 pytestmark = pytest.mark.lab
 
 LOGIN_COLUMNS = ("items", "root_items", "memcg_items")
@@ -53,9 +55,9 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=PYTHONS)
 def audited_guest(
-    request: pytest.FixtureRequest, wheels: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, wheels: Path, archive: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[AuditedGuest]:
-    """Audit an idle guest by each way into it, and then its core."""
+    """Audit an idle guest by each way into it, then without its Python, and then its core."""
     shape, core = reachable.ssh_server(request.param), tmp_path_factory.mktemp("core") / "vmcore"
     with reachable.running_guest(shape, kernels.debian_kernel(request.param), kernels.CACHE) as guest:
         jump_config = guest.work / "jumping"
@@ -79,18 +81,32 @@ def audited_guest(
         ]
         outputs = {command: guest.run(command) for command in GUEST_COMMANDS}
         audits = {target.name: runner.run(target, 1, LIMITS) for target in targets}
+        guest.run("rm /usr/bin/python3*; echo 'admin ALL=(root) NOPASSWD: ALL' > /etc/sudoers.d/admin")
+        shipped = replace(root, name="shipped", ship_python=str(archive))
+        for target in (
+            replace(root, name="without"),
+            shipped,
+            replace(shipped, name="shipped through sudo", source=admin.source, become=True),
+        ):
+            audits[target.name] = runner.run(target, 1, LIMITS)
+        outputs["leftovers"] = guest.run("find /tmp /var/tmp /dev/shm /run /root /home -name 'lru-audit*'")
         guest.dump(core)
     audits["core"] = runner.run(Target("core", "vmcore", str(core), charged=False), 1, LIMITS)
     yield AuditedGuest(request.param, audits, outputs)
     core.unlink()
 
 
-@pytest.mark.parametrize("way", ["root", "sudo", "jump", "floor", "qmp"])
+@pytest.mark.parametrize("way", ["root", "sudo", "jump", "floor", "qmp", "shipped", "shipped through sudo"])
 def test_live_and_core_agree_row_for_row(audited_guest: AuditedGuest, way: str) -> None:
     live, core = audited_guest.audits[way], audited_guest.audits["core"]
     if way == "floor" and audited_guest.series == "7":
         # drgn 0.0.31 is older than this kernel. The Pythons without a newer drgn are older, too.
         assert live["attempt"]["status"] == "no_types"
+        return
+    if way.startswith("shipped") and audited_guest.series == "5.10":
+        # This machine's Python needs a newer C library than bullseye's.
+        assert (live["attempt"]["status"], live["attempt"]["error_type"]) == ("no_drgn", "NotStarted")
+        assert "version `GLIBC_2." in live["attempt"]["error"]
         return
     assert (live["attempt"]["status"], live["attempt"]["error"]) == ("ok", None)
     assert live["columns"]["types_source"] == "btf"
@@ -137,6 +153,11 @@ def test_a_host_without_drgn_says_so(audited_guest: AuditedGuest) -> None:
     attempt = audited_guest.audits["bare"]["attempt"]
     assert attempt["status"] == "no_drgn"
     assert "drgn" in attempt["error"]
+
+
+def test_a_guest_without_python_keeps_nothing_of_what_was_sent(audited_guest: AuditedGuest) -> None:
+    assert audited_guest.audits["without"]["attempt"]["error_type"] == "NoInterpreter"
+    assert audited_guest.outputs["leftovers"] == ""
 
 
 @pytest.mark.parametrize("way", ["root", "sudo"])

@@ -480,7 +480,8 @@ class Connection:
         if self._refusal is not None and code == _NOT_FOUND_EXIT_CODE:
             raise self._refused(*self._refusal, stderr_text)
         if not self._has_shell and code == _NOT_FOUND_EXIT_CODE:
-            names = self._header["python"] or "python3 or /usr/libexec/platform-python"
+            python = self._header["python"]
+            names = shlex.split(python)[0] if python else "python3 or /usr/libexec/platform-python"
             text = f"no {names} on the host; install python3 and drgn, or name another python"
             raise SessionError("no_drgn", "NoInterpreter", text)
         if not self._has_shell and code:

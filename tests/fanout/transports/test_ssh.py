@@ -428,6 +428,29 @@ def test_no_python(target):
     assert "/opt/python" in error
 
 
+def test_a_command_of_several_words_starts_python(target, tmp_path):
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    (folder / "wrapper").write_text('#!/bin/sh\nset -e\ntest "$1" = "it\'s \\$HOME"\nshift\nexec "$@"\n')
+    (folder / "wrapper").chmod(0o755)
+    command = shlex.join([str(folder / "wrapper"), "it's $HOME", sys.executable])
+    assert status_and_error(run(dataclasses.replace(target, python=command))) == ("ok", None)
+
+
+@pytest.mark.parametrize("command", ["env --chdir=/nowhere python3", "nice /opt/python"])
+def test_a_command_that_does_not_start_python(target, command):
+    status, kind, error = failure(dataclasses.replace(target, python=command))
+    assert (status, kind) == ("no_drgn", "NoInterpreter")
+    assert f"{command} did not start Python on the host" in error
+    assert "No such file or directory" in error
+
+
+def test_a_command_whose_program_is_not_there(target):
+    status, kind, error = failure(dataclasses.replace(target, python="podman-of-the-host run -i image python3"))
+    assert (status, kind) == ("no_drgn", "NoInterpreter")
+    assert "no podman-of-the-host on the host" in error
+
+
 def test_a_python_without_drgn(target):
     status, _, error = failure(dataclasses.replace(target, python="/usr/bin/python3"))
     assert status == "no_drgn"

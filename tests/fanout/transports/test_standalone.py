@@ -24,10 +24,11 @@ from pathlib import Path
 import pyarrow
 import pytest
 
-from pipeline.fanout.transports import standalone, wheels
+from pipeline.fanout import runner
+from pipeline.fanout.transports import session, standalone, wheels
 from pipeline.inventory import Target
 from tests.fanout.transports.sshd import SSHD, USER, Client, Server
-from tests.fanout.transports.test_ssh import CORE, Listener, relay, run, status_and_error, wait_until
+from tests.fanout.transports.test_ssh import CORE, Listener, relay, status_and_error, wait_until
 
 BUSYBOX = shutil.which("busybox")
 PYTHON = Path("/usr/bin/python3").resolve()
@@ -131,11 +132,6 @@ class BareHost:
         return [path for place in self.PLACES for path in (self.root / place).iterdir() if path.name != "shm"]
 
 
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Client:
-    return Client(tmp_path_factory.mktemp("client") / "ssh")
-
-
 @pytest.fixture
 def host(tmp_path: Path, client: Client) -> BareHost:
     return BareHost(tmp_path, client)
@@ -151,6 +147,10 @@ def server(tmp_path: Path, client: Client, host: BareHost) -> Iterator[Server]:
 @pytest.fixture
 def target(host: BareHost, server: Server, archive: Path, drgn_wheels: Path) -> Target:
     return host.target(server, ship_python=str(archive), drgn_wheels=str(drgn_wheels))
+
+
+def run(target: Target) -> dict:
+    return runner.run(target, 1, runner.Limits(timeout_s=300))
 
 
 def refused(target: Target) -> tuple[str, str]:
@@ -351,19 +351,19 @@ def test_nothing_is_left_after_a_kill(host, hanging_target, tmp_path, victim):
         wait_until((host.root / "hangs").exists)
         supervisor, collector = collectors(host)
         pids = {"supervisor": supervisor, "collector": collector}
-        os.kill(pids[victim] if victim in pids else session(hanging_target), signal.SIGKILL)
+        os.kill(pids[victim] if victim in pids else session_pid(), signal.SIGKILL)
     assert results[0]["status"] == "crashed"
     wait_until(lambda: not processes_in(host.root) and host.leftovers() == [])
 
 
-def session(target: Target) -> int:
-    """Return the process that talks to ssh for a target."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+def session_pid() -> int:
+    """Return the process that talks to ssh, a child of this one."""
+    for path in Path("/proc").glob("[0-9]*/status"):
         with contextlib.suppress(OSError):
-            command = path.read_bytes().split(b"\0")
-            if command[0].endswith(b"ssh") and os.fsencode(target.ssh_config) in command:
-                return int(re.search(r"PPid:\t(\d+)", (path.parent / "status").read_text())[1])
-    raise AssertionError("no ssh")
+            is_child = re.search(rf"PPid:\t{os.getpid()}\n", path.read_text()) is not None
+            if is_child and os.fsencode(session.__file__) in (path.parent / "cmdline").read_bytes():
+                return int(path.parent.name)
+    raise AssertionError("no session")
 
 
 @needs_bare_host

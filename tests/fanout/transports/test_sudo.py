@@ -13,19 +13,21 @@ import pytest
 
 from tests.fanout.transports.sshd import SSHD, USER, Client, Server
 from tests.fanout.transports.test_ssh import CORE, as_root, core_via, failure, run, status_and_error, wheels, with_sudo
+from tests.fanout.transports.test_standalone import archive, drgn_wheels
 
-__all__ = ["wheels"]
+__all__ = ["archive", "drgn_wheels", "wheels"]
 pytestmark = pytest.mark.skipif(SSHD is None, reason="needs sshd")
 
 PYTHON = "/usr/bin/python3"  # that "nobody" may run
 RULE = f"nobody ALL=(root) NOPASSWD: {PYTHON}"
 
 
-def as_nobody(tmp_path: Path, *sudoers: str, expired: bool = False) -> str:
+def as_nobody(tmp_path: Path, *sudoers: str, expired: bool = False, path: Path | None = None) -> str:
     """Return the option of an sshd whose logins all run as user "nobody".
 
     :param sudoers: lines of a file in /etc/sudoers.d.
     :param expired: whether the account has expired.
+    :param path: the PATH of the login.
     """
     mounts = []
     if sudoers:
@@ -40,7 +42,9 @@ def as_nobody(tmp_path: Path, *sudoers: str, expired: bool = False) -> str:
         shadow.write_text("\n".join([*lines, "nobody:*:19000:0:99999:7::1:", ""]))
         mounts.append(f"mount --bind {shadow} /etc/shadow")
     forced_command = tmp_path / "forced_command"
-    drop = 'exec setpriv --reuid=nobody --regid=nogroup --clear-groups sh -c "$SSH_ORIGINAL_COMMAND"'
+    drop = 'exec setpriv --reuid=nobody --regid=nogroup --clear-groups /bin/sh -c "$SSH_ORIGINAL_COMMAND"'
+    if path is not None:
+        drop = f"PATH={path}; {drop.replace('setpriv', str(shutil.which('setpriv')))}"
     script = " && ".join([*mounts, drop])
     forced_command.write_text(f"#!/bin/sh\ncd /\nexec unshare -m sh -c {shlex.quote(script)}\n")
     forced_command.chmod(0o755)
@@ -96,6 +100,29 @@ def test_what_sudo_refuses_and_the_line_that_lets_it_in(tmp_path, client, wheels
     assert line.startswith(remedy)
     shutil.rmtree(tmp_path / "sudoers.d")
     with Server(tmp_path / "second", as_nobody(tmp_path, *sudoers, line.replace(USER, "nobody", 1))) as server:
+        client.trust(server)
+        assert status_and_error(run(core_via(server, client, **fields))) == ("ok", None)
+
+
+@as_root
+@with_sudo
+def test_a_python_that_was_sent_is_run_through_sudo_with_the_rule_that_helps(
+    tmp_path, client, drgn_wheels, archive, hidden_core
+):
+    """A host without Python is a PATH without it."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in ("sh", "chmod", "gzip", "head", "mktemp", "rm", "sudo", "tar", "timeout", "uname"):
+        (folder / tool).symlink_to(str(shutil.which(tool)))
+    fields = {"source": str(hidden_core), "python": None, "drgn_wheels": str(drgn_wheels), "become": True}
+    fields["ship_python"] = str(archive)
+    with Server(tmp_path / "first", as_nobody(tmp_path, path=folder)) as server:
+        client.trust(server)
+        status, kind, error = failure(core_via(server, client, **fields))
+    assert (status, kind) == ("denied", "Sudo"), error
+    rule = re.search(rf"{USER} ALL=\(root\) NOPASSWD: \S+", error)[0].replace(USER, "nobody", 1)
+    assert rule == "nobody ALL=(root) NOPASSWD: ALL"
+    with Server(tmp_path / "second", as_nobody(tmp_path, rule, path=folder)) as server:
         client.trust(server)
         assert status_and_error(run(core_via(server, client, **fields))) == ("ok", None)
 

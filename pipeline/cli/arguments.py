@@ -477,7 +477,7 @@ def _add_collector_options(parser: argparse.ArgumentParser) -> None:
         "--ship-drgn", action="store_true", help="send drgn to hosts over ssh; nothing of it stays on a host"
     )
     parser.add_argument(
-        "--drgn-wheels", type=Path, metavar="DIR", help="directory of wheels for --ship-drgn, filled by fetch-drgn"
+        "--drgn-wheels", type=Path, metavar="DIR", help="directory of wheels to send, filled by fetch-drgn"
     )
     parser.add_argument(
         "--python",

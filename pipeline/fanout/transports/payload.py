@@ -12,10 +12,9 @@ from pipeline.fanout.transports.standalone import Package
 START_MARKER = "lru-audit starts "
 """Prefix of the line on stderr that names the interpreter, printed once ssh has logged in and the shell has run."""
 ASK_MARKER = "lru-audit asks for "
-"""Prefix of the line on stderr that asks for Package: its archive compressed ("gzip") or not ("tar")."""
+"""Prefix of the line on stderr that asks for a package: its archive compressed ("gzip") or not ("tar")."""
 REFUSAL_MARKER = "lru-audit refuses "
-"""Prefix of the line on stderr that says why a package cannot be used: a key of session.REFUSALS and a detail."""
-
+"""Prefix of the line on stderr that says why a package cannot be used: a key of session._REFUSALS and a detail."""
 ANNOUNCEMENT = "lru-audit runs"
 """The line that collector/remote.py prints on stderr as soon as it runs: sudo, if any, has let it in."""
 
@@ -24,15 +23,15 @@ _INTERPRETERS = ("python3", "/usr/libexec/platform-python")  # the second is RHE
 _COMPLETENESS_TEST = "import sys,ctypes,json;sys.exit(sys.version_info<(3,6))"
 DRGN_BYTES = 40 << 20
 """Room that drgn needs on a host besides a package, as in remote.py."""
-_UNPACK_TIMEOUT_S = 600  # to receive a package; without it a silent network would leave an open file and a process
+_UNPACK_TIMEOUT_S = 600  # to receive a package; over a network that is cut without a word, head would wait for ever
 _COLLECTOR = Path(__file__).parents[2] / "collector"
 _BOOTSTRAP = "remote.py"
 
-# Directories are tried in turn: /tmp may be noexec, or small. An empty file that may be executed is a shell script.
-# The shell stays the parent of Python and removes the directory whatever becomes of Python and the connection: it has
-# no terminal, so that the end of a connection is the end of stdin for Python, and EPIPE for what the shell prints.
-# TMPDIR is where remote.py puts drgn's shared objects.
-# tar and gzip would read beyond the archive, so head passes on its bytes only.
+# Unpacks a package and runs its Python. Directories are tried in turn: /tmp may be noexec, or small; an empty file is a
+# shell script, if it may be executed. The shell stays the parent of Python, and removes the directory whatever becomes
+# of Python and the connection: without a terminal, the end of the connection is the end of stdin for head and Python,
+# and SIGPIPE for what prints. tar and gzip would read beyond the archive, so head passes on its bytes only, and the
+# client sends nothing more until Python starts. remote.py puts drgn's shared objects below TMPDIR.
 _UNPACK = """
 refuse() {{ echo "{refusal}$*" >&2; exit 127; }};
 remove() {{ test -z "$d" || rm -rf "$d"; }};

@@ -52,7 +52,7 @@ def attempts(disk_and_sudo: tuple[str, str], wheels: str) -> dict[str, dict[str,
         return {user: attempt(host, user, wheels) for user in users}
 
 
-def attempt(host: Host, user: str, wheels: str) -> dict[str, Any]:
+def attempt(host: Host, user: str, wheels: str | None) -> dict[str, Any]:
     target = Target(
         user,
         "vmcore",
@@ -83,6 +83,12 @@ def test_the_remedy_is_the_one_that_is_missing(
     if sudo == "sudo":
         assert "Defaults:term !requiretty" in attempts["term"]["error"]
         assert "NOPASSWD" not in attempts["term"]["error"]
+
+
+def test_a_login_that_sshd_closes_may_be_of_an_expired_account() -> None:
+    with running_host("logins", "sudo") as host:
+        row = attempt(host, "gone", None)
+    assert "the account may be expired or locked there" in row["error"]
 
 
 # Jump hosts and shared connections

@@ -81,6 +81,8 @@ _SERVER_SAYS = re.compile(rb"banner line \d+: ")
 _RUNS_SSH = re.compile(r"((?:exec )?(?:\S*/)?ssh) ")
 _FORWARDED_ADDRESS = re.compile(r"\[?%h\]?[: ]%p")
 
+# Stands for a stderr without a word.
+_SILENT_END = "Connection closed by the host"
 # Pattern in ssh's stderr, status, error_type and explanation; the first match counts. Status None: retry.
 _SSH_ERRORS = (
     (r"REMOTE HOST IDENTIFICATION HAS CHANGED", "denied", "HostKeyChanged",
@@ -106,6 +108,9 @@ _SSH_ERRORS = (
     (r"Not allowed at this time", None, "ConnectionRejected",
      "sshd has too many connections at a time (raise MaxStartups or lower --ssh-parallel), or locks out this address "
      "after failed logins (PerSourcePenalties): see its log"),
+    (_SILENT_END, None, "ConnectionClosed",
+     "closed during the login: the account may be expired or locked there, or sshd has too many connections at a time "
+     "(raise MaxStartups in sshd_config or lower --ssh-parallel): see its log"),
     (r"exchange_identification|Connection (closed|reset) by|banner exchange", None, "ConnectionClosed",
      "perhaps too many connections at a time (raise MaxStartups in sshd_config or lower --ssh-parallel), or a lock-out "
      "of this address after failed logins (PerSourcePenalties, fail2ban): see sshd's log"),
@@ -604,8 +609,8 @@ def _die_with_parent() -> None:
 
 def _ssh_failure(stderr_text: str, client: Client) -> SessionError:
     """Return the failure that ssh's stderr stands for."""
-    # With LogLevel=ERROR ssh prints nothing when the connection is closed during the key exchange.
-    stderr_text = stderr_text.strip() or "Connection closed by the host"
+    # With LogLevel=ERROR ssh prints nothing when the connection is closed during the key exchange or the login.
+    stderr_text = stderr_text.strip() or _SILENT_END
     for pattern, status, error_type, explanation in _SSH_ERRORS:
         match = re.search(pattern, stderr_text)
         if match is not None:

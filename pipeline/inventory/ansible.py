@@ -208,7 +208,7 @@ class _Host:
 
     def labels(self, names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         """Return the labels of the host, and the reasons why others of the names are not among them."""
-        result = {f"group.{group}": "true" for group in self._groups}
+        result = {f"group.{printable(group)}": "true" for group in self._groups}
         problems = []
         variables = self.with_settings({})
         for name in names:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pipeline.common.text import quote
-from pipeline.inventory import destination, ssh_arguments
+from pipeline.inventory import destination, interpreter, ssh_arguments
 from pipeline.inventory.destination import Destination
 
 # Variables by what they say, as Ansible's plugins name them. Of several, the last one that a host has counts.
@@ -233,8 +233,7 @@ def _check_shell(text: str) -> None:
 
 def _check_python(text: str) -> None:
     _check_printable(text)
-    if "/" in text and not text.startswith("/"):
-        raise ValueError(f"expected a name or an absolute path, not {quote(text)}")
+    interpreter.parse(text)
 
 
 def _check_seconds(text: str) -> None:

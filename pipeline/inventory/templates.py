@@ -116,9 +116,8 @@ def ask_ansible(inventory: str, open_values: Mapping[tuple[str, str], Any], vari
             values |= {subject: value for subject, value in pairs if value is not None and not is_open(value)}
     problem = None
     if not settings:
-        problem = (
-            "ansible-playbook does not tell its settings" if values else f"ansible-playbook: {error_text(process)}"
-        )
+        reason = error_text(process) if process.returncode else "it does not tell its settings"
+        problem = f"ansible-playbook: {reason}"
     answered = {subject: values[asked] for subject, asked in subjects.items() if asked in values}
     return Answers(answered, settings, problem)
 

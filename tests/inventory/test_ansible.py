@@ -142,9 +142,9 @@ def test_what_ansible_does_not_print_is_one_error(tmp_path, listing, problem):
 
 
 def test_groups_that_hold_each_other_end(tmp_path):
-    listing = {**make_listing(), "a": {"children": ["b"], "hosts": ["h"]}, "b": {"children": ["a"]}}
+    listing = {**make_listing(), "a": {"children": ["b"], "hosts": ["h"]}, "b\a": {"children": ["a"]}}
     (target,) = inventory.load([], write(tmp_path / "f.json", json.dumps(listing)))
-    assert target.labels == {"group.a": "true", "group.b": "true"}
+    assert target.labels == {"group.a": "true", r"group.b\x07": "true"}
 
 
 def test_what_ansible_inventory_cannot_read_is_one_error_with_all_that_it_says(ansible, tmp_path):
@@ -310,6 +310,7 @@ def test_one_bad_value_is_its_hosts_own_and_limit_comes_first(tmp_path):
         "become": {"ansible_become": "perhaps"},
         "list": {"ansible_host": ["a"]},
         "python": {"ansible_python_interpreter": "bin/python"},
+        "command": {"ansible_python_interpreter": "'unclosed"},
         "unprintable": {"ansible_private_key_file": "/k\x1b[2J"},
         "-name": {},
         "windows": {"ansible_shell_type": "powershell"},
@@ -327,7 +328,7 @@ def test_one_bad_value_is_its_hosts_own_and_limit_comes_first(tmp_path):
     assert reasons["list"] == "ansible_host must be text, not a list or a mapping"
     assert all(str(reason).isprintable() for reason in reasons.values())
     assert (names(limited := load_json(tmp_path, limit=("goo*",), **fleet)), limited.notes) == (["good"], [])
-    with pytest.raises(InventoryError, match="--limit x selects none of 10 targets"):
+    with pytest.raises(InventoryError, match="--limit x selects none of 11 targets"):
         load_json(tmp_path, limit=("x",), **fleet)
 
 

@@ -34,7 +34,6 @@ class Target:
       any node for a core, this machine for a guest;
     - become: whether the collector runs through ``sudo -n`` on the host that ssh reaches;
     - ssh_config: absolute path of a configuration file for ssh; default the account's own;
-    - ssh_args: further options of ssh, split into words;
     - drgn_wheels: absolute path of a directory of drgn's wheels, one of which is sent over ssh, or None;
     - ship_python: absolute path of an archive with a CPython that is sent over ssh to a host without one, or None;
     - vmcoreinfo: absolute path of a file with the VMCOREINFO of a core or a QEMU guest, or None;
@@ -48,7 +47,7 @@ class Target:
     - verify: whether to check every pointer array of an eager kernel rather than a sample;
     - max_reads: limit on the collector's read system calls; default unlimited;
     - machine: machine that ``live:`` means, set by the plan; None before;
-    - ssh_args: options for ssh from the inventory;
+    - ssh_args: options for ssh from the inventory, split into words;
     - unusable: why the inventory's values do not suffice to reach this target, which is then not contacted; or None.
     """
 

@@ -32,6 +32,7 @@ _GRACE_S = 2.0  # between SIGTERM and SIGKILL
 _DRAIN_S = 1.0  # to read the pipes after the child's exit, as its descendants may still hold them
 _STDERR_TAIL_BYTES = 4096
 _ERROR_CHARACTERS = 500
+_QUOTE_CHARACTERS = 300  # of stderr in an error; the end of a traceback says most
 _KILLED_HINT = (
     ", probably by the kernel for want of memory: collect fewer targets at a time, or give that node or container more"
 )
@@ -314,9 +315,12 @@ def _read_pipes(child: Process, output_bytes: int, deadline: float) -> tuple[byt
 
 
 def _stderr_quote(stderr: bytes) -> str:
-    """Return the last line of stderr as the suffix of an error, or nothing if stderr is empty."""
-    lines = stderr.decode(errors="backslashreplace").split("\n")
-    return next((f"{transports.STDERR_SEPARATOR}{line.strip()}" for line in reversed(lines) if line.strip()), "")
+    """Return the lines of stderr, of many the last, as the suffix of an error, or nothing if stderr is empty."""
+    lines = map(str.strip, stderr.decode(errors="backslashreplace").splitlines())
+    quote = " / ".join(filter(None, lines))
+    if len(quote) > _QUOTE_CHARACTERS:
+        quote = "... " + quote[-_QUOTE_CHARACTERS:]
+    return quote and transports.STDERR_SEPARATOR + quote
 
 
 def _signal_name(number: int) -> str:

@@ -316,7 +316,7 @@ for _ in range(1024):
     [
         ("", "no frame on stdout; exit code 0"),
         ("raise SystemExit(3)", "no frame on stdout; exit code 3"),
-        ("import gone", "stderr: ModuleNotFoundError: No module named 'gone'"),
+        ("import gone", "ModuleNotFoundError: No module named 'gone'"),
         (FRAME.replace('"memcgs": 2', '"memcgs": 3'), "counts"),
         (FRAME.replace('["host"]', '["target"]'), "not the collector's: target"),
         (FRAME.replace("print('{\"end", "#"), "has no end"),

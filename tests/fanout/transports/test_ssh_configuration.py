@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli import main
 from pipeline.fanout.transports import session
 from tests.fanout.transports.sshd import SSHD, USER, Client, Server
 from tests.fanout.transports.test_ssh import core_via, run, status_and_error, wait_until
@@ -243,3 +244,47 @@ def test_ssh_that_does_not_say_its_configuration(config, client, server, monkeyp
     config.write_text('Match exec "sleep 600"\nUser x\n')
     with pytest.raises(session.SessionError, match=r"ssh -G behind takes more than 1 s .* Match exec"):
         session.settings("behind", [], str(config))
+
+
+# An account or a machine without ssh
+
+
+@pytest.fixture
+def without_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run as an account without an entry in the password database."""
+
+    def getpwuid(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(session.pwd, "getpwuid", getpwuid)
+
+
+@pytest.mark.parametrize("command", [["run", "-w", "w"], ["inspect"], ["plan", "--check"]])
+def test_an_account_that_ssh_does_not_take_is_one_error_before_the_first_host(
+    monkeypatch, tmp_path, capfd, without_entry, command
+):
+    monkeypatch.chdir(tmp_path)
+    hosts = ["ssh:127.0.0.1:1"] if command == ["inspect"] else ["ssh:127.0.0.1:1", "ssh:127.0.0.2:1"]
+    assert main([*command[:1], *hosts, *command[1:]]) == 1
+    error = capfd.readouterr().err
+    assert f"uid {os.getuid()} has no entry in the password database of {os.uname().nodename}" in error
+    assert not list(tmp_path.glob("w/staging/*/run"))
+
+
+def test_a_configuration_that_ssh_rejects_is_one_error_before_the_first_host(tmp_path, capfd):
+    config = tmp_path / "ssh_config"
+    config.write_text("Nonsense yes\n")
+    assert main(["run", "ssh:127.0.0.1:1", "--ssh-config", str(config), "-w", str(tmp_path / "w")]) == 1
+    assert "rejects its configuration" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_real_account_without_an_entry(tmp_path):
+    """As a node of a cluster has it: the row names the node."""
+    program = (
+        "import os; from pipeline.fanout.transports import session; os.setuid(54321)\n"
+        "try: session.settings('db1', [], None)\nexcept session.SessionError as error: print(error.status, error)"
+    )
+    output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert output.startswith(f"denied uid 54321 has no entry in the password database of {os.uname().nodename}")
+    assert "to reach db1" in output

@@ -36,7 +36,7 @@ from pipeline.inventory.plan import LOCAL_NODE, Batch, Node, this_machine
 _CONNECT_TIMEOUT_S = 10.0
 # Time for a head to restart. Ray ends this process and each node a minute after the head's end.
 _HEAD_RESTART_S = 10.0
-# Starts take 1 to 3 s; a machine on which one takes longer than this needs more for the audit than a resume.
+# Give a start up after this long: it takes 1 to 3 s, and on a machine with 20 runnable processes for each CPU 15 s.
 _START_TIMEOUT_S = 60.0
 # Kill Ray's processes if their shutdown, of 1 s, takes longer than this.
 _END_TIMEOUT_S = 5.0
@@ -74,6 +74,9 @@ _QUIET_SETTINGS = {
 # the one that copies the workers' output to the driver. Together they take 1 s to start and 1 s to end.
 _UNUSED_SERVICES = ("start_api_server", "start_monitor", "start_log_monitor")
 
+# Schemes of addresses that Ray knows and that are not those of a GCS.
+_JOB_SERVER = "a job server's address"
+_OTHER_ADDRESSES = {"ray": "a Ray Client address", "http": _JOB_SERVER, "https": _JOB_SERVER}
 
 _T = TypeVar("_T")
 
@@ -107,11 +110,10 @@ def address_to_join(address: str | None = None) -> str | None:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address in ("auto", "local") or _is_host_and_port(address):
         return None if address == "local" else address
-    scheme = address.partition("://")[0] if "://" in address else None
-    kind = {"ray": "a Ray Client address", "http": "a job server's address", "https": "a job server's address"}
-    meaning = f"is {kind[scheme]}, which cannot run an audit" if scheme in kind else "is not HOST:PORT"
+    kind = _OTHER_ADDRESSES.get(address.partition("://")[0].lower())
+    mistake = f"is {kind}, which cannot run an audit" if kind and "://" in address else "is not HOST:PORT"
     raise UsageError(
-        f"{source}: {quote(address)} {meaning}; give HOST:PORT of the head's GCS, whose port is 6379 by default, or "
+        f"{source}: {quote(address)} {mistake}; give HOST:PORT of the head's GCS, whose port is 6379 by default, or "
         "submit the audit as a job (docs/deploy.md)"
     )
 
@@ -255,14 +257,15 @@ class _Session(threading.Thread):
         finally:
             self._has_begun.set()
         self._shall_end.wait()
-        sys.modules["ray"].shutdown()
+        with contextlib.suppress(Exception):  # `remove` kills what is left
+            sys.modules["ray"].shutdown()
 
     def end(self) -> None:
         """Shut Ray down within _END_TIMEOUT_S; what is left of it then, or of its start, is for `remove`."""
         self._shall_end.set()
         self._join(_END_TIMEOUT_S)
-        if self.is_alive() and "ray" in sys.modules:
-            atexit.unregister(sys.modules["ray"].shutdown)  # which would wait for the same
+        if self.is_alive() and (shutdown := getattr(sys.modules.get("ray"), "shutdown", None)):
+            atexit.unregister(shutdown)  # which would wait for the same
 
     def _join(self, timeout_s: float) -> None:
         """Wait for the end of a shutdown, but not of a start."""

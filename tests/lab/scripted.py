@@ -38,11 +38,13 @@ def take_core(
     command_line: str = "",
     modules: Iterable[str] = (),
     files: Iterable[Path] = (),
+    programs: Iterable[str] = (),
     collector: bool = False,
 ) -> tuple[Path, str]:
     """Boot a kernel on a shape's machine and run a script there; return the full core and the script's output.
 
     :param modules: modules to load before the script. :param files: files to copy to the guest's /.
+    :param programs: programs of this machine to put into the guest.
     :param collector: put the collector into the guest.
     """
     if collector:
@@ -52,6 +54,8 @@ def take_core(
         with initramfs.busybox(shape, kernel, work / "initramfs", (*initramfs.MODULES, *modules)) as root:
             for file in files:
                 shutil.copy(file, root)
+            for program in programs:
+                userland.copy_program(root, program)
             if collector:
                 userland.copy(root)
             init = root / "init"

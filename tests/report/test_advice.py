@@ -94,6 +94,37 @@ def test_unmounting_gives_back_two_list_lrus_a_filesystem(tmp_path):
     assert round(superblock_bytes / 2**20, 2) == 6.00
 
 
+def detach(outcome, *addresses):
+    """Mark superblocks of an outcome as detached, the others as not."""
+    table = outcome["tables"]["superblocks"]
+    table["columns"].append("detached")
+    for row in table["rows"]:
+        row.append(row[0] in addresses)
+    return outcome
+
+
+def test_what_holds_detached_filesystems_can_be_ended_and_unmounting_leaves_them_out(tmp_path):
+    outcome = host("web-1")
+    overlays = [row[0] for row in outcome["tables"]["superblocks"]["rows"] if row[1] == "overlay"]
+    advice_steps = steps(tmp_path, detach(outcome, *overlays[:5]))
+    superblock_bytes = 2 * (OBJECT_BYTES + 2 * ARRAY_BYTES)
+    assert advice_steps["detached"].frees_bytes == 5 * superblock_bytes
+    text = "End what holds 5 overlay filesystems that are unmounted but still in use on 1 host: frees 30.0 MiB at once."
+    assert advice_steps["detached"].text.startswith(text)
+    assert advice_steps["mounts"].frees_bytes == 20 * superblock_bytes  # the 20 of tmpfs; 15 of overlay are left
+    assert "20 tmpfs filesystems on 1 host" in advice_steps["mounts"].text
+
+
+def test_the_host_with_most_detached_filesystems_is_named(tmp_path):
+    outcomes = [host("web-1"), host("web-2")]
+    addresses = [row[0] for row in outcomes[0]["tables"]["superblocks"]["rows"]]
+    step = steps(tmp_path, detach(outcomes[0], addresses[0]), detach(outcomes[1], *addresses[:3]))["detached"]
+    assert (
+        "4 filesystems that are unmounted but still in use on 2 hosts, 3 of them on web-2: frees 24.0 MiB" in step.text
+    )
+    assert "detached" not in steps(tmp_path / "without", host("web-1"))
+
+
 def test_ids_of_no_online_cgroup_are_counted_and_their_price_is_a_reboot(tmp_path):
     step = steps(tmp_path, host("web-1"))["churn"]
     # After a boot there are 4 ids on each of 4 nodes; kmalloc-64 holds 16 bytes and 4 pointers.
@@ -136,12 +167,47 @@ def test_sums_say_which_cores_the_advice_leaves_out(tmp_path, monkeypatch, form)
     publish(tmp_path, host("db/2", host="db"), host("db/1", **older_core), host("db/0", **older_core), host("web"))
     assert sentence.format("2 older cores") in render(tmp_path, form)
     # db was upgraded: the advice no longer counts it, the sums still include its older core.
-    publish(tmp_path / "upgraded", lazy_host("db/2", host="db"), host("db/1", **older_core))
+    upgraded_host = lazy_host("db/2", host="db", possible_nodes=[0, 1, 2, 3])
+    publish(tmp_path / "upgraded", upgraded_host, host("db/1", **older_core))
     text = render(tmp_path / "upgraded", form)
     assert sentence.format("1 older core") in text
     assert "Reboot 1 host" not in text
     publish(tmp_path / "alone", host("db/2"), host("web"))
     assert "These sums" not in render(tmp_path / "alone", form)
+
+
+@pytest.mark.parametrize("form", ["text", "markdown", "html", "json"])
+def test_a_machine_that_was_reached_in_two_ways_is_promised_once_and_both_are_named(tmp_path, monkeypatch, form):
+    monkeypatch.setenv("COLUMNS", "200")
+    boot = {"host": "db", "boot_id": "11111111-2222-4333-8444-555555555555"}
+    publish(tmp_path, host("db-ssh", kind="ssh", **boot), host("db-qmp", kind="qmp", **boot), host("web"))
+    text = render(tmp_path, form)
+    assert "Reboot 2 hosts " in text
+    if form == "json":
+        content = json.loads(text)
+        machine_bytes = LISTS_PER_HOST * (OBJECT_BYTES + ARRAY_BYTES - LAZY_BYTES)
+        assert content["totals"]["machines_wasted_bytes"] == 2 * machine_bytes
+        assert content["totals"]["wasted_bytes"] == 3 * machine_bytes
+        assert content["machines"] == [
+            {"target": "db-ssh", "host_name": "db", "machine_target": "db-qmp", "relation": "again"}
+        ]
+        return
+    text = text.replace("\\", "").replace("&#39;", "'")
+    assert "These sums include 1 further audit of a host; the advice counts each host once." in text
+    assert "Without them 2 hosts waste 486 MiB." in text
+    assert "db-ssh is db-qmp's host db, reached in another way." in text
+
+
+@pytest.mark.parametrize("form", ["text", "markdown", "html"])
+def test_machines_of_one_name_are_counted_and_named(tmp_path, monkeypatch, form):
+    monkeypatch.setenv("COLUMNS", "200")
+    older_core = {"host": "web", "captured_at": STARTED_AT - 1}
+    newer_core = host("dc1", host="web")
+    publish(tmp_path, newer_core, host("dc1-old", **older_core), host("dc2", host="web", memory_bytes=2**30))
+    text = render(tmp_path, form).replace("\\", "").replace("&#39;", "'")
+    assert "3 cores call themselves web and differ in memory (4.00 GiB, 1.00 GiB): counted as 2 machines." in text
+    assert "dc1-old is taken for an older core of dc1's host web." in text
+    assert "Reboot 2 hosts " in text
 
 
 def test_sums_name_hosts_apart_from_targets(tmp_path):

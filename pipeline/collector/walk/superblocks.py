@@ -12,8 +12,8 @@ _MAX_MOUNTS = 1 << 20
 _MAX_PATH_DEPTH = 4096
 # Pointers in the last MAX_ERRNO bytes of the address space are errors (include/linux/err.h).
 _MAX_ERRNO = 4095
-# s_flags of include/linux/fs.h, named MS_* before v4.14. The kernel made the superblock for itself: KERNMOUNT since
-# v2.6.28, NOUSER also where no user can mount the filesystem. mount_pseudo() sets KERNMOUNT too since v4.8.
+# s_flags of include/linux/fs.h, MS_* before v4.14: the kernel made the superblock for itself (kern_mount(),
+# simple_pin_fs()), or users cannot mount it (mount_pseudo(), which in v4.4 sets NOUSER alone).
 SB_KERNMOUNT = 1 << 22
 _SB_NOUSER = 1 << 31
 # The superblock is set up, so that it can be mounted.

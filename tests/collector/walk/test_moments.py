@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from drgn import Object, Program, offsetof
+from drgn import Object, Program, offsetof, sizeof
 from drgn.helpers.linux.slab import find_slab_cache, for_each_slab_cache, slab_object_info
 
 from pipeline.collector import snapshot
@@ -21,6 +21,7 @@ from tests.collector.walk.machine import Machine
 BY_NAME = {core.name: core for core in CORES}
 EAGER, LAZY = BY_NAME["deb510-n2"], BY_NAME["deb61-n2"]
 CSS_DYING = 1 << 4
+SB_KERNMOUNT, SB_BORN, SB_NOUSER = 1 << 22, 1 << 29, 1 << 31
 
 
 def audit(core: Core, change: Callable[[Program], object]) -> dict[str, list[dict[str, Any]]]:
@@ -178,6 +179,36 @@ def test_a_superblock_without_a_root_is_counted() -> None:
     for table in ("superblocks", "list_lrus", "memcgs"):
         assert tables[table] == EAGER.rows(table)
     assert tables["targets"][0]["lazy_basis"] == "charged"
+
+
+@pytest.mark.parametrize(
+    ("cleared_flags", "cleared_member", "state"),
+    [
+        (0, None, "kernel_internal"),
+        (SB_NOUSER, None, "kernel_internal"),
+        # As mount_pseudo() of v4.4.
+        (SB_KERNMOUNT, None, "kernel_internal"),
+        (SB_KERNMOUNT | SB_NOUSER, None, "detached"),
+        # While it is mounted, and while it is unmounted.
+        (SB_KERNMOUNT | SB_NOUSER | SB_BORN, None, None),
+        (SB_KERNMOUNT | SB_NOUSER, "s_root", None),
+        (SB_KERNMOUNT | SB_NOUSER, "s_active", None),
+    ],
+)
+def test_a_superblock_without_a_mount_is_the_kernels_own_or_detached_or_on_its_way(
+    cleared_flags: int, cleared_member: str | None, state: str | None
+) -> None:
+    (sockfs,) = (row for row in EAGER.rows("superblocks") if row["fstype"] == "sockfs")
+
+    def clear(prog: Program) -> None:
+        sb = Object(prog, "struct super_block", address=sockfs["address"])
+        word(prog, sb.s_flags.address_, sb.s_flags.value_() & ~cleared_flags)
+        if cleared_member:
+            overlay(prog, sb.member_(cleared_member).address_, bytes(sizeof(sb.member_(cleared_member))))
+
+    (row,) = (row for row in audit(EAGER, clear)["superblocks"] if row["address"] == sockfs["address"])
+    assert [name for name in ("kernel_internal", "detached") if row[name]] == ([state] if state else [])
+    assert row["mounts"] == 0
 
 
 def test_a_sample_that_is_free_memory_gives_no_numbers() -> None:

@@ -18,29 +18,32 @@ pytestmark = pytest.mark.lab
 
 # Each tmpfs is named for what holds it. x86_64's system calls: open_tree 428, fsopen 430, fsconfig 431, fsmount 432.
 SCRIPT = """
-hold() { (exec > /dev/null; "$@"; exec sleep 1000000) & }
+hold() { (exec > /dev/null; "$@"; touch /m/held_$1; exec sleep 1000000) & held $1; }
+held() { until [ -e /m/held_$1 ]; do sleep 0.1; done; }
 make() { mkdir -p /m/$1; mount -t tmpfs $1 /m/$1; echo $1 $(stat -c %d /m/$1) $2; }
 in_file() { exec 7> /m/open_file/file; }
 in_directory() { cd /m/working_directory; }
 
 cat /proc/sys/kernel/random/boot_id
-make open_file detached; hold in_file; sleep 1; umount -l /m/open_file
-make working_directory detached; hold in_directory; sleep 1; umount -l /m/working_directory
+make open_file detached; hold in_file; umount -l /m/open_file
+make working_directory detached; hold in_directory; umount -l /m/working_directory
 make loop_device detached
 dd if=/dev/zero of=/m/loop_device/image bs=1M count=1 2> /dev/null
 losetup /dev/loop0 /m/loop_device/image; umount -l /m/loop_device
 make overlay_layer detached
 mkdir /m/overlay; mount -t overlay -o lowerdir=/m/overlay_layer:/lab overlay /m/overlay; umount -l /m/overlay_layer
 make open_tree detached
-perl -e '$path = "/m/open_tree"; syscall(428, -100, $path, 1) >= 0 or die; close STDOUT; sleep 1000000' & sleep 1
+perl -e '$path = "/m/open_tree"; syscall(428, -100, $path, 1) >= 0 or die; close STDOUT;
+    open(R, ">", "/m/held_tree"); sleep 1000000' & held tree
 umount /m/open_tree
 perl -e '$type = "tmpfs"; $fs = syscall(430, $type, 0); syscall(431, $fs, 6, 0, 0, 0) >= 0 or die;
     $mount = syscall(432, $fs, 0, 0); open(F, "<&=", $mount) or die; print "fsmount ", (stat F)[0], " detached\\n";
-    close STDOUT; sleep 1000000' & sleep 1
+    close STDOUT; open(R, ">", "/m/held_mount"); sleep 1000000' & held mount
 make bound_file mounted
 echo > /m/bound_file/file; echo > /m/target; mount --bind /m/bound_file/file /m/target; umount -l /m/bound_file
 make other_namespace mounted
-unshare -m sleep 1000000 > /dev/null & sleep 1; umount /m/other_namespace
+unshare -m sh -c 'touch /m/held_namespace; exec sleep 1000000' > /dev/null & held namespace
+umount /m/other_namespace
 make unmounted gone; umount /m/unmounted
 """
 

@@ -15,7 +15,7 @@ DESIGN = {
     "runs": """run_id audit started_at finished_at sequence revision_of complete targets good tool_version
         schema_version model_version inventory_sha256""",
     "targets": """run_id target kind source via labels status error_type error attempts started_at duration_ms
-        carried_from input_digest core_id
+        carried_from input_digest core_id boot_id machine_id
         collector_version model_version reads read_bytes peak_rss_bytes host kernel_release kernel_version arch
         page_bytes memory_bytes captured_at booted_at uptime_s nr_node_ids possible_nodes online_nodes layout
         types_source memcg_nr_cache_ids online_memcgs dying_memcgs max_online_id superblocks list_lrus slab_cache
@@ -23,7 +23,7 @@ DESIGN = {
         growing_to_cache_ids consistency notes""",
     "attempts": "run_id target attempt node started_at duration_ms status error_type error",
     "superblocks": """run_id target address fstype s_id s_id_raw s_dev s_flags mounts mountpoint mountpoint_raw
-        kernel_internal owner""",
+        kernel_internal detached owner""",
     "list_lrus": """run_id target address owner superblock name memcg_aware nodes cache_ids list_lru_one_objects
         list_lru_one_size list_lru_one_bytes pointer_array_bytes node_array_bytes xa_node_bytes items root_items
         memcg_items memcgs_with_items memcgs_charged lazy_low_bytes lazy_charged_bytes lazy_bytes lazy_high_bytes
@@ -50,7 +50,7 @@ def test_other_columns_are_another_version():
     ]
     assert (schema.VERSION, hashlib.sha256("\n".join(declarations).encode()).hexdigest()[:16]) == (
         6,
-        "ef5ac6ac5e4d2028",
+        "6f31a3162b82a579",
     )
 
 

@@ -47,7 +47,7 @@ bench: $(TESTING)
 	$(BIN)/python -m tests.bench --full --json bench.json $(if $(BEFORE),--before $(BEFORE))
 
 $(TESTING): EXTRAS := [test]
-$(FAULTS): EXTRAS := [test,faults]
+$(FAULTS): EXTRAS := [test,faults,readers]
 $(BROWSER): EXTRAS := [test,browser]
 $(INSTALLED) $(TESTING) $(FAULTS) $(BROWSER): setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -19,7 +19,7 @@ os.environ.pop("COLUMNS", None)  # a width for reports, which readline sets for 
 REMEDIES = {
     **{f"Python {version}": f"pyenv install {version}" for version in ("3.6", "3.7", "3.8", "3.11")},
     **{shell: f"apt-get install {shell}" for shell in ("fish", "tcsh", "zsh")},
-    **{reader: "pip install -e .[readers]" for reader in ("datafusion", "pandas", "polars")},
+    **dict.fromkeys(("datafusion", "pandas", "polars"), "pip install -e .[readers]"),
     "busybox": "apt-get install busybox",
     "Debian's python3": "apt-get install python3",
     "gcc": "apt-get install gcc",

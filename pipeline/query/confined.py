@@ -80,14 +80,19 @@ def run_confined(
         stdin.seek(0)
         result, stderr = (stack.enter_context(tempfile.TemporaryFile(prefix="lru-audit-")) for _ in range(2))
         # An object store's credentials and proxies are in the environment.
-        exit_code = _run_child(stdin, result, stderr, None if is_on_disk else os.environ, limits)
+        exit_code = _run_child(stdin, result, stderr, None if is_on_disk else os.environ, threads, limits)
         if exit_code == 0:
             return _read_table(result)
         raise QueryError(_failure_reason(exit_code, result, stderr, limits))
 
 
 def _run_child(
-    stdin: IO[bytes], result: IO[bytes], stderr: IO[bytes], env: Mapping[str, str] | None, limits: Limits
+    stdin: IO[bytes],
+    result: IO[bytes],
+    stderr: IO[bytes],
+    env: Mapping[str, str] | None,
+    threads: int,
+    limits: Limits,
 ) -> int:
     """Run the child and return its exit code. It is killed at the time limit and when this process ends."""
     child = subprocess.Popen(
@@ -101,7 +106,7 @@ def _run_child(
             **(env or {}),
             "PYTHONPATH": os.pathsep.join(map(str, dict.fromkeys((_ROOT, *_PACKAGES)))),
             "PYTHONDONTWRITEBYTECODE": "1",
-            "OMP_NUM_THREADS": str(cpus()),  # of Arrow
+            "OMP_NUM_THREADS": str(threads),  # of Arrow
             "ARROW_DEFAULT_MEMORY_POOL": "system",  # mimalloc reserves 1 GiB, which counts as the child's data
             "TZ": "UTC",
         },

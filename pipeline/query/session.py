@@ -75,8 +75,8 @@ class Session:
         with _one_line_errors():
             # DuckDB itself would take those of the machine, or of the topmost cgroup only.
             memory_limit = f"{(memory_bytes or half_of_memory_bytes()) >> 20}MiB"
-            config: dict[str, Any] = {"threads": threads or limits.cpus(), "memory_limit": memory_limit}
-            self._connection = duckdb.connect(":memory:", config=config)
+            threads = threads or limits.cpus()
+            self._connection = duckdb.connect(":memory:", config={"threads": threads, "memory_limit": memory_limit})
             self._configure()
             if is_local(tables) and (is_landlocked or not is_confined):
                 self._bind_files(tables)

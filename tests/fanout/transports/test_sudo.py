@@ -27,7 +27,7 @@ def as_nobody(tmp_path: Path, *sudoers: str, expired: bool = False, path: Path |
 
     :param sudoers: lines of a file in /etc/sudoers.d.
     :param expired: whether the account has expired.
-    :param path: the PATH of the login.
+    :param path: the PATH of the login, whose TMPDIR is tmp_path/tmp.
     """
     mounts = []
     if sudoers:
@@ -44,7 +44,7 @@ def as_nobody(tmp_path: Path, *sudoers: str, expired: bool = False, path: Path |
     forced_command = tmp_path / "forced_command"
     drop = 'exec setpriv --reuid=nobody --regid=nogroup --clear-groups /bin/sh -c "$SSH_ORIGINAL_COMMAND"'
     if path is not None:
-        drop = f"PATH={path}; {drop.replace('setpriv', str(shutil.which('setpriv')))}"
+        drop = f"export PATH={path} TMPDIR={tmp_path}/tmp; {drop.replace('setpriv', str(shutil.which('setpriv')))}"
     script = " && ".join([*mounts, drop])
     forced_command.write_text(f"#!/bin/sh\ncd /\nexec unshare -m sh -c {shlex.quote(script)}\n")
     forced_command.chmod(0o755)
@@ -116,6 +116,8 @@ def test_a_python_that_was_sent_is_run_through_sudo_with_the_rule_that_helps(
         (folder / tool).symlink_to(str(shutil.which(tool)))
     fields = {"source": str(hidden_core), "python": None, "drgn_wheels": str(drgn_wheels), "become": True}
     fields["ship_python"] = str(archive)
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp").chmod(0o1777)
     with Server(tmp_path / "first", as_nobody(tmp_path, path=folder)) as server:
         client.trust(server)
         status, kind, error = failure(core_via(server, client, **fields))
@@ -125,6 +127,7 @@ def test_a_python_that_was_sent_is_run_through_sudo_with_the_rule_that_helps(
     with Server(tmp_path / "second", as_nobody(tmp_path, rule, path=folder)) as server:
         client.trust(server)
         assert status_and_error(run(core_via(server, client, **fields))) == ("ok", None)
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 @as_root

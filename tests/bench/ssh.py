@@ -32,7 +32,7 @@ def run(full: bool) -> Iterator[Row]:
     small, large = _audit(1), _audit(5 if full else 2)
     name = f"{large.hosts} hosts over ssh, a fifth faulty"
     yield Row(name, large.cost.wall_s, "s")
-    yield Row(f"{name}: CPU time a host", 1000 * large.cost.cpu_s / large.hosts, "ms")
+    yield Row(f"{name}: driver's CPU time a host", 1000 * large.cost.cpu_s / large.hosts, "ms")
     yield Row(f"{name}: CPU time on a host", 1000 * large.hosts_cpu_s / large.hosts, "ms")
     peaks_mib = [run.cost.peak_rss_bytes / _MIB for run in (large, small)]
     yield Row(f"{name}: driver's peak", peaks_mib[0], "MiB", f"{small.hosts} hosts", peaks_mib[1], "<= 2")

@@ -187,8 +187,14 @@ START = "echo lru-audit starts /usr/bin/python3"
     ("commands", "failure"),
     [
         ("echo /pods/web: not mounted; exit 1", ("denied", "NoShell", r"the login does not run commands .*expired\?")),
-        (f"{START}; echo sudo: /pods/web: a password is required; exit 1", ("denied", "Sudo", "sudo refuses; .*")),
-        ("echo sh: /pods/web: Permission denied; exit 255", ("denied", "AuthenticationFailed", "no key of this .*")),
+        (
+            f"{START}; echo sudo: /pods/web: a password is required; exit 1",
+            ("denied", "Sudo", "sudo did not run .* sudoers"),
+        ),
+        (
+            "echo 'x@/pods/web: Permission denied (publickey).'; exit 255",
+            ("denied", "AuthenticationFailed", "no key of this .*"),
+        ),
         (
             "echo connect to /pods/web: No route to host; exit 255",
             ("unreachable", "NoRoute", "there is no route to it"),
@@ -201,10 +207,10 @@ START = "echo lru-audit starts /usr/bin/python3"
 )
 def test_what_a_host_says_in_place_of_a_snapshot_is_left_out(tmp_path, monkeypatch, commands, failure):
     ssh = tmp_path / "ssh"
-    ssh.write_text(f"#!/bin/sh\nexec >&2\n{commands}\n")
+    ssh.write_text(f"#!/bin/sh\n[ $1 = -G ] && exec echo user root\nexec >&2\n{commands}\n")
     ssh.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    target = Target("h", "ssh", "ssh:db1")
+    target = Target("h", "ssh", "ssh:db1", become=failure[1] == "Sudo")
     assert "/pods/web" in runner.run(target, 1, runner.Limits())["attempt"]["error"]
     attempt = redact.run(KEY, target, 1, runner.Limits())["attempt"]
     status, error_type, pattern = failure

@@ -346,10 +346,11 @@ class RayWorkers:
             raise WorkerLost(name, f"{_LOSSES[name]}: {error}" if name in _LOSSES else str(error)) from error
 
     def _is_preempted(self, reason: str) -> bool:
-        """Whether Ray's reason for a loss names a node that was preempted."""
-        return any(
-            node["NodeID"] in reason and node.get("DeathReason") == _PREEMPTED_DEATH for node in self._ray.nodes()
-        )
+        """Whether Ray's reason for a loss names a node that was preempted, or is to be: Ray notes deaths late."""
+        state = self._ray._private.state.state
+        draining_ids = state.get_draining_nodes() if hasattr(state, "get_draining_nodes") else {}
+        dead_ids = {node["NodeID"] for node in self._ray.nodes() if node.get("DeathReason") == _PREEMPTED_DEATH}
+        return any(node_id in reason for node_id in {*draining_ids, *dead_ids})
 
     def cancel(self, stream: Any) -> None:
         with contextlib.suppress(Exception):  # the cluster is gone, and the batch with it

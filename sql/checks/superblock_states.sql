@@ -9,4 +9,6 @@ SELECT
         kernel_internal
     ) AS reason
 FROM _stored_superblocks
-WHERE detached AND (mounts > 0 OR kernel_internal) OR detached IS NOT NULL AND kernel_internal AND mounts > 0;
+WHERE
+    detached AND (mounts > 0 OR kernel_internal)
+    OR detached IS NOT NULL AND kernel_internal AND mounts > 0;

@@ -7,7 +7,7 @@ WITH host_names AS (
         count(*) FILTER (m.target = m.machine_target) AS machines,
         bool_and(m.is_core) AS cores_only,
         list_reverse_sort(list(DISTINCT t.memory_bytes)) AS memory_bytes,
-        count(DISTINCT m.memory_step) > 1 AS differ_in_memory,
+        8 * max(t.memory_bytes) > 9 * min(t.memory_bytes) AS differ_in_memory,
         count(DISTINCT t.arch) > 1 AS differ_in_architecture,
         count(DISTINCT t.page_bytes) > 1 AS differ_in_page_size,
         count(DISTINCT t.possible_nodes) > 1 AS differ_in_nodes,

@@ -35,7 +35,7 @@ def workers() -> int:
 
 def _cgroup_memory_limits() -> Iterator[int]:
     """Yield the limits in bytes. Without a limit cgroup v1 has a number that is larger than any memory."""
-    for directory in _cgroups("memory"):
+    for directory in cgroups("memory"):
         for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):  # a process above memory.high hardly runs
             yield from map(int, filter(str.isdigit, _words(directory / name)))
         for line in _lines(directory / "memory.stat"):
@@ -45,7 +45,7 @@ def _cgroup_memory_limits() -> Iterator[int]:
 
 def _cgroup_cpu_quotas() -> Iterator[int]:
     """Yield the quotas in whole CPUs."""
-    for directory in _cgroups("cpu"):
+    for directory in cgroups("cpu"):
         words = _words(directory / "cpu.max")
         words = words or [*_words(directory / "cpu.cfs_quota_us"), *_words(directory / "cpu.cfs_period_us")]
         match words:
@@ -53,7 +53,7 @@ def _cgroup_cpu_quotas() -> Iterator[int]:
                 yield int(quota_us) // int(period_us)
 
 
-def _cgroups(controller: str) -> Iterator[Path]:
+def cgroups(controller: str) -> Iterator[Path]:
     """Yield the directories of this process's cgroup and of those above it that it sees, of cgroup v2 and v1.
 
     :param controller: of cgroup v1, such as "memory"; a cgroup v2 has the files of those that are enabled.

@@ -203,10 +203,8 @@ def connection(parallel: int | None = None, address: str | None = None, ssh_work
             except Exception as error:
                 if address:
                     raise ClusterError(f"cannot join the Ray cluster at {address}: {_reason(error)}") from error
-                limits = needs.describe_limits(tempfile.gettempdir())
-                raise ClusterError(
-                    f"cannot start Ray: {_reason(error)}; is this machine too busy, or a limit too low? {limits}"
-                ) from error
+                hint = f"is this machine too busy, or a limit too low? {needs.describe_limits(tempfile.gettempdir())}"
+                raise ClusterError(f"cannot start Ray: {_reason(error)}; {hint}") from error
         yield RayWorkers(ray)
 
 

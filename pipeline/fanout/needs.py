@@ -8,8 +8,8 @@ import resource
 import shutil
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
+from pipeline.common import limits
 from pipeline.common.text import human_bytes
 
 # Processes and threads of Ray 2.60 with the settings of `cluster`: its own, and those of a worker with its collector.
@@ -48,9 +48,9 @@ def find_shortage(workers: int, directory: str, object_store_bytes: int) -> str 
 
 def describe_limits(directory: str) -> str:
     """Return the limits on which Ray's start may fail, for a message; parameter as for `find_shortage`."""
-    limits = [f"{name} is {limit}" for limit, name in sorted(set(_task_limits()))]
-    limits += [f"{human_bytes(_free_bytes(place))} free in {place}" for place in (_SHM, directory)]
-    return ", ".join(limits)
+    texts = [f"{name} is {limit}" for limit, name in sorted(set(_task_limits()))]
+    texts += [f"{human_bytes(_free_bytes(place))} free in {place}" for place in (_SHM, directory)]
+    return ", ".join(texts)
 
 
 def _count_startable_threads(count: int) -> int:
@@ -76,14 +76,9 @@ def _task_limits() -> Iterator[tuple[int, str]]:
     limit, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     if limit != resource.RLIM_INFINITY and os.geteuid() != 0:  # root has none
         yield limit, "ulimit -u"
-    for line in Path("/proc/self/cgroup").read_text(errors="surrogateescape").splitlines():
-        _, controller, path = line.split(":", 2)
-        if controller in ("", "pids"):  # cgroup v2, v1
-            cgroup = Path(path.lstrip("/"))
-            for level in (cgroup, *cgroup.parents):
-                with contextlib.suppress(OSError, ValueError):  # not visible in a container; "max"
-                    text = Path("/sys/fs/cgroup", controller, level, "pids.max").read_text(encoding="ascii")
-                    yield int(text), "pids.max of the container or service"
+    for directory in limits.cgroups("pids"):
+        with contextlib.suppress(OSError, ValueError):  # the controller is off, or at the root; "max"
+            yield int((directory / "pids.max").read_text(encoding="ascii")), "pids.max of the container or service"
 
 
 def _free_bytes(directory: str) -> int:

@@ -19,7 +19,8 @@ ROOMS = {
     "inventory": {"collector"},
     "fanout": {"inventory", "fanout.runner", "collector"},
     "fanout.runner": {"inventory", "fanout.transports", "collector"},
-    "fanout.transports": {"inventory"},
+    "fanout.transports": {"inventory", "fanout.transports.session"},
+    "fanout.transports.session": set(),
     "collector": {"collector.access", "collector.walk", "collector.model"},
     "collector.access": {"collector"},
     "collector.walk": {"collector", "collector.access", "collector.model"},
@@ -119,6 +120,16 @@ def test_the_collector_needs_the_standard_library_and_drgn_only() -> None:
         for name in imports(path):
             top = name.split(".")[0]
             assert top in sys.stdlib_module_names or top == "drgn" or name.startswith("pipeline.collector"), name
+
+
+def test_the_session_needs_the_standard_library_only() -> None:
+    """It is started as a package of its own, so the paths are relative."""
+    for path in (ROOT / "pipeline" / "fanout" / "transports" / "session").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                assert {alias.name.split(".")[0] for alias in node.names} <= sys.stdlib_module_names, path.name
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 1 or str(node.module).split(".")[0] in sys.stdlib_module_names, path.name
 
 
 def test_every_room_is_in_the_table() -> None:

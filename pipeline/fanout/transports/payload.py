@@ -14,7 +14,7 @@ START_MARKER = "lru-audit starts "
 ASK_MARKER = "lru-audit asks for "
 """Prefix of the line on stderr that asks for a package: its archive compressed ("gzip") or not ("tar")."""
 REFUSAL_MARKER = "lru-audit refuses "
-"""Prefix of the line on stderr that says why a package cannot be used: a key of session._REFUSALS and a detail."""
+"""Prefix of the line on stderr that says why a package cannot be used: a key of failures._REFUSALS and a detail."""
 ANNOUNCEMENT = "lru-audit runs"
 """The line that collector/remote.py prints on stderr as soon as it runs: sudo, if any, has let it in."""
 

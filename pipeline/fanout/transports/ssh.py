@@ -23,6 +23,8 @@ from pipeline.inventory import Target, destination
 
 # Options of ssh(1) that say how a host is reached, as getopt takes them.
 _LETTERS = "46CKkB:b:c:F:I:i:J:l:m:o:P:p:"
+# Starts the session without the project. This folder comes last: no file here can hide one of the standard library.
+_SESSION = "import sys; sys.path.append(sys.argv[1]); from session.main import main; main()"
 
 
 class ClientError(AuditError):
@@ -58,7 +60,9 @@ def command(target: Target) -> Command:
         "denials": _denials(),
     }
     stdin = json.dumps(header).encode() + b"\n" + payload.bootstrap() + payload.sources()
-    return Command([session.__file__], program=[sys.executable, "-IS"], stdin=stdin, host=host)
+    # -B: this process has compiled the session already, if it may.
+    program = [sys.executable, "-IBS", "-c", _SESSION]
+    return Command([os.path.dirname(__file__)], program, stdin=stdin, host=host)
 
 
 def _package_header(package: standalone.Package) -> dict[str, object]:

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-_OLDEST_DRGN = "0.0.31"
+from pipeline.fanout.transports.session.drgn_wheels import OLDEST_DRGN
+
 # Minor versions of glibc 2, from RHEL 7's to beyond any in use. If several wheels of a drgn release fit, pip takes the
 # one whose platform comes first.
 _GLIBC_MINORS = range(17, 46)
@@ -21,7 +22,7 @@ def fetch(directory: Path, pythons: Iterable[str], arches: Sequence[str], warn: 
     """
     missing = [(python, arch) for python in pythons for arch in arches if not _download(directory, python, arch)]
     for python, arch in missing:
-        warn(f"no wheel of drgn {_OLDEST_DRGN} or newer for Python {python} on {arch}")
+        warn(f"no wheel of drgn {OLDEST_DRGN} or newer for Python {python} on {arch}")
     return not missing
 
 
@@ -36,5 +37,5 @@ def _download(directory: Path, python: str, arch: str) -> bool:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--only-binary=:all:", "--no-deps", "--implementation=cp", f"--python-version={python}"]
     command += [f"--platform={platform}" for platform in platforms]
-    command += [f"--dest={directory}", f"drgn>={_OLDEST_DRGN}"]
+    command += [f"--dest={directory}", f"drgn>={OLDEST_DRGN}"]
     return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0

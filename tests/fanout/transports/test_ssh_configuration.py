@@ -240,7 +240,7 @@ def test_a_timeout_says_how_long_and_where_it_is_set(config, client, server, tim
 
 
 def test_ssh_that_does_not_say_its_configuration(config, client, server, monkeypatch):
-    monkeypatch.setattr(session, "_SETTINGS_TIMEOUT_S", 1)
+    monkeypatch.setattr(session.client, "_SETTINGS_TIMEOUT_S", 1)
     config.write_text('Match exec "sleep 600"\nUser x\n')
     with pytest.raises(session.SessionError, match=r"ssh -G behind takes more than 1 s .* Match exec"):
         session.settings("behind", [], str(config))
@@ -256,7 +256,7 @@ def without_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     def getpwuid(uid: int) -> None:
         raise KeyError(uid)
 
-    monkeypatch.setattr(session.pwd, "getpwuid", getpwuid)
+    monkeypatch.setattr(session.client.pwd, "getpwuid", getpwuid)
 
 
 @pytest.mark.parametrize("command", [["run", "-w", "w"], ["inspect"], ["plan", "--check"]])

@@ -1,0 +1,136 @@
+"""ssh on this machine: its settings for a host (`ssh -G`), its arguments, and how its processes are started."""
+
+import ctypes
+import os
+import pwd
+import re
+import signal
+import subprocess
+
+from . import configuration
+from .failures import SessionError, quote
+
+ERROR_EXIT_CODE = 255
+"""Exit code of ssh for errors of its own, but also that of a command which exits with it."""
+
+_CONNECT_TIMEOUT_S = 10
+_PROXIED_CONNECT_TIMEOUT_S = 30  # two logins or more, or a proxy of a cloud that starts a tunnel
+_ALIVE_INTERVAL_S = 15  # a host that is silent for three of them is lost
+_SETTINGS_TIMEOUT_S = 30  # of `ssh -G`, which runs the commands of `Match exec`
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
+
+# A ProxyCommand that runs ssh, and one that reaches all hosts through the same machine.
+_RUNS_SSH = re.compile(r"((?:exec )?(?:\S*/)?ssh) ")
+_FORWARDED_ADDRESS = re.compile(r"\[?%h\]?[: ]%p")
+
+
+class Client:
+    """ssh, with its configuration for a host as `ssh -G` tells it.
+
+    :param options: options of ssh, without -F.
+    :param config: path of a configuration file instead of the account's and the system's, or ``none``.
+    :ivar proxy: what the host is reached through, for an error, or None.
+    :ivar jump: the same for comparison with others: a jump host as ``USER@HOST:PORT``, a ProxyCommand, or None.
+    :raises SessionError: ssh cannot run here.
+    """
+
+    def __init__(self, host: str, options: list[str], config: str | None) -> None:
+        self._host = host
+        self._options = options
+        self._config = config
+        self._settings = settings(host, options, config)
+        self.jump = self.proxy = None
+        jump_settings = {}
+        self._proxy_command = self._settings.get("proxycommand")
+        if "proxyjump" in self._settings:
+            jump_settings = settings(f"ssh://{self._settings['proxyjump'].rpartition(',')[2]}", [], config)
+            self.jump = "{user}@{hostname}:{port}".format_map(jump_settings)
+            self.proxy = f"the jump host {self.jump}"
+        elif self._proxy_command:
+            self.proxy = "its ProxyCommand"
+            if "%" not in _FORWARDED_ADDRESS.sub("", self._proxy_command):
+                self.jump = self._proxy_command
+        self.shares_connection = "controlpath" in self._settings or "controlpath" in jump_settings
+        self._default_timeout_s = _PROXIED_CONNECT_TIMEOUT_S if self.proxy else _CONNECT_TIMEOUT_S
+        timeout = self._settings.get("connecttimeout", "none")
+        self.connect_timeout_s = int(timeout) if timeout.isdigit() else self._default_timeout_s
+
+    @property
+    def user(self) -> str:
+        return self._settings["user"]
+
+    def argv(self, command_line: str, share: bool) -> list[str]:
+        """Return ssh's arguments.
+
+        The ssh that is started for a jump host takes options from files only, and both need ours: they read a generated
+        file, with the text of the account's own.
+
+        :param share: whether to use the connection of a running master (ControlPath).
+        """
+        rules = configuration.applicable_rules(self._settings, share)
+        file_rules = rules if "LogVerbose" in rules else {name: rules[name] for name in rules if name != "LogLevel"}
+        arguments = ["ssh", "-F", configuration.generate(file_rules, self._config, self._defaults())]
+        arguments += [f"-o{name}={value}" for name, value in rules.items()]
+        if self._proxy_command and _RUNS_SSH.match(self._proxy_command):
+            file = configuration.generate(file_rules, None, self._defaults())
+            proxy_command = _RUNS_SSH.sub(rf"\1 -F {file} ", self._proxy_command, count=1)
+            arguments.append(f"-oProxyCommand={proxy_command}")
+        # Of an option with -o the first counts, of a letter the last.
+        return [*arguments, *self._options, "-T", "-a", "-x", "--", self._host, command_line]
+
+    def _defaults(self) -> dict[str, str]:
+        """Return our values of options that are at those of ssh itself."""
+        defaults = {}
+        if self._settings.get("connecttimeout") == "none":
+            defaults["ConnectTimeout"] = str(self._default_timeout_s)
+        if self._settings.get("serveraliveinterval") == "0":
+            defaults["ServerAliveInterval"] = str(_ALIVE_INTERVAL_S)
+        return defaults
+
+
+def settings(host: str, options: list[str], config: str | None) -> dict[str, str]:
+    """Return what `ssh -G` prints: the lower-case names and values of ssh's options for a host.
+
+    :raises SessionError: ssh cannot run here, or rejects its configuration.
+    """
+    node = os.uname().nodename
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        text = (
+            f"uid {os.getuid()} has no entry in the password database of {node}, which ssh needs to reach {host}; give "
+            "it one (on OpenShift: an entrypoint that adds it to a group-writable /etc/passwd, or nss_wrapper)"
+        )
+        raise SessionError("denied", "NoAccount", text) from None
+    file = [] if config is None else ["-F", config]
+    try:
+        result = subprocess.run(
+            ["ssh", "-G", *file, *options, "--", host],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_SETTINGS_TIMEOUT_S,
+            env=environment(),
+            preexec_fn=die_with_parent,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        text = f"ssh -G {host} takes more than {_SETTINGS_TIMEOUT_S} s on {node}: does a command of Match exec hang?"
+        raise SessionError("unreachable", "ConfigError", text) from None
+    except OSError as error:
+        text = f"cannot run ssh on {node} to reach {host}: {error.strerror}; install OpenSSH's client"
+        raise SessionError("denied", "NoSsh", text) from error
+    if result.returncode:
+        text = f"ssh on {node} rejects its configuration for {host}"
+        raise SessionError("unreachable", "ConfigError", text + quote(result.stderr.decode(errors="replace")))
+    lines = result.stdout.decode("utf-8", "surrogateescape").splitlines()
+    return {name: value for name, _, value in (line.partition(" ") for line in lines)}
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of ssh, whose words failures.py knows in English."""
+    return {**os.environ, "LC_ALL": "C"}
+
+
+def die_with_parent() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

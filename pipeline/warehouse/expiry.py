@@ -17,7 +17,7 @@ from pipeline.warehouse.runs import (
     RUN_FILE,
     Manifest,
     find_manifest,
-    in_order,
+    newest_last,
     published_runs,
     read_inputs,
     read_run_file,
@@ -129,7 +129,7 @@ def _staged_removal(store: Store, path: Path) -> Removal:
 def run_ids_to_keep(runs: Sequence[Manifest], rules: RetentionRules, carry_over_sources: set[str]) -> set[str]:
     """Return the run_ids of the runs that stay.
 
-    The rules apply to runs without a revision, in the order of `in_order`. These also stay: the newest good run of an
+    The rules apply to runs without a revision, in the order of `newest_last`. These also stay: the newest good run of an
     audit (complete, and with a target that is `ok`) and the one that was published last, whatever their dates, a run
     whose rows a staged run still needs, and every revision of a run that stays, so that a revised run never replaces
     its revision.
@@ -139,7 +139,7 @@ def run_ids_to_keep(runs: Sequence[Manifest], rules: RetentionRules, carry_over_
     if rules == RetentionRules():
         return {run.run_id for run in runs}
     revisions = {run.revision_of: run.run_id for run in runs if run.revision_of}
-    newest_first = in_order(runs)[::-1]
+    newest_first = newest_last(runs)[::-1]
     kept_ids = {run.run_id for run in runs if run.run_id in carry_over_sources}
     for audit in {run.audit for run in runs}:
         audit_runs = [run for run in newest_first if run.audit == audit]

@@ -135,6 +135,15 @@ def in_order(runs: Iterable[Manifest]) -> list[Manifest]:
     return sorted(runs, key=lambda run: _place(run.sequence, run.started_at, run.run_id))
 
 
+def newest_last(runs: Iterable[Manifest]) -> list[Manifest]:
+    """Return runs with those dated in the future first, and of the others those of `adhoc`; otherwise in order.
+
+    Of those without a revision, the last one of an audit is in the view `latest_runs`, the last of all in
+    `_newest_run`.
+    """
+    return sorted(in_order(runs), key=lambda run: (not clock.is_in_future(run.started_at), run.audit != "adhoc"))
+
+
 def _place(sequence: int | None, started_at: datetime, run_id: str) -> tuple[int, bool, datetime, str]:
     """Return a run's place in the order of runs, in which clocks only decide between runs with the same number."""
     return sequence or 0, not clock.is_in_future(started_at), started_at, run_id
@@ -179,14 +188,8 @@ def resolve_run(root: str | Path, run: str, audit: str | None = None) -> str:
     """
     manifests = [manifest for manifest in published_runs(root) if audit in (None, manifest.audit)]
     revised_ids = {manifest.revision_of for manifest in manifests}
-    manifests.sort(
-        key=lambda manifest: (
-            manifest.run_id not in revised_ids,
-            not clock.is_in_future(manifest.started_at),
-            manifest.audit != "adhoc",
-        )
-    )
-    run_ids = [manifest.run_id for manifest in manifests]
+    run_ids = [manifest.run_id for manifest in newest_last(manifests)]
+    run_ids.sort(key=lambda run_id: run_id not in revised_ids)
     return _match(open_store(root), run, run_ids, "published run" + (f" of audit {audit}" if audit else ""))
 
 

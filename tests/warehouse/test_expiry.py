@@ -108,6 +108,15 @@ CASES = {
         RetentionRules(last=1, daily=1, weekly=1, monthly=1),
         "behind",
     ),
+    "what is not dated in the future, though that was made last": (
+        [
+            make_manifest("11-01", "a", sequence=1, publication=1),
+            make_manifest("11-01", "ahead", year=2235, sequence=2, publication=2),
+            make_manifest("11-02", "ahead again", year=2235, sequence=3, publication=3),
+        ],
+        RetentionRules(last=1, daily=1, weekly=1, monthly=1),
+        "a ahead_again",
+    ),
     "what an older version made before the clock was ahead": (
         [make_manifest("11-01", "a"), make_manifest("11-01", "ahead", year=2235), make_manifest("11-02", "b")],
         RetentionRules(last=1),

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline import warehouse
 from pipeline.report.model import build_report
+from pipeline.warehouse import expiry
 from tests import campaign
 from tests.warehouse.outcomes import STARTED_AT, failure, publish, run, session, skip_checks
 
@@ -148,6 +149,9 @@ def test_views_and_manifests_have_one_order(tmp_path):
         positions = db.rows("SELECT run_id FROM _ordered_runs ORDER BY position")
         assert [row["run_id"] for row in positions] == [run.run_id for run in warehouse.published_runs(tmp_path)]
         assert db.rows("SELECT newest_run_id() AS id") == [{"id": warehouse.resolve_run(tmp_path, "latest")}]
+        latest_ids = {row["run_id"] for row in db.rows("SELECT run_id FROM latest_runs")}
+        for rules in (warehouse.RetentionRules(last=1), warehouse.RetentionRules(monthly=1)):
+            assert latest_ids <= expiry.run_ids_to_keep(warehouse.published_runs(tmp_path), rules, set())
 
 
 def test_the_latest_is_adhoc_where_no_audit_has_a_name(root):

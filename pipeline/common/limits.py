@@ -60,17 +60,18 @@ def cgroups(controller: str) -> Iterator[Path]:
     """
     paths: dict[str, str] = {}
     for line in _lines(_PROC / "cgroup"):
-        _, controllers, path = line.split(":", 2)
-        paths.update(dict.fromkeys(controllers.split(","), path))  # cgroup v2 names none
+        match line.split(":", 2):
+            case _, controllers, path:
+                paths.update(dict.fromkeys(controllers.split(","), path))  # cgroup v2 names none
     for line in _lines(_PROC / "mountinfo"):
         mount, _, filesystem = line.partition(" - ")
-        fstype, _, options = filesystem.split(" ")
-        if fstype == "cgroup2":
-            name = ""
-        elif fstype == "cgroup" and controller in options.split(","):
-            name = controller
-        else:
-            continue
+        match filesystem.split(" ", 2):
+            case "cgroup2", _, _:
+                name = ""
+            case "cgroup", _, options if controller in options.split(","):
+                name = controller
+            case _:
+                continue
         root, mount_point = (re.sub(r"\\(\d{3})", _unescape, field) for field in mount.split(" ")[3:5])
         below = PurePath(os.path.relpath(paths.get(name, root), root))
         if ".." in below.parts:  # moved after the container's start, or a mount of another container's cgroup
@@ -83,8 +84,9 @@ def _unescape(match: re.Match[str]) -> str:
 
 
 def _lines(path: Path) -> list[str]:
+    """Return the lines of a file of the kernel, which only escapes \\n of the characters that end a line elsewhere."""
     try:
-        return path.read_text(errors="surrogateescape").splitlines()
+        return path.read_bytes().decode(errors="surrogateescape").split("\n")[:-1]
     except OSError:  # no cgroups, or no /proc
         return []
 

@@ -458,7 +458,7 @@ def _kill_processes(directory: str, spares_raylet: bool) -> int:
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):  # exited, or of another user
             if variable in b"\0" + Path(f"/proc/{pid}/environ").read_bytes() and int(pid) != os.getpid():
-                is_spared = spares_raylet and Path(f"/proc/{pid}/comm").read_text(encoding="ascii") == "raylet\n"
+                is_spared = spares_raylet and Path(f"/proc/{pid}/comm").read_bytes() == b"raylet\n"
                 os.kill(int(pid), signal.SIGSTOP if is_spared else signal.SIGKILL)
                 count += not is_spared
     return count

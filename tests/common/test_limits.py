@@ -33,8 +33,8 @@ def process(machine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         for mount in mounts:
             root, mount_point, fstype, options = mount.split(" ")
             lines.append(f"31 23 0:28 {root} {tmp_path}{mount_point} rw shared:9 - {fstype} {fstype} {options}\n")
-        (tmp_path / "mountinfo").write_text("".join(lines))
-        (tmp_path / "cgroup").write_text("".join(f"{line}\n" for line in cgroups))
+        (tmp_path / "mountinfo").write_bytes(os.fsencode("".join(lines)))
+        (tmp_path / "cgroup").write_bytes(os.fsencode("".join(f"{line}\n" for line in cgroups)))
         for name, text in files.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(f"{text}\n")
@@ -78,6 +78,17 @@ V1_MOUNTS = ["{} /cg/memory cgroup rw,memory", "{} /cg/cpu,cpuacct cgroup rw,cpu
             600,
         ),
         ([], [], {}, 4096),
+        # Ends of lines for Python, which the kernel does not escape; a name may even have the bytes of no text.
+        *(
+            (
+                [f"0::/a{end}b"],
+                [f"/ /t{end}/u tmpfs rw", "/ /cg cgroup2 rw"],
+                {f"cg/a{end}b/memory.max": 700 * MIB},
+                700,
+            )
+            for end in ("\u2028", "\x85", "\x0c", "\r", "\udcff")
+        ),
+        (["0::/a", "?"], ["/ /cg cgroup2 rw", "/ /g ? ?"], {"cg/a/memory.max": 700 * MIB}, 700),
     ],
 )
 def test_memory_is_that_of_the_strictest_cgroup(process, cgroups, mounts, files, mib) -> None:
@@ -139,3 +150,26 @@ def memory_of_child(prepare=None) -> int:
 def test_a_limit_above_the_own_cgroup_of_a_running_kernel_counts() -> None:
     with memory_cgroup(700 * MIB) as cgroup:
         assert memory_of_child(lambda: (cgroup / "cgroup.procs").write_text("0")) == 700 * MIB
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\x0c"])
+def test_names_that_python_takes_for_several_lines_are_read_from_a_running_kernel(tmp_path: Path, end: str) -> None:
+    mount_point = tmp_path / f"a{end}b"
+    mount_point.mkdir()
+    with memory_cgroup(700 * MIB) as cgroup:
+        inner = cgroup / f"c{end}d"
+        inner.mkdir()
+        program = "from pipeline.common import limits; print(limits.memory_bytes())"
+        script = 'set -e; mount -t tmpfs none "$1"; echo 0 > "$2"/cgroup.procs; shift 2; exec "$@"'
+        command = ["unshare", "--mount", "sh", "-c", script, "-", str(mount_point), str(inner)]
+        process = subprocess.run(
+            [*command, sys.executable, "-c", program],
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        inner.rmdir()
+    if "unshare: " in process.stderr or "mount: " in process.stderr:
+        pytest.skip("needs mount namespaces")
+    assert process.stdout == f"{700 * MIB}\n", process.stderr

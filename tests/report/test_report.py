@@ -204,7 +204,7 @@ def test_json_has_the_views_columns_and_exact_numbers(root):
     content = json.loads(render(root, "json"))
     breakdowns = ["kernels", "fstypes", "labels", "distribution", "trend", "upgrades", "doublings", "core_copies"]
     breakdowns += ["machines", "namesakes"]
-    assert list(content) == ["run", "totals", "coverage", "not_ok", "advice", *breakdowns, "host_waste"]
+    assert list(content) == ["run", "notes", "totals", "coverage", "not_ok", "advice", *breakdowns, "host_waste"]
     db = session(root)
     total_bytes = db.rows("SELECT CAST(sum(wasted_bytes) AS BIGINT) AS wasted_bytes FROM host_waste")[0]["wasted_bytes"]
     assert total_bytes > 0

@@ -28,7 +28,12 @@ def run(run_id: str | None = None, **values: Any) -> dict[str, Any]:
 def ok(target: str = "web-1", *, mounts: int = 2, nodes: int = 1, cache_ids: int = 4) -> dict[str, Any]:
     """Return the outcome of an eager host: `mounts` superblocks with two list_lrus each, and shadow_nodes."""
     superblocks = [
-        {"address": 0xFFFF_8880_0000_0000 + 4096 * n, "fstype": "tmpfs" if n % 2 else "overlay", "s_id": f"sb{n}"}
+        {
+            "address": 0xFFFF_8880_0000_0000 + 4096 * n,
+            "fstype": "tmpfs" if n % 2 else "overlay",
+            "s_id": f"sb{n}",
+            "detached": False,
+        }
         for n in range(mounts)
     ]
     lists = [

@@ -129,10 +129,10 @@ def _staged_removal(store: Store, path: Path) -> Removal:
 def run_ids_to_keep(runs: Sequence[Manifest], rules: RetentionRules, carry_over_sources: set[str]) -> set[str]:
     """Return the run_ids of the runs that stay.
 
-    The rules apply to runs without a revision, in the order of `newest_last`. These also stay: the newest good run of an
-    audit (complete, and with a target that is `ok`) and the one that was published last, whatever their dates, a run
-    whose rows a staged run still needs, and every revision of a run that stays, so that a revised run never replaces
-    its revision.
+    The rules apply to runs without a revision, in the order of `newest_last`. These also stay: the newest good run of
+    an audit (complete, and with a target that is `ok`), the one that was published last, whatever its date, a run whose
+    rows a staged run still needs, and every revision of a run that stays, so that a revised run never replaces its
+    revision.
 
     :param carry_over_sources: run_ids that runs in staging revise, and whose good rows are not all carried over yet.
     """

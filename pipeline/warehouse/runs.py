@@ -153,14 +153,16 @@ def next_number(root: str | Path) -> int:
     """Return the number of a run that starts or is published now: greater than that of each published run.
 
     No clock has a part in it. A run without a number is older than all that have one. Runs that start, or are
-    published, at the same time may get the same number. A manifest that cannot be read is left out.
+    published, at the same time may get the same number. A damaged manifest is left out.
+
+    :raises OSError: the runs or a manifest cannot be read; it may have the greatest number.
     """
     store = open_store(root)
 
     def number(run_id: str) -> int:
-        with suppress(WarehouseError):
-            if manifest := find_manifest(store, run_id):
-                return max(manifest.sequence or 0, manifest.publication or 0)
+        with suppress(FileNotFoundError, WarehouseError):
+            manifest = _load_manifest(store.run_folder(run_id))
+            return max(manifest.sequence or 0, manifest.publication or 0)
         return 0
 
     with ThreadPoolExecutor(_PARALLEL_READS) as readers:
@@ -407,7 +409,20 @@ def read_manifest(root: str | Path, run_id: str) -> Manifest:
 
 def find_manifest(store: Store, run_id: str) -> Manifest | None:
     """Return the manifest of a run, or None if the run was withdrawn or is not published yet."""
-    directory = store.run_folder(run_id)
+    try:
+        return _load_manifest(store.run_folder(run_id))
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and store.is_withdrawn(run_id):
+            return None
+        raise WarehouseError(f"{error.filename}: {cause(error)}") from error
+
+
+def _load_manifest(directory: Folder) -> Manifest:
+    """Return the manifest in a run's directory.
+
+    :raises OSError: it is missing or cannot be read.
+    :raises WarehouseError: its content is invalid.
+    """
     path = directory.display_path_of(MANIFEST)
     try:
         with directory.open(MANIFEST) as file:
@@ -428,9 +443,8 @@ def find_manifest(store: Store, run_id: str) -> Manifest | None:
         if manifest.run_id != directory.name:
             raise ValueError(f"it belongs to run {manifest.run_id!a}")
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and store.is_withdrawn(run_id):
-            return None
-        raise WarehouseError(f"{path}: {cause(error)}") from error
+        error.filename = path
+        raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise WarehouseError(f"{path}: invalid manifest: {reason}") from error

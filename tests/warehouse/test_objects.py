@@ -11,17 +11,20 @@ import tempfile
 import textwrap
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from pyarrow import fs
+from pyarrow import NativeFile, fs
 
 from pipeline import cli, query, warehouse
 from pipeline.warehouse import expiry
-from pipeline.warehouse.store import Folder, open_store
+from pipeline.warehouse.store import open_store
 from tests.warehouse import s3
 from tests.warehouse.outcomes import STARTED_AT, failure, ok, run, session
 
@@ -147,38 +150,57 @@ def test_a_query_that_loses_a_run_says_to_run_it_again(bucket, is_confined):
     assert session(root, is_confined=is_confined).rows("SELECT run_id FROM runs") == [{"run_id": NEW}]
 
 
-def test_a_probe_writes_where_runs_are_published_and_leaves_nothing(bucket, list_keys, monkeypatch):
+class _OtherFilesystem:
+    """A bucket's filesystem with some functions replaced, which get the filesystem as their first argument."""
+
+    def __init__(self, filesystem: fs.FileSystem, functions: dict[str, Callable[..., object]]) -> None:
+        self.filesystem = filesystem
+        self.functions = functions
+
+    def __getattr__(self, name: str) -> object:
+        if name in self.functions:
+            return partial(self.functions[name], self.filesystem)
+        return getattr(self.filesystem, name)
+
+
+def try_commit(root: str, **functions: Callable[..., object]) -> None:
+    store = open_store(root)
+    store.root = replace(store.root, filesystem=_OtherFilesystem(store.root.filesystem, functions))
+    store.try_commit(Path("unused"))
+
+
+def test_a_probe_writes_where_runs_are_published_and_leaves_nothing(bucket, list_keys):
     root = f"s3://{bucket}/w"
     written_keys = []
-    has_file = Folder.has_file
-    monkeypatch.setattr(Folder, "has_file", lambda *args: written_keys.extend(list_keys()) or has_file(*args))
-    warehouse.probe(root)
+    try_commit(root, delete_file=lambda *_: written_keys.extend(list_keys()))
     assert written_keys == ["w/runs/.lru-audit-probe"]
+    warehouse.probe(root)
     assert list_keys() == []
     assert warehouse.published_runs(root) == []
 
 
-def test_a_probe_leaves_its_object_where_nothing_may_be_deleted(bucket, list_keys, monkeypatch):
+def test_a_probe_leaves_its_object_where_nothing_may_be_deleted(bucket, list_keys):
+    """As for an account without the right; moto's server does not check policies."""
     root = f"s3://{bucket}/w"
 
-    class WriteOnly:
-        """The bucket's filesystem for an account that may not delete; moto's server does not check policies."""
+    def refuse(_: fs.FileSystem, path: str) -> None:
+        raise PermissionError(f"AWS Error ACCESS_DENIED during DeleteObject operation: {path}")
 
-        def __init__(self, filesystem: fs.FileSystem) -> None:
-            self.filesystem = filesystem
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(self.filesystem, name)
-
-        def delete_file(self, path: str) -> None:
-            raise PermissionError(f"AWS Error ACCESS_DENIED during DeleteObject operation: {path}")
-
-    store = open_store(root)
-    store.root = replace(store.root, filesystem=WriteOnly(store.root.filesystem))
     for _ in range(2):
-        store.try_commit(Path("unused"))
+        try_commit(root, delete_file=refuse)
     assert list_keys() == ["w/runs/.lru-audit-probe"]
     assert warehouse.published_runs(root) == []
+
+
+def test_a_probe_whose_object_another_audit_removes_succeeds(bucket, list_keys):
+    @contextmanager
+    def open_and_lose(filesystem: fs.FileSystem, path: str) -> Iterator[NativeFile]:
+        with filesystem.open_output_stream(path) as file:
+            yield file
+        filesystem.delete_file(path)
+
+    try_commit(f"s3://{bucket}/w", open_output_stream=open_and_lose)
+    assert list_keys() == []
 
 
 def test_a_bucket_that_does_not_exist_is_one_line_before_anything_is_collected(bucket, tmp_path, capsys):
@@ -201,7 +223,7 @@ def test_a_run_whose_upload_is_killed_at_any_file_is_absent_and_can_be_finished(
     root = f"s3://{bucket}/w"
     script = """
         import os, signal, sys
-        from pyarrow import fs
+        from pyarrow import NativeFile, fs
         from tests.warehouse.outcomes import *
 
         def kill_after(remaining, copy=fs.copy_files):

@@ -51,6 +51,8 @@ def test_a_probe_leaves_nothing(root):
         (errno.ENOSYS, "this file system cannot rename a directory (Function not implemented)"),
         (errno.EMFILE, "this file system cannot rename a directory (Too many open files)"),
         (errno.EACCES, "Permission denied"),
+        (errno.EPERM, "Operation not permitted"),
+        (errno.EIO, "Input/output error"),
         (errno.EROFS, "Read-only file system"),
         (errno.EDQUOT, "Disk quota exceeded"),
     ],

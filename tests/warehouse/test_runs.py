@@ -132,6 +132,19 @@ def test_a_manifest_that_cannot_be_read_does_not_keep_a_run_from_being_made(tmp_
     assert json.loads((directory / "manifest.json").read_text())["sequence"] == 2
 
 
+def test_a_manifest_that_the_storage_does_not_give_may_have_the_greatest_number(tmp_path):
+    staged = warehouse.Staging.create(tmp_path, run(OLD))
+    staged.append(failure("a"))
+    manifest = publish(tmp_path, failure("a"), run_id=NEW) / "manifest.json"
+    manifest.unlink()
+    manifest.symlink_to("/proc/self/mem")  # reading it at 0 is an I/O error
+    error_text = f"^{manifest}: Input/output error; nothing was "
+    with pytest.raises(warehouse.WarehouseError, match=f"{error_text}audited$"):
+        warehouse.Staging.create(tmp_path, run(NEWEST))
+    with pytest.raises(warehouse.WarehouseError, match=f"{error_text}published, .*lru-audit resume {OLD}$"):
+        staged.publish(skip_checks)
+
+
 def test_views_and_manifests_have_one_order(tmp_path):
     """Runs with and without a sequence, dated in the past and the future, of two audits, some of them revised."""
     generator = random.Random(campaign.SEED)

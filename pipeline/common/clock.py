@@ -37,5 +37,6 @@ def _future_note(audit: str, runs: list[Mapping[str, Any]]) -> str:
     others = f" (and {len(runs) - 1} more)" if len(runs) > 1 else ""
     return (
         f"run {run_id} of {audit}{others} is dated {minute(started_at)}, in the future (now: "
-        f"{minute(datetime.now(UTC))}): was a clock wrong? lru-audit expire --run {run_id} removes it"
+        f"{minute(datetime.now(UTC))}): is its clock wrong, or that of this machine? If its own is, lru-audit expire "
+        f"--run {run_id} removes it"
     )

@@ -13,8 +13,6 @@ _FORMATS = {
     ".csv": "csv", ".html": "html", ".json": "json", ".jsonl": "jsonl", ".md": "markdown", ".parquet": "parquet",
     ".prom": "prometheus",
 }  # fmt: skip
-# The extended attributes that decide who may read a file, besides its mode.
-_ACCESS_ATTRIBUTES = ("security.selinux", "system.posix_acl_access")
 
 
 def format_for(path: Path | None, formats: Collection[str], default: str) -> str:
@@ -70,16 +68,19 @@ def _open_replacement(path: Path, open_options: Mapping[str, Any]) -> Iterator[I
 def _copy_access(path: Path, status: os.stat_result, copy: Path) -> None:
     """Give a copy the owner, group, mode, ACL and SELinux label of a file, as far as this user may.
 
-    Where it may not set the group, the group gets the rights of others.
+    Where it may not set the group, the group gets the rights of others, and the ACL is not copied, which has the
+    rights of the old group.
     """
     mode = status.st_mode & 0o777
+    names = ["security.selinux", "system.posix_acl_access"]  # besides the mode, these decide who may read a file
     with suppress(OSError):
         os.chown(copy, status.st_uid, -1)
     try:
         os.chown(copy, -1, status.st_gid)
     except OSError:
         mode = mode & 0o707 | (mode & 0o007) << 3
+        names.remove("system.posix_acl_access")
     copy.chmod(mode)
-    for name in _ACCESS_ATTRIBUTES:
+    for name in names:
         with suppress(OSError):  # the file has none, or the file system
             os.setxattr(copy, name, os.getxattr(path, name))

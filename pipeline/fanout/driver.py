@@ -216,8 +216,9 @@ class _Run:
         if self.cpu_deadline is None:
             self.cpu_deadline, self.next_notice = now + _NODE_WAIT_S, now
         if now >= self.cpu_deadline:
-            missing = "is left in" if self.has_had_cpu else f"has joined, within {_NODE_WAIT_S:g} s,"
-            raise ClusterError(f"no node with a CPU {missing} the Ray cluster")
+            if self.has_had_cpu:
+                raise ClusterError("no node with a CPU is left in the Ray cluster")
+            raise ClusterError(f"no node with a CPU joined the Ray cluster within {_NODE_WAIT_S:g} s")
         if now >= self.next_notice:
             missing = "none any more" if self.has_had_cpu else "none yet"
             _log.warning("waiting for a node with a CPU: the cluster has %s", missing)

@@ -15,7 +15,7 @@ PAST, FUTURE = "20251101T000000Z-aaaaaaaa", "22350101T000000Z-bbbbbbbb"
 DAY_US = 86_400_000_000
 FUTURE_START = 8_362_742_400_000_000  # 2235-01-03T00:00:00Z
 NOTE = f"run {FUTURE} of nightly is dated 2235-01-03 00:00 UTC, in the future (now: "
-REMEDY = f"): was a clock wrong? lru-audit expire --run {FUTURE} removes it"
+REMEDY = f"): is its clock wrong, or that of this machine? If its own is, lru-audit expire --run {FUTURE} removes it"
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,20 @@ def mode(status: os.stat_result) -> str:
     return stat.filemode(status.st_mode)
 
 
+def acl_of_user_7(group: int, mask: int, other: int) -> bytes:
+    """Return an attribute of include/uapi/linux/posix_acl_xattr.h: user 7 may read."""
+    no_id = 0xFFFFFFFF
+    entries = [(0x01, 6, no_id), (0x02, 4, 7), (0x04, group, no_id), (0x10, mask, no_id), (0x20, other, no_id)]
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
+def set_acl(path: Path, acl: bytes) -> None:
+    try:
+        os.setxattr(path, "system.posix_acl_access", acl)
+    except OSError:
+        pytest.skip("needs ACLs")
+
+
 def test_metrics_can_be_read_by_another_user_and_a_report_is_as_the_umask_says(tmp_path: Path, umask: int) -> None:
     assert mode(write(tmp_path / "lru.prom")) == "-rw-r--r--"
     assert mode(write(tmp_path / "waste.html")) == ("-rw-r--r--" if umask == 0o022 else "-rw-------")
@@ -68,12 +82,15 @@ def test_a_file_that_is_replaced_keeps_owner_and_group(tmp_path: Path) -> None:
 
 
 @NEEDS_ROOT
-def test_a_group_that_cannot_be_kept_gives_its_rights_to_no_other() -> None:
+@pytest.mark.parametrize("acl", [None, acl_of_user_7(group=6, mask=6, other=4)])
+def test_a_group_that_cannot_be_kept_gives_its_rights_to_no_other(acl: bytes | None) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # that another user may enter
         os.chmod(folder, 0o777)
         path = Path(folder, "waste.html")
         path.touch()
         path.chmod(0o664)  # root's
+        if acl:
+            set_acl(path, acl)
         program = (
             "import os; from pathlib import Path; from pipeline.common.output import open_output\n"
             f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
@@ -82,18 +99,14 @@ def test_a_group_that_cannot_be_kept_gives_its_rights_to_no_other() -> None:
         subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
         status = path.stat()
         assert (status.st_uid, mode(status)) == (NOBODY, "-rw-r--r--")
+        assert "system.posix_acl_access" not in os.listxattr(path)
 
 
 def test_a_file_that_is_replaced_keeps_its_acl(tmp_path: Path) -> None:
-    """The attribute is that of include/uapi/linux/posix_acl_xattr.h: user 7 may read."""
-    entries = [(0x01, 6, 0xFFFFFFFF), (0x02, 4, 7), (0x04, 0, 0xFFFFFFFF), (0x10, 4, 0xFFFFFFFF), (0x20, 0, 0xFFFFFFFF)]
-    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    acl = acl_of_user_7(group=0, mask=4, other=0)
     path = tmp_path / "waste.html"
     path.touch()
-    try:
-        os.setxattr(path, "system.posix_acl_access", acl)
-    except OSError:
-        pytest.skip("needs ACLs")
+    set_acl(path, acl)
     write(path)
     assert os.getxattr(path, "system.posix_acl_access") == acl
 

@@ -228,7 +228,7 @@ def test_a_cluster_that_never_has_a_cpu_is_not_waited_for_for_ever(fragile_clust
     assert stdout == ""
     assert stderr.splitlines() == [
         "waiting for a node with a CPU: the cluster has none yet",
-        "no node with a CPU has joined, within 5 s, the Ray cluster",
+        "no node with a CPU joined the Ray cluster within 5 s",
     ]
 
 

@@ -44,7 +44,7 @@ def _describe(status):
 
 
 def _masked_error(cover):
-    message = "%s is masked by %s, as container runtimes and systemd's ProtectKernelTunables= do: %s"
+    message = "%s is masked by %s: in a systemd service set ProtectKernelTunables=no, else %s"
     return CollectError("denied", message % (PATH, cover, _PRIVILEGED), "Masked")
 
 

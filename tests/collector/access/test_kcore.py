@@ -15,7 +15,7 @@ import pytest
 from pipeline.fanout.runner import frame
 
 PRIVILEGED = "run it on the host, or in a container with --privileged (Kubernetes: securityContext.privileged: true)"
-MASKED = f"/proc/kcore is masked by %s, as container runtimes and systemd's ProtectKernelTunables= do: {PRIVILEGED}"
+MASKED = f"/proc/kcore is masked by %s: in a systemd service set ProtectKernelTunables=no, else {PRIVILEGED}"
 FORBIDDEN = "echo > /proc/kcore; chown 1 /proc/kcore; chmod 400 /proc/kcore"
 OWN_PROC = 'mount --rbind /proc "$1"; mount -t tmpfs none /proc; ln -s "$1"/* /proc; rm -f /proc/kcore'
 

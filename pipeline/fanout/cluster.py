@@ -17,7 +17,6 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -203,7 +202,7 @@ def connection(parallel: int | None = None, address: str | None = None, ssh_work
             except Exception as error:
                 if address:
                     raise ClusterError(f"cannot join the Ray cluster at {address}: {_reason(error)}") from error
-                hint = f"is this machine too busy, or a limit too low? {needs.describe_limits(tempfile.gettempdir())}"
+                hint = f"is this machine too busy, or a limit too low? {needs.describe_limits(needs.ray_directory())}"
                 raise ClusterError(f"cannot start Ray: {_reason(error)}; {hint}") from error
         yield RayWorkers(ray)
 
@@ -427,11 +426,10 @@ def _embedded_options(
 
     :raises ClusterError: a limit of this machine or container is too low.
     """
-    # Ray creates its own directory with mode 0777. A socket's path may have 107 bytes, of which Ray needs 83.
-    parent = tempfile.gettempdir()
-    parent = parent if len(parent) <= 24 else "/tmp"
+    parent = needs.ray_directory()
     if shortage := needs.find_shortage(parallel + ssh_workers, parent, _OBJECT_STORE_BYTES):
         raise ClusterError(f"cannot start Ray: {shortage}")
+    # Ray creates its own directory, in this one, with mode 0777.
     directory = stack.enter_context(scratch.directory(_DIRECTORY_PREFIX, parent, session.remove))
     variables = {name: os.environ.get(name, value) for name, value in _GUEST_SETTINGS.items()}
     variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, "PYTHONPATH": runner.python_path()}

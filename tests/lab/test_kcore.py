@@ -44,7 +44,7 @@ def test_files_that_a_container_hides_are_denied_or_read_from_memory(tmp_path: P
         assert len(hidden.tables[table]["rows"]) >= len(plain.tables[table]["rows"]) > 0
     assert isinstance(masked, Failure)
     assert (masked.status, masked.error_type) == ("denied", "Masked")
-    assert masked.error.startswith("live: /proc/kcore is masked by /dev/null, ")
+    assert masked.error.startswith("live: /proc/kcore is masked by /dev/null: ")
     assert isinstance(foreign, Failure)
     assert (foreign.status, foreign.error_type) == ("denied", "PermissionError")
     assert foreign.error.startswith("live: /proc/kcore: this root is that of a user namespace ")

@@ -343,7 +343,10 @@ class RayWorkers:
             raise WorkerLost(name, f"{_LOSSES[name]}: {error}" if name in _LOSSES else str(error)) from error
 
     def _is_preempted(self, reason: str) -> bool:
-        """Whether Ray's reason for a loss names a node that was preempted, or is to be: Ray notes deaths late."""
+        """Whether Ray's reason for a loss names a node that was preempted, or is to be: Ray notes deaths late.
+
+        Ray does not say why a node is drained, but drains one with a running task only to preempt it.
+        """
         state = self._ray._private.state.state
         draining_ids = state.get_draining_nodes() if hasattr(state, "get_draining_nodes") else {}
         dead_ids = {node["NodeID"] for node in self._ray.nodes() if node.get("DeathReason") == _PREEMPTED_DEATH}

@@ -30,6 +30,9 @@ _RETRY_STATUSES = {"lost", "inconsistent"}
 # ends a worker for what others use.
 _RETRY_ERROR_TYPES = {"signal:SIGKILL", OUT_OF_MEMORY}
 
+# So many preemptions cost a target no retry. One that is preempted more often takes longer than these nodes live.
+_MAX_PREEMPTIONS = 5
+
 # Hosts that a worker waits for at a time. A worker takes 100 MB, and a collection over ssh uses no CPU here.
 _MAX_SSH_PER_WORKER = 8
 
@@ -306,10 +309,11 @@ class _Run:
         attempts = [*self.past_attempts.pop(target.name, ()), attempt]
         row = attempt["attempt"]
         may_change = row["status"] in _RETRY_STATUSES or row["error_type"] in _RETRY_ERROR_TYPES
-        counted_attempts = [past for past in attempts if past["attempt"]["error_type"] != PREEMPTED]
+        preempted_count = sum(past["attempt"]["error_type"] == PREEMPTED for past in attempts)
+        counted_count = len(attempts) - min(preempted_count, _MAX_PREEMPTIONS)
         # Memory that was full a moment ago still is, unless others that run now end before.
         is_hopeless = row["error_type"] == OUT_OF_MEMORY and not is_shared_loss and not self._has_batches()
-        if may_change and not is_hopeless and len(counted_attempts) <= max(self.retries, is_shared_loss):
+        if may_change and not is_hopeless and counted_count <= max(self.retries, is_shared_loss):
             self.past_attempts[target.name] = attempts
             queue = self.queue_by_transport[_transport(batch)]
             add = queue.append if row["error_type"] == OUT_OF_MEMORY else queue.appendleft

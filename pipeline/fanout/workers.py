@@ -25,7 +25,7 @@ Collect = Callable[[Target, int, runner.Limits], dict[str, Any]]
 class WorkerLost(Exception):
     """A batch ended before it delivered all targets.
 
-    :param error_type: class of the cause, or PREEMPTED: the node was taken away, which counts as no attempt.
+    :param error_type: class of the cause, or PREEMPTED: the node was taken away, which costs no retry at first.
     :param status: status of the targets that it was collecting.
     """
 

@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 from pipeline.fanout import cluster, driver, runner
-from pipeline.fanout.workers import LocalWorker
+from pipeline.fanout.workers import PREEMPTED, LocalWorker, WorkerLost
 from pipeline.inventory import Target, plan
 from tests import processes
 
@@ -242,6 +242,28 @@ def test_a_target_that_kills_every_worker_ends_as_lost():
 
 def test_retries_can_be_none():
     assert statuses(run(targets(1), dying_at("t0", (1,)), retries=0)["t0"]) == ["lost"]
+
+
+class PreemptedWorker(LocalWorker):
+    """A worker whose node is preempted during the first batches."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def receive(self, stream: Iterator[Any]) -> Any:
+        if self.count:
+            self.count -= 1
+            raise WorkerLost(PREEMPTED, "its node was preempted")
+        return super().receive(stream)
+
+
+@pytest.mark.parametrize(("retries", "count", "end"), [(0, 5, "ok"), (0, 6, "lost"), (1, 6, "ok"), (1, 1000, "lost")])
+def test_five_preemptions_cost_no_retry(retries: int, count: int, end: str) -> None:
+    collect = with_status(lambda target, attempt: "ok")
+    (outcome,) = run(targets(1), collect, retries=retries, workers=PreemptedWorker(count)).values()
+    lost_count = min(count, 6 + retries)
+    assert statuses(outcome) == ["lost"] * lost_count + ["ok"] * (end == "ok")
+    assert outcome["row"]["status"] == end
 
 
 @pytest.mark.parametrize(

@@ -22,18 +22,18 @@ class Step(NamedTuple):
 
 
 def steps(report: Report) -> list[Step]:
-    """Return the steps for the hosts of a run, always in the same order; empty if no host wastes memory."""
+    """Return the steps for the hosts of a run, always in the same order; empty if there is nothing to free."""
     figures = report.advice
-    if not figures.get("eager_hosts"):
-        return []
-    candidates = (
-        _lazy_kernel_step(figures),
-        _nokmem_step(figures),
-        _mounts_step(figures),
-        _detached_step(figures),
-        _churn_step(figures),
-        _doubling_step(figures),
-    )
+    candidates = [_detached_step(figures)]
+    if figures.get("eager_hosts"):
+        candidates = [
+            _lazy_kernel_step(figures),
+            _nokmem_step(figures),
+            _mounts_step(figures),
+            *candidates,
+            _churn_step(figures),
+            _doubling_step(figures),
+        ]
     return [step for step in candidates if step]
 
 

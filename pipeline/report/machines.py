@@ -15,6 +15,7 @@ _MARKS = {
     "architecture": "architecture",
     "page_size": "page size",
     "nodes": "possible nodes",
+    "machine_id": "machine-id",
     "labels": "labels",
 }
 
@@ -73,7 +74,7 @@ def _namesake(row: dict[str, Any]) -> str:
     if marks:
         difference = f"differ in {' and '.join(marks)}"
     else:
-        difference = "were up at the same time" if row["cores_only"] else "are different boots"
+        difference = "were up at the same time" if row["up_at_the_same_time"] else "are different boots"
     return (
         f"{row['targets']:,} {'cores' if row['cores_only'] else 'targets'} call themselves "
         f"{printable(row['host_name'])} and {difference}: counted as {row['machines']:,} machines."

@@ -1,4 +1,5 @@
 -- How much do filesystems that are unmounted but still in use hold on the machines of a run, and where most?
+-- To end what holds one frees its list_lrus at once, on lazy kernels too.
 -- The answer is one row, or none without such filesystems. fstype is the type that holds most, of fstypes types.
 WITH fstypes AS (
     SELECT
@@ -7,8 +8,8 @@ WITH fstypes AS (
         count(*) AS superblocks,
         sum(s.list_lru_bytes) AS list_lru_bytes
     FROM _summed_superblocks_at($run) AS s
-    JOIN _machines_at($run) AS m USING (target)
-    WHERE s.detached AND m.lazy_basis IS NOT NULL
+    SEMI JOIN _machines_at($run) USING (target)
+    WHERE s.detached
     GROUP BY s.target, s.fstype
 ),
 

@@ -125,6 +125,14 @@ def test_the_host_with_most_detached_filesystems_is_named(tmp_path):
     assert "detached" not in steps(tmp_path / "without", host("web-1"))
 
 
+def test_what_holds_detached_filesystems_of_a_lazy_kernel_can_be_ended_too(tmp_path):
+    outcome = lazy_host("new-1")
+    address = outcome["tables"]["superblocks"]["rows"][0][0]
+    (step,) = steps(tmp_path, detach(outcome, address)).values()
+    assert step.action == "detached"
+    assert step.frees_bytes == 2 * 64  # a node array of one node for each of two list_lrus
+
+
 def test_ids_of_no_online_cgroup_are_counted_and_their_price_is_a_reboot(tmp_path):
     step = steps(tmp_path, host("web-1"))["churn"]
     # After a boot there are 4 ids on each of 4 nodes; kmalloc-64 holds 16 bytes and 4 pointers.

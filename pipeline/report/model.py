@@ -29,7 +29,7 @@ class Report:
     @cached_property
     def totals(self) -> dict[str, int]:
         """Sums over the ranking: `hosts`, `memory_bytes`, `list_lru_bytes`, `lazy_bytes`, `wasted_bytes`, the three
-        `saves_*_bytes` that sum to it, and `machines` with `machines_wasted_bytes`, which count each machine once;
+        `saves_*_bytes` that sum to it, and `machines` with the sums `machines_*_bytes`, which count each machine once;
         `older_cores`, `copies` and `further_audits` are the other targets."""
         return self._row("totals") or {}
 

@@ -45,7 +45,7 @@ def prometheus(report: Report, file: TextIO, max_series: int = MAX_SERIES) -> No
         "memory_bytes": "Memory that the kernel manages, in bytes",
     }
     for name, description in figures.items():
-        gauge(f"total_{name}", f"{description}, all hosts").labels(audit).set(report.totals[name])
+        gauge(f"total_{name}", f"{description}, each machine once").labels(audit).set(report.totals[f"machines_{name}"])
     series_hosts = hosts if len(hosts) <= max_series else []
     gauge("targets_without_series", "Hosts that only the totals include, because there are too many").labels(audit).set(
         len(hosts) - len(series_hosts)

@@ -14,11 +14,11 @@ from pipeline.report.model import Report
 _OPERATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 _CONDITION = re.compile(r"\s*([a-z_]+)\s*(>=|<=|>|<)\s*(\d.*?)\s*", re.ASCII)
 FIGURES = (
-    "wasted_bytes",  # by all hosts
-    "wasted_pct_of_memory",  # of the memory of all hosts
+    "wasted_bytes",  # by all machines, each once
+    "wasted_pct_of_memory",  # of the memory of these machines
     "worst_wasted_bytes",  # by the host that wastes most bytes
     "worst_wasted_pct_of_memory",  # of the host that wastes the largest share of its memory
-    "list_lru_bytes",  # held by all list_lrus
+    "list_lru_bytes",  # held by all list_lrus of these machines
     "not_good",  # targets
     "not_good_pct",  # of all targets
 )
@@ -77,11 +77,11 @@ def _figures(report: Report) -> dict[str, Any]:
     percentages = [row["wasted_pct_of_memory"] for row in hosts if row["wasted_pct_of_memory"] is not None]
     not_good = run["targets"] - run["good"]
     return {
-        "wasted_bytes": totals["wasted_bytes"] if hosts else None,
-        "wasted_pct_of_memory": _pct(totals["wasted_bytes"], totals["memory_bytes"]),
+        "wasted_bytes": totals["machines_wasted_bytes"] if hosts else None,
+        "wasted_pct_of_memory": _pct(totals["machines_wasted_bytes"], totals["machines_memory_bytes"]),
         "worst_wasted_bytes": max((row["wasted_bytes"] for row in hosts), default=None),
         "worst_wasted_pct_of_memory": max(percentages, default=None),
-        "list_lru_bytes": totals["list_lru_bytes"] if hosts else None,
+        "list_lru_bytes": totals["machines_list_lru_bytes"] if hosts else None,
         "not_good": not_good,
         "not_good_pct": _pct(not_good, run["targets"]),
     }

@@ -1,8 +1,8 @@
 -- Which target stands for the machine of each ok target of a given run?
 -- Boots of one host name are candidates for one machine if they agree in what a reboot keeps: architecture, page size,
--- possible nodes and memory (to an eighth), and in the labels whose names they all have. Of these a boot is one machine
--- with a later one if it ended before that began, and neither is taken; so as many are machines as were up at the same
--- time. An audit of a running machine follows another only with the same machine_id.
+-- possible nodes, memory (as _boots_at has it), and in the labels whose names they all have. A core is of a machine
+-- whose next boot began after it was taken; so as many are machines as were up at the same time. Each audit of a
+-- running machine is one, unless it follows another with the same machine_id.
 CREATE MACRO _boot_machines_at(run) AS TABLE
 WITH RECURSIVE targets_of_boots AS (
     SELECT

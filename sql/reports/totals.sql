@@ -1,4 +1,5 @@
 -- What do the targets of a run hold and waste together, and how many machines are they?
+-- The sums named machines_ count each machine once, the others each target.
 SELECT
     CAST(count(*) AS BIGINT) AS hosts,
     CAST(count(*) FILTER (relation = 'machine') AS BIGINT) AS machines,
@@ -9,6 +10,9 @@ SELECT
     CAST(coalesce(sum(list_lru_bytes), 0) AS BIGINT) AS list_lru_bytes,
     CAST(coalesce(sum(lazy_bytes), 0) AS BIGINT) AS lazy_bytes,
     CAST(coalesce(sum(wasted_bytes), 0) AS BIGINT) AS wasted_bytes,
+    CAST(coalesce(sum(memory_bytes) FILTER (relation = 'machine'), 0) AS BIGINT) AS machines_memory_bytes,
+    CAST(coalesce(sum(list_lru_bytes) FILTER (relation = 'machine'), 0) AS BIGINT) AS machines_list_lru_bytes,
+    CAST(coalesce(sum(lazy_bytes) FILTER (relation = 'machine'), 0) AS BIGINT) AS machines_lazy_bytes,
     CAST(coalesce(sum(wasted_bytes) FILTER (relation = 'machine'), 0) AS BIGINT) AS machines_wasted_bytes,
     CAST(coalesce(sum(saves_objects_bytes), 0) AS BIGINT) AS saves_objects_bytes,
     CAST(coalesce(sum(saves_transpose_bytes), 0) AS BIGINT) AS saves_transpose_bytes,

@@ -46,6 +46,19 @@ def test_every_host_and_status_is_a_series_with_its_exact_bytes(tmp_path):
     }  # fmt: skip
 
 
+def test_the_totals_count_a_machine_that_was_reached_twice_once(tmp_path):
+    by_ssh, by_qmp, other = ok("db-ssh", cache_ids=382), ok("db-qmp", cache_ids=382), ok("web", cache_ids=766)
+    for outcome, kind in ((by_ssh, "ssh"), (by_qmp, "qmp")):
+        outcome["row"] |= {"host": "db", "kind": kind, "boot_id": "b"}
+    publish(tmp_path, by_ssh, by_qmp, other)
+    metrics = samples(tmp_path)
+    for name in ("list_lru", "wasted", "lazy", "memory"):
+        by_target = {labels["target"]: value for labels, value in metrics[f"list_lru_audit_{name}_bytes"]}
+        assert by_target["db-ssh"] == by_target["db-qmp"]
+        total = metrics[f"list_lru_audit_total_{name}_bytes"][0][1]
+        assert total == by_target["db-ssh"] + by_target["web"]
+
+
 def test_with_more_hosts_than_series_only_totals_are_written_and_it_is_said(tmp_path):
     publish(tmp_path, *(ok(f"web-{n}", cache_ids=382) for n in range(4)))
     metrics = samples(tmp_path, max_series=3)

@@ -49,6 +49,16 @@ def test_a_condition_holds_or_not(report, condition, fires):
     assert Threshold.parse(condition).fires(report) is fires
 
 
+def test_a_machine_that_was_reached_twice_counts_once(tmp_path):
+    by_ssh, by_qmp = (ok(name, mounts=40, nodes=4, cache_ids=24574) for name in ("web-ssh", "web-qmp"))
+    by_ssh["row"] |= {"host": "web", "kind": "ssh", "boot_id": "b"}
+    by_qmp["row"] |= {"host": "web", "kind": "qmp", "boot_id": "b"}
+    publish(tmp_path, by_ssh, by_qmp)
+    report = build_report(session(tmp_path))
+    assert Threshold.parse(f"wasted_bytes <= {WASTED_BYTES}").fires(report)
+    assert Threshold.parse(f"list_lru_bytes <= {LIST_LRU_BYTES}").fires(report)
+
+
 def test_what_fired_is_said_with_its_value(report):
     assert Threshold.parse("not_good > 0").message(report) == "not_good is 1, > 0"
     assert Threshold.parse("wasted_bytes > 1MiB").message(report) == f"wasted_bytes is {WASTED_BYTES:,}, > 1,048,576"

@@ -132,7 +132,7 @@ def _check(args: argparse.Namespace, whole_plan: Plan, nodes: Sequence[Node]) ->
     from pipeline.inventory import plan
 
     sample = plan.sample(whole_plan, nodes)
-    _check_ssh(args, [target for batch in sample.batches for target in batch.targets])
+    _check_ssh(args, sample)
     outcomes: list[dict[str, Any]] = []
     with (
         driver.connection(sample, args.address) as workers,
@@ -188,8 +188,8 @@ def _targets(args: argparse.Namespace) -> Targets:
         ignored.append(f"{targets.unsearched_count} archives that could not be searched to their end")
     if ignored and not args.quiet:
         print(f"ignored {' and '.join(ignored)}", file=sys.stderr)
-    for note in targets.notes if not args.quiet else ():
-        print(note, file=sys.stderr)
+    for line in (*targets.warnings, *(targets.notes if not args.quiet else ())):
+        print(line, file=sys.stderr)
     targets[:] = _with_options(targets, args)
     return targets
 
@@ -253,17 +253,17 @@ def _planned(args: argparse.Namespace, targets: Sequence[Target]) -> Iterator[tu
 
     with _joined_cluster(args):
         plan = _make_plan(args, targets)
-        _check_ssh(args, targets)
+        _check_ssh(args, plan)
         with driver.connection(plan, args.address) as workers:
             yield plan, workers
 
 
-def _check_ssh(args: argparse.Namespace, targets: Sequence[Target]) -> None:
+def _check_ssh(args: argparse.Namespace, plan: Plan) -> None:
     """Check that ssh can run here, where no other node of a cluster runs it."""
     from pipeline.fanout import cluster, transports
 
     if cluster.address_to_join(args.address) is None:
-        transports.check_client(target for target in targets if target.over_ssh)
+        transports.check_client(target for batch in plan.batches if batch.over_ssh for target in batch.targets)
 
 
 def _joined_cluster(args: argparse.Namespace) -> contextlib.AbstractContextManager[object]:

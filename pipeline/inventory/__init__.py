@@ -36,11 +36,13 @@ class Targets(list[Target]):
     :ivar other_file_count: number of files in searched directories that are not cores.
     :ivar unsearched_count: number of archives there that are damaged, or larger than what is searched.
     :ivar notes: what was noticed in the inventory, one line each.
+    :ivar warnings: likewise, where hosts may be reached in another way than the inventory asks for.
     """
 
     other_file_count = 0
     unsearched_count = 0
     notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
 
 class InventoryError(UsageError):
@@ -79,6 +81,7 @@ def load(
         errors.append(ansible.LABELS_NEED_ANSIBLE)
     result = Targets()
     result.notes = listed.notes
+    result.warnings = listed.warnings
     name_locations: list[str] = []
     roots: list[str] = []
     for entry in entries:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from collections import Counter
@@ -26,6 +27,9 @@ LABELS_NEED_ANSIBLE = "--label names variables of Ansible's hosts; other invento
 _IMPLICIT_GROUPS = {"all", "ungrouped"}
 # Without these, ansible-inventory treats an inventory that it cannot read as empty.
 _STRICT_ENVIRONMENT = {"ANSIBLE_INVENTORY_UNPARSED_FAILED": "1", "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "1"}
+_LOCAL_PYTHON = (
+    "ansible_connection is local: ansible_python_interpreter is not used, but --python or this program's own"
+)
 # Limits the notes on a large inventory: names in a line, and lines of hosts that have nothing in common.
 _MAX_NAMES = 3
 _MAX_CAUSES = 10
@@ -74,7 +78,8 @@ def entries(
     ]
     hosts = [host for host in all_hosts if host.may_be_selected(selection, labels)]
     notes = _Notes()
-    settings = _fill_in(hosts, [*ALL_VARIABLES, *labels], inventory, notes)
+    warnings: list[str] = []
+    settings = _fill_in(hosts, [*ALL_VARIABLES, *labels], inventory, warnings)
     result = Entries()
     local_name = None
     for host in sorted(hosts, key=lambda host: host.name != "localhost"):
@@ -92,13 +97,15 @@ def entries(
                 if local_name is not None:
                     raise UnusableError(f"ansible_connection is local: this machine, which is audited as {local_name}")
                 local_name = host.name
+                if "ansible_python_interpreter" in host.variables:
+                    notes.add(host.name, _LOCAL_PYTHON)
             else:
                 fields |= {
                     "target": f"ssh:{connection.destination}",
                     "become": connection.become,
                     "python": connection.python,
                 }
-                entry = entry._replace(ssh_args=connection.ssh_args)
+                entry = entry._replace(ssh_config=connection.ssh_config, ssh_args=connection.ssh_args)
         except UnusableError as error:
             entry = entry._replace(unusable=str(error))
             notes.add_unusable(host.name, error)
@@ -106,6 +113,7 @@ def entries(
     result.sort(key=lambda entry: str(entry.fields["name"]))
     result.left_out_count = len(all_hosts) - len(result)
     result.notes = [f"{display_name}: {line}" for line in notes.lines()]
+    result.warnings = [f"{display_name}: {line}" for line in warnings]
     return result
 
 
@@ -170,41 +178,44 @@ class _Host:
     :ivar name: its name, printable.
     :ivar key: its name in the inventory.
     :ivar variables: by name.
-    :ivar filled: names of those that were templates or encrypted.
-    :ivar reasons: why others still are, by name.
+    :ivar completed: names of those that were templates or encrypted.
+    :ivar reasons: why others still are, and what helps, by name.
     """
 
     def __init__(self, key: str, variables: Any, groups: Sequence[str]) -> None:
         self.key = key
         self.name = printable(key)
         self.variables: dict[str, Any] = variables if isinstance(variables, dict) else {}
-        self.filled: set[str] = set()
-        self.reasons: dict[str, str] = {}
+        self.completed: set[str] = set()
+        self.reasons: dict[str, tuple[str, str]] = {}
         self._groups = groups
 
     def fill_in(self, name: str, value: Any) -> None:
         self.variables[name] = value
-        self.filled.add(name)
+        self.completed.add(name)
 
-    def expand(self, name: str, value: Any) -> None:
-        """Fill in a variable as far as that needs no Ansible."""
+    def expand(self, name: str, value: Any, remedy: str) -> None:
+        """Fill in a variable as far as that needs no Ansible.
+
+        :param remedy: how Ansible would fill it in, or why it does not.
+        """
         if templates.is_encrypted(value):
-            self.reasons[name] = "is encrypted by ansible-vault: write it in clear, or use -i ansible:FILE"
+            self.reasons[name] = "is encrypted by ansible-vault", f"write it in clear; {remedy}"
             return
         short_name, _, _ = self.key.partition(".")
         own_names = {"inventory_hostname": self.key, "inventory_hostname_short": short_name}
         try:
             self.fill_in(name, templates.expand(value, self.variables | own_names))
         except LookupError as error:
-            self.reasons[name] = f"is a template, {quote(value)}: {error}; use -i ansible:FILE"
+            self.reasons[name] = templates.describe(value), f"{error}; {remedy}"
 
     def with_settings(self, settings: Mapping[str, Any]) -> Variables:
-        return Variables(self.variables, self.filled, self.reasons, settings)
+        return Variables(self.variables, self.completed, self.reasons, settings)
 
     def may_be_selected(self, selection: Selection, labels: Sequence[str]) -> bool:
         """Return whether --limit selects the host, as far as its labels are known without filling them in."""
-        open_labels = [label for label in labels if templates.is_open(self.variables.get(label))]
-        return selection.selects(self.name, self.labels(labels)[0], open_labels)
+        unfilled_labels = [label for label in labels if templates.is_unfilled(self.variables.get(label))]
+        return selection.selects(self.name, self.labels(labels)[0], unfilled_labels)
 
     def labels(self, names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         """Return the labels of the host, and the reasons why others of the names are not among them."""
@@ -215,7 +226,7 @@ class _Host:
             try:
                 value = variables.text(name)
             except UnusableError as error:
-                problems.append(str(error))
+                problems.append(error.reason)
             else:
                 if value is not None and value.isprintable():
                     result[name] = value
@@ -224,54 +235,58 @@ class _Host:
         return result, problems
 
 
-def _fill_in(hosts: Sequence[_Host], names: Sequence[str], inventory: str | None, notes: _Notes) -> Mapping[str, Any]:
+def _fill_in(
+    hosts: Sequence[_Host], names: Sequence[str], inventory: str | None, warnings: list[str]
+) -> Mapping[str, Any]:
     """Fill in those variables of the hosts that are templates or encrypted; return Ansible's settings.
 
     :param inventory: the inventory as Ansible reads it, None if there is only its JSON.
+    :param warnings: receives why Ansible gives no answer.
     """
-    open_variables = [
-        (host, name, value) for host in hosts for name in names if templates.is_open(value := host.variables.get(name))
+    unfilled_variables = [
+        (host, name, value)
+        for host in hosts
+        for name in names
+        if templates.is_unfilled(value := host.variables.get(name))
     ]
     if inventory is None:
-        for host, name, value in open_variables:
-            host.expand(name, value)
+        for host, name, value in unfilled_variables:
+            host.expand(name, value, "use -i ansible:FILE")
         return {}
-    open_values = {(host.key, name): value for host, name, value in open_variables}
-    answers = templates.ask_ansible(inventory, open_values, ALL_VARIABLES)
+    unfilled_values = {(host.key, name): value for host, name, value in unfilled_variables}
+    answers = templates.ask_ansible(inventory, unfilled_values, ALL_VARIABLES)
     if answers.problem is not None:
-        notes.add_problem(f"ansible.cfg is not used: {answers.problem}")
-    for host, name, value in open_variables:
+        warnings.append(f"ansible.cfg is not used: {answers.problem}")
+    for host, name, value in unfilled_variables:
         if (host.key, name) in answers.values:
             host.fill_in(name, answers.values[host.key, name])
+        elif answers.problem is not None:
+            host.expand(name, value, answers.problem)
         else:
-            host.reasons[name] = _unanswered(name, value, answers.problem)
+            host.reasons[name] = _unanswered(host, name, value, inventory)
     return answers.settings
 
 
-def _unanswered(name: str, value: Any, problem: str | None) -> str:
-    """Return why a variable that Ansible was asked for is not filled in.
+def _unanswered(host: _Host, name: str, value: Any, inventory: str) -> tuple[str, str]:
+    """Return why a variable that Ansible was asked for is not filled in, and what helps.
 
     Of what Ansible says of it, nothing is quoted: it may show other variables.
-
-    :param problem: why Ansible gave no answer at all, or None.
     """
     if templates.is_encrypted(value):
-        remedy = problem or "set ANSIBLE_VAULT_PASSWORD_FILE, or write it in clear"
-        return f"is encrypted by ansible-vault, and Ansible does not decrypt it: {remedy}"
-    remedy = problem or f"see ansible -m debug -a var={name}"
-    return f"is a template that Ansible does not fill in outside of playbooks, {quote(value)}: {remedy}"
+        remedy = "set ANSIBLE_VAULT_PASSWORD_FILE, or write it in clear"
+        return "is encrypted by ansible-vault, and Ansible does not decrypt it", remedy
+    command = ["ansible", host.key, "-i", inventory, "-m", "debug", "-a", f"var={name}"]
+    reason = f"{templates.describe(value)}, which Ansible does not fill in outside of playbooks"
+    return reason, f"see `{printable(shlex.join(command))}`"
 
 
 class _Notes:
     """What is said of an inventory on stderr: hosts that have a cause in common share a line."""
 
     def __init__(self) -> None:
-        self._problems: list[str] = []
         self._hosts_by_cause: dict[str, list[str]] = {}
+        self._texts: dict[str, str] = {}
         self._connections: Counter[str] = Counter()
-
-    def add_problem(self, problem: str) -> None:
-        self._problems.append(problem)
 
     def add(self, host_name: str, *causes: str) -> None:
         for cause in causes:
@@ -279,12 +294,12 @@ class _Notes:
 
     def add_unusable(self, host_name: str, error: UnusableError) -> None:
         if error.connection is None:
-            self.add(host_name, str(error))
+            self.add(host_name, error.reason)
+            self._texts.setdefault(error.reason, str(error))  # of the first host: others may differ in their names
         else:
             self._connections[error.connection] += 1
 
     def lines(self) -> Iterator[str]:
-        yield from self._problems
         if self._connections:
             counts = ", ".join(f"{name} {count}" for name, count in self._connections.most_common())
             yield f"{_hosts_are(self._connections.total())} not reached by ssh ({counts})"
@@ -292,7 +307,7 @@ class _Notes:
         for cause, names in causes[:_MAX_CAUSES]:
             excess = len(names) - _MAX_NAMES
             more = f" and {excess} more" if excess > 0 else ""
-            yield f"{cause}: {', '.join(names[:_MAX_NAMES])}{more}"
+            yield f"{self._texts.get(cause, cause)}: {', '.join(names[:_MAX_NAMES])}{more}"
         if rest := {name for _, names in causes[_MAX_CAUSES:] for name in names}:
             yield f"{_hosts_are(len(rest))} not used as written, for {len(causes) - _MAX_CAUSES} other reasons"
 

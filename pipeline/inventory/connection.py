@@ -8,23 +8,33 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pipeline.common.text import quote
 from pipeline.inventory import destination, interpreter, ssh_arguments
 from pipeline.inventory.destination import Destination
+from pipeline.inventory.ssh_arguments import Option
 
-# Variables by what they say, as Ansible's plugins name them. Of several, the last one that a host has counts.
+# Variables by what they say, as Ansible's plugins name them. Of several, the last one that a host has counts; those of
+# paramiko only where that is the connection.
 VARIABLES = {
     "connection": ("ansible_connection",),
     "shell_type": ("ansible_shell_type",),
-    "host": ("ansible_host", "ansible_ssh_host"),
-    "user": ("ansible_user", "ansible_ssh_user"),
-    "port": ("ansible_port", "ansible_ssh_port"),
-    "private_key_file": ("ansible_private_key_file", "ansible_ssh_private_key_file"),
-    "host_key_checking": ("ansible_host_key_checking", "ansible_ssh_host_key_checking"),
-    "timeout": ("ansible_timeout", "ansible_ssh_timeout"),
+    "host": ("ansible_host", "ansible_ssh_host", "ansible_paramiko_host"),
+    "user": ("ansible_user", "ansible_ssh_user", "ansible_paramiko_user"),
+    "port": ("ansible_port", "ansible_ssh_port", "ansible_paramiko_port"),
+    "private_key_file": (
+        *("ansible_private_key_file", "ansible_ssh_private_key_file"),
+        "ansible_paramiko_private_key_file",
+    ),
+    "host_key_checking": (
+        *("ansible_host_key_checking", "ansible_ssh_host_key_checking"),
+        "ansible_paramiko_host_key_checking",
+    ),
+    "timeout": ("ansible_timeout", "ansible_ssh_timeout", "ansible_paramiko_timeout"),
+    "pkcs11_provider": ("ansible_ssh_pkcs11_provider",),
+    "proxy_command": ("ansible_paramiko_proxy_command",),
     "ssh_executable": ("ansible_ssh_executable",),
     "ssh_args": ("ansible_ssh_args",),
     "ssh_common_args": ("ansible_ssh_common_args",),
@@ -52,7 +62,8 @@ _SETTINGS = {
 # Ansible's own values of settings. Where ssh has one of its own (in ~/.ssh/config), that one is better.
 _DEFAULTS = {"timeout": 10, "ssh_args": "-C -o ControlMaster=auto -o ControlPersist=60s"}
 
-_OVER_SSH = {"ssh", "smart", "paramiko", "paramiko_ssh"}
+_PARAMIKO = {"paramiko", "paramiko_ssh"}
+_OVER_SSH = {"ssh", "smart"} | _PARAMIKO
 _BUILTIN = re.compile(r"ansible\.(builtin|legacy)\.")
 _PLUGIN = re.compile(r"[A-Za-z0-9_.]+")
 # Flags of sudo that change neither the account nor the command: environment, prompt, no question, login shell.
@@ -62,22 +73,25 @@ _FLAGS |= {"false": False, "no": False, "off": False, "n": False, "f": False, "0
 
 
 class UnusableError(Exception):
-    """A host cannot be audited; the message is the reason.
+    """A host cannot be audited; the message is the reason, and what helps.
 
+    :ivar reason: without what helps, which may name the host.
     :ivar connection: the connection that is not ssh, or None.
     """
 
-    def __init__(self, reason: str, connection: str | None = None) -> None:
-        super().__init__(reason)
+    def __init__(self, reason: str, connection: str | None = None, remedy: str = "") -> None:
+        super().__init__(f"{reason}: {remedy}" if remedy else reason)
+        self.reason = reason
         self.connection = connection
 
 
 class Connection(NamedTuple):
-    """How a host is reached; destination: None for this machine."""
+    """How a host is reached; destination: None for this machine, the others: as in a target."""
 
     destination: Destination | None
     become: bool = False
     python: str | None = None
+    ssh_config: str | None = None
     ssh_args: tuple[str, ...] = ()
 
 
@@ -85,30 +99,36 @@ class Variables:
     """Variables of one host, completed by Ansible's settings. Only those that are asked for are read.
 
     :param values: by name.
-    :param filled: names of those that were templates or encrypted: they may show what should stay secret.
-    :param reasons: why others still are, by name.
+    :param completed: names of those that were templates or encrypted: they may show what should stay secret.
+    :param reasons: why others still are, and what helps, by name.
     :param settings: by name.
     """
 
     def __init__(
         self,
         values: Mapping[str, Any],
-        filled: Collection[str],
-        reasons: Mapping[str, str],
+        completed: Collection[str],
+        reasons: Mapping[str, tuple[str, str]],
         settings: Mapping[str, Any],
     ) -> None:
         self._values = values
-        self._filled = filled
+        self._completed = completed
         self._reasons = reasons
         self._settings = settings
+
+    def without(self, prefix: str) -> Variables:
+        """Return the variables without those whose names start with a prefix."""
+        values = {name: value for name, value in self._values.items() if not name.startswith(prefix)}
+        return Variables(values, self._completed, self._reasons, self._settings)
 
     def text(self, name: str) -> str | None:
         """Return a variable as text, None if it is missing or empty.
 
-        :raises UnusableError: it is no text.
+        :raises UnusableError: it is neither text nor a number.
         """
         if name in self._reasons:
-            raise UnusableError(f"{name} {self._reasons[name]}")
+            reason, remedy = self._reasons[name]
+            raise UnusableError(f"{name} {reason}", remedy=remedy)
         value = self._values.get(name)
         if isinstance(value, dict):  # from a source that Ansible does not trust
             value = value.get("__ansible_unsafe", value)
@@ -139,7 +159,7 @@ class Variables:
         try:
             check(text)
         except ValueError as error:
-            problem = "what Ansible fills in cannot be used" if name in self._filled else error
+            problem = "what Ansible fills in cannot be used" if name in self._completed else error
             raise UnusableError(f"{name}: {problem}") from None
         return text
 
@@ -155,13 +175,13 @@ def connect(host_name: str, variables: Variables) -> Connection:
         return Connection(None)
     if name not in _OVER_SSH:
         raise UnusableError(f"ansible_connection is {connection}: not reached by ssh", name.rpartition(".")[2])
+    if name not in _PARAMIKO:
+        variables = variables.without("ansible_paramiko_")
     variables.option("shell_type", _check_shell)
     become = variables.option("become", _flag)
     if become and _flag(become):
         for option, check in _BECOME_CHECKS.items():
             variables.option(option, check)
-    user = variables.option("user", destination.check_user)
-    port = variables.option("port", destination.check_port)
     host = variables.option("host", destination.check_host)
     if host is None:
         try:
@@ -169,39 +189,56 @@ def connect(host_name: str, variables: Variables) -> Connection:
         except ValueError as error:
             raise UnusableError(f"no ansible_host, and the name of the host: {error}") from None
     python = variables.option("python", _check_python)
+    route = ssh_arguments.route(_ssh_options(variables))
     return Connection(
-        Destination(host or host_name, user, int(port) if port else None),
+        Destination(host or host_name, route.user, route.port),
         bool(become and _flag(become)),
         None if python and python.startswith("auto") else python,
-        tuple(_ssh_args(variables)),
+        route.config,
+        route.words,
     )
 
 
-def _ssh_args(variables: Variables) -> Iterator[str]:
-    """Yield ssh's arguments in Ansible's order, since ssh takes the first value of an option."""
+def _ssh_options(variables: Variables) -> Iterator[Option]:
+    """Yield ssh's options in Ansible's order, since ssh takes the first value of an option."""
     variables.option("ssh_executable", _check_ssh)
-    yield from _words(variables, "ssh_args")
+    if provider := variables.option("pkcs11_provider", _check_path):
+        yield _file("PKCS11Provider", provider)
+    if command := variables.option("proxy_command", _check_command):
+        yield Option("ProxyCommand", command)
+    yield from _arguments(variables, "ssh_args")
     checking = variables.option("host_key_checking", _flag)
     if checking and not _flag(checking):
-        yield "-oStrictHostKeyChecking=no"
+        yield Option("StrictHostKeyChecking", "no")
+    if port := variables.option("port", destination.check_port):
+        yield Option("Port", port)
     if key := variables.option("private_key_file", _check_path):
         # Unlike -i, this counts also where the file is missing: keys of the account are then no substitute.
-        yield f'-oIdentityFile="{ssh_arguments.absolute(os.path.expanduser(key))}"'
+        yield _file("IdentityFile", key)
+    if user := variables.option("user", destination.check_user):
+        yield Option("User", user)
     if timeout := variables.option("timeout", _check_seconds):
-        yield f"-oConnectTimeout={timeout}"
-    yield from _words(variables, "ssh_common_args")
-    yield from _words(variables, "ssh_extra_args")
+        yield Option("ConnectTimeout", timeout)
+    yield from _arguments(variables, "ssh_common_args")
+    yield from _arguments(variables, "ssh_extra_args")
 
 
-def _words(variables: Variables, option: str) -> list[str]:
-    return _split(variables.option(option, _split) or "")
+def _arguments(variables: Variables, option: str) -> Iterable[Option]:
+    return ssh_arguments.parse(variables.option(option, _check_arguments) or "")
 
 
-def _split(text: str) -> list[str]:
-    words = list(ssh_arguments.select(shlex.split(text)))
-    for word in words:
-        _check_printable(word)
-    return words
+def _file(keyword: str, path: str) -> Option:
+    return ssh_arguments.file_option(keyword, shlex.quote(os.path.expanduser(path)))
+
+
+def _check_arguments(text: str) -> None:
+    for _ in ssh_arguments.parse(text):
+        pass
+
+
+def _check_command(text: str) -> None:
+    if not text.isprintable():
+        raise ValueError("unprintable characters")
 
 
 def _flag(text: str) -> bool:

@@ -21,13 +21,14 @@ class Entry(NamedTuple):
     - fields: keys and values;
     - key_locations: ``FILE:LINE`` of each key; empty for formats whose parser reports no lines of keys;
     - directory: base of its relative paths;
-    - ssh_args, unusable: as in a target.
+    - ssh_config, ssh_args, unusable: as in a target.
     """
 
     location: str
     fields: dict[str, Any]
     key_locations: dict[str, str]
     directory: str
+    ssh_config: str | None = None
     ssh_args: tuple[str, ...] = ()
     unusable: str | None = None
 
@@ -40,10 +41,12 @@ class Entries(list[Entry]):
 
     :ivar left_out_count: number of hosts that --limit leaves out, which have no entry.
     :ivar notes: what was noticed while reading it, one line each.
+    :ivar warnings: likewise, where hosts may be reached in another way than the inventory asks for.
     """
 
     left_out_count = 0
     notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
 
 class InventorySyntaxError(Exception):

@@ -23,6 +23,6 @@ def parse(text: str, directory: str | None = None) -> str:
         raise ValueError(f"python is not a command: {quote(text)}")
     if "/" in program and not program.startswith("/"):  # a bare name is looked up in PATH where it runs
         if directory is None:
-            raise ValueError(f"python is on another machine; expected a name or an absolute path, not {quote(program)}")
+            raise ValueError(f"expected a name or an absolute path, not {quote(program)}")
         program = os.path.join(directory, program)
     return shlex.join([program, *words[1:]])

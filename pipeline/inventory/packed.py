@@ -133,8 +133,8 @@ def dumps(
 
     A stream can be read until the next is asked for. What is skipped in an uncompressed archive is not read.
 
-    :param max_bytes: read so many unpacked bytes only, then raise an error.
-    :param max_members: look at so many members of an archive only, then raise an error.
+    :param max_bytes: limit on the unpacked bytes that are read; beyond it an error is raised.
+    :param max_members: limit on the members of an archive that are looked at; beyond it an error is raised.
     :raises Exception: one of ERRORS.
     """
     content = _unpacked(file)
@@ -158,7 +158,7 @@ def dumps(
 def archive(file: IO[bytes], max_bytes: int) -> tarfile.TarFile:
     """Open a tar archive, compressed or not, that is read from its start to its end.
 
-    :param max_bytes: read so many unpacked bytes only, then raise an error.
+    :param max_bytes: limit on the unpacked bytes that are read; beyond it an error is raised.
     :raises Exception: one of ERRORS, as does reading it.
     """
     stream = Stream(_unpacked(file), max_bytes)

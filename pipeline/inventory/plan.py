@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.common.text import printable
-from pipeline.inventory import Target
+from pipeline.inventory import Target, ssh_arguments
 
 LOCAL_NODE = "here"
 """Stands for the id of the node where the command runs, which fanout looks up."""
@@ -84,7 +84,7 @@ def make_plan(targets: Sequence[Target], parallel: int, nodes: Sequence[Node] = 
     - `ray:NODE` and a core or a guest via `ray:NODE` are collected on that node;
     - `live:` and other guests are collected on the local node;
     - targets over ssh and other cores are collected on any node;
-    - targets that the inventory's values do not suffice for are unreachable.
+    - targets that cannot be reached as the inventory says are unreachable.
 
     `ray:*` becomes a target for each node that no other target names. `live:` is bound to this machine: if the run is
     resumed on another machine, it is unreachable.
@@ -153,7 +153,8 @@ def lines(plan: Plan, nodes: Sequence[Node], timeout_s: float) -> Iterator[str]:
         python += f", else {Path(target.ship_python).name}" if target.ship_python else ""
         timeout = f"{target.timeout_s or timeout_s:g} s"
         labels = str(len(target.labels) or "")
-        ssh = shlex.join(target.ssh_args)
+        config = f"-F {shlex.quote(target.ssh_config)} " if target.ssh_config else ""
+        ssh = (config + ssh_arguments.shown(target.ssh_args)).strip()
         rows.append((target.name, target.kind, target.source, target.via or "", ssh, python, timeout, labels, place))
     yield from table(rows)
     kinds = Counter(target.kind for target, _ in places)

@@ -33,7 +33,7 @@ class Target:
     - via: machine on which the collector of a core or a guest runs, ``ssh:[USER@]HOST[:PORT]`` or ``ray:NODE``; default
       any node for a core, this machine for a guest;
     - become: whether the collector runs through ``sudo -n`` on the host that ssh reaches;
-    - ssh_config: absolute path of a configuration file for ssh; default the account's own;
+    - ssh_config: absolute path of a configuration file for ssh, or none; default the account's own;
     - drgn_wheels: absolute path of a directory of drgn's wheels, one of which is sent over ssh, or None;
     - ship_python: absolute path of an archive with a CPython that is sent over ssh to a host without one, or None;
     - vmcoreinfo: absolute path of a file with the VMCOREINFO of a core or a QEMU guest, or None;
@@ -47,8 +47,9 @@ class Target:
     - verify: whether to check every pointer array of an eager kernel rather than a sample;
     - max_reads: limit on the collector's read system calls; default unlimited;
     - machine: machine that ``live:`` means, set by the plan; None before;
-    - ssh_args: options for ssh from the inventory, split into words;
-    - unusable: why the inventory's values do not suffice to reach this target, which is then not contacted; or None.
+    - ssh_args: options for ssh from the inventory, split into words, with absolute paths and without -F, user and
+      port: those are in ssh_config and source. They may contain passwords;
+    - unusable: why this target cannot be reached as the inventory says, and is not contacted; or None.
     """
 
     name: str
@@ -140,6 +141,7 @@ def parse(entry: Entry, errors: list[str]) -> Target | None:
         debug_dir=_absolute(entry, values["debug_dir"]),
         python=python,
         timeout_s=timeout_s,
+        ssh_config=entry.ssh_config,
         ssh_args=entry.ssh_args,
     )
     given_keys = [key for key in KEYS if entry.fields.get(key) is not None and (become or key != "become")]

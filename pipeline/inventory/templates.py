@@ -15,6 +15,8 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pipeline.common.text import quote
+
 # Names of settings in ansible.cfg and the environment: of the ssh connection, and of Ansible itself.
 _SSH_SETTINGS = (
     *("remote_user", "port", "private_key_file", "host_key_checking", "timeout"),
@@ -41,6 +43,9 @@ _MARKED = re.compile(rf"{_MARKER} (\w+):([A-Za-z0-9+/=]*):")
 # Plain references are nested a few deep; a variable that refers to itself has no end.
 _MAX_REFERENCES = 100
 _REFERENCE = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
+_EXPRESSION = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.DOTALL)
+# A text in an expression, also one that has no end.
+_LITERAL = re.compile(r"""'(?:\\.|[^'\\])*(?:'|\\?$)|"(?:\\.|[^"\\])*(?:"|\\?$)""", re.DOTALL)
 
 
 class Answers(NamedTuple):
@@ -56,7 +61,7 @@ class Answers(NamedTuple):
     problem: str | None = None
 
 
-def is_open(value: object) -> bool:
+def is_unfilled(value: object) -> bool:
     """Return whether a value of a host's variable is a template or encrypted."""
     return is_encrypted(value) or (isinstance(value, str) and any(sign in value for sign in ("{{", "{%", "{#")))
 
@@ -65,15 +70,21 @@ def is_encrypted(value: object) -> bool:
     return isinstance(value, dict) and "__ansible_vault" in value
 
 
+def describe(template: str) -> str:
+    """Return what a reason says of a template: its expressions without texts, which may be passwords."""
+    expressions = [_LITERAL.sub("'...'", expression) for expression in _EXPRESSION.findall(template)]
+    return f"is a template, {quote(' '.join(expressions))}" if expressions else "is a template"
+
+
 def expand(template: str, variables: Mapping[str, Any]) -> str:
     """Replace the references `{{ NAME }}` of a template by the host's own variables.
 
-    :raises LookupError: it has other expressions or refers to what is no text; the message is the reason.
+    :raises LookupError: it has other expressions, or refers to a list or a mapping; the message is the reason.
     """
     for _ in range(_MAX_REFERENCES):
         reference = _REFERENCE.search(template)
         if reference is None:
-            if is_open(template):
+            if is_unfilled(template):
                 raise LookupError("only Ansible can fill it in")
             return template
         name = reference[1]
@@ -84,11 +95,11 @@ def expand(template: str, variables: Mapping[str, Any]) -> str:
     raise LookupError(f"more than {_MAX_REFERENCES} references; does it refer to itself?")
 
 
-def ask_ansible(inventory: str, open_values: Mapping[tuple[str, str], Any], variables: Iterable[str]) -> Answers:
+def ask_ansible(inventory: str, unfilled_values: Mapping[tuple[str, str], Any], variables: Iterable[str]) -> Answers:
     """Have Ansible fill in values of hosts, and tell its settings.
 
     :param inventory: as ansible-inventory reads it.
-    :param open_values: values by host and variable.
+    :param unfilled_values: values by host and variable.
     :param variables: those of a connection, which the play hides: of this machine, they would be taken for settings.
     """
     program = shutil.which("ansible-playbook")
@@ -98,12 +109,12 @@ def ask_ansible(inventory: str, open_values: Mapping[tuple[str, str], Any], vari
     first_hosts: dict[tuple[str, str], tuple[str, str]] = {}
     subjects = {
         subject: first_hosts.setdefault((subject[1], json.dumps(value)), subject) if is_encrypted(value) else subject
-        for subject, value in open_values.items()
+        for subject, value in unfilled_values.items()
     }
-    questions = _Questions({subject: open_values[subject] for subject in subjects.values()})
-    # Without an open value there is no need to evaluate an inventory that may be a slow program.
-    argv = [program, "--inventory", inventory if open_values else "localhost,", "/dev/stdin"]
-    play = json.dumps([_play(questions.tasks, {*variables, *(variable for _, variable in open_values)})])
+    questions = _Questions({subject: unfilled_values[subject] for subject in subjects.values()})
+    # Without an unfilled value there is no need to evaluate an inventory that may be a slow program.
+    argv = [program, "--inventory", inventory if unfilled_values else "localhost,", "/dev/stdin"]
+    play = json.dumps([_play(questions.tasks, {*variables, *(variable for _, variable in unfilled_values)})])
     process = subprocess.run(argv, input=play.encode(), capture_output=True, env=os.environ | _ENVIRONMENT, check=False)
     values: dict[tuple[str, str], Any] = {}
     settings: dict[str, Any] = {}
@@ -113,7 +124,7 @@ def ask_ansible(inventory: str, open_values: Mapping[tuple[str, str], Any], vari
             settings = dict(zip(_SSH_SETTINGS + _GENERAL_SETTINGS, answers, strict=True))
         else:
             pairs = zip(questions.subjects[label], answers, strict=True)
-            values |= {subject: value for subject, value in pairs if value is not None and not is_open(value)}
+            values |= {subject: value for subject, value in pairs if value is not None and not is_unfilled(value)}
     problem = None
     if not settings:
         reason = error_text(process) if process.returncode else "it does not tell its settings"
@@ -139,19 +150,19 @@ class _Questions:
     :ivar subjects: the hosts and their variable that a task asks for, by its label.
     """
 
-    def __init__(self, open_values: Mapping[tuple[str, str], Any]) -> None:
+    def __init__(self, unfilled_values: Mapping[tuple[str, str], Any]) -> None:
         self.subjects: dict[str, list[tuple[str, str]]] = {}
         self.tasks = []
         hosts: dict[str, dict[str, list[str]]] = {}
-        for (host, variable), value in open_values.items():
+        for (host, variable), value in unfilled_values.items():
             hosts.setdefault(variable, {}).setdefault(json.dumps(value), []).append(host)
         for variable, hosts_by_template in hosts.items():
             groups = [
                 self._ask(variable, group, [self._ask(variable, [host]) for host in group])
                 for group in hosts_by_template.values()
             ]
-            everyone = [host for group in hosts_by_template.values() for host in group]
-            self.tasks.append(self._ask(variable, everyone, groups))
+            all_hosts = [host for group in hosts_by_template.values() for host in group]
+            self.tasks.append(self._ask(variable, all_hosts, groups))
 
     def _ask(self, variable: str, hosts: list[str], alternatives: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
         """Return the task that asks for a variable of hosts, with the tasks for the case that it fails."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import inventory
-from pipeline.inventory import InventoryError, Target, Targets, destination, plan
+from pipeline.inventory import InventoryError, Target, Targets, destination, plan, scopes
 
 HOSTS = """\
 localhost ansible_connection=local
@@ -215,8 +217,12 @@ def test_ansible_fills_in_templates_and_vaults_and_what_is_left_is_a_host_of_its
     reasons = unusable(targets)
     assert reasons.keys() == {*(f"db{number:03}" for number in range(1, 501)), "gone1", "leak"}
     assert "ansible_host is a template" in str(reasons["db500"])
-    assert "'{{ only_in_a_playbook }}': see ansible -m debug -a var=ansible_host" in str(reasons["db500"])
-    assert "lookup('file'" in str(reasons["gone1"])
+    command = f"ansible db500 -i {fleet}/hosts.ini -m debug -a var=ansible_host"
+    assert "'{{ only_in_a_playbook }}', which Ansible" in str(reasons["db500"])
+    assert str(reasons["db500"]).endswith(f": see `{command}`")
+    process = subprocess.run(shlex.split(command), capture_output=True, text=True, check=False)
+    assert "only_in_a_playbook" in process.stdout
+    assert "lookup('...', '...' + inventory_hostname)" in str(reasons["gone1"])
     assert reasons["leak"] == "ansible_port: what Ansible fills in cannot be used"
     assert "hunter2" not in repr(targets)
     assert len(targets.notes) == 4
@@ -299,6 +305,18 @@ def test_without_ansible_plain_references_are_filled_in(tmp_path, monkeypatch, v
         assert "hunter2" not in str(first)
 
 
+def test_without_ansible_playbook_plain_references_are_filled_in_and_a_warning_says_so(ansible, tmp_path, monkeypatch):
+    program = f'#!/bin/sh\nexec {shutil.which("ansible-inventory")} "$@"\n'
+    write(tmp_path / "bin/ansible-inventory", program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    hosts = "a ansible_host='{{ inventory_hostname }}.lan'\nb ansible_host='{{ groups.all[0] }}'\n"
+    targets = inventory.load([], f"ansible:{write(tmp_path / 'hosts', hosts)}")
+    assert targets[0].source == "ssh:a.lan"
+    problem = "only Ansible can fill it in; ansible-playbook is not on PATH"
+    assert unusable(targets) == {"b": f"ansible_host is a template, '{{{{ groups.all[0] }}}}': {problem}"}
+    assert targets.warnings == [f"ansible:{tmp_path}/hosts: ansible.cfg is not used: ansible-playbook is not on PATH"]
+
+
 # Hosts that cannot be used
 
 
@@ -351,7 +369,7 @@ def test_a_label_that_cannot_be_used_is_left_out_and_said(tmp_path):
     assert [note.partition(": ")[2] for note in targets.notes] == [
         "rack must be text, not a list or a mapping: this label is left out: h1",
         "rack has unprintable characters: this label is left out: h2",
-        "rack is encrypted by ansible-vault: write it in clear, or use -i ansible:FILE: this label is left out: h3",
+        "rack is encrypted by ansible-vault: this label is left out: h3",
     ]
 
 
@@ -389,6 +407,8 @@ def test_this_machine_is_audited_once(tmp_path):
         ("a", "z"), "ansible_connection is local: this machine, which is audited as localhost"
     )
     assert not unusable(load_json(tmp_path, limit=("a",), a=local, localhost=local))
+    (note,) = load_json(tmp_path, a=local | {"ansible_python_interpreter": "{{ ansible_playbook_python }}"}).notes
+    assert note.endswith("ansible_python_interpreter is not used, but --python or this program's own: a")
 
 
 @pytest.mark.parametrize(
@@ -427,12 +447,26 @@ def test_another_way_to_become_root_is_named(tmp_path, variables, reason):
         ({"ansible_ssh_args": "-C -o ControlMaster=auto -o ControlPersist=60s"}, ("-C",)),
         (
             {"ansible_ssh_extra_args": "-4Cqvp2222 -oStrictHostKeyChecking=no"},
-            ("-4", "-C", "-p", "2222", "-oStrictHostKeyChecking=no"),
+            ("-4", "-C", "-oStrictHostKeyChecking=no"),
         ),
         ({"ansible_ssh_extra_args": "-tt -A -R 3128:proxy:3128 -o LogLevel=DEBUG -S none"}, ()),
         ({"ansible_private_key_file": "/a", "ansible_ssh_private_key_file": "/b c"}, ('-oIdentityFile="/b c"',)),
         ({"ansible_host_key_checking": False}, ("-oStrictHostKeyChecking=no",)),
         ({"ansible_ssh_timeout": 30}, ("-oConnectTimeout=30",)),
+        ({"ansible_ssh_pkcs11_provider": "/lib/p11.so"}, ("-oPKCS11Provider=/lib/p11.so",)),
+        ({"ansible_ssh_args": "-oPKCS11Provider=p11.so"}, ("-oPKCS11Provider=p11.so",)),
+        ({"ansible_paramiko_proxy_command": "nc %h %p", "ansible_paramiko_timeout": 3}, ()),
+        (
+            {
+                "ansible_connection": "paramiko_ssh",
+                "ansible_paramiko_proxy_command": "nc %h %p",
+                "ansible_paramiko_private_key_file": "/p",
+                "ansible_private_key_file": "/a",
+                "ansible_paramiko_host_key_checking": False,
+                "ansible_paramiko_timeout": 3,
+            },
+            ("-oProxyCommand=nc %h %p", "-oStrictHostKeyChecking=no", "-oIdentityFile=/p", "-oConnectTimeout=3"),
+        ),
         ({"ansible_ssh_executable": "/usr/bin/ssh", "ansible_control_path": "/x"}, ()),
     ],
 )
@@ -447,6 +481,7 @@ def test_arguments_for_ssh_are_those_that_say_how_a_host_is_reached(tmp_path, va
         *("-N", "-f", "-n", "-W a:1", "-s", "-O exit", "-Cf", "-G", "-Q key", "-w 0", "-1", "-?"),
         *("-oRemoteCommand=x", "-o 'localcommand x'", "-oForkAfterAuthentication=yes", "-oSessionType=none"),
         *("-oMatch=all", "-o =", "-o", "-J", "host", "--", "-", "'unclosed", "-o\x1bX=y"),
+        *("-l 'a b'", "-p 0", "-oUser=-x", "-oPort=x", "-oIdentityFile", "-i '/a\x1b'"),
     ],
 )
 def test_arguments_that_end_a_supervised_ssh_refuse_their_host(tmp_path, arguments):
@@ -456,12 +491,59 @@ def test_arguments_that_end_a_supervised_ssh_refuse_their_host(tmp_path, argumen
     assert good.unusable is None
 
 
+@pytest.mark.parametrize(
+    ("variables", "source", "ssh_config"),
+    [
+        ({"ansible_ssh_args": "-o User=other -o Port=5", "ansible_user": "u", "ansible_port": 6}, "other@a:5", None),
+        ({"ansible_ssh_common_args": "-l other -p 5", "ansible_user": "u"}, "u@a:5", None),
+        ({"ansible_ssh_common_args": "-F /one -F none"}, "a", "none"),
+        ({"ansible_ssh_args": "-F ~/one -lx"}, "x@a", f"{os.getcwd()}/~/one"),
+        ({"ansible_connection": "paramiko", "ansible_user": "u", "ansible_paramiko_user": "p"}, "p@a", None),
+        ({"ansible_connection": "paramiko", "ansible_paramiko_host": "b", "ansible_paramiko_port": 7}, "b:7", None),
+        ({"ansible_paramiko_user": "p", "ansible_paramiko_host": "b", "ansible_paramiko_port": 7}, "a", None),
+    ],
+)
+def test_user_port_and_file_are_fields_of_the_target(tmp_path, variables, source, ssh_config):
+    (target,) = load_json(tmp_path, a=variables)
+    assert (target.source, target.ssh_config, target.ssh_args) == (f"ssh:{source}", ssh_config, ())
+    (completed,) = scopes.apply({"ssh_config": "/of/command/line"}, [target])
+    assert completed.ssh_config == (ssh_config or "/of/command/line")
+
+
+def test_no_password_in_arguments_for_ssh_is_shown(tmp_path):
+    """Neither by plan, nor in the reason why a host cannot be used, nor in the notes."""
+    arguments = [
+        "-o 'ProxyCommand=sshpass -p hunter2 ssh -W %h:%p j' -J j -i /id -oUserKnownHostsFile=/kh -o SetEnv=A=hunter2",
+        "-o 'KnownHostsCommand /bin/sshpass -p hunter2' -4",
+        "-o 'ProxyCommand=sshpass -p hunter2 ssh {{ missing }}'",
+        "-o 'ProxyCommand=sshpass -p {{ \"hunter2\" + missing }} {% if 'hunter2' %}{{ 'hunter2 }}",
+        "-o ProxyCommand=sshpass -p hunter2 ssh",
+        "-o ProxyCommand=sshpass hunter2",
+        "-o 'LocalCommand sshpass -p hunter2'",
+        "-oUser=hunter2:x",
+        "-l hunter2:x",
+        "-o 'IdentityFile=\"hunter2'",
+    ]
+    targets = load_json(tmp_path, **{f"h{number}": {"ansible_ssh_args": text} for number, text in enumerate(arguments)})
+    assert unusable(targets).keys() == {f"h{number}" for number in range(2, len(arguments))}
+    lines = list(plan.lines(plan.make_plan(targets, 1), [plan.this_machine()], 9))
+    assert "-oProxyCommand=... -J j -i /id -oUserKnownHostsFile=/kh -oSetEnv=..." in lines[1]
+    assert "-oKnownHostsCommand=... -4" in lines[2]
+    assert "'{{ missing }}'" in str(targets[2].unusable)
+    assert "hunter2" not in "\n".join([*lines, *targets.notes, *map(str, unusable(targets).values())])
+
+
 ROUTES = """\
 plain
 jump ansible_ssh_common_args='-J audit@bastion.example:2222 -o ConnectionAttempts=3' ansible_user=ops
 proxy ansible_ssh_common_args='-o ProxyCommand="ssh -W %h:%p -q bastion"' ansible_port=2022
 key ansible_ssh_private_key_file=keys/id ansible_host=192.0.2.7
 home ansible_private_key_file=~/keys/id ansible_ssh_extra_args='-o "User later" -o Port=99'
+files ansible_ssh_args='-o UserKnownHostsFile="kk/kh ~/kh" -o IdentityFile=keys/id -o CertificateFile=keys/c -C'
+filed ansible_ssh_args='-oGlobalKnownHostsFile=kk/g -oIdentityAgent=keys/a -oRevokedHostKeys=kk/r -oPKCS11Provider=l/p'
+quick ansible_ssh_args='-o User=early -o Port=5' ansible_user=u ansible_port=6 ansible_ssh_common_args='-p 7'
+late ansible_ssh_common_args='-l late -p 5 -o User=later' ansible_user=u
+only ansible_ssh_extra_args='-l only -p 5 -F routes.conf -F none'
 first ansible_ssh_args='-o ProxyJump=early' ansible_ssh_common_args='-o ProxyJump=late -oIdentityFile=/another'
 unchecked ansible_host_key_checking=no ansible_ssh_host=192.0.2.8 ansible_ssh_user=root ansible_ssh_port=222
 config ansible_ssh_args='-F routes.conf -C' ansible_ssh_timeout=17
@@ -479,6 +561,8 @@ ssh_common_args = -o ProxyJump=gate
 COMPARED = {
     *("hostname", "user", "port", "identityfile", "proxyjump", "proxycommand", "stricthostkeychecking"),
     *("connecttimeout", "connectionattempts", "compression"),
+    *("userknownhostsfile", "globalknownhostsfile", "certificatefile", "identityagent", "revokedhostkeys"),
+    "pkcs11provider",
 }
 
 # Ansible's own, which are not taken over, and ssh's.
@@ -510,7 +594,7 @@ def test_ssh_reaches_each_host_as_ansible_does(ansible, tmp_path, monkeypatch, s
     for record in (tmp_path / "records").iterdir():
         arguments = record.read_text().split("\0")
         if not {"-O", "ControlPersist"} & {*arguments}:  # Ansible's questions to ssh itself
-            result = {line.replace(" keys/", f" {tmp_path}/keys/") for line in configure(arguments[:-1])}
+            result = {re.sub(r" (?=(keys|kk|l)/)", f" {tmp_path}/", line) for line in configure(arguments[:-1])}
             expected[next(line for line in result if line.startswith("hostname"))] = result
     targets = inventory.load([], "ansible:hosts.ini")
     assert not unusable(targets)
@@ -520,6 +604,7 @@ def test_ssh_reaches_each_host_as_ansible_does(ansible, tmp_path, monkeypatch, s
         account = destination.parse(target.source.removeprefix("ssh:"))
         own = ["-p", str(account.port)] if account.port else []
         own += ["-l", account.user] if account.user else []
+        own += ["-F", target.ssh_config] if target.ssh_config else []
         result = configure([*own, *target.ssh_args, account.host])
         ansibles = expected[next(line for line in result if line.startswith("hostname"))]
         assert result - DEFAULTS == ansibles - DEFAULTS, target.name

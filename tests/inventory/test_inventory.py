@@ -690,8 +690,8 @@ def test_a_core_and_a_guest_may_be_elsewhere(tmp_path, via):
         ({"target": "ssh:h", "vmcoreinfo": "/v"}, "vmcoreinfo is for cores and QEMU guests"),
         ({"target": "live:", "vmcoreinfo": "/v"}, "has its own in /proc/kcore"),
         ({"target": "ray:*", "vmcoreinfo": "/v"}, "has its own in /proc/kcore"),
-        ({"target": "ssh:h", "python": "venv/bin/python"}, "another machine"),
-        ({"target": "/c", "via": "ray:n", "python": "venv/bin/python"}, "another machine"),
+        ({"target": "ssh:h", "python": "venv/bin/python"}, "expected a name or an absolute path"),
+        ({"target": "/c", "via": "ray:n", "python": "venv/bin/python"}, "expected a name or an absolute path"),
         ({"target": "ray:*", "name": "all"}, "every node"),
     ],
 )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import getopt
 import json
 import math
 import os
@@ -21,8 +20,6 @@ from pipeline.fanout.transports import payload, session, standalone
 from pipeline.fanout.transports.command import Command, TargetError, arguments
 from pipeline.inventory import Target, destination
 
-# Options of ssh(1) that say how a host is reached, as getopt takes them.
-_LETTERS = "46CKkB:b:c:F:I:i:J:l:m:o:P:p:"
 # Starts the session without the project. This folder comes last: no file here can hide one of the standard library.
 _SESSION = "import sys; sys.path.append(sys.argv[1]); from session.main import main; main()"
 
@@ -97,19 +94,15 @@ def check_client(targets: Iterable[Target]) -> None:
 def client_arguments(target: Target) -> tuple[str, list[str], str | None]:
     """Return the host, ssh's options without its configuration file, and that file.
 
-    :raises TargetError:
+    :raises TargetError: the destination is invalid.
     """
     try:
         account = destination.parse((target.via or target.source).removeprefix("ssh:"))
-        given, rest = getopt.getopt(target.ssh_args, _LETTERS)
-    except (ValueError, getopt.GetoptError) as error:
+    except ValueError as error:
         raise TargetError(str(error)) from error
-    if rest:
-        raise TargetError(f"ssh's options of {account.host} contain more than options: {' '.join(rest)}")
     options = ["-p", str(account.port)] if account.port is not None else []
     options += ["-l", account.user] if account.user is not None else []
-    options += [letter + value for letter, value in given if letter != "-F"]
-    return account.host, options, dict(given).get("-F", target.ssh_config)
+    return account.host, [*options, *target.ssh_args], target.ssh_config
 
 
 @functools.cache

@@ -131,13 +131,13 @@ def test_a_file_that_others_own_and_any_name_are_taken(tmp_path, client, server,
     assert status_and_error(run(core_via(server, client, via="ssh:behind", ssh_config=path))) == ("ok", None)
 
 
-def test_the_file_and_the_key_of_the_targets_own_options(tmp_path, config, client, server):
+def test_the_file_and_the_options_of_the_target(tmp_path, config, client, server):
     key = tmp_path / "a key"
     key.write_bytes(client.key.read_bytes())
     key.chmod(0o600)
     config.write_text(f"Host behind\nHostName 127.0.0.1\nUserKnownHostsFile {client.known_hosts}\nIdentityAgent none\n")
-    options = ("-F", str(config), "-i", str(key), f"-oPort={server.port}", "-o", f"User={USER}")
-    target = core_via(server, client, via="ssh:behind", ssh_config="/nonexistent", ssh_args=options)
+    options = ("-i", str(key), f"-oPort={server.port}", "-o", f"User={USER}")
+    target = core_via(server, client, via="ssh:behind", ssh_config=str(config), ssh_args=options)
     assert status_and_error(run(target)) == ("ok", None)
 
 

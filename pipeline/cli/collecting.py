@@ -55,8 +55,20 @@ def _run_locked(args: argparse.Namespace, targets: Targets) -> int:
         options = {"limits": vars(_limits(args)), "retries": args.retries, "redact": args.redact}
         # Pseudonyms are those of one run: a core of another run would have others.
         carries_cores = not (args.again or args.redact)
-        planned = map(vars, planned_targets)
-        staging = warehouse.Staging.create(args.warehouse, run, options, planned, carries_cores=carries_cores)
+        published_targets = [target.published() for target in planned_targets]
+        private_fields = {
+            target.name: {"ssh_args": target.ssh_args, "unusable": target.unusable}
+            for target, published in zip(planned_targets, published_targets, strict=True)
+            if published is not target
+        }
+        staging = warehouse.Staging.create(
+            args.warehouse,
+            run,
+            options,
+            map(vars, published_targets),
+            private_fields=private_fields,
+            carries_cores=carries_cores,
+        )
         stack.enter_context(_resume_hint(staging))
         _collect(args, staging, plan, workers)
     return _publish(args, staging)

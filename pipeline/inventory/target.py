@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import re
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.common.text import printable, quote
-from pipeline.inventory import destination, interpreter, scopes
+from pipeline.inventory import destination, interpreter, scopes, ssh_arguments
 from pipeline.inventory.entry import KEYS, Entry
 
 FORMS = (
@@ -19,6 +19,7 @@ FORMS = (
 )
 # A host name, an address or an id of a node. It is only compared, never passed to a program.
 _NODE = re.compile(r"[A-Za-z0-9_.:%-]+")
+_PRIVATE_ARGUMENTS = "ssh's options in the inventory may contain passwords and are not published: start a new run"
 _FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -82,6 +83,12 @@ class Target:
     def over_ssh(self) -> bool:
         """Whether the collector runs on a host that ssh reaches."""
         return self.kind == "ssh" or (self.via or "").startswith("ssh:")
+
+    def published(self) -> Target:
+        """Return the target as a published run has it: unusable there if its options for ssh may contain passwords."""
+        if ssh_arguments.are_shown_whole(self.ssh_args):
+            return self
+        return replace(self, ssh_args=(), unusable=_PRIVATE_ARGUMENTS)
 
 
 def parse(entry: Entry, errors: list[str]) -> Target | None:

@@ -3,6 +3,7 @@
     run.json         the columns of `runs` known before the first outcome, and the `number` of a run that begins then; a
                      directory with it is a staged run
     inputs.jsonl.gz  the options, then one target a line: what to collect, even if the inventory has changed
+    private.json     fields of targets that are not published, by target, if there are any
     key              the secret for pseudonyms, if the run has them; removed before the run is published
     outcomes.jsonl   the spool: a line for each outcome as it arrives; the last of a target counts. It is
                      [target, entry], a tab, and the host's tables as a JSON object of columns, or nothing
@@ -30,6 +31,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import groupby, islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 import pyarrow as pa
@@ -65,6 +67,7 @@ from pipeline.warehouse.store import INPUTS, MANIFEST, RUN_ID, local_folder, ope
 SPOOL_FILE = "outcomes.jsonl"
 CARRIED_FILE = "carried"
 EARLIER_DIRECTORY = "earlier"
+PRIVATE_FILE = "private.json"
 KEY_FILE = "key"
 KEY_BYTES = 32
 
@@ -121,6 +124,7 @@ class Staging:
         options: Mapping[str, Any] | None = None,
         targets: Iterable[Mapping[str, Any]] = (),
         *,
+        private_fields: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
         carries_cores: bool = False,
     ) -> Staging:
         """Stage a new run.
@@ -130,6 +134,8 @@ class Staging:
             tool_version; optionally model_version, inventory_sha256 and revision_of, a published run whose good
             targets are carried over, with its sequence.
         :param options: what resuming the run needs besides the targets, as JSON values.
+        :param private_fields: fields that replace those of `targets` while the run is staged, by target. Only this user
+            can read their file, and they are not published.
         :param carries_cores: whether to keep the newest good rows of its cores from earlier runs of the audit, for the
             cores that have not changed.
         """
@@ -160,6 +166,10 @@ class Staging:
                 for line in (options or {}, *targets):
                     file.write(json.dumps(line) + "\n")
             sync(directory / INPUTS)
+            if private_fields:
+                with _create_private(directory / PRIVATE_FILE) as private_file:
+                    private_file.write(json.dumps(private_fields).encode())
+                sync(directory / PRIVATE_FILE)
             if earlier_rows:
                 carry.keep_tables(earlier_rows, directory / EARLIER_DIRECTORY)
             new_file = directory / f"{RUN_FILE}.new"
@@ -181,8 +191,12 @@ class Staging:
         return cls.create(root, run, *read_inputs(manifest.directory))
 
     def inputs(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Return the options and the targets that were passed to `create`."""
-        return read_inputs(local_folder(self.directory))
+        """Return the options and the targets that were passed to `create`, with their private fields."""
+        options, targets = read_inputs(local_folder(self.directory))
+        path = self.directory / PRIVATE_FILE
+        with self._storage_errors():
+            private_fields = json.loads(path.read_bytes()) if path.exists() else {}
+        return options, [target | private_fields.get(target["name"], {}) for target in targets]
 
     def options(self) -> dict[str, Any]:
         """Return the options that were passed to `create`, without reading the targets, which may be many."""
@@ -195,7 +209,7 @@ class Staging:
             if not path.exists():
                 new_file = path.with_suffix(".new")
                 new_file.unlink(missing_ok=True)
-                with open(new_file, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+                with _create_private(new_file) as file:
                     file.write(secrets.token_bytes(KEY_BYTES))
                 sync(new_file)
                 new_file.rename(path)
@@ -399,6 +413,11 @@ def finished_targets(directory: Path) -> set[str]:
         return set(_offsets(directory / SPOOL_FILE))
     except FileNotFoundError:
         return set()
+
+
+def _create_private(path: Path) -> IO[bytes]:
+    """Create a file that only this user can read."""
+    return open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
 def _offsets(spool_path: Path) -> dict[str, int]:

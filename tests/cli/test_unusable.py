@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -41,6 +42,49 @@ def test_a_host_that_cannot_be_used_is_a_row_and_all_others_are_audited(
     assert rows["broken"]["error"] == reason
     assert rows["broken"]["labels"] == {"rack": "r1"}
     assert rows["windows"]["error"] == "ansible_connection is winrm: not reached by ssh"
+
+
+def test_passwords_in_arguments_for_ssh_are_staged_for_the_owner_and_never_published(
+    embedded_ray: dict[str, str], tmp_path: Path
+) -> None:
+    command = tmp_path / "proxy"
+    command.write_text(f'#!/bin/sh\ncp -pr {tmp_path}/w {tmp_path}/staged\necho "$2" >> {tmp_path}/dialled\n')
+    command.chmod(0o755)
+    hosts = {
+        "a": {"ansible_ssh_common_args": f"-o 'ProxyCommand={command} -p hunter2'"},
+        "b": {"ansible_ssh_common_args": "-o ConnectTimeout=1", "ansible_host": "127.0.0.1", "ansible_port": 1},
+    }
+    fleet = tmp_path / "fleet.json"
+    fleet.write_text(json.dumps({"_meta": {"hostvars": hosts}}))
+    process = audit("run", CORE, "-i", fleet, "--retries", 0, "-w", tmp_path / "w")
+    assert process.returncode == cli.SOME_NOT_GOOD
+    assert "hunter2" in (tmp_path / "dialled").read_text()
+    staged = [path for path in (tmp_path / "staged").rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
+    assert {(path.name, path.stat().st_mode & 0o777) for path in staged} == {("private.json", 0o600)}
+    assert not [path for path in (tmp_path / "w").rglob("*") if path.is_file() and b"hunter2" in unpacked(path)]
+    assert "hunter2" not in process.stdout + process.stderr
+    (tmp_path / "dialled").unlink()
+    process = audit("resume", "latest", "-w", tmp_path / "w")
+    query = "SELECT target, error FROM targets WHERE status <> 'ok' ORDER BY target"
+    first, second = json.loads(audit("sql", "-w", tmp_path / "w", "--format", "json", query).stdout)
+    assert first["error"].endswith("may contain passwords and are not published: start a new run")
+    assert "refused" in second["error"]
+    assert not (tmp_path / "dialled").exists()
+
+
+def unpacked(file: Path) -> bytes:
+    content = file.read_bytes()
+    return gzip.decompress(content) if file.suffix == ".gz" else content
+
+
+def test_only_hosts_that_will_be_dialled_need_ssh_here(
+    embedded_ray: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = tmp_path / "fleet.json"
+    fleet.write_text(json.dumps({"_meta": {"hostvars": {"windows": {"ansible_connection": "winrm"}}}}))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    process = audit("run", CORE, "-i", fleet, "-w", tmp_path / "w")
+    assert process.returncode == cli.SOME_NOT_GOOD, process.stderr
 
 
 @pytest.mark.parametrize("quiet", [(), ("--quiet",)])

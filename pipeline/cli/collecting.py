@@ -176,7 +176,7 @@ def inspect(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.target} needs Ray, which inspect does not use; audit it with lru-audit run")
     (target,) = _with_options(targets, args)
     if target.over_ssh:
-        transports.check_client([target])
+        transports.check_client([target], target.ssh_config)
     figures = inspect.host_waste(runner.outcome(target, [runner.run(target, 1, _limits(args))]))
     is_good = figures["status"] in GOOD
     if args.json:
@@ -275,7 +275,10 @@ def _check_ssh(args: argparse.Namespace, plan: Plan) -> None:
     from pipeline.fanout import cluster, transports
 
     if cluster.address_to_join(args.address) is None:
-        transports.check_client(target for batch in plan.batches if batch.over_ssh for target in batch.targets)
+        # `resume` has no such option: its targets keep the file.
+        config = _absolute(vars(args).get("ssh_config"))
+        dialled = (target for batch in plan.batches if batch.over_ssh for target in batch.targets)
+        transports.check_client(dialled, config)
 
 
 def _joined_cluster(args: argparse.Namespace) -> contextlib.AbstractContextManager[object]:

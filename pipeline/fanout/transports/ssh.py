@@ -74,21 +74,25 @@ def _package_header(package: standalone.Package) -> dict[str, object]:
     }
 
 
-def check_client(targets: Iterable[Target]) -> None:
+def check_client(targets: Iterable[Target], config: str | None = None) -> None:
     """Check that ssh can run here and takes its configuration, with the first target of each configuration file.
 
+    A file that only some targets name, or that ssh does not read in time for one host, is left to their statuses.
+
+    :param config: path of the configuration file for all targets without their own, or None for the account's.
     :raises ClientError: it does not; with the reason.
     """
     hosts_by_config: dict[str | None, str] = {}
     for target in targets:
         with contextlib.suppress(TargetError):  # becomes the status of that target
-            host, _, config = client_arguments(target)
-            hosts_by_config.setdefault(config, host)
-    for config, host in hosts_by_config.items():
+            host, _, file = client_arguments(target)
+            hosts_by_config.setdefault(file, host)
+    for file, host in hosts_by_config.items():
         try:
-            session.settings(host, [], config)
+            session.settings(host, [], file, is_apart=True)
         except session.SessionError as error:
-            raise ClientError(str(error)) from error
+            if error.status == "denied" or (error.error_type == "ConfigError" and file in (None, config)):
+                raise ClientError(str(error)) from error
 
 
 def client_arguments(target: Target) -> tuple[str, list[str], str | None]:

@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import main
-from pipeline.fanout.transports import session
+from pipeline.fanout import transports
+from pipeline.fanout.transports import session, ssh
+from pipeline.inventory import Target
+from tests import processes
 from tests.fanout.transports.sshd import SSHD, USER, Client, Server
 from tests.fanout.transports.test_ssh import core_via, run, status_and_error, wait_until
 
@@ -244,6 +247,24 @@ def test_ssh_that_does_not_say_its_configuration(config, client, server, monkeyp
     config.write_text('Match exec "sleep 600"\nUser x\n')
     with pytest.raises(session.SessionError, match=r"ssh -G behind takes more than 1 s .* Match exec"):
         session.settings("behind", [], str(config))
+
+
+def test_a_file_that_hangs_ends_no_run_and_its_command_ends(tmp_path, config, monkeypatch):
+    monkeypatch.setattr(session.client, "_SETTINGS_TIMEOUT_S", 1)
+    mark = f"LRU_TEST={tmp_path}"
+    config.write_text(f'Match exec "env {mark} sleep 600; true"\nUser x\n')
+    transports.check_client([Target("t", "ssh", "ssh:behind", ssh_config=str(config))], str(config))
+    processes.wait_for_exit(mark, 30)
+
+
+def test_only_the_accounts_file_and_that_of_the_command_line_end_a_run(config, client, server):
+    missing = core_via(server, client, ssh_config="/nonexistent")
+    targets = [missing, core_via(server, client)]
+    transports.check_client(targets)
+    assert [run(target)["attempt"]["status"] for target in targets] == ["unreachable", "ok"]
+    assert run(missing)["attempt"]["error_type"] == "ConfigError"
+    with pytest.raises(ssh.ClientError, match="rejects its configuration"):
+        transports.check_client(targets, missing.ssh_config)
 
 
 # An account or a machine without ssh

@@ -89,10 +89,14 @@ class Client:
         return defaults
 
 
-def settings(host: str, options: list[str], config: str | None) -> dict[str, str]:
+def settings(host: str, options: list[str], config: str | None, is_apart: bool = False) -> dict[str, str]:
     """Return what `ssh -G` prints: the lower-case names and values of ssh's options for a host.
 
-    :raises SessionError: ssh cannot run here, or rejects its configuration.
+    Several values of an option are the lines of one.
+
+    :param is_apart: whether to start it in a session of its own, so that a `Match exec` that hangs ends with it; the
+        runner ends all processes of its child itself.
+    :raises SessionError: ssh cannot run here, or rejects its configuration, or does not tell it in time.
     """
     node = os.uname().nodename
     try:
@@ -105,26 +109,38 @@ def settings(host: str, options: list[str], config: str | None) -> dict[str, str
         raise SessionError("denied", "NoAccount", text) from None
     file = [] if config is None else ["-F", config]
     try:
-        result = subprocess.run(
+        process = subprocess.Popen(
             ["ssh", "-G", *file, *options, "--", host],
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_SETTINGS_TIMEOUT_S,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env=environment(),
             preexec_fn=die_with_parent,
-            check=False,
+            start_new_session=is_apart,
         )
+        with process:
+            try:
+                stdout, stderr = process.communicate(timeout=_SETTINGS_TIMEOUT_S)
+            except BaseException:
+                if is_apart:
+                    os.killpg(process.pid, signal.SIGKILL)
+                else:
+                    process.kill()
+                raise
     except subprocess.TimeoutExpired:
         text = f"ssh -G {host} takes more than {_SETTINGS_TIMEOUT_S} s on {node}: does a command of Match exec hang?"
-        raise SessionError("unreachable", "ConfigError", text) from None
+        raise SessionError("unreachable", "ConfigTimeout", text) from None
     except OSError as error:
         text = f"cannot run ssh on {node} to reach {host}: {error.strerror}; install OpenSSH's client"
         raise SessionError("denied", "NoSsh", text) from error
-    if result.returncode:
+    if process.returncode:
         text = f"ssh on {node} rejects its configuration for {host}"
-        raise SessionError("unreachable", "ConfigError", text + quote(result.stderr.decode(errors="replace")))
-    lines = result.stdout.decode("utf-8", "surrogateescape").splitlines()
-    return {name: value for name, _, value in (line.partition(" ") for line in lines)}
+        raise SessionError("unreachable", "ConfigError", text + quote(stderr.decode(errors="replace")))
+    values: dict[str, str] = {}
+    for line in stdout.decode("utf-8", "surrogateescape").splitlines():
+        name, _, value = line.partition(" ")
+        values[name] = f"{values[name]}\n{value}" if name in values else value
+    return values
 
 
 def environment() -> dict[str, str]:

@@ -46,7 +46,7 @@ def run_ansible_inventory(inventory: str) -> str:
             None, f"ansible-inventory is not on PATH: install ansible-core, or give -i hosts.json, made by `{command}`"
         )
     argv = [program, "--list", f"--inventory={inventory}"]
-    env = os.environ | _STRICT_ENVIRONMENT
+    env = os.environ | _STRICT_ENVIRONMENT | templates.QUIET_ENVIRONMENT
     process = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, env=env, check=False)
     if process.returncode:
         raise InventorySyntaxError(None, f"ansible-inventory: {templates.error_text(process)}; see `{command}`")

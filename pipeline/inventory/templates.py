@@ -26,14 +26,23 @@ _GENERAL_SETTINGS = (
     *("DEFAULT_TRANSPORT", "INTERPRETER_PYTHON", "DEFAULT_BECOME"),
     *("DEFAULT_BECOME_METHOD", "DEFAULT_BECOME_USER", "DEFAULT_BECOME_EXE", "DEFAULT_BECOME_FLAGS"),
 )
-# Only what the play prints matters: no notifications, no log and no colors that the user's configuration asks for.
+QUIET_ENVIRONMENT = {
+    "ANSIBLE_ASK_PASS": "0",
+    "ANSIBLE_BECOME_ASK_PASS": "0",
+    "ANSIBLE_VERBOSITY": "0",
+    "ANSIBLE_NOCOLOR": "1",
+}
+"""Keeps Ansible from asking for passwords, which nothing here needs, and from adding to its output."""
+# Only what the play prints matters: all of its tasks, without notifications and log that the configuration asks for.
 _ENVIRONMENT = {
+    **QUIET_ENVIRONMENT,
     "ANSIBLE_STDOUT_CALLBACK": "minimal",
     "ANSIBLE_CALLBACKS_ENABLED": "minimal",
     "ANSIBLE_CALLBACK_WHITELIST": "minimal",  # the name up to Ansible 2.10
     "ANSIBLE_LOG_PATH": os.devnull,
-    "ANSIBLE_NOCOLOR": "1",
     "ANSIBLE_RETRY_FILES_ENABLED": "0",
+    "ANSIBLE_RUN_TAGS": "all",
+    "ANSIBLE_SKIP_TAGS": "",
 }
 # Limits what is quoted of an error: a few paragraphs.
 _MAX_ERROR = 1000
@@ -134,10 +143,11 @@ def ask_ansible(inventory: str, unfilled_values: Mapping[tuple[str, str], Any], 
 
 
 def error_text(process: subprocess.CompletedProcess[bytes]) -> str:
-    """Return what a program of Ansible says of its failure, in one line."""
+    """Return what a program of Ansible says of its failure, in one line: its error, then the warnings before it."""
     stderr = process.stderr.decode(errors="backslashreplace")
-    error = re.search(r"\[?ERROR.*", stderr, re.DOTALL)
-    text = " ".join((error[0] if error else stderr).split())[:_MAX_ERROR]
+    error = re.search(r"\[?ERROR", stderr)
+    start = error.start() if error else 0
+    text = " ".join(f"{stderr[start:]} {stderr[:start]}".split())[:_MAX_ERROR]
     return text or f"exit code {process.returncode}"
 
 
@@ -193,6 +203,7 @@ def _play(tasks: Sequence[dict[str, Any]], variables: Iterable[str]) -> dict[str
         "hosts": "localhost",
         "connection": "local",
         "gather_facts": False,
+        "no_log": False,
         "strategy": "linear",
         "vars": dict.fromkeys(variables),
         "tasks": [{**_print(_SETTINGS_LABEL, settings), "ignore_errors": True}, *tasks],

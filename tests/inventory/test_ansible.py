@@ -249,6 +249,25 @@ def test_a_label_that_limit_asks_for_is_filled_in_first(fleet):
     assert "so that --limit leaves the host out: db001, db002, db003 and 497 more" in note
 
 
+@pytest.mark.parametrize(
+    "configuration",
+    [
+        "[privilege_escalation]\nbecome_ask_pass=True",
+        "[defaults]\nask_pass=True",
+        "[defaults]\nno_log=True",
+        "[defaults]\nverbosity=4",
+        "[tags]\nrun=deploy",
+        "[tags]\nskip=all",
+    ],
+)
+def test_settings_for_other_plays_do_not_keep_ansible_from_filling_in(ansible, tmp_path, monkeypatch, configuration):
+    write(tmp_path / "ansible.cfg", f"[ssh_connection]\nssh_args=-o ProxyJump=bastion\n{configuration}\n")
+    monkeypatch.chdir(tmp_path)
+    hosts = write(tmp_path / "hosts.yaml", "all: {hosts: {web: {ansible_host: \"{{ 'web' ~ 1 }}\"}}}")
+    (target,) = inventory.load([], f"ansible:{hosts}")
+    assert (target.source, target.ssh_args) == ("ssh:web1", ("-oProxyJump=bastion",))
+
+
 def test_templates_of_this_machine_and_a_play_host_of_the_inventory_do_not_stop_ansible(ansible, tmp_path):
     hosts = (
         "localhost ansible_host='{{ nothing }}' ansible_user='{{ nothing }}'\nweb ansible_host='{{ 1 + 1 }}.example'\n"

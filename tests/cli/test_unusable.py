@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import cli
+from pipeline.cli.exits import USAGE
 from tests.program import ROOT
 from tests.program import run as audit
 
@@ -64,11 +65,12 @@ def test_passwords_in_arguments_for_ssh_are_staged_for_the_owner_and_never_publi
     assert not [path for path in (tmp_path / "w").rglob("*") if path.is_file() and b"hunter2" in unpacked(path)]
     assert "hunter2" not in process.stdout + process.stderr
     (tmp_path / "dialled").unlink()
-    process = audit("resume", "latest", "-w", tmp_path / "w")
-    query = "SELECT target, error FROM targets WHERE status <> 'ok' ORDER BY target"
-    first, second = json.loads(audit("sql", "-w", tmp_path / "w", "--format", "json", query).stdout)
-    assert first["error"].endswith("may contain passwords and are not published: start a new run")
-    assert "refused" in second["error"]
+    assert audit("resume", "latest", "-w", tmp_path / "w").returncode == cli.SOME_NOT_GOOD
+    query = "SELECT target, error FROM targets WHERE status <> 'ok' ORDER BY run_id"
+    rows = json.loads(audit("sql", "-w", tmp_path / "w", "--format", "json", query).stdout)
+    errors = {row["target"]: row["error"] for row in rows}  # of the revision, the later run
+    assert errors["a"].endswith("may contain passwords and are not published: start a new run")
+    assert "refused" in errors["b"]
     assert not (tmp_path / "dialled").exists()
 
 
@@ -99,3 +101,20 @@ def test_plan_shows_the_reason_and_the_arguments_for_ssh(tmp_path: Path, quiet: 
     assert any(line.startswith("b ") and "-J audit@bastion" in line for line in lines)
     assert any(line.startswith("a ") and "unreachable: ansible_port: invalid port 'none'" in line for line in lines)
     assert bool(process.stderr) != bool(quiet)
+
+
+def test_settings_that_are_unknown_are_said_also_with_quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "ansible-inventory"
+    program.write_text("#!/bin/sh\nexec /bin/cat hosts\n")
+    program.chmod(0o755)
+    (tmp_path / "hosts").write_text('{"_meta": {"hostvars": {"a": {"ansible_host": "{{ inventory_hostname }}.lan"}}}}')
+    monkeypatch.setenv("PATH", str(tmp_path))
+    process = audit("plan", "-i", "ansible:hosts", "--quiet", cwd=tmp_path)
+    assert process.stderr == "ansible:hosts: ansible.cfg is not used: ansible-playbook is not on PATH\n"
+    assert "ssh:a.lan" in process.stdout
+
+
+def test_a_relative_python_says_what_is_expected() -> None:
+    process = audit("inspect", "--python", "./py", CORE)
+    assert process.returncode == USAGE
+    assert "expected a name or an absolute path, not './py'" in process.stderr

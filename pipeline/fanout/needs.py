@@ -14,8 +14,9 @@ from pathlib import Path
 from pipeline.common import limits
 from pipeline.common.text import human_bytes
 
-# Processes and threads of Ray 2.60 with the settings of `cluster`: its own, and those of a worker with its collector.
-_RAY_TASKS = 105
+# Processes and threads of Ray 2.60 with the settings of `cluster`: its own with a spare worker, and those of a worker
+# with its collector.
+_RAY_TASKS = 130
 _WORKER_TASKS = 25
 # Ray's logs and sockets take 200 KB, and grow with the number of workers and of errors.
 _LOG_BYTES = 16 << 20

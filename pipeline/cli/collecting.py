@@ -230,7 +230,7 @@ def _check_python(path: Path, wheel_directory: Path) -> None:
     from pipeline.fanout.transports import standalone, wheels
 
     try:
-        build = standalone.look(str(path))
+        build = standalone.package(str(path)).build  # a fault anywhere in the file would be that of every host
     except standalone.StandaloneError as error:
         raise UsageError(f"--ship-python: {error}") from error
     if not wheels.has(wheel_directory, build.version, build.arch):

@@ -224,15 +224,15 @@ def _segments(content: bytes) -> list[tuple[int, int, int]]:
     """
     if not content.startswith(b"\x7fELF\x02"):
         return []
-    order = _byte_order(content)
     try:
+        order = _byte_order(content)
         (table,) = struct.unpack_from(order + "Q", content, 32)
         entry_bytes, count = struct.unpack_from(order + "HH", content, 54)
         segments = []
         for entry in range(table, table + count * entry_bytes, entry_bytes):
             kind, _, offset, _, _, size = struct.unpack_from(order + "IIQQQQ", content, entry)
             segments.append((kind, offset, size))
-    except (struct.error, ValueError, OverflowError) as error:
+    except (struct.error, ValueError, OverflowError, IndexError) as error:
         raise StandaloneError("an ELF file in it is damaged") from error
     return segments
 

@@ -95,11 +95,11 @@ def test_unmounting_gives_back_two_list_lrus_a_filesystem(tmp_path):
 
 
 def detach(outcome, *addresses):
-    """Mark superblocks of an outcome as detached, the others as not."""
+    """Mark superblocks of an outcome as detached."""
     table = outcome["tables"]["superblocks"]
-    table["columns"].append("detached")
+    index = table["columns"].index("detached")
     for row in table["rows"]:
-        row.append(row[0] in addresses)
+        row[index] = row[0] in addresses
     return outcome
 
 

@@ -228,11 +228,14 @@ def _interpret(child: _Exit, command: transports.Command, limits: Limits, timeou
         if command.required_file is not None and child.returncode == -signal.SIGBUS:
             text = f"{command.required_file} shrank while it was read, or its disk failed (SIGBUS); audit a copy of it"
             return _Result("bad_core", "signal:SIGBUS", text)
-        return _failure(child, error, limits, timeout_s)
+        return _failure(child, error, limits, timeout_s, command.host is not None)
 
 
-def _failure(child: _Exit, error: frame.FrameError, limits: Limits, timeout_s: float) -> _Result:
-    """Return the result of a child that printed no valid frame."""
+def _failure(child: _Exit, error: frame.FrameError, limits: Limits, timeout_s: float, is_remote: bool) -> _Result:
+    """Return the result of a child that printed no valid frame.
+
+    :param is_remote: whether programs of another host print on its stderr, and not the collector alone.
+    """
     stderr_quote = _stderr_quote(child.stderr)
     if child.exceeded_limit == "timeout":
         return _Result("timeout", "deadline", f"no result after {timeout_s:g} s{stderr_quote}")
@@ -240,7 +243,12 @@ def _failure(child: _Exit, error: frame.FrameError, limits: Limits, timeout_s: f
         return _Result("bad_output", "output", f"more than {limits.output_bytes >> 20} MiB on stdout, and {error}")
     if child.lost is not None:
         return _lost(child.lost)
-    if any(message.encode() in child.stderr for message in OUT_OF_MEMORY):
+    is_out_of_memory = (
+        child.returncode == transports.OUT_OF_MEMORY_EXIT_CODE
+        if is_remote
+        else any(message.encode() in child.stderr for message in OUT_OF_MEMORY)
+    )
+    if is_out_of_memory:
         return _Result("over_budget", "MemoryError", f"needs more than {limits.memory_bytes >> 20} MiB of memory")
     if child.returncode is not None and child.returncode < 0:
         name = _signal_name(-child.returncode)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from pipeline.fanout.transports import live, qmp, ssh, vmcore
 from pipeline.fanout.transports.command import Command, TargetError
-from pipeline.fanout.transports.session import CONNECTION_LOST_EXIT_CODE, STDERR_SEPARATOR
+from pipeline.fanout.transports.session import CONNECTION_LOST_EXIT_CODE, OUT_OF_MEMORY_EXIT_CODE, STDERR_SEPARATOR
 from pipeline.fanout.transports.ssh import check_client
 from pipeline.inventory import Target
 
-__all__ = ["CONNECTION_LOST_EXIT_CODE", "STDERR_SEPARATOR", "Command", "TargetError", "check_client", "command"]
+__all__ = [
+    "CONNECTION_LOST_EXIT_CODE",
+    "OUT_OF_MEMORY_EXIT_CODE",
+    "STDERR_SEPARATOR",
+    "Command",
+    "TargetError",
+    "check_client",
+    "command",
+]
 
 _KINDS = {
     "vmcore": vmcore.command,

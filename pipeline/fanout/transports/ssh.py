@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import math
 import os
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
 
+from pipeline.collector.status import OUT_OF_MEMORY
 from pipeline.common.errors import AuditError
 from pipeline.fanout.transports import payload, session, standalone
 from pipeline.fanout.transports.command import Command, TargetError, arguments
@@ -48,12 +48,13 @@ def command(target: Target) -> Command:
         "collector_args": arguments(remote_target),
         "start_marker": payload.START_MARKER,
         "announcement": payload.ANNOUNCEMENT,
+        "out_of_memory": OUT_OF_MEMORY,
         "bootstrap_bytes": len(payload.bootstrap()),
         "become": target.become,
         "python": target.python,
         "drgn_wheels": target.drgn_wheels,
         "package": None if package is None else _package_header(package),
-        "timeout_s": target.timeout_s or math.inf,
+        "timeout_s": target.timeout_s,
         "denials": _denials(),
     }
     stdin = json.dumps(header).encode() + b"\n" + payload.bootstrap() + payload.sources()

@@ -60,6 +60,20 @@ def test_a_jump_host_that_denies_is_named_and_after_three_targets_not_tried(tmp_
         assert "jump host" not in error
 
 
+def test_denials_of_one_key_are_not_those_of_another(tmp_path, client, server):
+    with Server(tmp_path / "jump") as jump:
+        client.trust(jump)
+        stranger = Client(tmp_path / "stranger")
+        text = client.config.read_text()
+        stranger.config.write_text(text.replace(str(client.key), str(stranger.key)))
+        options = (f"-J{USER}@127.0.0.1:{jump.port}",)
+        wrong = core_via(server, client, ssh_config=str(stranger.config), ssh_args=options)
+        for _ in range(3):
+            assert "by the jump host" in denied(wrong)
+        assert "not tried" in denied(wrong)
+        assert status_and_error(run(core_via(server, client, ssh_args=options))) == ("ok", None)
+
+
 def test_the_bastion_of_a_proxy_command_is_one_way_in_unless_each_host_has_its_own(tmp_path, client, through):
     with Server(tmp_path / "jump") as jump:
         client.trust(jump)
@@ -108,12 +122,50 @@ def failure_of(target: Target) -> tuple[str, str, str]:
 )
 def test_why_a_connection_is_closed_before_the_login(server, client, words, kind, causes):
     with Listener(lambda connection, _: (connection.sendall(words), connection.close())) as listener:
-        target = core_via(server, client, via=f"ssh:127.0.0.1:{listener.port}", timeout_s=15)
+        options = ("-oConnectTimeout=1",)
+        via = f"ssh:127.0.0.1:{listener.port}"
+        target = core_via(server, client, via=via, timeout_s=12, ssh_args=options)
         status, error_type, error = failure_of(target)
     assert (status, error_type) == ("unreachable", kind)
     assert {cause for cause in ("MaxStartups", "PerSourcePenalties") if cause in error.partition("stderr")[0]} == causes
     assert words.decode().strip() in error
     assert "closed in each of 4 tries" in error  # the next would be after 15 s
+
+
+def test_a_try_that_the_deadline_would_cut_short_is_not_made(server, client):
+    """Before the deadline is time to wait, but not for an answer as well (ConnectTimeout 10 s)."""
+    with Listener(lambda connection, _: connection.close()) as listener:
+        target = core_via(server, client, via=f"ssh:127.0.0.1:{listener.port}", timeout_s=9)
+        status, kind, _ = failure_of(target)
+        assert (status, kind, listener.connections) == ("unreachable", "ConnectionClosed", 1)
+
+
+@pytest.mark.parametrize("program", ["nosuchprog %h %p", "echo no session for %h >&2; exit 3"])
+def test_a_proxy_command_that_fails_is_named_and_not_tried_again(tmp_path, through, program):
+    tries = tmp_path / "tries"
+    target = through(f"ProxyCommand sh -c 'echo >> {tries}; {program}'")
+    status, kind, error = failure_of(target)
+    assert (status, kind) == ("unreachable", "ProxyFailed")
+    assert error.startswith("behind: its ProxyCommand ended before the login; stderr: ")
+    assert "MaxStartups" not in error
+    assert tries.read_text() == "\n"
+
+
+def test_a_proxy_command_whose_ssh_is_closed_is_tried_again(tmp_path, client, through):
+    with Server(tmp_path / "jump") as jump:
+
+        def answer(connection: socket.socket, number: int) -> None:
+            if number == 1:
+                connection.close()
+            else:
+                relay(jump.port)(connection)
+
+        client.trust(jump)
+        with Listener(answer) as listener:
+            client.know(listener.port, jump.host_key)
+            command = f"ssh -F {tmp_path}/ssh_config -W %h:%p -p {listener.port} {USER}@127.0.0.1"
+            assert status_and_error(run(through(f"ProxyCommand sh -c 'echo hello >&2; exec {command}'"))) == ("ok", None)
+            assert listener.connections == 2
 
 
 def test_after_denials_of_a_jump_host_a_closed_connection_is_a_lock_out_to_wait_for(tmp_path, server, client, through):

@@ -235,20 +235,54 @@ def test_a_host_without_sudo(tmp_path, client):
     assert "sudo is not installed on the host: log in as root" in error
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        'shift 2; PYTHONHOME=/nonexistent exec "$@"',
-        "echo 'python3: error while loading shared libraries: libpython3.11.so.1.0: cannot open shared object file' >&2"
-        "; exit 127",
-    ],
-)
-def test_a_python_that_does_not_start_is_not_put_down_to_sudo(sudo, client, script):
+# Whatever ends the start, with its exit code and what the error says of it.
+STARTS = [
+    ('shift 2; PYTHONHOME=/nonexistent exec "$@"', "sudo did not run the collector; Python has started and failed;"),
+    ("echo 'sudo: error while loading shared libraries: libsudo_util.so.0: cannot open' >&2; exit 127",
+     "sudo did not run the collector; stderr: sudo: error while loading"),
+    ("echo 'sudo: unable to execute /usr/bin/python3: Exec format error' >&2; exit 1",
+     "sudo did not run the collector; stderr: sudo: unable to execute"),
+    ("echo 'Das Wort' >&2; exit 255", "sudo did not run the collector; stderr: Das Wort"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("script", "said"), STARTS)
+def test_whatever_keeps_the_collector_from_running_behind_sudo_is_denied(sudo, client, script, said):
     server, make = sudo
     make(script)
-    status, _, error = failure(core_via(server, client, become=True))
-    assert status == "bad_output"
-    assert "sudo" not in error
+    status, kind, error = failure(core_via(server, client, become=True))
+    assert (status, kind) == ("denied", "Sudo")
+    assert error.startswith(f"127.0.0.1: {said}")
+
+
+@pytest.mark.parametrize(("code", "remedy"), [(125, ""), (1, NOPASSWD.replace(sys.executable, "/usr/bin/env"))])
+def test_the_words_of_a_command_of_several_words_are_not_sudos(sudo, client, code, remedy):
+    """podman's exit code is 125 where it fails itself."""
+    server, make = sudo
+    make(f"echo 'Error: unable to pull: unauthorized: authentication required' >&2; exit {code}")
+    status, kind, error = failure(core_via(server, client, become=True, python=f"/usr/bin/env {sys.executable}"))
+    assert (status, kind) == ("denied", "Sudo")
+    said = f"sudo or /usr/bin/env did not run the collector (exit code {code}){remedy}; stderr: Error: unable to pull"
+    assert error.startswith(f"127.0.0.1: {said}")
+
+
+def test_a_connection_lost_before_sudo_has_ended_is_lost(sudo, client):
+    server, make = sudo
+    make("kill -9 $PPID; sleep 60")  # sshd's process of this login
+    assert failure(core_via(server, client, become=True))[:2] == ("lost", "ConnectionLost")
+
+
+def test_a_program_that_says_something_without_an_end_of_line(sudo, client):
+    server, make = sudo
+    make('printf "50 %%\\r" >&2; shift 2; "$@"; exit 3')
+    result = run(core_via(server, client, become=True, python=f"env {sys.executable}"))
+    assert status_and_error(result) == ("ok", None)
+    missing = core_via(server, client, become=True, source="/nonexistent/core")
+    assert failure(missing)[:2] == ("unreachable", "FileNotFoundError")
+    # Without a frame, what counts is that the collector has begun.
+    hung = core_via(server, client, become=True, python=f"env {sys.executable}")
+    make('printf "50 %%\\r" >&2; shift 2; "$@" >/dev/null; exit 3')
+    assert failure(hung)[0] == "bad_output"
 
 
 def test_once_the_collector_runs_no_word_is_sudos(sudo, client):

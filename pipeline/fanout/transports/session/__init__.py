@@ -13,6 +13,13 @@ stdin: a line of JSON, then the bootstrap, then the sources of the collector.
 
 from .client import Client, settings
 from .failures import STDERR_SEPARATOR, SessionError
-from .main import CONNECTION_LOST_EXIT_CODE
+from .main import CONNECTION_LOST_EXIT_CODE, OUT_OF_MEMORY_EXIT_CODE
 
-__all__ = ["CONNECTION_LOST_EXIT_CODE", "STDERR_SEPARATOR", "Client", "SessionError", "settings"]
+__all__ = [
+    "CONNECTION_LOST_EXIT_CODE",
+    "OUT_OF_MEMORY_EXIT_CODE",
+    "STDERR_SEPARATOR",
+    "Client",
+    "SessionError",
+    "settings",
+]

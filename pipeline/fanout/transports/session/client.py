@@ -8,6 +8,7 @@ import signal
 import subprocess
 
 from . import configuration
+from .denials import Jump
 from .failures import SessionError, quote
 
 ERROR_EXIT_CODE = 255
@@ -20,8 +21,11 @@ _SETTINGS_TIMEOUT_S = 30  # of `ssh -G`, which runs the commands of `Match exec`
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 
-# A ProxyCommand that runs ssh, and one that reaches all hosts through the same machine.
+# What decides a login besides user and address.
+_LOGIN_SETTINGS = ("identityfile", "identitiesonly", "identityagent", "certificatefile", "pkcs11provider")
+# A ProxyCommand that is ssh, one that runs it somehow, and what one has for the address of the host.
 _RUNS_SSH = re.compile(r"((?:exec )?(?:\S*/)?ssh) ")
+_NAMES_SSH = re.compile(r"\bssh\b")
 _FORWARDED_ADDRESS = re.compile(r"\[?%h\]?[: ]%p")
 
 
@@ -31,7 +35,8 @@ class Client:
     :param options: options of ssh, without -F.
     :param config: path of a configuration file instead of the account's and the system's, or ``none``.
     :ivar proxy: what the host is reached through, for an error, or None.
-    :ivar jump: the same for comparison with others: a jump host as ``USER@HOST:PORT``, a ProxyCommand, or None.
+    :ivar jump: the same for comparison with others, or None.
+    :ivar is_through_ssh: whether another ssh connects to the host or to the jump host before it.
     :raises SessionError: ssh cannot run here.
     """
 
@@ -40,17 +45,21 @@ class Client:
         self._options = options
         self._config = config
         self._settings = settings(host, options, config)
-        self.jump = self.proxy = None
+        self.jump: Jump | None = None
+        self.proxy: str | None = None
         jump_settings = {}
         self._proxy_command = self._settings.get("proxycommand")
         if "proxyjump" in self._settings:
             jump_settings = settings(f"ssh://{self._settings['proxyjump'].rpartition(',')[2]}", [], config)
-            self.jump = "{user}@{hostname}:{port}".format_map(jump_settings)
-            self.proxy = f"the jump host {self.jump}"
+            address = "{hostname}:{port}".format_map(jump_settings)
+            account = f"{jump_settings['user']}@{address}"
+            self.jump = Jump(address, "\n".join([account, *(jump_settings.get(name, "") for name in _LOGIN_SETTINGS)]))
+            self.proxy = f"the jump host {account}"
         elif self._proxy_command:
             self.proxy = "its ProxyCommand"
             if "%" not in _FORWARDED_ADDRESS.sub("", self._proxy_command):
-                self.jump = self._proxy_command
+                self.jump = Jump(self._proxy_command.rpartition("@")[2], self._proxy_command)
+        self.is_through_ssh = "proxyjump" in self._settings or _NAMES_SSH.search(self._proxy_command or "") is not None
         self.shares_connection = "controlpath" in self._settings or "controlpath" in jump_settings
         self._default_timeout_s = _PROXIED_CONNECT_TIMEOUT_S if self.proxy else _CONNECT_TIMEOUT_S
         timeout = self._settings.get("connecttimeout", "none")

@@ -45,8 +45,8 @@ def applicable_rules(known_names: Container[str], share: bool) -> dict[str, str]
 def generate(rules: dict[str, str], config: str | None, defaults: dict[str, str]) -> str:
     """Return the path of a configuration file: rules, the text of `config` or of the account, defaults.
 
-    It is not in the file system, and goes with this process. The texts are not included but copied, because ssh takes a
-    file for -F, but not for Include, whoever owns it, and copied is never a path with spaces.
+    It is not in the file system, and goes with this process. The texts are copied rather than included: ssh checks the
+    owner of a file for Include but not of one for -F, and a path with spaces cannot be passed to a jump host's ssh.
     """
     if config is None:
         home = pwd.getpwuid(os.getuid()).pw_dir

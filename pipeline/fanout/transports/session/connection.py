@@ -94,15 +94,16 @@ class Connection:
     def _read_stderr(self) -> None:
         """Forward ssh's stderr and keep its tail, without the lines that are meant for this program."""
         for line in iter(lambda: self._process.stderr.readline(4096), b""):
-            if not self._obey(line.decode(errors="replace")) and (line := _without_verbosity(line)):
+            if not self._take_marker(line.decode(errors="replace")) and (line := _without_verbosity(line)):
                 self._stderr += line
                 del self._stderr[:-65536]
                 os.write(2, line)
 
-    def _obey(self, line: str) -> bool:
-        """Do what a line with a marker of transports/payload.py says; return whether it is one."""
-        if not self._has_begun and line.strip() == self._header["announcement"]:
+    def _take_marker(self, line: str) -> bool:
+        """Do what a line with a marker of transports/payload.py asks for; return whether it has one."""
+        if not self._has_begun and self._header["announcement"] in line:
             self._has_begun = True
+            self._stderr.clear()  # from now on the words are the collector's, or ssh's
             return True
         _, is_start, interpreter = line.partition(self._header["start_marker"])
         if is_start and self._interpreter is None:
@@ -143,6 +144,12 @@ class Connection:
         self._stderr_thread.join(1)  # a shared connection (ControlMaster) keeps stderr open
         return code if code >= 0 else 128 - code
 
+    @property
+    def is_out_of_memory(self) -> bool:
+        """Whether the collector says that an allocation has failed."""
+        stderr_text = self._stderr.decode(errors="replace")
+        return self._has_begun and any(message in stderr_text for message in self._header["out_of_memory"])
+
     def check(self, code: int) -> None:
         """Explain an exit code.
 
@@ -152,10 +159,11 @@ class Connection:
         if self._is_stuck:
             text = f"no login over the shared connection of ssh's ControlPath{quote(stderr_text)}"
             raise SessionError("unreachable", "ConnectTimeout", text)
-        if code == ERROR_EXIT_CODE and (self._has_shell or failures.is_lost(stderr_text)):
+        if code == ERROR_EXIT_CODE and failures.is_lost(stderr_text):
             return
-        if code == ERROR_EXIT_CODE:
-            raise failures.of_ssh(stderr_text, self._client.proxy, self._client.connect_timeout_s)
+        if code == ERROR_EXIT_CODE and not self._has_shell:
+            client = self._client
+            raise failures.of_ssh(stderr_text, client.proxy, client.is_through_ssh, client.connect_timeout_s)
         if self._refusal is not None and code == _NOT_FOUND_EXIT_CODE:
             raise failures.of_package(self._package, *self._refusal, stderr_text)
         if not self._has_shell and code == _NOT_FOUND_EXIT_CODE:
@@ -166,10 +174,11 @@ class Connection:
         if not self._has_shell and code:
             text = f"the login does not run commands (exit code {code}); is the account restricted or expired?"
             raise SessionError("denied", "NoShell", text + quote(stderr_text))
-        is_sudo_next = self._header["become"] and not self._has_begun
-        if is_sudo_next and code and not failures.is_of_python(stderr_text):
-            is_sent = self._package_form is not None
-            raise failures.of_sudo(code, stderr_text, self._client.user, self._interpreter, is_sent)
+        if code and self._header["become"] and not self._has_begun:
+            rule = "ALL" if self._package_form is not None else self._interpreter  # of a sent Python the path differs
+            raise failures.of_sudo(
+                code, stderr_text, self._client.user, self._header["python"], self._interpreter, rule
+            )
         if code not in (0, ERROR_EXIT_CODE) and not self._has_begun and " " in (self._header["python"] or ""):
             text = f"{self._header['python']} did not start Python on the host (exit code {code})"
             raise SessionError("no_drgn", "NoInterpreter", text + quote(stderr_text))

@@ -1,6 +1,18 @@
 """Memory of the denials of jump hosts, which the sessions of a worker share."""
 
 import json
+from typing import NamedTuple
+
+
+class Jump(NamedTuple):
+    """What a host is reached through, for comparison with others.
+
+    - address: of the jump host, which may lock out this machine;
+    - login: user, address and keys, or a ProxyCommand.
+    """
+
+    address: str
+    login: str
 
 
 class Denials:
@@ -9,24 +21,24 @@ class Denials:
     def __init__(self, path: str | None) -> None:
         self._path = path
 
-    def add(self, jump: str) -> None:
+    def add(self, jump: Jump) -> None:
         if self._path is not None:
             with open(self._path, "ab", buffering=0) as file:
                 file.write(json.dumps(jump).encode() + b"\n")
 
-    def count(self, jump: str) -> int:
-        """Return the number of denials for this user of a jump host."""
+    def count(self, jump: Jump) -> int:
+        """Return the number of denials of this login."""
         return self._jumps().count(jump)
 
-    def are_at(self, jump: str) -> bool:
-        """Whether a jump host has denied anything, to whatever user: it may lock out this address."""
-        return jump.rpartition("@")[2] in {other.rpartition("@")[2] for other in self._jumps()}
+    def are_at(self, jump: Jump) -> bool:
+        """Whether a jump host has denied any login: it may lock out this address."""
+        return jump.address in {other.address for other in self._jumps()}
 
-    def _jumps(self) -> list[str]:
+    def _jumps(self) -> list[Jump]:
         if self._path is None:
             return []
         try:
             with open(self._path, "rb") as file:
-                return [json.loads(line) for line in file]
+                return [Jump(*json.loads(line)) for line in file]
         except OSError:
             return []

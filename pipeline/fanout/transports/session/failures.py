@@ -1,6 +1,7 @@
 """Failures, and what the words of ssh, of sudo and of the host's shell stand for."""
 
 import re
+import shlex
 import signal
 from typing import Any
 
@@ -11,8 +12,10 @@ CRASHES = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.S
 
 _MAX_QUOTE_CHARACTERS = 300  # of stderr in an error, of which the runner keeps 500
 
-# Stands for a stderr without a word.
-_SILENT_END = "Connection closed by the host"
+# Stands for an empty stderr.
+_EMPTY_STDERR = "Connection closed by the host"
+# A connection that ended before the login.
+_CLOSED = "exchange_identification|Connection (closed|reset) by|banner exchange"
 # Pattern in ssh's stderr, status, error_type and explanation; the first match counts. Status None: retry.
 _SSH_ERRORS = (
     (r"REMOTE HOST IDENTIFICATION HAS CHANGED", "denied", "HostKeyChanged",
@@ -38,10 +41,10 @@ _SSH_ERRORS = (
     (r"Not allowed at this time", None, "ConnectionRejected",
      "sshd has too many connections at a time (raise MaxStartups or lower --ssh-parallel), or locks out this address "
      "after failed logins (PerSourcePenalties): see its log"),
-    (_SILENT_END, None, "ConnectionClosed",
+    (_EMPTY_STDERR, None, "ConnectionClosed",
      "closed during the login: the account may be expired or locked there, or sshd has too many connections at a time "
      "(raise MaxStartups in sshd_config or lower --ssh-parallel): see its log"),
-    (r"exchange_identification|Connection (closed|reset) by|banner exchange", None, "ConnectionClosed",
+    (_CLOSED, None, "ConnectionClosed",
      "perhaps too many connections at a time (raise MaxStartups in sshd_config or lower --ssh-parallel), or a lock-out "
      "of this address after failed logins (PerSourcePenalties, fail2ban): see sshd's log"),
 )  # fmt: skip
@@ -52,11 +55,8 @@ _LOST = re.compile(
 )
 # What a proxied ssh prints last when its proxy has ended: an error before it is the proxy's.
 _PROXY_ENDED = re.compile("exchange_identification: (read: )?Connection")
-# Where Python and not sudo has failed.
-_PYTHON_ERRORS = re.compile(
-    r"Fatal Python error|Python path configuration|Traceback \(most recent|can't open file|ModuleNotFoundError"
-    r"|error while loading shared libraries|cannot execute binary file|Exec format error"
-)
+_PYTHON_ERRORS = re.compile("Fatal Python error|Python path configuration|Traceback \\(most recent")
+_SUDO_EXIT_CODE = 1  # of sudo, sudo-rs and doas for errors of their own
 # Pattern in the stderr of sudo, sudo-rs or doas, and the remedy, with the user's name and the interpreter's path.
 _SUDO_REMEDIES = (
     (r"must have a tty", "add the line Defaults:{user} !requiretty to the host's sudoers"),
@@ -67,18 +67,20 @@ _SUDO_REMEDIES = (
      "add the line {user} ALL=(root) NOPASSWD: {interpreter} to the host's sudoers"),
     (r"sudo: not found", "sudo is not installed on the host: log in as root"),
 )  # fmt: skip
+_OTHER_REFUSAL = ("NotSent", "the host refuses the Python of --ship-python")
 # Reasons of the host's shell (transports/payload.py) against the Python that would be sent: error_type and explanation.
 _REFUSALS = {
-    "tool": ("NoTool", "the host has no Python, and no {detail} to unpack one"),
-    "arch": ("OtherArchitecture", "the host has no Python; it is {detail}, and --ship-python has {python}"),
+    "tool": ("NoTool", "the host has no Python, and no {name} to unpack one"),
+    "arch": ("OtherArchitecture", "the host has no Python; it is {name}, and --ship-python has {python}"),
     "loader": ("OtherLibrary", "the host has no Python, and no {loader} for that of --ship-python (musl, 32 bits?)"),
     "place": ("NoRoom", "the host has no Python; none of TMPDIR or /tmp, /var/tmp, /dev/shm, /run and the home folder "
               "has {mib} MiB for one, is writable and not noexec"),
-    "unpacking": ("NotUnpacked", "the Python of --ship-python cannot be unpacked in {detail}"),
+    "unpacking": ("NotUnpacked", "the Python of --ship-python cannot be unpacked on the host"),
     "start": ("NotStarted", "{python} of --ship-python does not start on the host"),
 }  # fmt: skip
-
 _QUOTED_REFUSALS = ("unpacking", "start")  # those that other programs on the host explain
+# A tool or a machine of uname -m. The host's other words stand behind STDERR_SEPARATOR.
+_NAME = re.compile(r"\w{1,32}", re.ASCII)
 
 
 class SessionError(Exception):
@@ -100,18 +102,19 @@ def is_lost(stderr_text: str) -> bool:
     return _LOST.search(stderr_text) is not None
 
 
-def is_of_python(stderr_text: str) -> bool:
-    """Whether Python has failed, and not the sudo that has started it."""
-    return _PYTHON_ERRORS.search(stderr_text) is not None
+def of_ssh(stderr_text: str, proxy: str | None, is_through_ssh: bool, connect_timeout_s: int) -> SessionError:
+    """Return the failure that ssh's stderr stands for.
 
-
-def of_ssh(stderr_text: str, proxy: str | None, connect_timeout_s: int) -> SessionError:
-    """Return the failure that ssh's stderr stands for."""
+    :param is_through_ssh: as of `Client`; of another proxy the words are unknown, but ssh's own come last.
+    """
     # With LogLevel=ERROR ssh prints nothing when the connection is closed during the key exchange or the login.
-    stderr_text = stderr_text.strip() or _SILENT_END
+    stderr_text = stderr_text.strip() or _EMPTY_STDERR
     for pattern, status, error_type, explanation in _SSH_ERRORS:
         match = re.search(pattern, stderr_text)
         if match is not None:
+            if pattern == _CLOSED and proxy and not is_through_ssh and "\n" in stderr_text[: match.start()]:
+                text = f"{proxy} ended before the login{quote(stderr_text)}"
+                return SessionError("unreachable", "ProxyFailed", text, is_of_proxy=True)
             explanation = explanation.replace("CONNECT_TIMEOUT_S", str(connect_timeout_s))
             has_proxy_ended = proxy is not None and _PROXY_ENDED.search(stderr_text, match.end()) is not None
             is_of_proxy = has_proxy_ended and "open failed" not in stderr_text
@@ -123,24 +126,37 @@ def of_ssh(stderr_text: str, proxy: str | None, connect_timeout_s: int) -> Sessi
 
 def of_package(package: Any, word: str, detail: str, stderr_text: str) -> SessionError:
     """Return the failure that a reason of the host's shell against a package stands for."""
-    error_type, explanation = _REFUSALS.get(word, ("NotSent", "the host refuses the Python of --ship-python"))
+    error_type, explanation = _REFUSALS.get(word, _OTHER_REFUSAL)
+    if "{name}" in explanation and not _NAME.fullmatch(detail):
+        error_type, explanation = _OTHER_REFUSAL
     values = {"python": package["python"], "loader": package["loader"], "mib": package["disk_bytes"] >> 20}
-    text = explanation.format(detail=detail, **values)
-    return SessionError("no_drgn", error_type, text + (quote(stderr_text) if word in _QUOTED_REFUSALS else ""))
+    text = explanation.format(name=detail, **values)
+    words = f"{'' if '{name}' in explanation else detail}\n{stderr_text if word in _QUOTED_REFUSALS else ''}"
+    return SessionError("no_drgn", error_type, text + quote(words))
 
 
-def of_sudo(code: int, stderr_text: str, user: str, interpreter: str | None, is_sent: bool) -> SessionError:
+def of_sudo(
+    code: int, stderr_text: str, user: str, python: str | None, interpreter: str | None, rule: str | None
+) -> SessionError:
     """Return the failure of a sudo that did not run the collector, whatever it says.
 
-    :param is_sent: whether the interpreter was sent, and so has another path each time.
+    :param python: the command of the target that starts Python, or None.
+    :param interpreter: path of its program.
+    :param rule: the command for a rule in sudoers.
     """
-    text = "sudo did not run the collector"
+    words = shlex.split(python or "")
+    programs = f"sudo or {words[0]}" if len(words) > 1 else "sudo"
+    text = f"{programs} did not run the collector"
+    if len(words) > 1:
+        text += f" (exit code {code})"
     if code - 128 in CRASHES:
         text = f"sudo or {interpreter} was ended by {signal.Signals(code - 128).name}"
-    for pattern, remedy in _SUDO_REMEDIES:
-        if re.search(pattern, stderr_text):
-            text += "; " + remedy.format(user=user, interpreter="ALL" if is_sent else interpreter)
-            break
+    if _PYTHON_ERRORS.search(stderr_text):
+        text += "; Python has started and failed"
+    elif len(words) <= 1 or code == _SUDO_EXIT_CODE:
+        remedies = (remedy for pattern, remedy in _SUDO_REMEDIES if re.search(pattern, stderr_text))
+        if remedy := next(remedies, None):
+            text += "; " + remedy.format(user=user, interpreter=rule)
     return SessionError("denied", "Sudo", text + (quote(stderr_text) or f" (exit code {code}, without a word)"))
 
 

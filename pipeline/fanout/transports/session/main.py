@@ -15,6 +15,8 @@ from .failures import CRASHES, SessionError
 
 CONNECTION_LOST_EXIT_CODE = 75
 """Exit code of this program where the connection was lost after the login."""
+OUT_OF_MEMORY_EXIT_CODE = 76
+"""Exit code of this program where the collector had not enough memory."""
 
 # Seconds between tries, each multiplied by a random factor from 0.5 to 1.5. A login of others that makes sshd drop a
 # connection (MaxStartups) ends within seconds; a penalty for failed logins lasts 15 s to 10 min (PerSourcePenalties).
@@ -42,15 +44,13 @@ def main() -> None:
         code = _collect(header, payload, start + header["timeout_s"])
     except SessionError as failure:
         _fail(failure)
-    if code == ERROR_EXIT_CODE:
-        sys.exit(CONNECTION_LOST_EXIT_CODE)
     if code - 128 in CRASHES:
         os.kill(os.getpid(), code - 128)
-    sys.exit(code if code != CONNECTION_LOST_EXIT_CODE else 1)
+    sys.exit(code)
 
 
 def _collect(header: dict[str, Any], payload: bytes, deadline: float) -> int:
-    """Run the collector on the host; return the exit code as of `Connection.forward`.
+    """Run the collector on the host; return its exit code, or one of those above.
 
     :param deadline: when the runner ends this process, of time.monotonic().
     :raises SessionError: the collector cannot run.
@@ -67,7 +67,11 @@ def _collect(header: dict[str, Any], payload: bytes, deadline: float) -> int:
             connection = Connection(header, client, payload, share, login_timeout_s)
             code = connection.forward()
             connection.check(code)
-            return code
+            if code == ERROR_EXIT_CODE:
+                return CONNECTION_LOST_EXIT_CODE
+            if code and connection.is_out_of_memory:
+                return OUT_OF_MEMORY_EXIT_CODE
+            return 1 if code in (CONNECTION_LOST_EXIT_CODE, OUT_OF_MEMORY_EXIT_CODE) else code
         except SessionError as failure:
             if share and failure.error_type == "ConnectTimeout":
                 share = False  # perhaps the master is stuck, or the network that its connection came through
@@ -81,19 +85,20 @@ def _collect(header: dict[str, Any], payload: bytes, deadline: float) -> int:
             tries += 1
             delays_s = _delays_s(failure, client.jump is not None and denials.are_at(client.jump))
             delay_s = delays_s[tries - 1] * random.uniform(0.5, 1.5) if tries <= len(delays_s) else math.inf
-            if time.monotonic() + delay_s >= deadline:
+            # A try that the deadline may cut short says less than the reason of the last one.
+            if time.monotonic() + delay_s >= deadline - client.connect_timeout_s:
                 text = f"closed in each of {tries} tries; {failure}"
                 raise SessionError("unreachable", failure.error_type, text) from failure
-            print(f"{failure}; tried again in {delay_s:.0f} s", file=sys.stderr, flush=True)
+            print(f"{failure.error_type}; tried again in {delay_s:.0f} s", file=sys.stderr, flush=True)
             time.sleep(delay_s)
 
 
-def _delays_s(failure: SessionError, is_denier: bool) -> tuple[int, ...]:
+def _delays_s(failure: SessionError, has_jump_denied: bool) -> tuple[int, ...]:
     """Return the seconds to wait after each try that ends with this failure.
 
-    :param is_denier: whether the jump host has denied others, so that it may have locked out this address.
+    :param has_jump_denied: whether the jump host has denied others, so that it may have locked out this address.
     """
-    if is_denier:
+    if has_jump_denied:
         return _PENALTY_DELAYS_S
     return _RETRY_DELAYS_S + (_PENALTY_DELAYS_S if failure.error_type == "ConnectionRejected" else ())
 

@@ -201,12 +201,15 @@ def _supervise(request, stdin):
 
 
 def _die_with(parent):
-    """Have the kernel kill this process when its parent is killed."""
-    import ctypes
+    """Have the kernel kill this process when its parent is killed, unless this Python was built without libffi."""
+    import contextlib
     import os
     import signal
 
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    with contextlib.suppress(ImportError):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 

@@ -19,8 +19,8 @@ ANNOUNCEMENT = "lru-audit runs"
 """The line that collector/remote.py prints on stderr as soon as it runs: sudo, if any, has let it in."""
 
 _INTERPRETERS = ("python3", "/usr/libexec/platform-python")  # the second is RHEL 8's own
-# Imports that python3-minimal of Debian lacks, and the oldest version, as in remote.py.
-_COMPLETENESS_TEST = "import sys,ctypes,json;sys.exit(sys.version_info<(3,6))"
+# An import that python3-minimal of Debian lacks, and the oldest version, as in remote.py.
+_COMPLETENESS_TEST = "import sys,json;sys.exit(sys.version_info<(3,6))"
 DRGN_BYTES = 40 << 20
 """Room that drgn needs on a host besides a package, as in remote.py."""
 _UNPACK_TIMEOUT_S = 600  # to receive a package; over a network that is cut without a word, head would wait for ever
@@ -36,7 +36,7 @@ _UNPACK = """
 refuse() {{ echo "{refusal}$*" >&2; exit 127; }};
 remove() {{ test -z "$d" || rm -rf "$d"; }};
 d=; trap remove EXIT; trap "exit 1" HUP INT TERM PIPE;
-for t in head mktemp tar timeout uname; do command -v $t >/dev/null || refuse tool $t; done;
+for t in chmod head mktemp rm tar timeout uname; do command -v $t >/dev/null || refuse tool $t; done;
 test "$(uname -m)" = {arch} || refuse arch "$(uname -m)";
 test -e {loader} || refuse loader;
 for t in "${{TMPDIR:-/tmp}}" /var/tmp /dev/shm /run "$HOME"; do

@@ -164,7 +164,10 @@ def test_a_proxy_command_whose_ssh_is_closed_is_tried_again(tmp_path, client, th
         with Listener(answer) as listener:
             client.know(listener.port, jump.host_key)
             command = f"ssh -F {tmp_path}/ssh_config -W %h:%p -p {listener.port} {USER}@127.0.0.1"
-            assert status_and_error(run(through(f"ProxyCommand sh -c 'echo hello >&2; exec {command}'"))) == ("ok", None)
+            assert status_and_error(run(through(f"ProxyCommand sh -c 'echo hello >&2; exec {command}'"))) == (
+                "ok",
+                None,
+            )
             assert listener.connections == 2
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.collector import remote
 from pipeline.fanout import runner, transports
 from pipeline.fanout.transports import payload, ssh
 from pipeline.inventory import Target
@@ -465,6 +466,26 @@ def test_a_python_in_part_as_python3_minimal_is(target, script):
     assert "json" in error
 
 
+def test_a_python_without_ctypes_audits(target, script):
+    code = "import os, sys; os.nice = lambda n: sys.modules.update(ctypes=None)\nexec(sys.argv[1])"
+    python = script(f'exec {sys.executable} -c {shlex.quote(code)} "$2"')
+    assert status_and_error(run(dataclasses.replace(target, python=python))) == ("ok", None)
+
+
+@pytest.mark.parametrize(
+    ("script_end", "status"),
+    [
+        ("exit 255", "lost"),
+        ("exit 1", "bad_output"),
+        (instead_of_nice("(_ for _ in ()).throw(MemoryError)"), "over_budget"),
+        (instead_of_nice("os._exit(76)"), "bad_output"),
+    ],
+)
+def test_only_the_collectors_own_words_tell_of_its_memory(target, script, script_end, status):
+    words = "" if status == "over_budget" else "echo '-bash: fork: Cannot allocate memory' >&2\n"
+    assert failure(dataclasses.replace(target, python=script(words + script_end)))[0] == status
+
+
 def test_a_python_that_is_too_old(target, script):
     python = script(f"exec {sys.executable} -c 'import sys; sys.version_info = (3, 5)\nexec(sys.argv[1])' \"$2\"")
     status, _, error = failure(dataclasses.replace(target, python=python))
@@ -572,6 +593,11 @@ def test_what_is_no_destination_never_reaches_ssh(text):
         transports.command(Target("t", "ssh", text))
     attempt = run(Target("t", "ssh", text))["attempt"]
     assert (attempt["status"], attempt["error_type"]) == ("unreachable", "TargetError")
+
+
+def test_what_both_ends_write_and_measure_is_the_same():
+    assert payload.ANNOUNCEMENT == remote._ANNOUNCEMENT
+    assert payload.DRGN_BYTES == remote._DRGN_BYTES
 
 
 def test_the_payload_is_small_and_always_the_same():

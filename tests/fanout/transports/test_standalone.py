@@ -229,12 +229,12 @@ def test_a_host_that_is_full_after_all(host, target):
     host.replace_program("df", "echo none 99999999 1 99999998 0% /tmp")
     kind, error = refused(target)
     assert kind == "NotUnpacked"
-    assert "cannot be unpacked in /tmp/lru-audit." in error
+    assert "cannot be unpacked on the host; stderr: /tmp/lru-audit." in error
     assert "No space left on device" in error
 
 
 @needs_bare_host
-@pytest.mark.parametrize("tool", ["tar", "timeout"])
+@pytest.mark.parametrize("tool", ["chmod", "rm", "tar", "timeout"])
 def test_a_host_without_the_tools_to_unpack_it(host, target, tool):
     host.replace_program(tool, None)
     kind, error = refused(target)
@@ -248,6 +248,15 @@ def test_a_host_of_another_architecture(host, target):
     kind, error = refused(target)
     assert kind == "OtherArchitecture"
     assert f"it is riscv64, and --ship-python has Python {VERSION} for {ARCH}" in error
+
+
+@needs_bare_host
+def test_what_a_host_says_that_is_not_a_name_is_quoted(host, target):
+    host.replace_program("uname", "echo 'my secret/name'")
+    kind, error = refused(target)
+    assert kind == "NotSent"
+    assert "secret" not in runner.without_quoted_stderr(error)
+    assert error.endswith("; stderr: my secret/name")
 
 
 def changed(archive: Path, path: Path, change: Callable[[bytes], bytes], files: dict[str, bytes] | None = None) -> str:

@@ -59,4 +59,4 @@ def test_a_command_is_for_the_targets_without_one_of_their_own(tmp_path: Path) -
 def test_a_command_that_cannot_be_one_is_refused(capsys: pytest.CaptureFixture[str], text: str) -> None:
     with pytest.raises(SystemExit):
         cli.parser().parse_args(["run", "ssh:h", "--python", text])
-    assert "error: argument --python: python is" in capsys.readouterr().err
+    assert "error: argument --python: " in capsys.readouterr().err

@@ -18,10 +18,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def joined_lines(text: str) -> str:
-    """Return what another program says as one printable line of at most 500 characters."""
+def joined_lines(text: str, max_characters: int = 500, keep_end: bool = False) -> str:
+    """Return what another program says as one printable line.
+
+    :param keep_end: whether to cut a longer text at its start: messages begin with the cause, but what a program has
+        printed until it failed, such as a traceback, ends with it.
+    """
     text = printable(" ".join(text.split()))
-    return text if len(text) <= 500 else text[:496] + " ..."
+    if len(text) <= max_characters:
+        return text
+    return "... " + text[4 - max_characters :] if keep_end else text[: max_characters - 4] + " ..."
 
 
 def quote(value: object) -> str:

@@ -10,7 +10,7 @@ from pipeline import cli
 from pipeline.cli import collecting
 from pipeline.common.errors import UsageError
 from pipeline.inventory import Target
-from tests.fanout.transports.test_standalone import ARCH, PYTHON, VERSION, archive
+from tests.fanout.transports.pythons import ARCH, PYTHON, VERSION, archive
 
 __all__ = ["archive"]
 

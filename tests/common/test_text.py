@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.common.text import human_bytes, parse_bytes
+from pipeline.common.text import human_bytes, joined_lines, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,9 @@ def test_what_is_no_size_is_refused_by_name(text):
 @pytest.mark.parametrize("count", [0, 512, 1023, 1 << 20, 7_989_661_440, 3 << 50])
 def test_what_is_shown_is_read_as_the_same_to_three_digits(count):
     assert parse_bytes(human_bytes(count)) == pytest.approx(count, rel=0.005)
+
+
+def test_of_a_long_text_the_start_remains_or_the_end():
+    assert joined_lines("a\n b\x1b") == "a b\\x1b"
+    assert joined_lines("abcdefghijk", 10) == "abcdef ..."
+    assert joined_lines("abcdefghijk", 10, keep_end=True) == "... fghijk"

@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.fanout import runner
 from pipeline.inventory import Target
-from tests.fanout.transports.test_standalone import archive
+from tests.fanout.transports.pythons import archive
 from tests.lab import kernels, reachable
 from tests.lab.test_live import CHANGING_COLUMNS, rows
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from pipeline.collector import formats
 from pipeline.collector.status import OUT_OF_MEMORY
 from pipeline.common.limits import memory_bytes
-from pipeline.common.text import printable
+from pipeline.common.text import joined_lines, printable
 from pipeline.fanout import transports
 from pipeline.fanout.runner import frame, unpack
 from pipeline.fanout.runner.process import REAP_S, Collector, ForkServerLost, Process, Program
@@ -32,7 +32,7 @@ _GRACE_S = 2.0  # between SIGTERM and SIGKILL
 _DRAIN_S = 1.0  # to read the pipes after the child's exit, as its descendants may still hold them
 _STDERR_TAIL_BYTES = 4096
 _ERROR_CHARACTERS = 500
-_QUOTE_CHARACTERS = 300  # of stderr in an error; the end of a traceback says most
+_QUOTE_CHARACTERS = 300  # of stderr in an error
 _KILLED_HINT = (
     ", probably by the kernel for want of memory: collect fewer targets at a time, or give that node or container more"
 )
@@ -323,11 +323,8 @@ def _read_pipes(child: Process, output_bytes: int, deadline: float) -> tuple[byt
 
 
 def _stderr_quote(stderr: bytes) -> str:
-    """Return the lines of stderr, of many the last, as the suffix of an error, or nothing if stderr is empty."""
-    lines = map(str.strip, stderr.decode(errors="backslashreplace").splitlines())
-    quote = " / ".join(filter(None, lines))
-    if len(quote) > _QUOTE_CHARACTERS:
-        quote = "... " + quote[-_QUOTE_CHARACTERS:]
+    """Return the end of stderr as the suffix of an error, or nothing if stderr is empty."""
+    quote = joined_lines(stderr.decode(errors="backslashreplace"), _QUOTE_CHARACTERS, keep_end=True)
     return quote and transports.STDERR_SEPARATOR + quote
 
 

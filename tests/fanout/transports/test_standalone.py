@@ -25,15 +25,15 @@ import pyarrow
 import pytest
 
 from pipeline.fanout import runner
-from pipeline.fanout.transports import standalone, wheels
+from pipeline.fanout.transports import standalone
 from pipeline.inventory import Target
+from tests.fanout.transports.pythons import ARCH, PYTHON, VERSION, add, archive, drgn_wheels
 from tests.fanout.transports.sshd import SSHD, USER, Client, Server
 from tests.fanout.transports.test_ssh import CORE, Listener, relay, status_and_error, wait_until
 
+__all__ = ["archive", "drgn_wheels"]
+
 BUSYBOX = shutil.which("busybox")
-PYTHON = Path("/usr/bin/python3").resolve()
-VERSION = PYTHON.name.removeprefix("python")
-ARCH = os.uname().machine
 APPLETS = "cat chmod cp df dd env false gzip head id ls mkdir mktemp nice rm sleep tail tar test timeout true uname wc"
 
 WAIT_S = 180  # to unpack and start a Python on a busy machine
@@ -45,37 +45,6 @@ def shared_libraries(*files: Path) -> set[Path]:
     """Return the shared libraries of these files, and the dynamic loader, by the paths that the loader uses."""
     text = subprocess.run(["ldd", *files], capture_output=True, text=True, check=False).stdout
     return {Path(path) for path in re.findall(r"(/\S+) \(0x", text)}
-
-
-@pytest.fixture(scope="session")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This machine's own Python as an archive in the form of python-build-standalone."""
-    if not (PYTHON.is_file() and Path(f"/usr/lib/python{VERSION}/os.py").is_file()):
-        pytest.skip("needs Debian's python3")
-    path = tmp_path_factory.mktemp("standalone") / "cpython.tar.gz"
-    with tarfile.open(path, "w:gz", compresslevel=1) as tar:
-        tar.add(PYTHON, f"python/bin/python{VERSION}")
-        link = tarfile.TarInfo("python/bin/python3")
-        link.type, link.linkname = tarfile.SYMTYPE, f"python{VERSION}"
-        tar.addfile(link)
-        tar.add(f"/usr/lib/python{VERSION}", f"python/lib/python{VERSION}")
-        add(tar, f"python/lib/python{VERSION}/site-packages/drgn.py", b"raise Exception('another drgn')")
-        add(tar, "python/lib/libtcl8.6.so", b"Tcl")
-    return path
-
-
-def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    tar.addfile(info, io.BytesIO(content))
-
-
-@pytest.fixture(scope="session")
-def drgn_wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheels")
-    if not wheels.fetch(folder, [VERSION], [ARCH], print):
-        pytest.skip("needs network")
-    return folder
 
 
 class BareHost:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.fanout.transports.pythons import archive, drgn_wheels
 from tests.fanout.transports.sshd import SSHD, USER, Client, Server
 from tests.fanout.transports.test_ssh import CORE, as_root, core_via, failure, run, status_and_error, wheels, with_sudo
-from tests.fanout.transports.test_standalone import archive, drgn_wheels
 
 __all__ = ["archive", "drgn_wheels", "wheels"]
 pytestmark = pytest.mark.skipif(SSHD is None, reason="needs sshd")

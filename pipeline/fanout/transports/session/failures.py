@@ -161,7 +161,10 @@ def of_sudo(
 
 
 def quote(stderr_text: str) -> str:
-    """Return the lines of stderr as the suffix of an error, or nothing if there are none; of many the last."""
+    """Return the lines of stderr as the suffix of an error, or nothing if there are none.
+
+    Of many the last: the banner of a login comes first, and why the program ended last.
+    """
     lines = (line.strip("@ \t\r") for line in stderr_text.splitlines())
     quote = " / ".join(line for line in lines if line)
     if len(quote) > _MAX_QUOTE_CHARACTERS:

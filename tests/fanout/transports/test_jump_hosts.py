@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,6 +140,26 @@ def test_a_try_that_the_deadline_would_cut_short_is_not_made(server, client):
         target = core_via(server, client, via=f"ssh:127.0.0.1:{listener.port}", timeout_s=9)
         status, kind, _ = failure_of(target)
         assert (status, kind, listener.connections) == ("unreachable", "ConnectionClosed", 1)
+
+
+def test_the_note_on_a_further_try_leaves_room_for_what_ssh_says(server, client):
+    """The second try ends neither in time nor by ConnectTimeout, which counts until the server's banner."""
+    end = threading.Event()
+
+    def answer(connection: socket.socket, number: int) -> None:
+        if number == 2:
+            connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+            end.wait()
+        connection.close()
+
+    with Listener(answer) as listener:
+        via = f"ssh:127.0.0.1:{listener.port}"
+        target = core_via(server, client, via=via, timeout_s=5, ssh_args=("-oConnectTimeout=1",))
+        status, _, error = failure_of(target)
+        end.set()
+    assert status == "timeout"
+    ssh_words = r"kex_exchange_identification: (read: )?Connection (closed by remote host|reset by peer)"
+    assert re.search(rf"; stderr: {ssh_words} ConnectionClosed; tried again in \d s$", error)
 
 
 @pytest.mark.parametrize("program", ["nosuchprog %h %p", "echo no session for %h >&2; exit 3"])

@@ -415,12 +415,13 @@ def test_a_jump_host_that_is_down_or_cannot_get_further(tmp_path, client, server
 # Errors on the host
 
 
-def test_an_account_that_may_not_run_commands(tmp_path, client):
-    with Server(tmp_path / "sshd", "ForceCommand /usr/sbin/nologin") as server:
+@pytest.mark.parametrize(("command", "code"), [("/usr/sbin/nologin", 1), ("echo This account is restricted", 0)])
+def test_an_account_that_may_not_run_commands(tmp_path, client, command, code):
+    with Server(tmp_path / "sshd", f"ForceCommand {command}") as server:
         client.trust(server)
         status, kind, error = failure(core_via(server, client))
     assert (status, kind) == ("denied", "NoShell")
-    assert "exit code 1" in error
+    assert f"exit code {code}" in error
 
 
 def test_no_python(target):

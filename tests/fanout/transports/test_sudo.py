@@ -216,6 +216,13 @@ def test_whatever_sudo_says_it_is_denied_with_the_remedy_that_fits(sudo, client,
     assert error.endswith(f"; stderr: sudo: unable to resolve host web1 / {words}")
 
 
+@pytest.mark.parametrize("script", ["exit 0", "echo use pbrun; exit 0", "echo use pbrun >&2", 'exec "$@" < /dev/null'])
+def test_a_sudo_that_ends_well_without_the_collector_is_denied(sudo, client, script):
+    server, make = sudo
+    make(script)
+    assert failure(core_via(server, client, become=True))[:2] == ("denied", "Sudo")
+
+
 def test_a_sudo_that_says_nothing_or_is_killed(sudo, client):
     server, make = sudo
     make("exit 3")

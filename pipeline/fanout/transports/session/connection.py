@@ -171,10 +171,11 @@ class Connection:
             names = shlex.split(python)[0] if python else "python3 or /usr/libexec/platform-python"
             text = f"no {names} on the host; install python3 and drgn, or name another python"
             raise SessionError("no_drgn", "NoInterpreter", text)
-        if not self._has_shell and code:
+        # Also with exit code 0. If stdout has a snapshot after all, that counts.
+        if not self._has_shell:
             text = f"the login does not run commands (exit code {code}); is the account restricted or expired?"
             raise SessionError("denied", "NoShell", text + quote(stderr_text))
-        if code and self._header["become"] and not self._has_begun:
+        if self._header["become"] and not self._has_begun:
             rule = "ALL" if self._package_form is not None else self._interpreter  # of a sent Python the path differs
             raise failures.of_sudo(
                 code, stderr_text, self._client.user, self._header["python"], self._interpreter, rule

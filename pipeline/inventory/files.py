@@ -11,6 +11,7 @@ Parameters of every reader:
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import sys
@@ -81,7 +82,7 @@ def _read_lines(text: str, display_name: str, directory: str, errors: list[str])
 def _read_csv(text: str, display_name: str, directory: str, errors: list[str]) -> Iterator[Entry]:
     """Read CSV with a header of KEYS; each label has a column `labels.KEY`, and an empty cell means no value."""
     columns = [key for key in KEYS if key != "labels"]
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(reader, [])
         problems = [

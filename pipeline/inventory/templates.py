@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pipeline.common.text import quote
+from pipeline.common.text import joined_lines, quote
 
 # Names of settings in ansible.cfg and the environment: of the ssh connection, and of Ansible itself.
 _SSH_SETTINGS = (
@@ -147,8 +147,7 @@ def error_text(process: subprocess.CompletedProcess[bytes]) -> str:
     stderr = process.stderr.decode(errors="backslashreplace")
     error = re.search(r"\[?ERROR", stderr)
     start = error.start() if error else 0
-    text = " ".join(f"{stderr[start:]} {stderr[:start]}".split())[:_MAX_ERROR]
-    return text or f"exit code {process.returncode}"
+    return joined_lines(f"{stderr[start:]} {stderr[:start]}", _MAX_ERROR) or f"exit code {process.returncode}"
 
 
 class _Questions:

@@ -28,7 +28,7 @@ import pyarrow.dataset as ds
 
 from pipeline.common import data
 from pipeline.common.limits import cpus, memory_bytes
-from pipeline.common.text import human_bytes, printable
+from pipeline.common.text import human_bytes, joined_lines, printable
 from pipeline.query import landlock
 from pipeline.query.answer import EXIT_QUERY_ERROR, Request
 from pipeline.query.session import QueryError, dataset_files, half_of_memory_bytes, is_local
@@ -128,7 +128,7 @@ def _read_table(result: IO[bytes]) -> pa.Table:
         table = pa.ipc.open_stream(pa.py_buffer(mapping)).read_all()
         table.validate()
     except pa.ArrowException as error:
-        raise QueryError(f"the result cannot be read: {printable(str(error).splitlines()[0])}") from error
+        raise QueryError(f"the result cannot be read: {joined_lines(str(error))}") from error
     return table
 
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from rich.cells import cell_len
 
 from pipeline.common.errors import AuditError
-from pipeline.common.text import printable
+from pipeline.common.text import joined_lines, printable
 from pipeline.report import escape
 
 _MAX_TABLE_ROWS = 1_000
@@ -87,7 +87,7 @@ def parquet(result: pa.Table, file: BinaryIO) -> None:
     try:
         pq.write_table(result, file, compression="zstd")
     except pa.ArrowException as error:
-        reason = printable(str(error).splitlines()[0])
+        reason = joined_lines(str(error))
         raise FormatError(f"Parquet cannot store this result; cast it or use another --format: {reason}") from error
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.common.errors import AuditError
+from pipeline.common.text import joined_lines
 
 
 class WarehouseError(AuditError):
@@ -45,5 +46,4 @@ def cause(error: Exception) -> str:
     errno = getattr(error, "errno", None)
     if errno:
         return os.strerror(errno)
-    first_line = (str(error).splitlines() or [type(error).__name__])[0]
-    return first_line.partition(" (Request ID")[0]
+    return joined_lines(str(error).partition(" (Request ID")[0]) or type(error).__name__

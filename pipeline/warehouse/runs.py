@@ -29,6 +29,7 @@ from pyarrow import fs
 from pipeline.collector.status import GOOD
 from pipeline.common import clock
 from pipeline.common.errors import AuditError
+from pipeline.common.text import joined_lines
 from pipeline.warehouse import schema
 from pipeline.warehouse.errors import TornError, WarehouseError, cause, storage_errors
 from pipeline.warehouse.store import INPUTS, MANIFEST, Folder, Store, open_store
@@ -446,6 +447,6 @@ def _load_manifest(directory: Folder) -> Manifest:
         error.filename = path
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = joined_lines(f"{type(error).__name__}: {error}")
         raise WarehouseError(f"{path}: invalid manifest: {reason}") from error
     return manifest

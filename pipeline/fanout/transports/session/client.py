@@ -146,7 +146,7 @@ def settings(host: str, options: list[str], config: str | None, is_apart: bool =
         text = f"ssh on {node} rejects its configuration for {host}"
         raise SessionError("unreachable", "ConfigError", text + quote(stderr.decode(errors="replace")))
     values: dict[str, str] = {}
-    for line in stdout.decode("utf-8", "surrogateescape").splitlines():
+    for line in stdout.decode("utf-8", "surrogateescape").split("\n"):
         name, _, value = line.partition(" ")
         values[name] = f"{values[name]}\n{value}" if name in values else value
     return values

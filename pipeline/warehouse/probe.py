@@ -63,10 +63,10 @@ def _errors(path: str) -> Iterator[None]:
 
 
 def _remove_remains(store: Store, directory: Path) -> None:
-    """Remove what killed trials have left in a warehouse, which no reader takes for a run."""
+    """Remove what killed trials have left in a warehouse, or beside one that did not exist yet."""
     root = store.staging.parent
     oldest_s = directory.stat().st_mtime - _REMAINS_AGE_S
-    for parent in (root, store.staging, root / "runs"):
+    for parent in (root.parent, root, store.staging, root / "runs"):
         for path in parent.glob(f"{_PREFIX}*"):
             with suppress(FileNotFoundError):
                 if path.stat().st_mtime < oldest_s:

@@ -99,19 +99,20 @@ def test_a_file_system_without_locks_is_a_warning(root, monkeypatch, caplog):
 
 
 def test_what_a_killed_probe_left_is_no_run_and_a_later_one_removes_it(tmp_path):
-    publish(tmp_path, ok("a"))
-    remains = [tmp_path / name / ".lru-audit-probe.killed" for name in ("", "staging", "runs")]
-    running = tmp_path / "staging" / ".lru-audit-probe.running"
+    root = tmp_path / "warehouse"
+    publish(root, ok("a"))
+    remains = [root / name / ".lru-audit-probe.killed" for name in ("..", "", "staging", "runs")]
+    running = root / "staging" / ".lru-audit-probe.running"
     for path in (*remains, running):
         path.mkdir()
         (path / "file").write_bytes(b"")
     for path in remains:
         os.utime(path, (0, 0))
-    assert len(warehouse.published_runs(tmp_path)) == 1
-    assert warehouse.staged_runs(tmp_path) == {}
-    assert list(warehouse.removals(tmp_path, warehouse.RetentionRules(), 0)) == []
-    warehouse.probe(tmp_path)
-    assert [path.exists() for path in remains] == [False, False, False]
+    assert len(warehouse.published_runs(root)) == 1
+    assert warehouse.staged_runs(root) == {}
+    assert list(warehouse.removals(root, warehouse.RetentionRules(), 0)) == []
+    warehouse.probe(root)
+    assert [path.exists() for path in remains] == [False] * 4
     assert running.exists(), "it may be at work"
 
 

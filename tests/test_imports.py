@@ -19,7 +19,7 @@ ROOMS = {
     "inventory": {"collector"},
     "fanout": {"inventory", "fanout.runner", "collector"},
     "fanout.runner": {"inventory", "fanout.transports", "collector"},
-    "fanout.transports": {"inventory", "fanout.transports.session"},
+    "fanout.transports": {"inventory", "collector", "fanout.transports.session"},
     "fanout.transports.session": set(),
     "collector": {"collector.access", "collector.walk", "collector.model"},
     "collector.access": {"collector"},

@@ -144,9 +144,9 @@ steps AS (
 depths AS (
     SELECT
         *,
-        balance + if(is_end, 1, 0) - least(0, min(balance) OVER back_in_time) AS depth
+        balance + if(is_end, 1, 0) - least(0, min(balance) OVER by_step) AS depth
     FROM steps
-    WINDOW back_in_time AS (PARTITION BY candidate ORDER BY step ROWS UNBOUNDED PRECEDING)
+    WINDOW by_step AS (PARTITION BY candidate ORDER BY step ROWS UNBOUNDED PRECEDING)
 ),
 
 next_lives AS (

@@ -20,6 +20,8 @@ from pathlib import Path
 from tests import processes
 
 _OBJECT_STORE_BYTES = 80 << 20
+# Ray gives a node 30 s for its start, which a busy machine can exceed.
+_STARTS = 3
 # Each worker of pytest-xdist has a network of its own.
 NETWORK = f"127.0.{os.environ.get('PYTEST_XDIST_WORKER', 'gw0').removeprefix('gw')}"
 # Address of the head node. Ray substitutes another address of the machine for 127.0.0.1.
@@ -60,7 +62,13 @@ class Cluster:
         command = [self.ray, "start", *role, "--node-ip-address", ip]
         command += ["--num-cpus", "0" if ip == HEAD else "1", "--object-store-memory", str(_OBJECT_STORE_BYTES)]
         command += ["--disable-usage-stats", "--temp-dir", self.folder / ip[-1]]
-        process = subprocess.run(command, cwd=self.cwd, env=clean | auth, capture_output=True, text=True, check=False)
+        for _ in range(_STARTS):
+            process = subprocess.run(
+                command, cwd=self.cwd, env=clean | auth, capture_output=True, text=True, check=False
+            )
+            if "timed out during startup" not in process.stderr:
+                break
+            self.kill(ip)
         assert process.returncode == 0, process.stdout + process.stderr
 
     def preempt(self, ip: str) -> None:

@@ -33,7 +33,7 @@ CORES = ("deb510-n1/vmcore", "deb61-n2/vmcore", "deb7-n2/vmcore", "absent")
 TARGETS = 8
 TABLES = {"runs", "targets", "attempts", "superblocks", "list_lrus", "memcgs"}
 # Columns in which two runs of the same targets may differ.
-RUN_COLUMNS = {"run_id", "revision_of", "started_at", "finished_at", "duration_ms"}
+RUN_COLUMNS = {"run_id", "sequence", "revision_of", "started_at", "finished_at", "duration_ms"}
 
 
 class Fleet:

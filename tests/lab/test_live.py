@@ -22,6 +22,7 @@ CHANGING_COLUMNS = {
     "slab_cache_active_objects",
     "slab_cache_bytes",
     "charged_scan_bytes",
+    "machine_id",  # of a running host only
     "notes",
 }
 """Columns of targets with times, or that a running process changes; notes say that the kernel ran."""

@@ -4,7 +4,9 @@ import contextlib
 import hashlib
 import os
 
-from drgn import FaultError, ProgramFlags
+from drgn import FaultError
+
+from .access.memory import is_own
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _BOOT_ID_BYTES = 16
@@ -17,11 +19,13 @@ def boot_id(prog):
 
     It is read from kernel memory, since a container may have another file mounted over the kernel's.
     """
-    if prog.flags & ProgramFlags.IS_LOCAL:
-        with contextlib.suppress(OSError), open(_BOOT_ID) as file:
-            file.read()  # the kernel makes the id when it is first read
     try:
-        digits = prog.read(prog.symbol("sysctl_bootid").address, _BOOT_ID_BYTES).hex()
+        address = prog.symbol("sysctl_bootid").address
+        digits = prog.read(address, _BOOT_ID_BYTES).hex()
+        if not digits.strip("0") and is_own(prog):
+            with contextlib.suppress(OSError), open(_BOOT_ID) as file:
+                file.read()  # the kernel makes the id when it is first read
+            digits = prog.read(address, _BOOT_ID_BYTES).hex()
     except (LookupError, FaultError):
         return None
     if not digits.strip("0"):
@@ -35,7 +39,7 @@ def machine_id(prog):
     The id itself is confidential (machine-id(5)). A container has an id of its own: outside of the host's mount
     namespace there is none.
     """
-    if not prog.flags & ProgramFlags.IS_LOCAL:
+    if not is_own(prog):
         return None
     try:
         host_namespace = prog["init_task"].nsproxy.mnt_ns.ns.inum.value_()

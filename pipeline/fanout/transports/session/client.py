@@ -85,7 +85,7 @@ class Client:
             file = configuration.generate(file_rules, None, self._defaults())
             proxy_command = _RUNS_SSH.sub(rf"\1 -F {file} ", self._proxy_command, count=1)
             arguments.append(f"-oProxyCommand={proxy_command}")
-        # Of an option with -o the first counts, of a letter the last.
+        # Of an option that is given twice with -o, the first counts.
         return [*arguments, *self._options, "-T", "-a", "-x", "--", self._host, command_line]
 
     def _defaults(self) -> dict[str, str]:

@@ -37,6 +37,8 @@ _CONNECT_TIMEOUT_S = 10.0
 _HEAD_RESTART_S = 10.0
 # Give a start up after this long: it takes 1 to 3 s, and on a machine with 20 runnable processes for each CPU 15 s.
 _START_TIMEOUT_S = 60.0
+# Ask a raylet that does not answer again after this long.
+_ANSWER_TIMEOUT_S = 5.0
 # Kill Ray's processes if their shutdown, of 1 s, takes longer than this.
 _END_TIMEOUT_S = 5.0
 # Wait this long for killed processes to exit: one in uninterruptible sleep may never do so.
@@ -394,8 +396,48 @@ def _init(address: str, options: Mapping[str, Any]) -> Any:
             stack.enter_context(mock.patch.object(services, "ConsolePopen", popen))
         for name in filter(functools.partial(hasattr, node), _UNUSED_SERVICES):
             stack.enter_context(mock.patch.object(node, name))
+        connect = functools.partial(_connect_to_answering_raylet, ray._private.worker.connect)
+        stack.enter_context(mock.patch.object(ray._private.worker, "connect", connect))
         ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
     return ray
+
+
+def _connect_to_answering_raylet(connect: Callable[..., Any], node: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call Ray's `connect` once the node's raylet answers.
+
+    Ray itself waits for the answer with the interpreter's lock held, which delays signals, and after 30 s ends this
+    process.
+
+    :raises OSError: the raylet does not accept connections.
+    """
+    host, port = node.node_ip_address, node.node_manager_port
+    try:
+        while not _is_answering(host, port):
+            pass
+    except OSError as error:
+        raise OSError(f"the raylet at {host}:{port} does not accept connections: {error}") from error
+    return connect(node, *args, **kwargs)
+
+
+def _is_answering(host: str, port: int) -> bool:
+    """Whether a server of HTTP/2 begins with its preface (RFC 9113, 3.4) within _ANSWER_TIMEOUT_S.
+
+    True as well for one that closes the connection and goes on to accept others, as it does if it expects TLS.
+
+    :raises OSError: it does not accept connections.
+    """
+    try:
+        with socket.create_connection((host, port), timeout=_ANSWER_TIMEOUT_S) as connection:
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
+            if connection.recv(1):
+                return True
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        pass
+    time.sleep(0.1)  # a server that is killed closes its connections first
+    socket.create_connection((host, port), timeout=_ANSWER_TIMEOUT_S).close()
+    return True
 
 
 def _join_options(stack: contextlib.ExitStack, address: str) -> dict[str, Any]:

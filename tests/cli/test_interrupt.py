@@ -29,10 +29,13 @@ class Audit:
 
     :param targets: number of targets; with one, the run needs no Ray.
     :param start_timeout_s: the deadline of Ray's start.
+    :param setup: Python statements that it begins with.
     :ivar mark: the environment variable, as NAME=VALUE, that identifies its processes, orphans included.
     """
 
-    def __init__(self, folder: Path, temporary: Path, targets: int, start_timeout_s: float = 60) -> None:
+    def __init__(
+        self, folder: Path, temporary: Path, targets: int, start_timeout_s: float = 60, setup: str = "pass"
+    ) -> None:
         script = folder / "hung"
         script.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(100)\n")
         script.chmod(0o755)
@@ -49,7 +52,7 @@ class Audit:
         env = {**clean_env, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary), "SPT_NOENV": "1", "TEST_WORD": word}
         code = (
             "import sys; from pipeline import cli; from pipeline.fanout import cluster; "
-            f"cluster._START_TIMEOUT_S = {start_timeout_s}; sys.exit(cli.main())"
+            f"cluster._START_TIMEOUT_S = {start_timeout_s}; {setup}; sys.exit(cli.main())"
         )
         command = [sys.executable, "-c", code, "run", "-i", folder / "fleet.yaml", "-w", self.warehouse]
         self.process = subprocess.Popen(
@@ -78,6 +81,17 @@ class Audit:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         os.kill(pids[0], signal.SIGSTOP)
+
+    def wait_until_stopped(self, program: str) -> None:
+        """Wait until one of Ray's processes is stopped."""
+        deadline = time.monotonic() + 60
+        while not any(
+            f"/{program} " in line and "\nState:\tT" in Path(f"/proc/{pid}/status").read_text()
+            for pid, line in processes.find(self.mark).items()
+        ):
+            assert self.process.poll() is None, self.process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
     def wait_for_collector(self) -> None:
         """Wait until the collector runs."""
@@ -133,6 +147,45 @@ def test_an_interrupt_of_a_start_that_cannot_succeed_is_answered(audit: Audit, p
     time.sleep(1)
     audit.process.send_signal(signal.SIGTERM)
     audit.wait_for_interrupted_end()
+
+
+def send_before_connection(number: int) -> None:
+    """Make this process send a signal to the raylet when Ray is about to connect to it."""
+    connect = cluster._connect_to_answering_raylet
+
+    def send_and_connect(*args: Any, **kwargs: Any) -> Any:
+        (pid,) = (
+            pid for pid, line in processes.find(f"TEST_WORD={os.environ['TEST_WORD']}").items() if "/raylet " in line
+        )
+        os.kill(pid, number)
+        return connect(*args, **kwargs)
+
+    cluster._connect_to_answering_raylet = send_and_connect
+
+
+def before_connection(number: signal.Signals) -> dict[str, Any]:
+    """Return the parameters of a run in which the raylet gets a signal when Ray is about to connect to it."""
+    setup = f"from tests.cli import test_interrupt; test_interrupt.send_before_connection({number:d})"
+    return {"targets": 2, "setup": setup}
+
+
+@pytest.mark.parametrize("audit", [before_connection(signal.SIGSTOP)], indirect=True)
+def test_an_interrupt_while_ray_waits_for_its_raylet_is_answered(audit: Audit) -> None:
+    audit.wait_until_stopped("raylet")
+    time.sleep(1)
+    audit.process.send_signal(signal.SIGTERM)
+    audit.wait_for_interrupted_end()
+
+
+@pytest.mark.parametrize("audit", [before_connection(signal.SIGKILL)], indirect=True)
+def test_a_raylet_that_dies_before_ray_connects_to_it_is_named(audit: Audit) -> None:
+    stdout, stderr = audit.process.communicate(timeout=60)
+    assert (audit.process.returncode, stdout) == (cli.FAILED, "")
+    processes.wait_for_exit(audit.mark, 3)
+    (line,) = stderr.splitlines()
+    assert re.match(
+        r"lru-audit: cannot start Ray: the raylet at \S+:\d+ does not accept connections: .*refused; ", line
+    )
 
 
 @pytest.mark.faults

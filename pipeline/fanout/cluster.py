@@ -37,8 +37,10 @@ _CONNECT_TIMEOUT_S = 10.0
 _HEAD_RESTART_S = 10.0
 # Give a start up after this long: it takes 1 to 3 s, and on a machine with 20 runnable processes for each CPU 15 s.
 _START_TIMEOUT_S = 60.0
-# Ask a raylet that does not answer again after this long.
-_ANSWER_TIMEOUT_S = 5.0
+# Wait this long for a start that is given up to stop; it may be in a call that takes longer.
+_STOP_TIMEOUT_S = 3.0
+# Ask a raylet again after this long.
+_ANSWER_TIMEOUT_S = 1.0
 # Kill Ray's processes if their shutdown, of 1 s, takes longer than this.
 _END_TIMEOUT_S = 5.0
 # Wait this long for killed processes to exit: one in uninterruptible sleep may never do so.
@@ -71,9 +73,10 @@ _QUIET_SETTINGS = {
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
 }
 
-# Methods of Ray's node that start processes which nothing here uses: the server of the dashboard, the autoscaler, and
-# the one that copies the workers' output to the driver. Together they take 1 s to start and 1 s to end.
-_UNUSED_SERVICES = ("start_api_server", "start_monitor", "start_log_monitor")
+# Methods of Ray's node that nothing here needs. The first three start processes, which take 1 s to start and 1 s to
+# end: the server of the dashboard, the autoscaler, and the one that copies the workers' output to the driver. The last
+# has the exit of this process end a start that was given up, and create its directory again.
+_UNUSED_METHODS = ("start_api_server", "start_monitor", "start_log_monitor", "_register_shutdown_hooks")
 
 # Schemes of addresses that Ray knows and that are not those of a GCS.
 _JOB_SERVER = "a job server's address"
@@ -200,7 +203,7 @@ def connection(parallel: int | None = None, address: str | None = None, ssh_work
             stack.callback(handlers.defer)
             handlers.deliver()
             try:
-                ray = session.begin(functools.partial(_init, address or "local", options))
+                ray = session.begin(functools.partial(_init, address or "local", options, session.checkpoint))
             except Exception as error:
                 if address:
                     raise ClusterError(f"cannot join the Ray cluster at {address}: {_reason(error)}") from error
@@ -233,6 +236,7 @@ class _Session(threading.Thread):
         super().__init__(name="ray", daemon=True)
         self._has_begun = threading.Event()
         self._shall_end = threading.Event()
+        self._is_parked = False
         self._error: Exception | None = None
 
     def begin(self, init: Callable[[], Any]) -> Any:
@@ -242,8 +246,11 @@ class _Session(threading.Thread):
         """
         self._init = init
         self.start()
-        if not self._has_begun.wait(_START_TIMEOUT_S):
-            raise TimeoutError(f"it has not answered within {_START_TIMEOUT_S:g} s")
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        # A signal that one of Ray's threads receives is handled when this thread runs next.
+        while not self._has_begun.wait(0.1):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"it has not answered within {_START_TIMEOUT_S:g} s")
         if self._error:
             raise self._error
         return self._ray
@@ -259,29 +266,43 @@ class _Session(threading.Thread):
         with contextlib.suppress(Exception):  # `remove` kills what is left
             sys.modules["ray"].shutdown()
 
+    def checkpoint(self) -> None:
+        """Go no further with a start that was given up, which would create processes and files that nobody removes.
+
+        The thread stays: an exception would destroy objects of Ray that wait for others with the interpreter's lock
+        held, and the raylet would die with the thread.
+        """
+        if self._shall_end.is_set():
+            self._is_parked = True
+            self._has_begun.set()
+            threading.Event().wait()
+
     def end(self) -> None:
         """Shut Ray down within _END_TIMEOUT_S; what is left of it then, or of its start, is for `remove`."""
         self._shall_end.set()
+        if self.is_alive():
+            self._has_begun.wait(_STOP_TIMEOUT_S)
         self._join(_END_TIMEOUT_S)
         if self.is_alive() and (shutdown := getattr(sys.modules.get("ray"), "shutdown", None)):
             atexit.unregister(shutdown)  # which would wait for the same
 
     def _join(self, timeout_s: float) -> None:
         """Wait for the end of a shutdown, but not of a start."""
-        if self.is_alive() and not self._is_starting():
+        if self.is_alive() and not self._is_given_up():
             self.join(timeout_s)
 
-    def _is_starting(self) -> bool:
-        return self.is_alive() and not self._has_begun.is_set()
+    def _is_given_up(self) -> bool:
+        """Whether the start was given up, and the thread has stopped or is in a call that may never return."""
+        return self.is_alive() and (self._is_parked or not self._has_begun.is_set())
 
     def remove(self, directory: str) -> None:
         """Kill the processes of an embedded Ray, then remove its directory, which Ray's agents would create again.
 
-        The raylet of a start that was abandoned is stopped only, and dies with this process: Ray ends a process whose
+        The raylet of a start that was given up is stopped only, and dies with this process: Ray ends a process whose
         raylet dies during its start.
         """
         deadline = time.monotonic() + _KILL_TIMEOUT_S
-        while _kill_processes(directory, spares_raylet=self._is_starting()) and time.monotonic() < deadline:
+        while _kill_processes(directory, spares_raylet=self._is_given_up()) and time.monotonic() < deadline:
             time.sleep(0.02)
         self._join(_KILL_TIMEOUT_S)  # a shutdown that waited for one of them
         shutil.rmtree(directory, ignore_errors=True)
@@ -378,11 +399,13 @@ class RayWorkers:
         return int(self._ray.cluster_resources().get("CPU", 0))
 
 
-def _init(address: str, options: Mapping[str, Any]) -> Any:
+def _init(address: str, options: Mapping[str, Any], checkpoint: Callable[[], None]) -> Any:
     """Import Ray, and start or join it without its SIGTERM handler, which would end the process at any point.
 
     Ray's processes get process groups of their own: `timeout` sends SIGTERM to the whole group, and a driver whose Ray
     dies during the start exits without an exception. An embedded Ray has only the processes that it needs.
+
+    :param checkpoint: called before each process is started and while one is waited for.
     """
     ray = _import_ray()
     with contextlib.ExitStack() as stack:
@@ -391,31 +414,58 @@ def _init(address: str, options: Mapping[str, Any]) -> Any:
         utils, services, node = ray._private.utils, ray._private.services, ray._private.node.Node
         if hasattr(utils, "set_sigterm_handler"):
             stack.enter_context(mock.patch.object(utils, "set_sigterm_handler"))
-        if hasattr(services, "ConsolePopen"):
-            popen = functools.partial(services.ConsolePopen, process_group=0)
-            stack.enter_context(mock.patch.object(services, "ConsolePopen", popen))
-        for name in filter(functools.partial(hasattr, node), _UNUSED_SERVICES):
+        for name in filter(functools.partial(hasattr, node), _UNUSED_METHODS):
             stack.enter_context(mock.patch.object(node, name))
-        connect = functools.partial(_connect_to_answering_raylet, ray._private.worker.connect)
-        stack.enter_context(mock.patch.object(ray._private.worker, "connect", connect))
+        for module, name, replacement in (
+            (services, "ConsolePopen", _start_process),
+            (ray._private.node, "wait_for_persisted_port", _wait_for_persisted_port),
+            (ray._private.worker, "connect", _connect_to_answering_raylet),
+        ):
+            if call := getattr(module, name, None):
+                stack.enter_context(mock.patch.object(module, name, functools.partial(replacement, checkpoint, call)))
         ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
     return ray
 
 
-def _connect_to_answering_raylet(connect: Callable[..., Any], node: Any, *args: Any, **kwargs: Any) -> Any:
+def _start_process(checkpoint: Callable[[], None], popen: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
+    checkpoint()
+    return popen(*args, process_group=0, **kwargs)
+
+
+def _wait_for_persisted_port(
+    checkpoint: Callable[[], None], wait: Callable[..., int], *args: Any, timeout_ms: int = 30_000
+) -> int:
+    """Call Ray's `wait` until it returns the port of a process.
+
+    Ray itself waits with the interpreter's lock held, which delays signals.
+    """
+    deadline = time.monotonic() + timeout_ms / 1000
+    while True:
+        try:
+            return wait(*args, timeout_ms=0)
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
+        checkpoint()
+        time.sleep(0.01)
+
+
+def _connect_to_answering_raylet(
+    checkpoint: Callable[[], None], connect: Callable[..., Any], node: Any, *args: Any, **kwargs: Any
+) -> Any:
     """Call Ray's `connect` once the node's raylet answers.
 
-    Ray itself waits for the answer with the interpreter's lock held, which delays signals, and after 30 s ends this
-    process.
+    Ray itself waits with the interpreter's lock held, which delays signals, and after 30 s ends this process.
 
     :raises OSError: the raylet does not accept connections.
     """
     host, port = node.node_ip_address, node.node_manager_port
     try:
         while not _is_answering(host, port):
-            pass
+            checkpoint()
     except OSError as error:
         raise OSError(f"the raylet at {host}:{port} does not accept connections: {error}") from error
+    checkpoint()
     return connect(node, *args, **kwargs)
 
 

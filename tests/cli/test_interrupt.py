@@ -86,8 +86,7 @@ class Audit:
         """Wait until one of Ray's processes is stopped."""
         deadline = time.monotonic() + 60
         while not any(
-            f"/{program} " in line and "\nState:\tT" in Path(f"/proc/{pid}/status").read_text()
-            for pid, line in processes.find(self.mark).items()
+            f"/{program} " in line and is_stopped_or_dead(pid) for pid, line in processes.find(self.mark).items()
         ):
             assert self.process.poll() is None, self.process.stderr.read()
             assert time.monotonic() < deadline
@@ -150,17 +149,27 @@ def test_an_interrupt_of_a_start_that_cannot_succeed_is_answered(audit: Audit, p
 
 
 def send_before_connection(number: int) -> None:
-    """Make this process send a signal to the raylet when Ray is about to connect to it."""
+    """Make this process stop or kill the raylet before Ray connects to it.
+
+    :param number: SIGSTOP or SIGKILL.
+    """
     connect = cluster._connect_to_answering_raylet
 
     def send_and_connect(*args: Any, **kwargs: Any) -> Any:
-        (pid,) = (
-            pid for pid, line in processes.find(f"TEST_WORD={os.environ['TEST_WORD']}").items() if "/raylet " in line
-        )
+        mark = f"TEST_WORD={os.environ['TEST_WORD']}"
+        (pid,) = (pid for pid, line in processes.find(mark).items() if "/raylet " in line)
         os.kill(pid, number)
+        while not is_stopped_or_dead(pid):
+            time.sleep(0.01)
         return connect(*args, **kwargs)
 
     cluster._connect_to_answering_raylet = send_and_connect
+
+
+def is_stopped_or_dead(pid: int) -> bool:
+    """Whether none of a process's threads runs or will run."""
+    statuses = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
+    return all(re.search(r"^State:\t[TZX]", status, re.MULTILINE) for status in statuses)
 
 
 def before_connection(number: signal.Signals) -> dict[str, Any]:

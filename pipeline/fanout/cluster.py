@@ -75,7 +75,7 @@ _QUIET_SETTINGS = {
 
 # Methods of Ray's node that nothing here needs. The first three start processes, which take 1 s to start and 1 s to
 # end: the server of the dashboard, the autoscaler, and the one that copies the workers' output to the driver. The last
-# has the exit of this process end a start that was given up, and create its directory again.
+# makes the exit of this process wait 1 s for those of a start that was given up, which are already killed or stopped.
 _UNUSED_METHODS = ("start_api_server", "start_monitor", "start_log_monitor", "_register_shutdown_hooks")
 
 # Schemes of addresses that Ray knows and that are not those of a GCS.
@@ -267,10 +267,10 @@ class _Session(threading.Thread):
             sys.modules["ray"].shutdown()
 
     def checkpoint(self) -> None:
-        """Go no further with a start that was given up, which would create processes and files that nobody removes.
+        """Stop this thread for good if its start was given up, before it creates more processes and files.
 
-        The thread stays: an exception would destroy objects of Ray that wait for others with the interpreter's lock
-        held, and the raylet would die with the thread.
+        It does not raise an exception: that would destroy objects of Ray, whose destructors can wait for ever with the
+        interpreter's lock held, and the raylet would die with the thread.
         """
         if self._shall_end.is_set():
             self._is_parked = True
@@ -486,7 +486,7 @@ def _is_answering(host: str, port: int) -> bool:
     except ConnectionError:
         pass
     time.sleep(0.1)  # a server that is killed closes its connections first
-    socket.create_connection((host, port), timeout=_ANSWER_TIMEOUT_S).close()
+    check_listening(f"{host}:{port}")
     return True
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,40 +65,31 @@ class Audit:
             start_new_session=True,
         )
 
-    def wait_for_processes(self, count: int) -> None:
-        """Wait until the run has `count` processes besides the driver."""
-        deadline = time.monotonic() + 90
-        while len(processes.find(self.mark)) <= count:
+    def wait_for(self, condition: Callable[[dict[int, str]], bool], seconds: float) -> dict[int, str]:
+        """Wait until a condition holds for the run's command lines by pid, and return these."""
+        deadline = time.monotonic() + seconds
+        while not condition(lines := processes.find(self.mark)):
             assert self.process.poll() is None, self.process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.01)
+        return lines
+
+    def wait_for_processes(self, count: int) -> None:
+        """Wait until the run has `count` processes besides the driver."""
+        self.wait_for(lambda lines: len(lines) > count, 90)
 
     def freeze(self, program: str) -> None:
         """Wait until one of Ray's processes runs, and stop it, so that Ray's start waits for ever."""
-        deadline = time.monotonic() + 60
-        while not (pids := [pid for pid, line in processes.find(self.mark).items() if f"/{program} " in line]):
-            assert self.process.poll() is None, self.process.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        os.kill(pids[0], signal.SIGSTOP)
+        lines = self.wait_for(lambda lines: bool(pids_of(program, lines)), 60)
+        os.kill(pids_of(program, lines)[0], signal.SIGSTOP)
 
     def wait_until_stopped(self, program: str) -> None:
         """Wait until one of Ray's processes is stopped."""
-        deadline = time.monotonic() + 60
-        while not any(
-            f"/{program} " in line and is_stopped_or_dead(pid) for pid, line in processes.find(self.mark).items()
-        ):
-            assert self.process.poll() is None, self.process.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        self.wait_for(lambda lines: any(map(is_stopped_or_dead, pids_of(program, lines))), 60)
 
     def wait_for_collector(self) -> None:
         """Wait until the collector runs."""
-        deadline = time.monotonic() + 90
-        while not any(str(self.script) in command for command in processes.find(self.mark).values()):
-            assert self.process.poll() is None, self.process.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        self.wait_for(lambda lines: any(str(self.script) in command for command in lines.values()), 90)
 
     def wait_for_interrupted_end(self) -> str:
         """Wait for the end of an interrupted run, assert that it leaves nothing, and return its stderr."""
@@ -148,22 +139,27 @@ def test_an_interrupt_of_a_start_that_cannot_succeed_is_answered(audit: Audit, p
     audit.wait_for_interrupted_end()
 
 
-def send_before_connection(number: int) -> None:
-    """Make this process stop or kill the raylet before Ray connects to it.
+def pids_of(program: str, lines: dict[int, str]) -> list[int]:
+    """Return the pids of one of Ray's programs among command lines by pid."""
+    return [pid for pid, line in lines.items() if f"/{program} " in line]
 
+
+def send_before(step: str, program: str, number: int) -> None:
+    """Make this process stop or kill one of Ray's processes before a step of Ray's start.
+
+    :param step: name of the step's function in `cluster`.
     :param number: SIGSTOP or SIGKILL.
     """
-    connect = cluster._connect_to_answering_raylet
+    call = getattr(cluster, step)
 
-    def send_and_connect(*args: Any, **kwargs: Any) -> Any:
-        mark = f"TEST_WORD={os.environ['TEST_WORD']}"
-        (pid,) = (pid for pid, line in processes.find(mark).items() if "/raylet " in line)
+    def send_and_call(*args: Any, **kwargs: Any) -> Any:
+        (pid,) = pids_of(program, processes.find(f"TEST_WORD={os.environ['TEST_WORD']}"))
         os.kill(pid, number)
         while not is_stopped_or_dead(pid):
             time.sleep(0.01)
-        return connect(*args, **kwargs)
+        return call(*args, **kwargs)
 
-    cluster._connect_to_answering_raylet = send_and_connect
+    setattr(cluster, step, send_and_call)
 
 
 def is_stopped_or_dead(pid: int) -> bool:
@@ -172,13 +168,16 @@ def is_stopped_or_dead(pid: int) -> bool:
     return all(re.search(r"^State:\t[TZX]", status, re.MULTILINE) for status in statuses)
 
 
-def before_connection(number: signal.Signals) -> dict[str, Any]:
-    """Return the parameters of a run in which the raylet gets a signal when Ray is about to connect to it."""
-    setup = f"from tests.cli import test_interrupt; test_interrupt.send_before_connection({number:d})"
-    return {"targets": 2, "setup": setup}
+def before(step: str, program: str, number: signal.Signals) -> dict[str, Any]:
+    """Return the parameters of a run that calls `send_before`."""
+    arguments = f"{step!r}, {program!r}, {number:d}"
+    return {"targets": 2, "setup": f"from tests.cli import test_interrupt; test_interrupt.send_before({arguments})"}
 
 
-@pytest.mark.parametrize("audit", [before_connection(signal.SIGSTOP)], indirect=True)
+CONNECTION = "_connect_to_answering_raylet"
+
+
+@pytest.mark.parametrize("audit", [before(CONNECTION, "raylet", signal.SIGSTOP)], indirect=True)
 def test_an_interrupt_while_ray_waits_for_its_raylet_is_answered(audit: Audit) -> None:
     audit.wait_until_stopped("raylet")
     time.sleep(1)
@@ -186,7 +185,7 @@ def test_an_interrupt_while_ray_waits_for_its_raylet_is_answered(audit: Audit) -
     audit.wait_for_interrupted_end()
 
 
-@pytest.mark.parametrize("audit", [before_connection(signal.SIGKILL)], indirect=True)
+@pytest.mark.parametrize("audit", [before(CONNECTION, "raylet", signal.SIGKILL)], indirect=True)
 def test_a_raylet_that_dies_before_ray_connects_to_it_is_named(audit: Audit) -> None:
     stdout, stderr = audit.process.communicate(timeout=60)
     assert (audit.process.returncode, stdout) == (cli.FAILED, "")
@@ -198,17 +197,23 @@ def test_a_raylet_that_dies_before_ray_connects_to_it_is_named(audit: Audit) -> 
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("audit", [{"targets": 2, "start_timeout_s": 10}], indirect=True)
-@pytest.mark.parametrize("program", ["raylet", "gcs_server"])
+@pytest.mark.parametrize(
+    ("audit", "program"),
+    [
+        ({"targets": 2, "start_timeout_s": 10}, "raylet"),
+        # Stopped later, it makes Ray print a warning of its own.
+        (before("_wait_for_persisted_port", "gcs_server", signal.SIGSTOP) | {"start_timeout_s": 10}, "gcs_server"),
+    ],
+    indirect=["audit"],
+)
 def test_a_start_that_cannot_succeed_is_given_up(audit: Audit, program: str) -> None:
     audit.wait_for_processes(1)
     audit.freeze(program)
     stdout, stderr = audit.process.communicate(timeout=60)
     assert (audit.process.returncode, stdout) == (cli.FAILED, "")
     processes.wait_for_exit(audit.mark, 3)
-    *rays_own_lines, line = stderr.splitlines()
+    (line,) = stderr.splitlines()
     assert line.startswith("lru-audit: cannot start Ray: it has not answered within 10 s; is this machine too busy")
-    assert all(re.match(r"\[.* W \d+ \d+\] gcs_client\.cc:", warning) for warning in rays_own_lines)
     assert not audit.warehouse.joinpath("staging").exists() or not list(audit.warehouse.glob("staging/2*"))
 
 

@@ -1,4 +1,4 @@
-"""Audit of one kernel: the rows of the tables targets, superblocks, list_lrus and memcgs.
+"""Audit of one kernel: the rows of the tables targets, superblocks, list_lrus, memcgs and memcg_memory.
 
 ``schemas/`` documents the columns.
 """
@@ -7,10 +7,10 @@ import zlib
 
 from drgn import FaultError, Object, alignof, sizeof
 
-from . import __version__, budget, identity
+from . import __version__, budget, identity, memcg_memory
 from .access.memory import has_member, is_running, text
 from .model import cost, estimate
-from .walk import charges, containers, layouts, list_lrus, memcgs, slab, superblocks, transient_objects, xarrays
+from .walk import charges, containers, layouts, list_lrus, memcgs, slab, superblocks, totals, transient_objects, xarrays
 from .walk.nodes import nodes_in_state, nr_node_ids
 
 _MICROSECONDS = 1000000
@@ -43,7 +43,7 @@ class Table:
 class Snapshot:
     """Result of one audit.
 
-    :ivar tables: the four Tables.
+    :ivar tables: the five Tables.
     :ivar unsupported_reason: why this kernel has no list_lrus for memcgs, or None.
     """
 
@@ -52,7 +52,8 @@ class Snapshot:
         self.superblocks = Table("superblocks")
         self.list_lrus = Table("list_lrus")
         self.memcgs = Table("memcgs")
-        self.tables = (self.target, self.superblocks, self.list_lrus, self.memcgs)
+        self.memcg_memory = Table("memcg_memory")
+        self.tables = (self.target, self.superblocks, self.list_lrus, self.memcgs, self.memcg_memory)
         self.unsupported_reason = None
 
 
@@ -93,6 +94,9 @@ def take(kernel, scan_charges=True, target=estimate.DEFAULT_TARGET, verify=False
         snapshot.superblocks.add(**_superblock_row(sb, owners.get(sb.address)))
     for row in _memcg_rows(findings, memcg_list, object_charges, estimator):
         snapshot.memcgs.add(**row)
+    parts, memory_notes = memcg_memory.parts(findings, memcg_list) if memcg_list else ([], [])
+    for row in parts:
+        snapshot.memcg_memory.add(**row)
     row = _target_row(kernel, findings, sbs, memcg_list)
     if findings.layout in layouts.EAGER:
         row["lazy_target"], _ = estimate.TARGETS[target]
@@ -104,6 +108,7 @@ def take(kernel, scan_charges=True, target=estimate.DEFAULT_TARGET, verify=False
         _growth_note(findings),
         _slab_note(findings, row),
         *_list_lru_notes(findings),
+        *memory_notes,
         *findings.race_notes[:_MAX_RACE_NOTES],
     ]
     row["notes"] = "; ".join(filter(None, notes)) or None
@@ -274,6 +279,7 @@ def _target_row(kernel, findings, sbs, memcg_list):
         "arch": text(uts.machine.string_())[0],
         "page_bytes": page_bytes,
         "memory_bytes": _totalram_pages(prog) * page_bytes,
+        **totals.read(prog)._asdict(),
         "captured_at": captured_s and captured_s * _MICROSECONDS,
         "booted_at": booted_us,
         "uptime_s": uptime_s,
@@ -298,6 +304,7 @@ def _target_row(kernel, findings, sbs, memcg_list):
         "list_lru_one_in_cache": cached_objects,
         "lazy_target": None,
         "lazy_basis": None,
+        "target_kernel": None,
         "consistency": "raced" if findings.race_notes else "exact",
     }
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pipeline.common import data
 
 # Tables in which to look up a column that a view took over, the most likely first.
-_COLUMN_SOURCES = ("targets", "superblocks", "list_lrus", "memcgs", "runs", "attempts")
+_COLUMN_SOURCES = ("targets", "superblocks", "list_lrus", "memcgs", "memcg_memory", "runs", "attempts")
 
 
 class Column(NamedTuple):

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pipeline.common import data
 
 # Incremented when a table gains a nullable column; any other change requires a new table.
-VERSION = 6
+VERSION = 7
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,8 @@ def qemu(shape: Shape, kernel: Kernel) -> list[str]:
     command = [
         *machine.qemu,
         # TCG is explicit, because a /dev/kvm that exists can still hang.
-        "-accel", "tcg,thread=multi", "-nodefaults", "-no-user-config", "-display", "none", "-smp", "2",
+        "-accel", "tcg,thread=multi", "-nodefaults", "-no-user-config", "-display", "none",
+        "-smp", f"2,maxcpus={shape.possible_cpus}",
         # With maxmem above the size the firmware also declares the nodes without memory: possible, never online.
         "-m", f"{shape.memory_mb}M" + (f",slots=1,maxmem={2 * shape.memory_mb}M" if shape.offline_nodes else ""),
         "-serial", "file:console", "-chardev", REPORT_DEVICE, *machine.report,
@@ -170,7 +171,10 @@ def qemu(shape: Shape, kernel: Kernel) -> list[str]:
     ]  # fmt: skip
     for node in range(shape.nodes if machine.has_numa else 0):
         command += ["-object", f"memory-backend-ram,id=m{node},size={shape.memory_mb // shape.nodes}M"]
-        command += ["-numa", f"node,nodeid={node},memdev=m{node}" + (",cpus=0-1" if node == 0 else "")]
+        command += [
+            "-numa",
+            f"node,nodeid={node},memdev=m{node}" + (f",cpus=0-{shape.possible_cpus - 1}" if node == 0 else ""),
+        ]
     for node in range(shape.nodes, shape.nodes + shape.offline_nodes):
         command += ["-numa", f"node,nodeid={node}"]
     return command

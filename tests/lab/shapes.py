@@ -28,6 +28,8 @@ class Shape:
     """Debian's name of the architecture, a key of boot.MACHINES."""
     flavour: str = "cloud"
     """Debian's flavour of the kernel, a key of kernels.FLAVOURS."""
+    possible_cpus: int = 2
+    """CPUs that the firmware declares; two of them are online."""
     offline_nodes: int = 0
     """Nodes that the firmware declares, but that have no memory: possible, not online."""
     nested: tuple[int, ...] = ()
@@ -59,7 +61,7 @@ class Shape:
     def assignments(self) -> str:
         """The shape as shell assignments, one per line, for the guest's init."""
         values = {**vars(self), "nested": " ".join(map(str, self.nested))}
-        del values["arch"], values["flavour"], values["growing"], values["dump"]
+        del values["arch"], values["flavour"], values["growing"], values["dump"], values["possible_cpus"]
         return "".join(f"{key}='{value}'\n" for key, value in values.items())
 
 

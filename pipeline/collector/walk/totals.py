@@ -1,0 +1,52 @@
+"""The kernel's own totals of slab and per-CPU memory, as /proc/meminfo has them."""
+
+from collections import namedtuple
+
+from drgn import FaultError
+
+
+# Since commit d42f3245c7e2 ("mm: memcg: convert vmstat slab counters to bytes") (in v5.9) the items have the suffix _B.
+# The global counters stay in pages.
+_SLAB_UNRECLAIMABLE = ("NR_SLAB_UNRECLAIMABLE_B", "NR_SLAB_UNRECLAIMABLE")
+_SLAB_RECLAIMABLE = ("NR_SLAB_RECLAIMABLE_B", "NR_SLAB_RECLAIMABLE")
+# The counters by the enum that names them. They belong to nodes since commit 385386cff4c6 ("mm: vmstat: move slab
+# statistics from zone to node counters") (in v4.13).
+_COUNTERS = {"node_stat_item": "vm_node_stat", "zone_stat_item": "vm_zone_stat"}
+
+
+class Totals(namedtuple("Totals", "slab_unreclaimable_bytes slab_reclaimable_bytes percpu_bytes")):
+    """Totals in bytes, each None where this kernel does not have it.
+
+    slab_unreclaimable_bytes, slab_reclaimable_bytes: SUnreclaim and SReclaimable of /proc/meminfo, without the changes
+    that CPUs have not added yet. percpu_bytes: Percpu, the pages that back per-CPU allocations of all possible CPUs.
+    """
+
+    __slots__ = ()
+
+
+def read(prog):
+    """Return the Totals of a kernel."""
+    return Totals(_slab_bytes(prog, _SLAB_UNRECLAIMABLE), _slab_bytes(prog, _SLAB_RECLAIMABLE), _percpu_bytes(prog))
+
+
+def _slab_bytes(prog, names):
+    for name in names:
+        try:
+            item = prog.constant(name)
+            pages = prog[_COUNTERS[item.type_.tag]][item.value_()].counter.value_()
+        except (LookupError, FaultError):
+            continue
+        return max(0, pages) * prog["PAGE_SIZE"].value_()
+    return None
+
+
+def _percpu_bytes(prog):
+    """Return the bytes of the populated pages of all per-CPU chunks but the first, which the kernel does not count.
+
+    Since commit 7e8a6304d541 ("/proc/meminfo: add percpu populated pages count") (in v4.20).
+    """
+    try:
+        pages = prog["pcpu_nr_populated"].value_() * prog["pcpu_nr_units"].value_()
+    except (LookupError, FaultError):
+        return None
+    return pages * prog["PAGE_SIZE"].value_()

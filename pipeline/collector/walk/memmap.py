@@ -162,6 +162,13 @@ def _slab_mark(prog, page):
     return offsetof(page, "flags"), 8, flag, flag
 
 
+def slab_test(prog):
+    """Return a function that tells from the bytes of a ``struct page`` whether it is a slab's first page."""
+    offset, size, mask, value = _slab_mark(prog, prog.type("struct page"))
+    order = byte_order(prog)
+    return lambda page: int.from_bytes(page[offset : offset + size], order) & mask == value
+
+
 def slab_type(prog):
     """Return the type of the struct with a slab's members: struct slab or struct page."""
     try:

@@ -16,12 +16,7 @@ from . import slab
 
 _ZERO_SIZE_PTR = 16
 _POINTER_BYTES = 8
-# kmalloc() and vmalloc() addresses never share a region of 1 GB.
-_REGION_SHIFT = 30
 _MEM_CGROUP_ID_MAX = 65535
-# Arrays from kmalloc() that are measured on every kernel. A failed doubling leaves a run of longer arrays on the
-# kernel's list, so a run that all samples miss is shorter than a 64th of it.
-_SAMPLES = 64
 # Last objects of an array that are looked at. Some of the freed objects at the end of an array are in use again, but
 # hardly this many in a row as empty list_lru_ones.
 _LAST_OBJECTS = 16
@@ -58,7 +53,7 @@ class PointerArrays:
         self._list_lru_one = Members(
             prog, "struct list_lru_one", next="list.next", prev="list.prev", nr_items="nr_items"
         )
-        self._allocator_by_region = {}
+        self._allocators = slab.Allocators(prog)
         self._bytes_by_allocator = {}
         self._bytes_by_array = {}
         # Arrays with room for _next_ids while a doubling may be under way, and those of them that have the objects.
@@ -77,7 +72,7 @@ class PointerArrays:
             slab.allocation(self.prog, array, self._request_bytes(self.cache_ids))
         allocations = self._allocations(samples)
         for array, allocation in allocations.items():
-            self._bytes_by_allocator.setdefault(self._allocator(array), allocation.allocated_bytes)
+            self._bytes_by_allocator.setdefault(self._allocators.of(array), allocation.allocated_bytes)
         is_locked = _is_write_locked(self.prog, "memcg_cache_ids_sem")
         if not is_locked and all(allocations[array].allocated_bytes == self.size_of(array) for array in allocations):
             return
@@ -101,7 +96,7 @@ class PointerArrays:
         """Return the bytes of a pointer array."""
         if self._is_zero_size(array):
             return 0
-        return self._bytes_by_array.get(array) or self._bytes_by_allocator[self._allocator(array)]
+        return self._bytes_by_array.get(array) or self._bytes_by_allocator[self._allocators.of(array)]
 
     def ids_of(self, array):
         """Return the number of ids for which a pointer array has objects."""
@@ -151,21 +146,21 @@ class PointerArrays:
         """Whether an array is what kmalloc(0) returns: without ids, and without the header."""
         return array == _ZERO_SIZE_PTR and not self._request_bytes(self.cache_ids)
 
-    def _allocator(self, array):
-        region = array >> _REGION_SHIFT
-        if region not in self._allocator_by_region:
-            self._allocator_by_region[region] = "kmalloc" if in_direct_map(self.prog, array) else "vmalloc"
-        return self._allocator_by_region[region]
-
     def _split(self, arrays):
         """Return the arrays from kmalloc() and those from vmalloc(), each in the order of ``arrays``."""
         arrays = [array for array in arrays if not self._is_zero_size(array)]
-        return tuple([array for array in arrays if self._allocator(array) == name] for name in ("kmalloc", "vmalloc"))
+        return tuple(
+            [array for array in arrays if self._allocators.of(array) == name] for name in ("kmalloc", "vmalloc")
+        )
 
     def _samples(self, arrays):
-        """Return arrays at even distances. A vmalloc() takes many reads, so of these only the first and the last."""
+        """Return the arrays that are measured on every kernel.
+
+        A failed doubling leaves a run of longer arrays on the kernel's list, so a run that all samples miss is shorter
+        than a 64th of it. A vmalloc() takes many reads, so of these only the first and the last are measured.
+        """
         from_kmalloc, from_vmalloc = self._split(arrays)
-        return from_kmalloc[:: -(-len(from_kmalloc) // _SAMPLES) or 1] + from_vmalloc[:1] + from_vmalloc[1:][-1:]
+        return slab.samples(from_kmalloc) + from_vmalloc[:1] + from_vmalloc[1:][-1:]
 
     def _allocations(self, arrays):
         """Return the slab.Allocation of each array but ZERO_SIZE_PTR: dict by address."""

@@ -3,20 +3,34 @@
 import re
 from collections import namedtuple
 
-from drgn import FaultError, sizeof
+from drgn import FaultError, offsetof, sizeof
 from drgn.helpers import ValidationError
-from drgn.helpers.linux.mm import compound_head, find_vmap_area, page_size, virt_to_page
+from drgn.helpers.linux.mm import (
+    compound_head,
+    find_vmap_area,
+    in_direct_map,
+    page_size,
+    page_to_virt,
+    pfn_to_page,
+    virt_to_page,
+)
 from drgn.helpers.linux.slab import slab_object_info
 
-from ..access.memory import Members, c_string, has_member, read_each, walk_list
+from ..access.memory import Members, c_string, has_member, read_each, read_words, walk_list
 from ..status import CollectError
-from .memmap import slab_type
+from .memmap import slab_test, slab_type
 from .nodes import nodes_in_state
 
 # Bounds the walk over a broken list of slab caches.
 _MAX_CACHES = 100000
 # Caches that serve kmalloc(GFP_KERNEL), unlike kmalloc-cg-*, kmalloc-rcl-* and dma-kmalloc-*.
 _KMALLOC_NAME = re.compile(rb"kmalloc-(\d+[kM]?)")
+# kmalloc() and vmalloc() addresses never share a region of 1 GB.
+_REGION_SHIFT = 30
+# Objects that are measured of many that have one size.
+_SAMPLES = 64
+# The low byte of folio._flags_1 has the order.
+_ORDER_MASK = (1 << 8) - 1
 
 
 Allocation = namedtuple("Allocation", "allocated_bytes usable_bytes")
@@ -49,38 +63,164 @@ def direct_map_allocations(prog, addresses):
     """Return the Allocation of each of many kmalloc() addresses, read in bulk: dict by address."""
     if not addresses:
         return {}
-    page_type = prog.type("struct page")
     # Before commit 1d798ca3f164 ("mm: make compound_head() robust") (in v4.4) a tail page has first_page instead.
-    if not has_member(page_type, "compound_head"):
+    if _compound_member(prog) is None:
         return {address: _allocation_of(*allocation(prog, address)) for address in addresses}
-    page_bytes, struct_bytes = prog["PAGE_SIZE"].value_(), sizeof(page_type)
-    page = Members(prog, page_type, flags="flags", compound_head="compound_head")
-    pages = {address: virt_to_page(prog, address).value_() for address in addresses}
-    data = read_each(prog, pages.values(), struct_bytes)
+    pages = _pages(prog, addresses)
+    heads = _heads(prog, set(pages.values()))
+    allocations = _head_allocations(prog, set(heads.values()))
+    return {address: allocations[heads[page]] for address, page in pages.items()}
+
+
+def allocated_bytes(prog, addresses, request_bytes):
+    """Return the bytes of each of many kmalloc() or vmalloc() addresses: dict by address.
+
+    A vmalloc() takes many reads, so of these all are measured only if the samples differ.
+
+    :param request_bytes: the least that the kernel requested for each.
+    :raises CollectError: ``bad_core``: one is smaller.
+    """
+    allocators = Allocators(prog)
+    from_vmalloc = [address for address in addresses if allocators.of(address) == "vmalloc"]
+    allocations = direct_map_allocations(prog, set(addresses).difference(from_vmalloc))
+    measured = {address: vmalloc_allocation(prog, address) for address in samples(from_vmalloc)}
+    if len(set(measured.values())) > 1:
+        measured = {address: vmalloc_allocation(prog, address) for address in from_vmalloc}
+    allocations.update((address, measured.get(address, measured[from_vmalloc[0]])) for address in from_vmalloc)
+    _check_requests(allocations, request_bytes)
+    return {address: allocations[address].allocated_bytes for address in addresses}
+
+
+def uniform_bytes(prog, addresses, request_bytes):
+    """Return the bytes of each of many kmalloc() objects that have one size, 0 without any; measures samples.
+
+    :param addresses: list.
+    :param request_bytes: that the kernel requested for each.
+    :raises CollectError: ``bad_core``: the samples differ, or one is smaller.
+    """
+    allocations = direct_map_allocations(prog, samples(addresses))
+    _check_requests(allocations, request_bytes)
+    sizes = {allocation.allocated_bytes for allocation in allocations.values()}
+    if len(sizes) > 1:
+        message = "objects of one kind, the first at 0x%x, have %s bytes"
+        raise CollectError("bad_core", message % (addresses[0], " and ".join(map(str, sorted(sizes)))))
+    return max(sizes, default=0)
+
+
+def _check_requests(allocations, request_bytes):
+    for address, each in allocations.items():
+        if each.usable_bytes < request_bytes:
+            message = "the allocation at 0x%x has %d bytes, but the kernel requested %d"
+            raise CollectError("bad_core", message % (address, each.usable_bytes, request_bytes))
+
+
+def samples(addresses):
+    """Return the first, the last, and at most 64 others at even distances of a list of addresses."""
+    return addresses[:: len(addresses) // _SAMPLES + 1] + addresses[1:][-1:]
+
+
+class Allocators:
+    """Tells kmalloc() addresses from vmalloc() addresses."""
+
+    def __init__(self, prog):
+        self._prog = prog
+        self._names = {}
+
+    def of(self, address):
+        """Return ``kmalloc`` or ``vmalloc``."""
+        region = address >> _REGION_SHIFT
+        if region not in self._names:
+            self._names[region] = "kmalloc" if in_direct_map(self._prog, address) else "vmalloc"
+        return self._names[region]
+
+
+def _compound_member(prog):
+    """Return the member of struct page by which a tail page leads to its head, or None."""
+    # The newer name came with commit d50569612c29 ("mm: rename the 'compound_head' field in the 'struct page' to
+    # 'compound_info'") (in v7.1).
+    names = ("compound_info", "compound_head")
+    return next((name for name in names if has_member(prog.type("struct page"), name)), None)
+
+
+def _pages(prog, addresses):
+    """Return the address of the ``struct page`` of each address in the direct map: dict by address.
+
+    drgn's virt_to_page() takes 5 us. Where the memmap is virtual, it is one array, and the direct map is linear.
+    """
+    try:
+        memmap = prog["vmemmap"].value_()
+    except LookupError:
+        return {address: virt_to_page(prog, address).value_() for address in addresses}
+    direct_map = page_to_virt(pfn_to_page(prog, 0)).value_()
+    page_bytes, struct_bytes = prog["PAGE_SIZE"].value_(), sizeof(prog.type("struct page"))
+    pages = {address: memmap + (address - direct_map) // page_bytes * struct_bytes for address in addresses}
+    for address in (min(pages), max(pages)):
+        if pages[address] != virt_to_page(prog, address).value_():
+            raise CollectError("bad_core", "0x%x is not in the direct map" % address)
+    return pages
+
+
+def _heads(prog, pages):
+    """Return the head of each ``struct page``'s compound page, the page itself without one: dict by address."""
+    member = _compound_member(prog)
+    offset = offsetof(prog.type("struct page"), member)
+    links = read_words(prog, [page + offset for page in pages])
+    has_mask = member == "compound_info" and _has_compound_mask(prog)
     heads = {}
-    for address, page_address in pages.items():
-        compound_head = page.decode(data[page_address]).compound_head
-        heads[address] = compound_head - 1 if compound_head & 1 else page_address
-    data.update(read_each(prog, [head for head in heads.values() if head not in data], struct_bytes))
+    for page in pages:
+        link = links[page + offset]
+        heads[page] = page if not link & 1 else page & link if has_mask else link - 1
+    return heads
+
+
+def _has_compound_mask(prog):
+    """Whether compound_info masks the address of a tail page to that of its head: compound_info_has_mask().
+
+    Since commit 8c846c879e22 ("mm: rework compound_head() for power-of-2 sizeof(struct page)") (in v7.1).
+    """
+    struct_bytes = sizeof(prog.type("struct page"))
+    return not struct_bytes & struct_bytes - 1 and has_member(prog.type("struct zone"), "vmemmap_tails")
+
+
+def _head_allocations(prog, heads):
+    """Return the Allocation of an object in each slab, or of the pages of each large kmalloc(): dict by head page."""
+    page_type = prog.type("struct page")
+    data = read_each(prog, heads, sizeof(page_type))
+    is_slab = slab_test(prog)
     slab = Members(prog, slab_type(prog), cache="slab_cache")
-    slab_mark, head_mark = (1 << prog.constant(name).value_() for name in ("PG_slab", "PG_head"))
-    flags = {head: page.decode(data[head]).flags for head in heads.values()}
-    caches = {head: slab.decode(data[head]).cache for head in flags if flags[head] & slab_mark}
+    caches = {head: slab.decode(data[head]).cache for head in heads if is_slab(data[head])}
     cache = Members(prog, "struct kmem_cache", size="size", object_size="object_size")
-    cache_sizes = {address: cache.read(prog, address) for address in set(caches.values())}
-    # The first tail page has the order.
-    tails = {head: head + struct_bytes for head in flags if head not in caches and flags[head] & head_mark}
-    tail = Members(prog, page_type, order="compound_order")
-    data = read_each(prog, tails.values(), struct_bytes)
-    sizes = {}
-    for address, head in heads.items():
+    cache_fields = {address: cache.read(prog, address) for address in set(caches.values())}
+    flags = Members(prog, page_type, flags="flags")
+    head_mark = 1 << prog.constant("PG_head").value_()
+    compound = [head for head in heads if head not in caches and flags.decode(data[head]).flags & head_mark]
+    orders = _compound_orders(prog, compound)
+    page_bytes = prog["PAGE_SIZE"].value_()
+    allocations = {}
+    for head in heads:
         if head in caches:
-            cache_size = cache_sizes[caches[head]]
-            sizes[address] = Allocation(cache_size.size, cache_size.object_size)
+            fields = cache_fields[caches[head]]
+            allocations[head] = Allocation(fields.size, fields.object_size)
         else:
-            order = tail.decode(data[tails[head]]).order if head in tails else 0
-            sizes[address] = Allocation(page_bytes << order, page_bytes << order)
-    return sizes
+            size = page_bytes << orders.get(head, 0)
+            allocations[head] = Allocation(size, size)
+    return allocations
+
+
+def _compound_orders(prog, heads):
+    """Return the order of each compound page, which its first tail page has: dict by head page."""
+    page_type = prog.type("struct page")
+    if has_member(page_type, "compound_order"):
+        # Before commit 1c5509be58f6 ("mm: remove 'First tail page' members from struct page") (in v6.3).
+        offset = sizeof(page_type)
+        tail = Members(prog, page_type, order="compound_order")
+    else:
+        offset, folio_type = 0, prog.type("struct folio")
+        # Before commit ebc1baf5c9b4 ("mm: free up a word in the first tail page") (in v6.6) it is in _folio_order.
+        name = "_folio_order" if has_member(folio_type, "_folio_order") else "_flags_1"
+        tail = Members(prog, folio_type, order=name)
+    data = read_each(prog, [head + offset for head in heads], tail.end)
+    return {head: tail.decode(data[head + offset]).order & _ORDER_MASK for head in heads}
 
 
 def vmalloc_allocation(prog, address):

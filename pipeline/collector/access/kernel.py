@@ -44,6 +44,7 @@ _DECLARATIONS = {
     "radix_tree_node_cachep": "struct kmem_cache *",
     "root_mem_cgroup": "struct mem_cgroup *",
     "saved_command_line": "char *",
+    "shrinker_nr_max": "int",
     "slab_caches": "struct list_head",
     "super_blocks": "struct list_head",
     "timekeeper_data": "struct tk_data []",

@@ -8,6 +8,12 @@ class Held(namedtuple("Held", "online_bytes dying_bytes left_bytes")):
 
     __slots__ = ()
 
+    @classmethod
+    def of_memcgs(cls, bytes_by_memcg):
+        """Return the Held of memcgs that exist, by Memcg."""
+        online_bytes = sum(size for memcg, size in bytes_by_memcg.items() if memcg.online)
+        return cls(online_bytes, sum(bytes_by_memcg.values()) - online_bytes, 0)
+
     @property
     def total_bytes(self):
         return sum(self)

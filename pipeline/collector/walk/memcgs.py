@@ -1,10 +1,14 @@
 """Every memory cgroup, online or dying: its ids, its path and its parent."""
 
-from ..access.memory import Members, c_string, has_member, walk_list
+from drgn import offsetof
+
+from ..access.memory import Members, c_string, has_member, read_each, walk_list, words
 from ..status import CollectError
+from .nodes import nr_node_ids
 
 # Bounds the walk over a broken tree.
 _MAX_MEMCGS = 1 << 20
+_POINTER_BYTES = 8
 _CSS_ONLINE = 1 << 1
 # Since commit 33c35aa48178 ("cgroup: Prevent kill_css() from being called more than once") (in v4.12, and in stable
 # kernels); no kernel used the bit before.
@@ -18,6 +22,7 @@ class Memcg:
     :ivar cache_id: ``kmemcg_id``, the index of its lists in each list_lru. None for the root, and for a memcg that is
         not online, whose lists were reparented.
     :ivar memcg_id: ``id.id``, None before v4.7.
+    :ivar cgroup: address of its ``struct cgroup``.
     :ivar path: bytes, as from cgroup_path().
     :ivar parent: Memcg, None for the root.
     :ivar online: CSS_ONLINE, and its lists are its own.
@@ -32,6 +37,7 @@ class Memcg:
         self.memcg_id = getattr(fields, "memcg_id", None)
         self.online = bool(fields.flags & _CSS_ONLINE) and not _is_reparented(fields, parent)
         self.cache_id = fields.cache_id if self.online and fields.cache_id >= 0 else None
+        self.cgroup = fields.cgroup
         self.serial_nr = fields.serial_nr
         self.dir_rev = dir_rev
         self.path = path
@@ -113,3 +119,13 @@ def walk(prog):
             memcgs.append(Memcg(address, fields, path, getattr(directory, "dir_rev", None), parent))
             first_children.append(fields.first_child)
     return memcgs
+
+
+def node_structs(prog, memcgs):
+    """Return the addresses of each Memcg's ``struct mem_cgroup_per_node``: dict of Memcg to list.
+
+    nodeinfo has nr_node_ids pointers, of which those of impossible nodes are NULL.
+    """
+    offset, size = offsetof(prog.type("struct mem_cgroup"), "nodeinfo"), _POINTER_BYTES * nr_node_ids(prog)
+    data = read_each(prog, [memcg.address + offset for memcg in memcgs], size)
+    return {memcg: [node for node in words(prog, data[memcg.address + offset]) if node] for memcg in memcgs}

@@ -1,0 +1,81 @@
+"""The arrays with an element for each memcg-aware shrinker, of every memcg and possible node.
+
+A memcg-aware shrinker has an id; a superblock is one such shrinker. Each memcg has on each node a bitmap by these ids,
+by which reclaim skips the shrinkers without objects of the memcg, and since v5.13 a counter for each id. A new highest
+id lengthens the arrays of all memcgs. They never shrink.
+"""
+
+from collections import namedtuple
+
+from drgn import offsetof, sizeof
+
+from ..access.memory import Members, has_member, read_each, read_words, words
+from ..status import CollectError
+from . import memcgs, slab
+from .held import Held
+
+_WORD_BYTES = 8
+# The ids of a word of the bitmap, and of a struct shrinker_info_unit: SHRINKER_UNIT_BITS.
+_WORD_BITS = 64
+# Bounds a broken array: about as many superblocks can be mounted.
+_MAX_IDS = 1 << 20
+# The pointer in struct mem_cgroup_per_node: commit 0a4465d34028 ("mm, memcg: assign memcg-aware shrinkers bitmap to
+# memcg") (in v4.19) has the older name, commit e4262c4f51d6 ("mm: memcontrol: rename shrinker_map to shrinker_info")
+# (in v5.13) the newer one.
+_NAMES = ("shrinker_info", "shrinker_map")
+
+
+Count = namedtuple("Count", "held ids")
+"""The Held of all arrays, and shrinker_nr_max: one more than the highest id so far, since v6.4 rounded up to 64."""
+
+
+def count(prog, memcg_list):
+    """Return the Count of a kernel, or None if it has no such arrays.
+
+    A memcg has them from when it is online until it is freed; the root has none before v5.13.
+
+    :raises CollectError: ``bad_core``: an array is for an impossible number of ids.
+    """
+    node_type = prog.type("struct mem_cgroup_per_node")
+    name = next((name for name in _NAMES if has_member(node_type, name)), None)
+    if name is None:
+        return None
+    nodes = memcgs.node_structs(prog, memcg_list)
+    offset = offsetof(node_type, name)
+    pointers = read_words(prog, [node + offset for memcg in memcg_list for node in nodes[memcg]])
+    infos = {memcg: [pointers[node + offset] for node in nodes[memcg]] for memcg in memcg_list}
+    addresses = [info for info in pointers.values() if info]
+    # The kernel lengthens all arrays before it raises shrinker_nr_max.
+    ids = prog["shrinker_nr_max"].value_()
+    info_type = prog.type("struct memcg_shrinker_map" if name == "shrinker_map" else "struct shrinker_info")
+    sizes = slab.allocated_bytes(prog, addresses, sizeof(info_type) + _WORD_BYTES * -(-ids // _WORD_BITS))
+    if has_member(info_type, "unit"):
+        units = _units(prog, info_type, addresses)
+        unit_bytes = slab.uniform_bytes(
+            prog, [unit for info in addresses for unit in units[info]], sizeof(prog.type("struct shrinker_info_unit"))
+        )
+        sizes = {info: sizes[info] + len(units[info]) * unit_bytes for info in addresses}
+    held_bytes = {memcg: sum(sizes[info] for info in infos[memcg] if info) for memcg in memcg_list}
+    return Count(Held.of_memcgs(held_bytes), ids)
+
+
+def _units(prog, info_type, infos):
+    """Return the addresses of the units of each ``struct shrinker_info``: dict by its address.
+
+    The struct has units since commit 307bececcd12 ("mm: shrinker: add a secondary array for shrinker_info::{map,
+    nr_deferred}") (in v6.7); before that, map and counters follow it in one allocation.
+    """
+    members = Members(prog, info_type, ids="map_nr_max")
+    data = read_each(prog, infos, members.end)
+    infos_by_ids = {}
+    for info in infos:
+        infos_by_ids.setdefault(members.decode(data[info]).ids, []).append(info)
+    header_bytes = sizeof(info_type)
+    units = {}
+    for ids, group in infos_by_ids.items():
+        if not 0 <= ids <= _MAX_IDS:
+            raise CollectError("bad_core", "the shrinker_info at 0x%x is for %d ids" % (group[0], ids))
+        size = header_bytes + _WORD_BYTES * -(-ids // _WORD_BITS)
+        for info, array in read_each(prog, group, size).items():
+            units[info] = [unit for unit in words(prog, array[header_bytes:]) if unit]
+    return units

@@ -6,16 +6,21 @@ A part that cannot be counted is left out with a note, and never ends the audit.
 from drgn import FaultError
 
 from .status import CollectError
+from .walk import layouts, memcg_structs, shrinker_infos
 from .walk.held import Held
 
 
-def parts(findings, memcg_list):
+def parts(prog, findings, memcg_list):
     """Return the rows of each part, and notes on the parts that could not be counted.
 
     :param findings: list_lrus.Findings.
     :param memcg_list: list of Memcg, empty on a kernel without lists for memcgs.
     """
-    counters = {"list_lru": lambda: _list_lrus(findings, memcg_list)}
+    counters = {
+        "list_lru": lambda: (_list_lrus(findings, memcg_list), "exact"),
+        "shrinker_info": lambda: (_shrinker_infos(prog, memcg_list), "exact"),
+        "memcg_structs": lambda: (memcg_structs.count(prog, memcg_list), "exact"),
+    }
     rows, notes = [], []
     for part, count in counters.items():
         try:
@@ -40,10 +45,34 @@ def _row(part, held, basis):
     }
 
 
-def _list_lrus(findings, memcg_list):
-    """Return the Held of all list_lrus, and its basis.
+def _shrinker_infos(prog, memcg_list):
+    counted = shrinker_infos.count(prog, memcg_list)
+    return counted and counted.held
 
-    An eager kernel has lists for ids that no memcg has; they and their part of the pointer arrays are left.
+
+def _list_lrus(findings, memcg_list):
+    """Return the Held of all list_lrus.
+
+    An eager kernel has objects and pointers for ids that no online memcg has: they are left. A lazy kernel frees an
+    entry with its memcg. Node arrays have the lists of the root memcg, which is online.
     """
+    online_ids = {memcg.cache_id for memcg in memcg_list if memcg.cache_id is not None}
+    dying_ids = {memcg.memcg_id for memcg in memcg_list if not memcg.online} - online_ids
+    dying_bytes = left_bytes = 0
+    for lru in findings.list_lrus:
+        objects = lru.list_lru_one_objects
+        if findings.layout in layouts.EAGER:
+            online, dying = lru.nodes * len(online_ids), 0
+        else:
+            online, dying = (sum(memcg_id in ids for memcg_id in lru.ids) for ids in (online_ids, dying_ids))
+        entry_bytes = lru.list_lru_one_bytes + lru.xa_node_bytes
+        dying_bytes += _share(entry_bytes, dying, objects)
+        left_bytes += _share(entry_bytes, objects - online - dying, objects)
+        if lru.cache_ids:
+            left_bytes += _share(lru.pointer_array_bytes, lru.cache_ids - len(online_ids), lru.cache_ids)
     total_bytes = sum(lru.total_bytes for lru in findings.list_lrus)
-    return Held(total_bytes, 0, 0), "exact"
+    return Held(total_bytes - dying_bytes - left_bytes, dying_bytes, left_bytes)
+
+
+def _share(size, part, whole):
+    return size * part // whole if whole else 0

@@ -94,7 +94,7 @@ def take(kernel, scan_charges=True, target=estimate.DEFAULT_TARGET, verify=False
         snapshot.superblocks.add(**_superblock_row(sb, owners.get(sb.address)))
     for row in _memcg_rows(findings, memcg_list, object_charges, estimator):
         snapshot.memcgs.add(**row)
-    parts, memory_notes = memcg_memory.parts(findings, memcg_list) if memcg_list else ([], [])
+    parts, memory_notes = memcg_memory.parts(prog, findings, memcg_list) if memcg_list else ([], [])
     for row in parts:
         snapshot.memcg_memory.add(**row)
     row = _target_row(kernel, findings, sbs, memcg_list)

@@ -4,7 +4,6 @@ from collections import namedtuple
 
 from drgn import FaultError
 
-
 # Since commit d42f3245c7e2 ("mm: memcg: convert vmstat slab counters to bytes") (in v5.9) the items have the suffix _B.
 # The global counters stay in pages.
 _SLAB_UNRECLAIMABLE = ("NR_SLAB_UNRECLAIMABLE_B", "NR_SLAB_UNRECLAIMABLE")

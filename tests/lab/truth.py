@@ -13,15 +13,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests import reference, reference_charges
+from tests import reference, reference_charges, reference_percpu
 from tests.lab.kernels import Kernel
 from tests.lab.reduce import FullCore
 
 
 def write(core: Path, kernel: Kernel, folder: Path, run_references: bool = True) -> None:
-    """Write reference.json and charges.json to `folder`, and crash.json if crash can open the core.
+    """Write reference.json, charges.json and percpu.json to `folder`, and crash.json if crash can open the core.
 
-    :param run_references: write reference.json and charges.json, which takes long for a large core.
+    :param run_references: write all but crash.json, which takes long for a large core.
     """
     assert kernel.vmlinux
     if run_references:
@@ -29,6 +29,7 @@ def write(core: Path, kernel: Kernel, folder: Path, run_references: bool = True)
         prog.load_debug_info([kernel.vmlinux])
         (folder / "reference.json").write_text(reference.dumps(reference.read(prog)))
         (folder / "charges.json").write_text(reference.dumps(reference_charges.read(prog)))
+        (folder / "percpu.json").write_text(reference.dumps(reference_percpu.read(prog)))
     crash_report = crash(core, kernel.vmlinux)
     if crash_report:
         (folder / "crash.json").write_text(json.dumps(crash_report, indent=1) + "\n")

@@ -1,0 +1,274 @@
+"""Per-CPU memory: the pages that no allocation uses, and the allocations of memcgs.
+
+The kernel has per-CPU memory in chunks. A chunk has an address range for each unit, and all units have the same pages
+populated and the same bytes allocated. So every figure is the count of one unit times pcpu_nr_units. A unit belongs to
+a possible CPU, or is padding: that has no memory, but Percpu of /proc/meminfo has it, too.
+"""
+
+import struct
+from collections import namedtuple
+from contextlib import suppress
+from functools import reduce
+
+from drgn import Object, TypeKind, offsetof, sizeof
+
+from ..access.memory import Members, has_member, is_running, read, read_each, struct_prefix, walk_list, words
+from ..status import CollectError
+from .held import Held
+from .nodes import nr_node_ids
+from .pointer_arrays import check_range
+
+# Bounds pcpu_nr_slots: one for each power of two of an int, and four for other chunks.
+_MAX_SLOTS = 64
+# Bounds pcpu_nr_units: the largest NR_CPUS is 8192; padding can almost double it.
+_MAX_UNITS = 1 << 14
+# Bounds the walk over broken lists: with the smallest chunks, of 32 KB a unit, it is 2 GB a CPU.
+_MAX_CHUNKS = 1 << 16
+# Bounds pcpu_chunk.nr_pages: 4 GB a unit.
+_MAX_PAGES = 1 << 20
+_WORD_BYTES = 8
+_LIST_HEAD_BYTES = 16
+# percpu_ref marks its state in the low bits (__PERCPU_REF_FLAG_BITS). Allocations are aligned to PCPU_MIN_ALLOC_SIZE.
+_FLAGS = 3
+
+
+Chunk = namedtuple("Chunk", "pages populated_pages empty_pages used_bytes")
+"""A chunk, in one unit: its pages, those populated, those of them without an allocation, and the bytes allocated."""
+
+
+class Chunks:
+    """All chunks but the first and the reserved one, with which the kernel is booted and which it keeps whole.
+
+    :ivar chunks: list of Chunk.
+    :ivar page_bytes: bytes of a page in all units.
+    :ivar populated_bytes: of all units, like those below.
+    :ivar used_bytes: allocated.
+    :ivar partly_used_bytes: of the pages with an allocation.
+    """
+
+    def __init__(self, chunks, page_bytes, nr_units):
+        self.chunks = chunks
+        self.page_bytes = page_bytes * nr_units
+        self.populated_bytes = sum(chunk.populated_pages for chunk in chunks) * self.page_bytes
+        self.used_bytes = sum(chunk.used_bytes for chunk in chunks) * nr_units
+        self.partly_used_bytes = sum(chunk.populated_pages - chunk.empty_pages for chunk in chunks) * self.page_bytes
+
+
+def left(prog):
+    """Return the Chunks of a kernel: what they leave unused is populated_bytes - used_bytes.
+
+    :raises CollectError: ``bad_core``: the chunks do not have the pages that the kernel counts.
+    :raises LookupError: the kernel is older than commit 40064aeca35c ("percpu: replace area map allocator with bitmap")
+        (in v4.14), before which chunks do not have these members.
+    """
+    page_bytes = prog["PAGE_SIZE"].value_()
+    first_chunk = prog["pcpu_first_chunk"].value_()
+    chunks, first = [], None
+    for address, fields in _walk_chunks(prog):
+        pages = check_range(1, fields.pages, _MAX_PAGES, "pcpu_chunk.nr_pages")
+        populated = check_range(0, fields.populated, pages, "pcpu_chunk.nr_populated")
+        empty = check_range(0, fields.empty, pages, "pcpu_chunk.nr_empty_pop_pages")
+        free = check_range(0, fields.free, pages * page_bytes, "pcpu_chunk.free_bytes")
+        if address == first_chunk:
+            first = fields
+        else:
+            chunks.append(Chunk(pages, populated, empty, pages * page_bytes - free))
+    if first is None:
+        raise CollectError("bad_core", "the first per-CPU chunk is not on the lists of chunks")
+    if not is_running(prog):
+        # In front of the first chunk are the static variables and the reserved chunk.
+        first_end = first.base + first.pages * page_bytes - first.end_offset
+        first_pages = (first_end - prog["pcpu_base_addr"].value_()) // page_bytes
+        _check_count(prog, first_pages + sum(chunk.populated_pages for chunk in chunks))
+    return Chunks(chunks, page_bytes, _nr_units(prog))
+
+
+def _check_count(prog, pages):
+    """Compare the pages of all chunks with the kernel's count, which balance work changes with each chunk."""
+    try:
+        counted_pages = prog["pcpu_nr_populated"].value_()
+    except LookupError:
+        # Before commit 7e8a6304d541 ("/proc/meminfo: add percpu populated pages count") (in v4.20).
+        return
+    if pages != counted_pages:
+        message = "the per-CPU chunks have %d pages, but the kernel counts %d" % (pages, counted_pages)
+        raise CollectError("bad_core", message)
+
+
+def left_upgraded_bytes(chunks):
+    """Return the bytes that a kernel since v5.14 would leave unused with the allocations of these Chunks: a model.
+
+    Since commit f183324133ea ("percpu: implement partial chunk depopulation") (in v5.14) a chunk gives back its empty
+    pages when an allocation in it is freed, they are a quarter of its pages, and the other chunks have more than
+    PCPU_EMPTY_POP_PAGES_HIGH (pcpu_should_reclaim_chunk()). The first chunk that becomes so empty finds no others, and
+    keeps its pages until another allocation in it is freed: here it is the one with the most.
+    """
+    empty_pages = sorted(chunk.empty_pages for chunk in chunks.chunks if chunk.empty_pages >= chunk.pages // 4)
+    return chunks.populated_bytes - chunks.used_bytes - sum(empty_pages[:-1]) * chunks.page_bytes
+
+
+def _nr_units(prog):
+    return check_range(1, prog["pcpu_nr_units"].value_(), _MAX_UNITS, "pcpu_nr_units")
+
+
+def _walk_chunks(prog):
+    """Yield the address and the decoded members of each ``struct pcpu_chunk`` but the reserved one."""
+    chunk_type = prog.type("struct pcpu_chunk")
+    members = Members(
+        prog,
+        chunk_type,
+        next="list.next",
+        base="base_addr",
+        pages="nr_pages",
+        populated="nr_populated",
+        empty="nr_empty_pop_pages",
+        free="free_bytes",
+        end_offset="end_offset",
+    )
+    lists, count = _lists(prog)
+    heads = words(prog, read(prog, lists, count * _LIST_HEAD_BYTES))
+    for i, first in enumerate(heads[::2]):
+        head = lists + i * _LIST_HEAD_BYTES
+        for address, fields in walk_list(prog, members, first, head, offsetof(chunk_type, "list"), _MAX_CHUNKS):
+            yield address, fields
+
+
+def _lists(prog):
+    """Return the address of the array of lists of chunks, and their number."""
+    slots = check_range(1, prog["pcpu_nr_slots"].value_(), _MAX_SLOTS, "pcpu_nr_slots")
+    try:
+        lists = prog["pcpu_chunk_lists"].value_()
+    except LookupError:
+        # Before commit 3c7be18ac9a0 ("mm: memcg/percpu: account percpu memory to memory cgroups") (in v5.9).
+        return prog["pcpu_slot"].value_(), slots
+    try:
+        # Before commit faf65dde844a ("percpu: rework memcg accounting") (in v5.14) charged allocations had chunks and
+        # lists of their own.
+        return lists, slots * prog.constant("PCPU_NR_CHUNK_TYPES").value_()
+    except LookupError:
+        return lists, slots
+
+
+def memcgs(prog, memcg_list):
+    """Return the Held of the per-CPU allocations of memcgs, of their cgroups, and of the perf events of these.
+
+    :param memcg_list: list of Memcg.
+    """
+    static = range(prog.symbol("__per_cpu_start").address, prog.symbol("__per_cpu_end").address)
+    unit_bytes = {True: 0, False: 0}
+    # By name of the struct and address: whether the memcg that it is part of is online.
+    online = {"struct mem_cgroup": {memcg.address: memcg.online for memcg in memcg_list}}
+    for name, allocations, parts in _structs(prog):
+        if not online.get(name):
+            continue
+        struct_type = prog.type(name)
+        # percpu_ref has its pointer in an unsigned long, and that points to one.
+        sizes = {
+            path: sizeof(member.type if member.kind is TypeKind.POINTER else member)
+            for path, member in _member_types(struct_type, allocations).items()
+        }
+        part_types = _member_types(struct_type, parts)
+        part_paths = [path for path, member in part_types.items() if member.kind is TypeKind.POINTER]
+        part_addresses = [online.setdefault(parts[path], {}) for path in part_paths]
+        for address, pointers in _read_pointers(struct_type, online[name], [*sizes, *part_paths]):
+            is_online = online[name][address]
+            for size, pointer in zip(sizes.values(), pointers):
+                pointer &= ~_FLAGS
+                # Those of the root are static variables.
+                if pointer and pointer not in static:
+                    unit_bytes[is_online] += size
+            for addresses, pointer in zip(part_addresses, pointers[len(sizes) :]):
+                if pointer:
+                    # A cgroup can have a dying memcg, and an online one since its controller was enabled again.
+                    addresses[pointer] = is_online or addresses.get(pointer, False)
+    nr_units = _nr_units(prog)
+    return Held(unit_bytes[True] * nr_units, unit_bytes[False] * nr_units, 0)
+
+
+def _structs(prog):
+    """Return of each struct its name, the paths of its per-CPU pointers, and a dict of path to struct of its parts.
+
+    No kernel has all of these members. A struct comes behind those that point to it.
+    """
+    nodes = {"nodeinfo[%d]" % nid: "struct mem_cgroup_per_node" for nid in range(nr_node_ids(prog))}
+    # Since commit 5f69a6577bc3 ("psi: dont alloc memory for psi by default") (in v6.0) it is not in struct cgroup.
+    cgroup_parts = {"psi": "struct psi_group"}
+    with suppress(LookupError):  # without CONFIG_CGROUP_PERF
+        # The one controller that every cgroup of cgroup2 has.
+        cgroup_parts["subsys[%d]" % prog.constant("perf_event_cgrp_id")] = "struct perf_cgroup"
+    # percpu_ref has a long for each CPU. Since commit 7d9ab9b6adff ("percpu_ref: release percpu memory early without
+    # PERCPU_REF_ALLOW_REINIT") (in v5.3) those of what is removed are freed at once.
+    refcnt = "refcnt.percpu_count_ptr"
+    return (
+        (
+            "struct mem_cgroup",
+            (
+                "css." + refcnt,
+                "css.rstat_cpu",
+                "cgwb_domain.completions.events.counters",
+                "vmstats_percpu",
+                # From commit 815744d75152 ("mm: memcontrol: don't batch updates of local VM stats and events") (in
+                # v5.2) to commit 2d146aa3aa84 ("mm: memcontrol: switch to rstat") (in v5.13).
+                "vmstats_local",
+                # Before commit 871789d4af80 ("mm, memcg: rename ambiguously named memory.stat counters and functions")
+                # (in v5.2).
+                "stat_cpu",
+                # Before commit a983b5ebee57 ("mm: memcontrol: fix excessive complexity in memory.stat reporting") (in
+                # v4.16).
+                "stat",
+            ),
+            dict(nodes, **{"css.cgroup": "struct cgroup", "objcg": "struct obj_cgroup"}),
+        ),
+        (
+            "struct mem_cgroup_per_node",
+            (
+                "lruvec_stats_percpu",
+                # Before commit 7e1c0d6f5820 ("memcg: switch lruvec stats to rstat") (in v5.15).
+                "lruvec_stat_cpu",
+                "lruvec_stat_local",
+            ),
+            # Since commit 01b9da291c49 ("mm: memcontrol: convert objcg to be per-memcg per-node type") (in v7.1).
+            {"objcg": "struct obj_cgroup"},
+        ),
+        ("struct obj_cgroup", (refcnt,), {}),
+        (
+            "struct cgroup",
+            (
+                "self." + refcnt,
+                "bpf." + refcnt,
+                "rstat_base_cpu",
+                # Since commit 5da3bfa029d6 ("cgroup: use separate rstat trees for each subsystem") (in v6.16).
+                "self.rstat_cpu",
+                "rstat_cpu",
+                # Before commit c58632b3631c ("cgroup: Rename stat to rstat") (in v4.18).
+                "cpu_stat",
+                "psi.pcpu",
+            ),
+            cgroup_parts,
+        ),
+        ("struct psi_group", ("pcpu",), {}),
+        ("struct perf_cgroup", ("css." + refcnt, "info"), {}),
+    )
+
+
+def _member_types(struct_type, paths):
+    """Return the types of those members that a struct has, by their paths; of the elements of an array."""
+    types = {}
+    for path in paths:
+        if has_member(struct_type, path):
+            names = path.partition("[")[0].split(".")
+            member_type = reduce(getattr, names, Object(struct_type.prog, struct_type, address=0)).type_
+            types[path] = member_type.type if member_type.kind is TypeKind.ARRAY else member_type
+    return types
+
+
+def _read_pointers(struct_type, addresses, paths):
+    """Yield the address of each struct, and a list of its pointers in the order of their paths."""
+    prog = struct_type.prog
+    offsets = [offsetof(struct_type, path) for path in paths]
+    start = min(offsets)
+    word_indexes = [(offset - start) // _WORD_BYTES for offset in offsets]
+    decoder = struct.Struct("%s%dQ" % (struct_prefix(prog), max(word_indexes) + 1))
+    for address, data in read_each(prog, [address + start for address in addresses], decoder.size).items():
+        pointers = decoder.unpack(data)
+        yield address - start, [pointers[i] for i in word_indexes]

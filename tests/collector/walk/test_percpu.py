@@ -1,0 +1,248 @@
+"""Per-CPU memory: of real kernels by the bitmaps of the allocator, of older ones in memory that is laid out by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from drgn import FindObjectFlags, Object, Program
+
+from pipeline.collector.status import CollectError
+from pipeline.collector.walk import memcgs, percpu
+from pipeline.collector.walk.percpu import Chunk, Chunks
+from tests.collector.conftest import Core, with_cores
+from tests.collector.made import SyntheticKernel
+
+UNITS = 4
+
+CHUNK = """
+struct pcpu_chunk {
+    struct list_head list; int free_bytes; void *base_addr; int start_offset; int end_offset; int nr_pages;
+    int nr_populated; int nr_empty_pop_pages;
+};
+"""
+
+
+class PerCpuKernel(SyntheticKernel):
+    """A kernel with 3 lists of chunks of a type. The first chunk has 2 pages, behind 5 with static variables.
+
+    :param array: the variable with the lists.
+    :param types: of chunks.
+    """
+
+    def __init__(self, array: str = "pcpu_chunk_lists", types: int = 1) -> None:
+        super().__init__(CHUNK)
+        self.array = self.next_data
+        self.next_data += 256
+        self.zero(self.array, 256)
+        for i in range(3 * types):
+            self.words(self.array + 16 * i, self.array + 16 * i, self.array + 16 * i)
+        self.variable(array, "struct list_head *", self.array)
+        self.variable("pcpu_nr_slots", "int", 3)
+        self.variable("pcpu_nr_units", "int", UNITS)
+        self.variable("pcpu_base_addr", "void *", 0x10000)
+        # 5 pages and 0x800 bytes behind: a whole number of pages with the 0x800 that are not its own.
+        first = self.chunk(0, pages=2, populated=2, empty=1, used=0x1000, base_addr=0x15000, end_offset=0x800)
+        self.variable("pcpu_first_chunk", "struct pcpu_chunk *", first)
+        self.count = self.variable("pcpu_nr_populated", "unsigned long", 6)
+
+    def chunk(self, index: int, pages: int, populated: int, empty: int, used: int, **members: int) -> int:
+        """Add a chunk at the head of a list."""
+        address, self.next_data = self.next_data, self.next_data + 128
+        self.zero(address, 128)
+        members.update(nr_pages=pages, nr_populated=populated, nr_empty_pop_pages=empty)
+        self.put(address, "struct pcpu_chunk", free_bytes=4096 * pages - used, **members)
+        head = self.array + 16 * index
+        self.words(address, self.prog.read_word(head), head)
+        self.words(head, address)
+        return address
+
+
+def constant(prog: Program, constant_name: str, value: int) -> None:
+    def find(prog: Program, name: str, flags: FindObjectFlags, filename: str | None) -> Object | None:
+        return Object(prog, "int", value=value) if name == constant_name and flags & FindObjectFlags.CONSTANT else None
+
+    prog.register_object_finder(constant_name, find, enable_index=0)
+
+
+has_percpu = with_cores(lambda core: core.has_truth("percpu.json"))
+
+
+@has_percpu
+def test_chunks_have_the_pages_and_bytes_of_their_bitmaps(core: Core) -> None:
+    chunks = percpu.left(core.kernel.prog)
+    bitmaps = json.loads(core.truth("percpu.json"))
+    for name in ("populated_bytes", "used_bytes", "partly_used_bytes"):
+        assert getattr(chunks, name) == bitmaps[name], name
+
+
+@has_percpu
+def test_memcgs_have_the_allocations_that_their_structs_point_to(core: Core) -> None:
+    prog = core.kernel.prog
+    memcg_bytes = percpu.memcgs(prog, memcgs.walk(prog))
+    bitmaps = json.loads(core.truth("percpu.json"))
+    assert memcg_bytes == (bitmaps["online_memcg_bytes"], bitmaps["dying_memcg_bytes"], 0)
+
+
+def test_chunks_are_part_of_meminfos_percpu(core: Core) -> None:
+    match = re.search(r"^Percpu: +(\d+) kB", core.truth("meminfo"), re.MULTILINE)
+    assert match
+    chunks = percpu.left(core.kernel.prog)
+    assert 0 < chunks.used_bytes <= chunks.partly_used_bytes <= chunks.populated_bytes < 1024 * int(match[1])
+
+
+def test_a_kernel_since_v5_14_has_given_back_what_it_would(lazy_core: Core) -> None:
+    chunks = percpu.left(lazy_core.kernel.prog)
+    assert percpu.left_upgraded_bytes(chunks) == chunks.populated_bytes - chunks.used_bytes
+
+
+@pytest.mark.parametrize(
+    ("array", "types"),
+    [("pcpu_slot", 1), ("pcpu_chunk_lists", 2), ("pcpu_chunk_lists", 1)],
+    ids=["before v5.9", "before v5.14", "v5.14"],
+)
+def test_all_lists_are_walked(array: str, types: int) -> None:
+    kernel = PerCpuKernel(array, types)
+    if types > 1:
+        constant(kernel.prog, "PCPU_NR_CHUNK_TYPES", types)
+    kernel.chunk(0, pages=8, populated=8, empty=0, used=0x7FF0)
+    kernel.chunk(3 * types - 1, pages=8, populated=3, empty=1, used=20)
+    kernel.number(kernel.count, 8, 6 + 8 + 3)
+    chunks = percpu.left(kernel.prog)
+    assert chunks.populated_bytes == (8 + 3) * 4096 * UNITS
+    assert chunks.used_bytes == (0x7FF0 + 20) * UNITS
+    assert chunks.partly_used_bytes == (8 + 2) * 4096 * UNITS
+
+
+def test_pages_that_the_kernel_does_not_count_are_damage() -> None:
+    kernel = PerCpuKernel()
+    kernel.chunk(1, pages=8, populated=8, empty=8, used=0)
+    with pytest.raises(CollectError, match="the per-CPU chunks have 14 pages, but the kernel counts 6"):
+        percpu.left(kernel.prog)
+
+
+def test_the_count_of_a_running_kernel_may_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = PerCpuKernel()
+    kernel.chunk(1, pages=8, populated=8, empty=8, used=0)
+    monkeypatch.setattr(percpu, "is_running", lambda prog: True)
+    assert percpu.left(kernel.prog).populated_bytes == 8 * 4096 * UNITS
+
+
+def test_a_list_in_a_circle_is_damage() -> None:
+    kernel = PerCpuKernel()
+    chunk = kernel.chunk(1, pages=8, populated=8, empty=8, used=0)
+    kernel.words(chunk, chunk)
+    with pytest.raises(CollectError, match="a list of struct pcpu_chunk does not end"):
+        percpu.left(kernel.prog)
+
+
+@pytest.mark.parametrize("variable", ["pcpu_nr_slots", "pcpu_nr_units"])
+@pytest.mark.parametrize("value", [0, -1, 1 << 30])
+def test_a_count_that_cannot_be_is_damage(variable: str, value: int) -> None:
+    kernel = PerCpuKernel()
+    kernel.number(kernel.variables[variable][1], 4, value)
+    with pytest.raises(CollectError, match=variable):
+        percpu.left(kernel.prog)
+
+
+# Each chunk has 64 pages: a quarter is 16.
+@pytest.mark.parametrize(
+    ("empty_pages", "kept_pages"),
+    [
+        ([60], 60),
+        ([15, 15, 15], 45),  # less than a quarter each
+        ([16, 15, 17], 32),  # a quarter, less, and more: the one with the most keeps them
+        ([30, 40, 20, 5], 45),
+    ],
+)
+def test_empty_pages_that_are_kept_since_v5_14(empty_pages: list[int], kept_pages: int) -> None:
+    # 4 bytes are allocated in each page that is not empty.
+    chunks = Chunks([Chunk(64, 64, empty, 4 * (64 - empty)) for empty in empty_pages], 4096, UNITS)
+    used_pages = 64 * len(empty_pages) - sum(empty_pages)
+    assert percpu.left_upgraded_bytes(chunks) == (kept_pages * 4096 + used_pages * (4096 - 4)) * UNITS
+
+
+# As in v4.20 to v5.1; psi_group is empty without CONFIG_PSI.
+MEMCG = """
+struct percpu_ref { unsigned long percpu_count_ptr; };
+struct cgroup_subsys_state { struct cgroup *cgroup; struct percpu_ref refcnt; };
+struct mem_cgroup_stat_cpu { long count[10]; };
+struct lruvec_stat { long count[5]; };
+struct cgroup_rstat_cpu { long count[8]; };
+struct psi_group { };
+struct mem_cgroup_per_node { long lruvec[4]; struct lruvec_stat *lruvec_stat_cpu; };
+struct mem_cgroup {
+    struct cgroup_subsys_state css; struct mem_cgroup_stat_cpu *stat_cpu; struct mem_cgroup_per_node *nodeinfo[0];
+};
+struct cgroup {
+    struct cgroup_subsys_state self; struct cgroup_rstat_cpu *rstat_cpu; struct psi_group psi; void *effective;
+};
+"""
+DYNAMIC = 0x3BD6F0600000
+DEAD = 3  # __PERCPU_REF_ATOMIC_DEAD, which percpu_ref_exit() leaves
+
+
+class MemcgKernel(SyntheticKernel):
+    """A kernel with two nodes, to which memcgs are added."""
+
+    def __init__(self) -> None:
+        super().__init__(MEMCG)
+        self.variable("nr_node_ids", "unsigned int", 2)
+        self.variable("pcpu_nr_units", "int", UNITS)
+        self.static = self.variable("__per_cpu_start", "char")
+        self.variable("__per_cpu_end", "char")
+        self.cache("kmalloc-64", 64)
+
+    def cgroup(self, refcnt: int = DYNAMIC, rstat_cpu: int = DYNAMIC) -> int:
+        address = self.slab("kmalloc-64")
+        members = {"self__refcnt__percpu_count_ptr": refcnt, "rstat_cpu": rstat_cpu, "effective": 0x1234}
+        return self.put(address, "struct cgroup", **members)
+
+    def memcg(self, cgroup: int, online: bool = True, refcnt: int = DYNAMIC) -> Any:
+        address = self.slab("kmalloc-64")
+        members = {"css__cgroup": cgroup, "css__refcnt__percpu_count_ptr": refcnt, "stat_cpu": DYNAMIC}
+        self.put(address, "struct mem_cgroup", **members)
+        for nid in range(2):
+            node = self.slab("kmalloc-64")
+            self.put(node, "struct mem_cgroup_per_node", lruvec_stat_cpu=DYNAMIC)
+            self.words(address + 24 + 8 * nid, node)
+        return SimpleNamespace(address=address, online=online)
+
+
+MEMCG_BYTES = 8 + 80 + 2 * 40
+CGROUP_BYTES = 8 + 64
+
+
+def test_a_memcg_has_its_allocations_and_those_of_its_cgroup() -> None:
+    kernel = MemcgKernel()
+    memcg = kernel.memcg(kernel.cgroup())
+    assert percpu.memcgs(kernel.prog, [memcg]) == ((MEMCG_BYTES + CGROUP_BYTES) * UNITS, 0, 0)
+
+
+def test_a_removed_memcg_has_no_counter_of_references() -> None:
+    kernel = MemcgKernel()
+    memcg = kernel.memcg(kernel.cgroup(refcnt=DEAD), online=False, refcnt=DEAD)
+    assert percpu.memcgs(kernel.prog, [memcg]) == (0, (80 + 2 * 40 + 64) * UNITS, 0)
+
+
+def test_a_counter_of_references_that_is_not_per_cpu_any_more_has_its_memory_until_it_is_freed() -> None:
+    kernel = MemcgKernel()
+    memcg = kernel.memcg(kernel.cgroup(refcnt=DYNAMIC | DEAD))
+    assert percpu.memcgs(kernel.prog, [memcg]) == ((MEMCG_BYTES + CGROUP_BYTES) * UNITS, 0, 0)
+
+
+def test_static_variables_are_not_allocations() -> None:
+    kernel = MemcgKernel()
+    memcg = kernel.memcg(kernel.cgroup(rstat_cpu=kernel.static))
+    assert percpu.memcgs(kernel.prog, [memcg]) == ((MEMCG_BYTES + 8) * UNITS, 0, 0)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_cgroup_of_two_memcgs_is_counted_once_with_the_online_one(order: int) -> None:
+    kernel = MemcgKernel()
+    cgroup = kernel.cgroup()
+    memcg_list = [kernel.memcg(cgroup), kernel.memcg(cgroup, online=False)][::order]
+    assert percpu.memcgs(kernel.prog, memcg_list) == ((MEMCG_BYTES + CGROUP_BYTES) * UNITS, MEMCG_BYTES * UNITS, 0)

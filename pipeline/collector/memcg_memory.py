@@ -6,7 +6,7 @@ A part that cannot be counted is left out with a note, and never ends the audit.
 from drgn import FaultError
 
 from .status import CollectError
-from .walk import layouts, memcg_structs, shrinker_infos
+from .walk import layouts, memcg_caches, memcg_structs, percpu, shrinker_infos
 from .walk.held import Held
 
 
@@ -20,6 +20,10 @@ def parts(prog, findings, memcg_list):
         "list_lru": lambda: (_list_lrus(findings, memcg_list), "exact"),
         "shrinker_info": lambda: (_shrinker_infos(prog, memcg_list), "exact"),
         "memcg_structs": lambda: (memcg_structs.count(prog, memcg_list), "exact"),
+        "memcg_percpu": lambda: (percpu.memcgs(prog, memcg_list), "exact"),
+        "percpu_left": lambda: (_percpu_left(prog), "exact"),
+        "memcg_kmem_caches": lambda: _memcg_kmem_caches(prog, memcg_list),
+        "memcg_caches_arrays": lambda: (memcg_caches.count_arrays(prog, memcg_list), "exact"),
     }
     rows, notes = [], []
     for part, count in counters.items():
@@ -50,6 +54,11 @@ def _shrinker_infos(prog, memcg_list):
     return counted and counted.held
 
 
+def _percpu_left(prog):
+    chunks = percpu.left(prog)
+    return Held(0, 0, chunks.populated_bytes - chunks.used_bytes)
+
+
 def _list_lrus(findings, memcg_list):
     """Return the Held of all list_lrus.
 
@@ -76,3 +85,14 @@ def _list_lrus(findings, memcg_list):
 
 def _share(size, part, whole):
     return size * part // whole if whole else 0
+
+
+def _memcg_kmem_caches(prog, memcg_list):
+    """Return the Held of the slab caches of memcgs, and its basis."""
+    count = memcg_caches.count(prog, memcg_list)
+    if count is None:
+        return None, None
+    basis = "exact"
+    if count.sampled_one_in > 1:
+        basis = "modelled: one in %d of the free lists of CPUs was read" % count.sampled_one_in
+    return count.held, "%s; %d bytes are per-CPU memory" % (basis, count.percpu_bytes)

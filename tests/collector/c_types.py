@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from drgn import Program, Type, TypeMember
+from drgn import Object, Program, Type, TypeMember
 
 
 class CType(NamedTuple):
@@ -16,6 +16,8 @@ class CType(NamedTuple):
     size: int
     align: int
     make: Callable[[], Type]
+    bits: int = 0
+    """Width of a bit field, 0 for any other member."""
 
 
 _SCALARS = {
@@ -27,8 +29,8 @@ _SCALARS = {
 def declare(prog: Program, text: str) -> None:
     """Declare the structs and typedefs of a text in a program.
 
-    The text may have pointers, arrays, nested and anonymous structs and unions, comments, and __aligned(N) after a
-    struct.
+    The text may have pointers, arrays, bit fields, nested and anonymous structs and unions, comments, and __aligned(N)
+    after a struct. A bit field must fit behind the one before it.
     """
     types = _Parser(prog, text).types
 
@@ -43,7 +45,7 @@ class _Parser:
     def __init__(self, prog: Program, text: str) -> None:
         self.prog = prog
         self.types: dict[str, CType] = {}
-        self.tokens = re.findall(r"\w+|[{}\[\];*()]", re.sub(r"/\*.*?\*/", "", text, flags=re.S))[::-1]
+        self.tokens = re.findall(r"\w+|[{}\[\];:*()]", re.sub(r"/\*.*?\*/", "", text, flags=re.S))[::-1]
         while self.tokens:
             token = self.next()
             if token == "typedef":
@@ -71,24 +73,27 @@ class _Parser:
     def aggregate(self, kind: str, tag: str | None) -> CType:
         """Parse a struct or union after its opening brace, up to the last token before the name."""
         members: list[TypeMember] = []
-        size, align = 0, 1
+        bits, align = 0, 1
         while (token := self.next()) != "}":
             name, member = self.member(token)
-            offset = 0 if kind == "union" else _round_up(size, member.align)
-            members.append(TypeMember(member.make, name, 8 * offset))
-            size, align = max(size, offset + member.size), max(align, member.align)
+            offset = 0 if kind == "union" else bits if member.bits else _round_up(bits, 8 * member.align)
+            members.append(TypeMember(self.bit_field(member) if member.bits else member.make, name, offset))
+            bits, align = max(bits, offset + (member.bits or 8 * member.size)), max(align, member.align)
         if self.tokens[-1] == "__aligned":
             self.expect("__aligned", "(")
             align = int(self.next())
             self.expect(")")
-        size = _round_up(size, align)
+        size = _round_up(bits, 8 * align) // 8
         make = self.prog.struct_type if kind == "struct" else self.prog.union_type
         return CType(size, align, functools.cache(lambda: make(tag, size, members)))
+
+    def bit_field(self, member: CType) -> Callable[[], Object]:
+        return lambda: Object(self.prog, member.make(), bit_field_size=member.bits)
 
     def member(self, token: str) -> tuple[str | None, CType]:
         """Parse a member from its first token to its semicolon."""
         words = []
-        while token not in (";", "*", "[", "{"):
+        while token not in (";", "*", "[", "{", ":"):
             words.append(token)
             token = self.next()
         words = [word for word in words if word != "const"]
@@ -107,6 +112,9 @@ class _Parser:
         else:
             *words, name = words
             base = self.type_by_name(" ".join(words))
+        if token == ":":
+            base = base._replace(bits=int(self.next()))
+            self.expect(";")
         if token == "[":
             token = self.next()
             base = self.array(base, 0 if token == "]" else int(token))

@@ -17,6 +17,7 @@ from .memory import is_running
 # Declarations of the global variables that the collector and drgn's helpers read: BTF declares per-CPU variables only.
 _DECLARATIONS = {
     "__cpu_online_mask": "struct cpumask",
+    "__cpu_possible_mask": "struct cpumask",
     "__per_cpu_offset": "unsigned long []",
     "_totalram_pages": "atomic_long_t",
     "cgroup_memory_nokmem": "_Bool",

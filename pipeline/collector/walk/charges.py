@@ -15,9 +15,9 @@ from drgn.helpers.linux.mm import page_to_virt
 
 from ..access.memory import Members, is_running, read_each, words
 from ..status import CollectError
-from . import superblocks
+from . import memcg_caches, superblocks
 from .memmap import Memmap
-from .slab import memcg_caches, object_info, slab_count
+from .slab import object_info, slab_count
 
 # Bounds the memory for one bulk read: a slab has 4 to 32 KB.
 _SLABS_PER_READ = 256
@@ -133,7 +133,7 @@ class _Scan:
         dentry_type = self.prog.type("struct dentry")
         d_inode = Members(self.prog, dentry_type, d_inode="d_inode")
         d_sb, i_sb = offsetof(dentry_type, "d_sb"), offsetof(self.prog.type("struct inode"), "i_sb")
-        child_caches = memcg_caches(self.prog)
+        child_caches = memcg_caches.owners(self.prog)
         # Address of a root cache -> the fields lru and sb_offset of its _SlabCache.
         layouts = {self.prog["radix_tree_node_cachep"].value_(): (None, None)}
         for dentry in {sb.fstype: sb.root for sb in sbs if sb.root}.values():

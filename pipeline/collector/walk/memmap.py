@@ -56,18 +56,18 @@ class Memmap:
         self._slab_cache = offsetof(slab, "slab_cache")
         self._byte_order = byte_order(prog)
         self._objects, self._inuse, self._frozen = (
-            self._bits(slab.member(name).bit_offset, slab.member(name).bit_field_size)
+            bits(prog, page, slab.member(name).bit_offset, slab.member(name).bit_field_size)
             for name in ("objects", "inuse", "frozen")
         )
         mark_offset, mark_bytes, mark_mask, self._mark_value = _slab_mark(prog, page)
-        self._mark = self._bits(8 * mark_offset, 8 * mark_bytes, mark_mask)
+        self._mark = bits(prog, page, 8 * mark_offset, 8 * mark_bytes, mark_mask)
         vector_offset, self.element_bytes, objcg_offset = _vector_layout(prog, slab)
         self.has_vectors = vector_offset is not None
         if self.has_vectors:
-            self._vector = self._bits(8 * vector_offset, 64, ~_VECTOR_FLAGS)
+            self._vector = bits(prog, page, 8 * vector_offset, 64, ~_VECTOR_FLAGS)
         # Since commit 7a8e71bc619d ("mm/slab: use stride to access slabobj_ext") (in v7.0).
         has_stride = has_member(slab, "stride")
-        self._stride = self._bits(8 * offsetof(slab, "stride"), 32) if has_stride else None
+        self._stride = bits(prog, page, 8 * offsetof(slab, "stride"), 32) if has_stride else None
         self.objcg_word = objcg_offset // _WORD_BYTES
         self.read_bytes = 0
 
@@ -99,13 +99,6 @@ class Memmap:
         objects = self._objects.extract(page)
         is_full = self._inuse.extract(page) == objects and not self._frozen.extract(page)
         return Slab(self._direct_map + pfn * self._page_bytes, objects, is_full, vector, stride)
-
-    def _bits(self, offset, size, mask=-1):
-        """Return the _Bits of a member of a ``struct page``; offset and size are in bits, as drgn counts them."""
-        # In big-endian memory drgn counts from the most significant bit.
-        is_little_endian = self._byte_order == "little"
-        shift = offset if is_little_endian else 8 * self._struct_bytes - offset - size
-        return _Bits(shift, (1 << size) - 1 & mask)
 
     def _pieces(self):
         """Yield the first page frame number and the data of each readable piece of the memmap."""
@@ -140,13 +133,20 @@ class Memmap:
             return False
 
 
-class _Bits(namedtuple("_Bits", "shift mask")):
+class Bits(namedtuple("Bits", "shift mask")):
     """Bits of a struct that was decoded as one number."""
 
     __slots__ = ()
 
     def extract(self, value):
         return value >> self.shift & self.mask
+
+
+def bits(prog, struct_type, offset, size, mask=-1):
+    """Return the Bits of a member of a struct; offset and size are in bits, as drgn counts them."""
+    # In big-endian memory drgn counts from the most significant bit.
+    shift = offset if byte_order(prog) == "little" else 8 * sizeof(struct_type) - offset - size
+    return Bits(shift, (1 << size) - 1 & mask)
 
 
 def _slab_mark(prog, page):

@@ -249,39 +249,19 @@ def kmalloc_sizes(prog):
 
     :raises CollectError: ``bad_core``: there is none.
     """
-    caches = _caches(prog, name="name", object_size="object_size", size="size")
-    kmalloc = [fields for _, fields in caches if _KMALLOC_NAME.fullmatch(c_string(prog, fields.name))]
+    all_caches = caches(prog, name="name", object_size="object_size", size="size")
+    kmalloc = [fields for _, fields in all_caches if _KMALLOC_NAME.fullmatch(c_string(prog, fields.name))]
     if not kmalloc:
         raise CollectError("bad_core", "the list of slab caches has none that is named kmalloc-<size>")
     return tuple(sorted((fields.object_size, fields.size) for fields in kmalloc))
 
 
-def memcg_caches(prog):
-    """Return the slab caches of memcgs: dict of address to (address of the root cache, address of the memcg).
-
-    Since commit 9855609bde03 ("mm: memcg/slab: use a single set of kmem_caches for all accounted allocations") (in
-    v5.9) there are none. Before that, each memcg has its own copy of the caches whose objects are charged to it.
-    """
-    params = "memcg_params"
-    if not has_member(prog.type("struct kmem_cache"), params + ".root_cache"):
-        return {}
-    paths = {"memcg": params + ".memcg", "root_cache": params + ".root_cache"}
-    # Before commit 9eeadc8b6e8c ("slab: reorganize memcg_cache_params") (in v4.11).
-    if has_member(prog.type("struct kmem_cache"), params + ".is_root_cache"):
-        paths["is_root_cache"] = params + ".is_root_cache"
-    return {
-        address: (fields.root_cache, fields.memcg)
-        for address, fields in _caches(prog, **paths)
-        if fields.root_cache and not getattr(fields, "is_root_cache", False)
-    }
-
-
-def _caches(prog, **paths):
+def caches(prog, **paths):
     """Yield the address and the decoded members of each ``struct kmem_cache``."""
     members = Members(prog, "struct kmem_cache", next="list.next", **paths)
-    caches = prog["slab_caches"]
+    head = prog["slab_caches"]
     offset = prog.type("struct kmem_cache").member("list").offset
-    return walk_list(prog, members, caches.next.value_(), caches.address_of_().value_(), offset, _MAX_CACHES)
+    return walk_list(prog, members, head.next.value_(), head.address_of_().value_(), offset, _MAX_CACHES)
 
 
 def slab_count(cache):

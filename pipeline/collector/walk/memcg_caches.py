@@ -1,0 +1,178 @@
+"""The slab caches that each memcg has of its own, and the arrays with a pointer to one of them for every memcg id.
+
+Since commit 9855609bde03 ("mm: memcg/slab: use a single set of kmem_caches for all accounted allocations") (in v5.9)
+there are neither. Before that, each memcg has a copy, a child, of each slab cache whose objects are charged to it, so
+that a slab has objects of one memcg only. A child costs its free slots, its structs and its per-CPU memory.
+"""
+
+from collections import Counter, namedtuple
+
+from drgn import Object, sizeof
+from drgn.helpers.linux.cpumask import for_each_possible_cpu
+from drgn.helpers.linux.mm import in_direct_map
+
+from ..access.memory import has_member
+from ..status import CollectError
+from . import slab, slub
+from .held import Held
+
+_PARAMS = "memcg_params."
+_POINTER_BYTES = 8
+_PERCPU_REF_DEAD = 1 << 1
+# Bounds the files of a slab cache in sysfs: a kernel has 30 to 50.
+_MAX_FILES = 256
+
+
+class Count(namedtuple("Count", "held percpu_bytes active_objects shared_bytes sampled_one_in")):
+    """What the children cost.
+
+    held: Held: free slots, structs and per-CPU memory. percpu_bytes: the part of it that is per-CPU memory.
+    active_objects: objects that are charged to a memcg. shared_bytes: what the same objects take besides their own
+    bytes in shared caches whose slabs are full. sampled_one_in: of how many free lists of CPUs one was read.
+    """
+
+    __slots__ = ()
+
+
+def owners(prog):
+    """Return the children: dict of address to (address of the root cache, address of the memcg)."""
+    caches = _caches(prog, memcg=_PARAMS + "memcg")
+    return {address: (fields.root_cache, fields.memcg) for address, fields in caches if not _is_root(fields)}
+
+
+def count(prog, memcgs):
+    """Return the Count of all children, or None on a kernel without them.
+
+    :param memcgs: list of Memcg.
+    :raises LookupError, CollectError: as for slub.usage().
+    """
+    if not _has_children(prog):
+        return None
+    children = dict(_children(prog))
+    usages, step = slub.usage(prog, children)
+    struct_bytes, percpu_bytes = _struct_bytes(prog, children, usages), _percpu_bytes(prog)
+    is_online = {memcg.address: memcg.online for memcg in memcgs}
+    held_bytes, active_objects = Counter(), Counter()
+    for address, child in children.items():
+        usage = usages[address]
+        active = usage.slots - usage.free_slots
+        # commit fb2f2b0adb98 ("mm: memcg/slab: reparent memcg kmem_caches on cgroup removal") (in v5.3): the memcg that
+        # this one was made for is gone, and another one has it.
+        state = None if getattr(child, "refcnt", 0) & _PERCPU_REF_DEAD else is_online.get(child.memcg)
+        free_bytes = usage.slabs * usage.slab_bytes - active * child.size
+        held_bytes[state] += free_bytes + struct_bytes[address] + percpu_bytes
+        active_objects[child.root_cache, child.size, usage.slab_bytes, usage.slab_slots] += active
+    return Count(
+        Held(held_bytes[True], held_bytes[False], held_bytes[None]),
+        len(children) * percpu_bytes,
+        sum(active_objects.values()),
+        sum(_shared_bytes(active, *key[1:]) for key, active in active_objects.items()),
+        step,
+    )
+
+
+def count_arrays(prog, memcgs):
+    """Return the Held of the arrays of all root caches, or None on a kernel without them.
+
+    The share of an array's ids that no online memcg has is left.
+
+    :param memcgs: list of Memcg.
+    """
+    if not _has_children(prog):
+        return None
+    caches = _caches(prog, array=_PARAMS + "memcg_caches")
+    arrays = {fields.array for _, fields in caches if _is_root(fields) and fields.array}
+    from_kmalloc = {array for array in arrays if in_direct_map(prog, array)}
+    allocations = list(slab.direct_map_allocations(prog, from_kmalloc).values())
+    allocations += [slab.vmalloc_allocation(prog, array) for array in arrays - from_kmalloc]
+    total_bytes = sum(allocation.allocated_bytes for allocation in allocations)
+    ids = prog["memcg_nr_cache_ids"].value_()
+    online_ids = sum(memcg.cache_id is not None for memcg in memcgs)
+    left_bytes = total_bytes * max(0, ids - online_ids) // ids if ids else 0
+    return Held(total_bytes - left_bytes, 0, left_bytes)
+
+
+def _has_children(prog):
+    return has_member(prog.type("struct kmem_cache"), _PARAMS + "root_cache")
+
+
+def _has_refcnt(prog):
+    return has_member(prog.type("struct kmem_cache"), _PARAMS + "refcnt")
+
+
+def _is_root(fields):
+    return not fields.root_cache or bool(getattr(fields, "is_root_cache", False))
+
+
+def _caches(prog, **paths):
+    """Yield the address and the decoded members of each slab cache, of none on a kernel without children."""
+    if not _has_children(prog):
+        return ()
+    paths["root_cache"] = _PARAMS + "root_cache"
+    # Before commit 9eeadc8b6e8c ("slab: reorganize memcg_cache_params") (in v4.11).
+    if has_member(prog.type("struct kmem_cache"), _PARAMS + "is_root_cache"):
+        paths["is_root_cache"] = _PARAMS + "is_root_cache"
+    return slab.caches(prog, **paths)
+
+
+def _children(prog):
+    """Yield the address and the fields of each child."""
+    paths = {"size": "size", "name": "name", "directory": "kobj.sd", "directory_name": "kobj.name"}
+    # Since commit f0a3a24b532d ("mm: memcg/slab: rework non-root kmem_cache lifecycle management") (in v5.3).
+    if _has_refcnt(prog):
+        paths["refcnt"] = _PARAMS + "refcnt.percpu_count_ptr"
+    for address, fields in _caches(prog, memcg=_PARAMS + "memcg", **paths):
+        if not _is_root(fields):
+            yield address, fields
+
+
+def _struct_bytes(prog, children, usages):
+    """Return the bytes of the structs of each child: its kmem_cache, nodes and name, and its directory in sysfs.
+
+    Structs of one kind are in one slab cache, and files of all children are the same: the first of each is measured.
+    """
+    if not children:
+        return {}
+    first = next(iter(children))
+    node = usages[first].nodes[0]
+    directory = next(filter(None, (child.directory for child in children.values())), 0)
+    addresses = {first, node, directory}.union(*((child.name, child.directory_name) for child in children.values()))
+    allocations = slab.direct_map_allocations(prog, addresses - {0})
+    bytes_at = {address: allocation.allocated_bytes for address, allocation in allocations.items()}
+    bytes_at[0] = 0
+    directory_bytes = bytes_at[directory] * (1 + _count_files(prog, directory)) if directory else 0
+    struct_bytes = {}
+    for address, child in children.items():
+        size = bytes_at[first] + bytes_at[node] * len(usages[address].nodes)
+        size += bytes_at[child.name] + bytes_at[child.directory_name]
+        # The directory has a copy of its name.
+        size += directory_bytes + bytes_at[child.directory_name] if child.directory else 0
+        struct_bytes[address] = size
+    return struct_bytes
+
+
+def _count_files(prog, directory):
+    """Return the number of files in a directory of sysfs, a ``struct kernfs_node *``."""
+    nodes = [Object(prog, "struct kernfs_node *", directory).dir.children.rb_node]
+    for node in nodes:
+        if node:
+            nodes += [node.rb_left, node.rb_right]
+        if len(nodes) > 2 * _MAX_FILES:
+            raise CollectError("bad_core", "a slab cache has more than %d files in sysfs" % _MAX_FILES)
+    return len(nodes) // 2
+
+
+def _percpu_bytes(prog):
+    """Return the per-CPU memory of one child."""
+    percpu_bytes = sizeof(prog.type("struct kmem_cache_cpu")) + (_POINTER_BYTES if _has_refcnt(prog) else 0)
+    return percpu_bytes * sum(1 for _ in for_each_possible_cpu(prog))
+
+
+def _shared_bytes(objects, size, slab_bytes, slab_slots):
+    """Return what objects take besides their own bytes in full slabs, and the object cgroup vectors of these.
+
+    A vector has a pointer for each slot: commit 286e04b8ed7a ("mm: memcg/slab: allocate obj_cgroups for non-root slab
+    pages") (in v5.9).
+    """
+    slabs = -(-objects // slab_slots)
+    return slabs * (slab_bytes + slab_slots * _POINTER_BYTES) - objects * size

@@ -12,7 +12,7 @@ from drgn import Object, offsetof, sizeof
 from drgn.helpers.linux.cpumask import for_each_online_cpu
 from drgn.helpers.linux.percpu import per_cpu_ptr
 
-from ..access.memory import Members, byte_order, has_member, read_each, struct_prefix, words
+from ..access.memory import Members, byte_order, has_member, is_running, read_each, struct_prefix, words
 from ..status import CollectError
 from .memmap import bits
 from .nodes import nr_node_ids
@@ -95,9 +95,8 @@ class _Reader:
     def usage_of(self, cache, nodes):
         slabs = sum(nodes[node].slabs for node in self.nodes[cache])
         slots = sum(nodes[node].slots for node in self.nodes[cache])
-        free_slots = min(slots, self.free_slots[cache])
         slab_slots = self.caches[cache].oo & _SLOTS_MASK
-        return Usage(self.nodes[cache], slabs, slots, free_slots, self.slab_bytes(cache), slab_slots)
+        return Usage(self.nodes[cache], slabs, slots, self.free_slots[cache], self.slab_bytes(cache), slab_slots)
 
     def slab_bytes(self, cache):
         return self.prog["PAGE_SIZE"].value_() << (self.caches[cache].oo >> _ORDER_SHIFT)
@@ -140,11 +139,17 @@ class _Reader:
         return slabs, lists, free_lists
 
     def add_slabs(self, slabs):
-        """Add the free slots of slabs, pairs (cache, ``struct page *``), and return the pages' links."""
+        """Add the free slots of slabs, pairs (cache, ``struct page *``).
+
+        :return: list of the pages' links, None for a slab that left its cache while a running kernel was read.
+        """
         data = read_each(self.prog, [page for _, page in slabs], self.page_bytes)
         links = []
         for cache, page in slabs:
             fields = self.page.decode(data[page])
+            if fields.cache != cache and is_running(self.prog):
+                links.append(None)
+                continue
             if fields.cache != cache:
                 raise CollectError("bad_core", "a slab cache has the slab at 0x%x, which is not its own" % page)
             number = int.from_bytes(data[page], self.byte_order)
@@ -162,7 +167,9 @@ class _Reader:
             if max_slabs < 0:
                 raise CollectError("bad_core", "the slab caches have more slabs on lists than in all")
             links = self.add_slabs([(slabs.cache, slabs.page) for slabs in lists])
-            lists = [slabs._replace(page=link - slabs.link_offset) for slabs, link in zip(lists, links)]
+            lists = [
+                slabs._replace(page=link - slabs.link_offset) for slabs, link in zip(lists, links) if link is not None
+            ]
 
     def add_free_lists(self, free_lists, step):
         """Add the lengths of free lists, each for `step` of them: pairs (cache, first slot)."""
@@ -177,11 +184,14 @@ class _Reader:
                     self.free_slots[cache] += step * self.free_list_length(cache, slot, data[slot & -slab_bytes])
 
     def free_list_length(self, cache, slot, slab):
+        """Return the length of a free list, 0 if it changed while a running kernel was read."""
         for coding in self.codings:
             length = self.decoded_length(cache, slot, slab, coding)
             if length:
                 self.codings = (coding,)
                 return length
+        if is_running(self.prog):
+            return 0
         raise CollectError("bad_core", "the free list from 0x%x leads out of its slab" % slot)
 
     def decoded_length(self, cache, slot, slab, coding):

@@ -310,6 +310,23 @@ def test_a_free_list_that_leads_out_of_its_slab_or_around(coding: str) -> None:
             slub.usage(machine.kernel.prog, [cache])
 
 
+def test_lists_that_change_while_a_running_kernel_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They end where they are broken: the 16 free slots of the second slab are missing, and those on the free list."""
+    machine = Machine()
+    cache = machine.child(ONLINE)
+    busy(machine, cache)
+    node = machine.node(cache, 1)
+    second = machine.kernel.prog.read_word(machine.kernel.prog.read_word(node + 16))
+    machine.kernel.put(second - 8, "struct page", slab_cache=machine.root)
+    first = machine.kernel.prog.read_word(machine.cpu(cache, 0))
+    machine.link_slot(first, first + 4096)
+    with pytest.raises(CollectError):
+        slub.usage(machine.kernel.prog, [cache])
+    monkeypatch.setattr(slub, "is_running", lambda prog: True)
+    usage, _ = slub.usage(machine.kernel.prog, [cache])
+    assert usage[cache].free_slots == 62 - 16 - 9
+
+
 def test_a_directory_that_does_not_end() -> None:
     machine = Machine()
     cache = machine.child(ONLINE, directory=True)

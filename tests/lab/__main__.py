@@ -5,6 +5,8 @@
     python -m tests.lab server NAME -o DIR    boot a complete Debian, write the same files and charges.json to DIR
     python -m tests.lab pairs [PAIR...]       run the same work on eager and lazy kernels, print the difference of
                                               their slabs, predicted and measured
+    python -m tests.lab target-kernel NAME    print the data file of a kernel to upgrade to, such as 6.12
+                                              (pipeline/collector/model/v6_12.py), from Debian's build of it
 
 Needs a Debian machine with qemu-system-x86, -arm, -ppc and -misc, busybox-static, cpio, e2fsprogs and kexec-tools; uses
 crash if installed.
@@ -21,7 +23,7 @@ import sys
 from pathlib import Path
 
 from pipeline.collector.status import CollectError
-from tests.lab import boot, bundle, kdump, kernels, pairs, server
+from tests.lab import boot, bundle, kdump, kernels, pairs, server, target_kernels
 from tests.lab.bundle import step
 from tests.lab.kernels import CACHE, LabError
 from tests.lab.pairs import LARGEST, PAIRS
@@ -46,6 +48,12 @@ def main() -> int:
         elif args.command == "pairs":
             for line in pairs.table(args.pairs or list(PAIRS), functools.cache(lambda series: kernel(series, args))):
                 print(line, flush=True)
+        elif args.command == "target-kernel":
+            if args.vmlinux:
+                build, files = " ".join(map(str, args.vmlinux)), args.vmlinux
+            else:
+                build, files = target_kernels.debian_build(args.name, lambda series: kernel(series, args))
+            print(target_kernels.text(args.name, build, target_kernels.fields(files)), end="")
         else:
             for shape in args.shapes or BUNDLED_SHAPES:
                 folder = bundle.bundle(shape, kernel(shape.series, args, shape.arch, shape.flavour), args.cache)
@@ -91,6 +99,12 @@ def parse() -> argparse.Namespace:
         "pairs", nargs="*", metavar="PAIR", help=f"of {', '.join(pair_names)}; default: all but the last"
     )
     pairs_parser.set_defaults(dwarf=False)
+    target_parser = commands.add_parser("target-kernel")
+    target_parser.add_argument("name", metavar="NAME", help="major and minor release")
+    target_parser.add_argument(
+        "--vmlinux", type=Path, nargs="+", metavar="FILE", help="file with the kernel's DWARF, or its object files"
+    )
+    target_parser.set_defaults(dwarf=True)
     return parser.parse_args()
 
 

@@ -1,0 +1,164 @@
+"""What memory cgroups would cost on a newer kernel for the same work.
+
+Importable without drgn. The sizes of structs are those of the TargetKernel. They are allocated as the audited kernel's
+kmalloc() allocates them.
+"""
+
+from collections import namedtuple
+
+_POINTER_BYTES = 8
+_LONG_BYTES = 8
+# A percpu_counter has an s32 for each CPU, a percpu_ref a long.
+_COUNTER_BYTES = 4
+# The caches of memcgs have SLAB_HWCACHE_ALIGN. Kernels for x86_64 align to 64 bytes.
+_CACHE_LINE_BYTES = 64
+# The state of shrinkers is allocated for each 64 ids: a bit and nr_deferred of each.
+_IDS_PER_UNIT = 64
+_UNIT_BYTES = _LONG_BYTES + _IDS_PER_UNIT * _LONG_BYTES
+# sizeof(struct memcg_shrinker_map), before its bits: a struct rcu_head.
+_SHRINKER_MAP_BYTES = 16
+
+
+class Machine(
+    namedtuple(
+        "Machine",
+        "sizes possible_nodes percpu_units online_memcgs dying_memcgs shrinker_ids list_lru_bytes percpu_left_bytes "
+        "charged_objects",
+    )
+):
+    """What the prediction depends on of an audited machine. None is what is not known.
+
+    sizes: cost.Sizes, with the list_lru_one of the newer kernel; possible_nodes: number of them; percpu_units:
+    pcpu_nr_units; online_memcgs, dying_memcgs: numbers of memcgs, the root among them; shrinker_ids: number of ids that
+    memcg-aware shrinkers have needed; list_lru_bytes: bytes of all list_lrus with these sizes; percpu_left_bytes: bytes
+    of per-CPU pages that a kernel since v5.14 would leave unused; charged_objects: number of slab objects in caches of
+    memcgs.
+    """
+
+    __slots__ = ()
+
+
+Prediction = namedtuple("Prediction", "upgraded_bytes rule")
+"""The bytes of one part on the newer kernel, and in words how they are computed."""
+
+
+def predict(machine, kernel):
+    """Return the Prediction of each part of the table memcg_memory whose facts are known: dict by part.
+
+    :param machine: Machine.
+    :param kernel: TargetKernel.
+    """
+    count = "%d memcgs" % (machine.online_memcgs + machine.dying_memcgs)
+    if kernel.reparents_folios and machine.dying_memcgs:
+        machine = machine._replace(dying_memcgs=0)
+        count = "%d online memcgs (dying ones end since v7.1)" % machine.online_memcgs
+    memcgs, nodes = machine.online_memcgs + machine.dying_memcgs, machine.possible_nodes
+    predictions = {
+        "memcg_structs": Prediction(_struct_bytes(machine, kernel), "%s * structs for %d nodes" % (count, nodes)),
+        "memcg_caches_arrays": Prediction(0, "none since v5.9"),
+    }
+    if machine.list_lru_bytes is not None:
+        rule = "lazy_bytes with list_lru_memcg of %d bytes" % machine.sizes.list_lru_memcg_bytes()
+        predictions["list_lru"] = Prediction(machine.list_lru_bytes, rule)
+    if machine.shrinker_ids is not None:
+        info_bytes = shrinker_info_bytes(machine.sizes, kernel, machine.shrinker_ids)
+        rule = "%s * %d nodes * shrinker_info of %d ids" % (count, nodes, machine.shrinker_ids)
+        predictions["shrinker_info"] = Prediction(memcgs * nodes * info_bytes, rule)
+    if machine.percpu_units is not None:
+        rule = "%s * %d CPUs * counters for %d nodes" % (count, machine.percpu_units, nodes)
+        predictions["memcg_percpu"] = Prediction(machine.percpu_units * _unit_bytes(machine, kernel), rule)
+    if machine.percpu_left_bytes is not None:
+        predictions["percpu_left"] = Prediction(machine.percpu_left_bytes, "without the pages that v5.14 gives back")
+    if machine.charged_objects is not None:
+        # Since commit 286e04b8ed7a ("mm: memcg/slab: allocate obj_cgroups for non-root slab pages") (in v5.9).
+        rule = "a pointer for each of %d charged objects" % machine.charged_objects
+        predictions["memcg_kmem_caches"] = Prediction(machine.charged_objects * _POINTER_BYTES, rule)
+    return predictions
+
+
+def shrinker_info_bytes(sizes, kernel, ids):
+    """Return the bytes of the shrinker_info of one memcg and node, with its units.
+
+    It has units since commit 307bececcd12 ("mm: shrinker: add a secondary array for shrinker_info::{map,
+    nr_deferred}") (in v6.7).
+
+    :param sizes: cost.Sizes.
+    :param kernel: TargetKernel.
+    :param ids: number of ids of shrinkers.
+    """
+    units = -(-ids // _IDS_PER_UNIT)
+    if kernel.shrinker_info_unit is None:
+        return sizes.kmalloc_bytes(kernel.shrinker_info + units * _UNIT_BYTES)
+    pointers = sizes.kmalloc_bytes(kernel.shrinker_info + units * _POINTER_BYTES)
+    return pointers + units * sizes.kmalloc_bytes(kernel.shrinker_info_unit)
+
+
+def shrinker_map_bytes(sizes, ids):
+    """Return the bytes of the memcg_shrinker_map of one memcg and node, v4.19 to v5.12.
+
+    Since commit 3c6f17e6c5d0 ("mm: vmscan: add per memcg shrinker nr_deferred") (in v5.13) it is a shrinker_info.
+    """
+    return sizes.kmalloc_bytes(_SHRINKER_MAP_BYTES + -(-ids // _IDS_PER_UNIT) * _LONG_BYTES)
+
+
+def _struct_bytes(machine, kernel):
+    """Return the bytes of the structs that mem_cgroup_css_alloc(), cgroup_create() and their callees allocate.
+
+    The cgroup of the root memcg is static. Pointers to a cgroup's ancestors do not change its kmalloc() size up to a
+    depth of 30.
+    """
+    kmalloc, nodes = machine.sizes.kmalloc_bytes, machine.possible_nodes
+    memcg = kernel.mem_cgroup + machine.sizes.nodes * _POINTER_BYTES
+    if kernel.has_memcg_caches:
+        memcg_bytes, node_bytes = _align(memcg), _align(kernel.mem_cgroup_per_node)
+    else:
+        memcg_bytes, node_bytes = kmalloc(memcg), kmalloc(kernel.mem_cgroup_per_node)
+    if kernel.lruvec_stats is not None:
+        node_bytes += kmalloc(kernel.lruvec_stats)
+    memcg_bytes += kmalloc(kernel.memcg_vmstats) + nodes * node_bytes
+    refcnt_bytes = kmalloc(kernel.percpu_ref_data)
+    # css and cgroup have a percpu_ref each, cgroup_bpf one until the cgroup is removed.
+    cgroup_bytes = kmalloc(kernel.cgroup) + kmalloc(kernel.psi_group) + 2 * refcnt_bytes
+    objcg_bytes = kmalloc(kernel.obj_cgroup) + refcnt_bytes
+    memcgs = machine.online_memcgs + machine.dying_memcgs
+    cgroups = memcgs - 1
+    return (
+        memcgs * memcg_bytes
+        + cgroups * cgroup_bytes
+        + (machine.online_memcgs - 1) * refcnt_bytes
+        + _objcgs(kernel, nodes, memcgs) * objcg_bytes
+    )
+
+
+def _unit_bytes(machine, kernel):
+    """Return the bytes of the per-CPU allocations of all memcgs and their cgroups on one CPU.
+
+    The root's cgroup has static ones in part. A cgroup of cgroup2 has a perf_cgroup, until it is removed. So do the
+    percpu_refs: of the css of memcg and perf_event, which the root lacks, of cgroup, cgroup_bpf and obj_cgroup.
+    """
+    nodes, online_memcgs = machine.possible_nodes, machine.online_memcgs
+    memcgs = online_memcgs + machine.dying_memcgs
+    memcg_bytes = kernel.memcg_vmstats_percpu + nodes * kernel.lruvec_stats_percpu + _COUNTER_BYTES
+    cgroup_bytes = kernel.psi_group_cpu
+    if kernel.cgroup_rstat_cpu is None:
+        # Since commit 5da3bfa029d6 ("cgroup: use separate rstat trees for each subsystem") (in v6.16).
+        memcg_bytes += kernel.css_rstat_cpu
+        cgroup_bytes += kernel.cgroup_rstat_base_cpu + kernel.css_rstat_cpu
+    else:
+        cgroup_bytes += kernel.cgroup_rstat_cpu
+    refcnts = 2 * online_memcgs + 2 * (online_memcgs - 1) + _objcgs(kernel, nodes, online_memcgs)
+    return (
+        memcgs * memcg_bytes
+        + (memcgs - 1) * cgroup_bytes
+        + online_memcgs * kernel.perf_cgroup_info
+        + refcnts * _LONG_BYTES
+    )
+
+
+def _objcgs(kernel, nodes, memcgs):
+    """Return the number of obj_cgroups of memcgs. The root has some only where each node has one."""
+    return memcgs * nodes if kernel.has_objcg_of_nodes else memcgs - 1
+
+
+def _align(size):
+    return -(-size // _CACHE_LINE_BYTES) * _CACHE_LINE_BYTES

@@ -1,0 +1,138 @@
+"""The model of newer kernels, compared with these kernels, with published figures and with sums by hand."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from pipeline.collector.model import cost, target_kernels, upgrade
+from pipeline.collector.model.target_kernels import KERNELS
+from pipeline.collector.walk import slab, totals
+from tests.collector.conftest import Core, with_cores
+
+
+def machine(nodes: int, **facts: Any) -> upgrade.Machine:
+    """A Machine with x86_64's sizes of which only some facts are known."""
+    unknown = dict.fromkeys(upgrade.Machine._fields)
+    facts = {"sizes": cost.x86_64(nodes), "possible_nodes": nodes, "online_memcgs": 1, "dying_memcgs": 0, **facts}
+    return upgrade.Machine(**{**unknown, **facts})
+
+
+def predicted_bytes(part: str, kernel: str, machine: upgrade.Machine) -> int:
+    return upgrade.predict(machine, KERNELS[kernel])[part].upgraded_bytes
+
+
+def target_name(core: Core) -> str:
+    """The kernel to upgrade to that a core is of, or an empty text."""
+    match = re.search(r"version (\d+\.\d+)\..*-cloud-amd64 ", core.truth("version"))
+    return match[1] if match and match[1] in KERNELS else ""
+
+
+@pytest.mark.parametrize("part", ["shrinker_info", "memcg_structs", "memcg_percpu"])
+@with_cores(lambda core: bool(target_name(core)))
+def test_the_model_of_a_kernel_has_the_bytes_that_are_counted_on_it(core: Core, part: str) -> None:
+    prog = core.kernel.prog
+    nodes = len(core.target["possible_nodes"])
+    facts = machine(
+        nodes,
+        sizes=cost.x86_64(core.target["nr_node_ids"])._replace(kmalloc=slab.kmalloc_sizes(prog)),
+        percpu_units=totals.percpu_units(prog),
+        online_memcgs=core.target["online_memcgs"] + 1,
+        dying_memcgs=core.target["dying_memcgs"],
+        shrinker_ids=prog["shrinker_nr_max"].value_(),
+    )
+    [counted_bytes] = [row["held_bytes"] for row in core.rows("memcg_memory") if row["part"] == part]
+    assert predicted_bytes(part, target_name(core), facts) == counted_bytes
+
+
+@pytest.mark.parametrize(
+    ("memcgs", "superblocks", "v5_10", "v6_1", "v6_12"),
+    [(2_000, 5_000, 4e6, 262e6, 328e6), (10_000, 70_000, 0.33e9, 21.0e9, 22.7e9)],
+    ids=["2,000 memcgs", "10,000 containers with 7 mounts (LKML 2021-04-05)"],
+)
+def test_shrinker_info_grows_with_memcgs_and_mounts(
+    memcgs: int, superblocks: int, v5_10: float, v6_1: float, v6_12: float
+) -> None:
+    """For 2 nodes. Above 8 KiB an array is a power of two of pages, so 70,000 ids with 8 bytes and a bit take 1 MiB."""
+    facts = machine(2, online_memcgs=memcgs, shrinker_ids=superblocks)
+    map_bytes = memcgs * 2 * upgrade.shrinker_map_bytes(facts.sizes, superblocks)
+    assert map_bytes == pytest.approx(v5_10, rel=0.03)
+    for kernel, expected_bytes in {"6.1": v6_1, "6.6": v6_1, "6.12": v6_12, "7.2": v6_12}.items():
+        assert predicted_bytes("shrinker_info", kernel, facts) == pytest.approx(expected_bytes, rel=0.003), kernel
+
+
+@pytest.mark.parametrize(
+    ("ids", "v5_10", "v6_1", "v6_12"),
+    [
+        (1, 32, 1024, 32 + 1024),  # 16 + 8; 32 + 8 * 64 + 8; 24 + 8, 520
+        (64, 32, 1024, 32 + 1024),
+        (65, 32, 2048, 64 + 2 * 1024),  # 32 + 2 * 520; 24 + 2 * 8, kmalloc-64
+        (957, 192, 8192, 192 + 15 * 1024),  # 16 + 15 * 8; 32 + 15 * 520, 24 + 15 * 8
+        (1024, 192, 16384, 192 + 16 * 1024),  # 32 + 16 * 520 = 8352: above 8 KiB pages, 2^2
+    ],
+)
+def test_the_arrays_of_a_memcg_and_node_by_hand(ids: int, v5_10: int, v6_1: int, v6_12: int) -> None:
+    sizes = cost.x86_64(1)
+    assert upgrade.shrinker_map_bytes(sizes, ids) == v5_10
+    assert upgrade.shrinker_info_bytes(sizes, KERNELS["6.1"], ids) == v6_1
+    assert upgrade.shrinker_info_bytes(sizes, KERNELS["6.12"], ids) == v6_12
+
+
+def test_the_structs_of_v6_12_by_hand() -> None:
+    """The root, two memcgs and a dying one on one node."""
+    facts = machine(1, online_memcgs=3, dying_memcgs=1)
+    # mem_cgroup, memcg_vmstats, mem_cgroup_per_node, lruvec_stats
+    memcg_bytes = 2048 + 2048 + 2048 + 1024
+    # cgroup, psi_group, percpu_ref_data of css and cgroup; obj_cgroup and its percpu_ref_data
+    cgroup_bytes = 4096 + 1024 + 2 * 64 + 64 + 64
+    assert predicted_bytes("memcg_structs", "6.12", facts) == 4 * memcg_bytes + 3 * cgroup_bytes + 2 * 64
+
+
+def test_objects_of_v7_2_are_in_caches_of_their_own() -> None:
+    """Of the root alone: mem_cgroup 1664 + 8 and mem_cgroup_per_node 1920 in multiples of 64, not kmalloc-2k."""
+    # memcg_vmstats, lruvec_stats, obj_cgroup and its percpu_ref_data
+    assert predicted_bytes("memcg_structs", "7.2", machine(1)) == 1728 + 1920 + 2048 + 2048 + 64 + 64
+
+
+def test_dying_memcgs_stay_until_v7_1() -> None:
+    both = machine(2, online_memcgs=5, dying_memcgs=100, shrinker_ids=64, percpu_units=8)
+    online = both._replace(dying_memcgs=0)
+    for part in ("shrinker_info", "memcg_structs", "memcg_percpu"):
+        assert predicted_bytes(part, "6.12", both) > predicted_bytes(part, "6.12", online)
+        assert predicted_bytes(part, "7.2", both) == predicted_bytes(part, "7.2", online)
+    assert upgrade.predict(both, KERNELS["6.12"])["shrinker_info"].rule.startswith("105 memcgs * 2 nodes")
+    assert upgrade.predict(both, KERNELS["7.2"])["shrinker_info"].rule.startswith("5 online memcgs (dying ones end")
+
+
+def test_what_is_not_known_is_not_predicted() -> None:
+    assert upgrade.predict(machine(1), KERNELS["6.12"]).keys() == {"memcg_structs", "memcg_caches_arrays"}
+
+
+def test_slab_caches_of_memcgs_become_pointers_of_charged_objects() -> None:
+    facts = machine(1, charged_objects=1000)
+    assert predicted_bytes("memcg_kmem_caches", "6.1", facts) == 8000
+    assert predicted_bytes("memcg_caches_arrays", "6.1", facts) == 0
+
+
+@pytest.mark.parametrize(
+    ("release", "newer"),
+    [
+        ("4.18.0-553.el8_10.x86_64", ["6.1", "6.6", "6.12", "7.2"]),
+        ("5.10.0-32-cloud-amd64", ["6.1", "6.6", "6.12", "7.2"]),
+        ("6.1.0-50-cloud-amd64", ["6.6", "6.12", "7.2"]),
+        ("6.8.0-45-generic", ["6.12", "7.2"]),
+        ("6.12.117+deb13-cloud-amd64", ["7.2"]),
+        ("6.18-rc1", ["7.2"]),
+        ("7.2.12+deb14-cloud-amd64", []),
+        ("unknown", []),
+    ],
+)
+def test_only_a_newer_kernel_is_one_to_upgrade_to(release: str, newer: list[str]) -> None:
+    assert [name for name, kernel in KERNELS.items() if kernel.is_newer_than(release)] == newer
+
+
+def test_layouts_are_other_names_of_kernels() -> None:
+    assert {layout: target_kernels.named(layout).name for layout in ("5.18", "6.13")} == {"5.18": "6.12", "6.13": "7.2"}
+    assert [kernel.lazy_layout for kernel in KERNELS.values()] == ["5.18", "5.18", "5.18", "6.13"]

@@ -16,7 +16,7 @@ ROOMS = {
     "": {"cli"},
     "cli": {"inventory", "fanout", "fanout.runner", "fanout.transports", "collector.model"}
     | {"warehouse", "query", "report", "report.screens", "collector"},
-    "inventory": {"collector"},
+    "inventory": {"collector", "collector.model"},
     "fanout": {"inventory", "fanout.runner", "collector"},
     "fanout.runner": {"inventory", "fanout.transports", "collector"},
     "fanout.transports": {"inventory", "collector", "fanout.transports.session"},

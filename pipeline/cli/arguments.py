@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import __version__
 from pipeline.cli import collecting, reading
 from pipeline.cli.exits import EXIT_CODES_HELP, OK
+from pipeline.collector.model import target_kernels
 from pipeline.common.text import parse_bytes
 
 if TYPE_CHECKING:
@@ -301,8 +302,7 @@ def _add_estimate(commands: Any) -> None:
     parser.add_argument("--nodes", type=_nodes, required=True, help="number of possible NUMA nodes")
     parser.add_argument("--cache-ids", type=_cache_ids, required=True, help="memcg_nr_cache_ids")
     parser.add_argument("--online-memcgs", type=_cache_ids, help="number of memcgs that have entries in a lazy kernel")
-    _add_target_layout(parser)
-    parser.set_defaults(target_layout="5.18")
+    _add_target_kernel(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -468,7 +468,7 @@ def _add_collector_options(parser: argparse.ArgumentParser) -> None:
         help="find the memcgs that own objects of each list, whether on the list or not: reads 16 MB and takes 0.03 "
         "CPU s per GB of memory (default: yes for cores, no for live:); without it wasted_bytes is a lower bound",
     )
-    _add_target_layout(parser)
+    _add_target_kernel(parser)
     parser.add_argument(
         "--verify", action="store_true", help="check every pointer array of an eager kernel, not only a sample"
     )
@@ -496,11 +496,17 @@ def _add_collector_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vmcoreinfo", type=Path, help="file with VMCOREINFO, for cores and QEMU guests without it")
 
 
-def _add_target_layout(parser: argparse.ArgumentParser) -> None:
+def _add_target_kernel(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--target-kernel",
+        choices=tuple(target_kernels.KERNELS),
+        help=f"kernel to upgrade to, for which memory is predicted (default: {target_kernels.DEFAULT})",
+    )
     parser.add_argument(
         "--target-layout",
-        choices=("5.18", "6.13"),
-        help="lazy kernel to compare with: v5.18-6.12 (default), or v6.13+, whose list_lru_one has a lock and 32 bytes",
+        choices=tuple(target_kernels.LAYOUTS),
+        help="older form of --target-kernel: "
+        + ", ".join(f"{layout} is {kernel}" for layout, kernel in target_kernels.LAYOUTS.items()),
     )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
 from pipeline.cli.exits import NONE_GOOD, OK, SOME_NOT_GOOD, THRESHOLD_FIRED
-from pipeline.cli.reading import print_fired_thresholds
+from pipeline.cli.reading import print_fired_thresholds, target_kernel
 from pipeline.collector.status import GOOD
 from pipeline.common.errors import UsageError
 
@@ -217,7 +217,10 @@ def _with_options(targets: Sequence[Target], args: argparse.Namespace) -> list[T
         _check_python(args.ship_python, args.drgn_wheels)
     paths = ("vmlinux", "debug_dir", "btf_dir", "vmcoreinfo", "ssh_config", "drgn_wheels", "ship_python")
     options = {option: _absolute(getattr(args, option)) for option in paths}
-    options |= {option: getattr(args, option) for option in ("charged", "target_layout", "max_reads", "python")}
+    names = ("charged", "target_kernel", "max_reads", "python")
+    options |= {option: getattr(args, option) for option in names}
+    if target_kernel(args) != args.target_kernel:
+        options["target_layout"] = args.target_layout
     options["verify"] = args.verify or None
     return scopes.apply({option: value for option, value in options.items() if value is not None}, targets)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.exits import FAILED, OK, THRESHOLD_FIRED
+from pipeline.collector.model import target_kernels
 from pipeline.common import clock
 from pipeline.common.errors import UsageError
 from pipeline.common.text import printable
@@ -110,6 +111,18 @@ def expire(args: argparse.Namespace) -> int:
     return OK
 
 
+def target_kernel(args: argparse.Namespace) -> str | None:
+    """Return the value of --target-kernel, else of --target-layout.
+
+    :raises UsageError: they contradict each other.
+    """
+    try:
+        target_kernels.check(args.target_kernel, args.target_layout)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return args.target_kernel or args.target_layout
+
+
 def estimate(args: argparse.Namespace) -> int:
     from pipeline.report.screens import estimate
 
@@ -118,7 +131,7 @@ def estimate(args: argparse.Namespace) -> int:
             f"--online-memcgs {args.online_memcgs} exceeds --cache-ids {args.cache_ids}; each memcg needs an id"
         )
     shape = args.superblocks, args.nodes, args.cache_ids, args.online_memcgs
-    figures = estimate.estimate(*shape, args.target_layout)
+    figures = estimate.estimate(*shape, target_kernel(args) or target_kernels.DEFAULT)
     print(json.dumps(figures.as_dict(), indent=2) if args.json else estimate.text(figures), end="")
     return OK
 

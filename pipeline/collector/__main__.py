@@ -13,6 +13,7 @@ import os
 import sys
 
 from . import architectures, budget
+from .model import target_kernels
 from .status import CollectError
 
 FRAME = "list-lru-audit snapshot 1"
@@ -34,10 +35,15 @@ def main(argv=None):
         "--charged", action="store_true", default=None, help="scan memory for charged objects; the default for cores"
     )
     charged_group.add_argument("--no-charged", action="store_false", dest="charged")
-    parser.add_argument("--target-layout", choices=("5.18", "6.13"), default="5.18", help="lazy kernel to estimate")
+    parser.add_argument("--target-kernel", choices=tuple(target_kernels.KERNELS), help="kernel to upgrade to")
+    parser.add_argument("--target-layout", choices=tuple(target_kernels.LAYOUTS), help="older form of --target-kernel")
     parser.add_argument("--verify", action="store_true", help="check every pointer array instead of a sample")
     parser.add_argument("--max-reads", type=int, metavar="N", help="limit of read system calls")
     args = parser.parse_args(argv)
+    try:
+        target_kernels.check(args.target_kernel, args.target_layout)
+    except ValueError as e:
+        parser.error(str(e))
     print("\n" + FRAME)
     try:
         snapshot = budget.run_within_budget(functools.partial(_take_snapshot, args), args.max_reads)
@@ -82,7 +88,8 @@ def _take_snapshot(args):
         opened_kernel = kernel.open_kernel(args.source, args.vmlinux, args.debug_dir, args.btf_dir, args.vmcoreinfo)
         is_running = memory.is_running(opened_kernel.prog)
         scan_charges = not is_running if args.charged is None else args.charged
-        take = functools.partial(snapshot.take, opened_kernel, scan_charges, args.target_layout, args.verify)
+        target = args.target_kernel or args.target_layout or target_kernels.DEFAULT
+        take = functools.partial(snapshot.take, opened_kernel, scan_charges, target, args.verify)
         if is_running:
             return _retry_on_change(take)
         with core_file.explained(opened_kernel.note):

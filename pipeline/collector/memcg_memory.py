@@ -3,60 +3,76 @@
 A part that cannot be counted is left out with a note, and never ends the audit.
 """
 
+from collections import namedtuple
+
 from drgn import FaultError
 
+from .model import upgrade
 from .status import CollectError
 from .walk import layouts, memcg_caches, memcg_structs, percpu, shrinker_infos
 from .walk.held import Held
 
 
-def parts(prog, findings, memcg_list):
+class _Count(namedtuple("_Count", "held basis facts")):
+    """A counted part: its Held, the basis, and what upgrade.Machine has of it, by field."""
+
+    __slots__ = ()
+
+
+def parts(prog, findings, memcg_list, machine, target_kernel):
     """Return the rows of each part, and notes on the parts that could not be counted.
 
     :param findings: list_lrus.Findings.
     :param memcg_list: list of Memcg, empty on a kernel without lists for memcgs.
+    :param machine: upgrade.Machine without what is counted here.
+    :param target_kernel: target_kernels.TargetKernel, or None if this kernel is not older.
     """
     counters = {
-        "list_lru": lambda: (_list_lrus(findings, memcg_list), "exact"),
-        "shrinker_info": lambda: (_shrinker_infos(prog, memcg_list), "exact"),
-        "memcg_structs": lambda: (memcg_structs.count(prog, memcg_list), "exact"),
-        "memcg_percpu": lambda: (percpu.memcgs(prog, memcg_list), "exact"),
-        "percpu_left": lambda: (_percpu_left(prog), "exact"),
+        "list_lru": lambda: _Count(_list_lrus(findings, memcg_list), "exact", {}),
+        "shrinker_info": lambda: _shrinker_infos(prog, memcg_list),
+        "memcg_structs": lambda: _Count(memcg_structs.count(prog, memcg_list), "exact", {}),
+        "memcg_percpu": lambda: _Count(percpu.memcgs(prog, memcg_list), "exact", {}),
+        "percpu_left": lambda: _percpu_left(prog),
         "memcg_kmem_caches": lambda: _memcg_kmem_caches(prog, memcg_list),
-        "memcg_caches_arrays": lambda: (memcg_caches.count_arrays(prog, memcg_list), "exact"),
+        "memcg_caches_arrays": lambda: _Count(memcg_caches.count_arrays(prog, memcg_list), "exact", {}),
     }
-    rows, notes = [], []
+    counts, notes = {}, []
     for part, count in counters.items():
         try:
-            held, basis = count()
+            counts[part] = count()
         except (FaultError, LookupError, AttributeError, ValueError, CollectError) as e:
             notes.append("%s is not counted: %s" % (part, e))
-            continue
-        if held is not None:
-            rows.append(_row(part, held, basis))
+    predictions = {}
+    if target_kernel is not None:
+        facts = {name: value for count in counts.values() for name, value in count.facts.items()}
+        predictions = upgrade.predict(machine._replace(**facts), target_kernel)
+    rows = [_row(part, count, predictions.get(part)) for part, count in counts.items() if count.held is not None]
     return rows, notes
 
 
-def _row(part, held, basis):
+def _row(part, count, prediction):
     return {
         "part": part,
-        "held_bytes": held.total_bytes,
-        "online_bytes": held.online_bytes,
-        "dying_bytes": held.dying_bytes,
-        "left_bytes": held.left_bytes,
-        "upgraded_bytes": None,
-        "basis": basis,
+        "held_bytes": count.held.total_bytes,
+        "online_bytes": count.held.online_bytes,
+        "dying_bytes": count.held.dying_bytes,
+        "left_bytes": count.held.left_bytes,
+        "upgraded_bytes": prediction and prediction.upgraded_bytes,
+        "basis": count.basis + ("; upgraded: " + prediction.rule if prediction else ""),
     }
 
 
 def _shrinker_infos(prog, memcg_list):
-    counted = shrinker_infos.count(prog, memcg_list)
-    return counted and counted.held
+    count = shrinker_infos.count(prog, memcg_list)
+    if count is None:
+        return _Count(None, None, {})
+    return _Count(count.held, "exact", {"shrinker_ids": count.ids})
 
 
 def _percpu_left(prog):
     chunks = percpu.left(prog)
-    return Held(0, 0, chunks.populated_bytes - chunks.used_bytes)
+    left = Held(0, 0, chunks.populated_bytes - chunks.used_bytes)
+    return _Count(left, "exact", {"percpu_left_bytes": percpu.left_upgraded_bytes(chunks)})
 
 
 def _list_lrus(findings, memcg_list):
@@ -88,11 +104,11 @@ def _share(size, part, whole):
 
 
 def _memcg_kmem_caches(prog, memcg_list):
-    """Return the Held of the slab caches of memcgs, and its basis."""
     count = memcg_caches.count(prog, memcg_list)
     if count is None:
-        return None, None
+        return _Count(None, None, {})
     basis = "exact"
     if count.sampled_one_in > 1:
         basis = "modelled: one in %d of the free lists of CPUs was read" % count.sampled_one_in
-    return count.held, "%s; %d bytes are per-CPU memory" % (basis, count.percpu_bytes)
+    basis = "%s; %d bytes are per-CPU memory" % (basis, count.percpu_bytes)
+    return _Count(count.held, basis, {"shared_caches_bytes": count.shared_bytes})

@@ -9,7 +9,7 @@ from drgn import FaultError, Object, alignof, sizeof
 
 from . import __version__, budget, identity, memcg_memory
 from .access.memory import has_member, is_running, text
-from .model import cost, estimate
+from .model import cost, estimate, target_kernels, upgrade
 from .walk import charges, containers, layouts, list_lrus, memcgs, slab, superblocks, totals, transient_objects, xarrays
 from .walk.nodes import nodes_in_state, nr_node_ids
 
@@ -57,18 +57,19 @@ class Snapshot:
         self.unsupported_reason = None
 
 
-def take(kernel, scan_charges=True, target=estimate.DEFAULT_TARGET, verify=False):
+def take(kernel, scan_charges=True, target=target_kernels.DEFAULT, verify=False):
     """Audit an opened kernel.
 
     :param kernel: kernel.Kernel.
     :param scan_charges: scan the memmap for charged objects.
-    :param target: the lazy kernel to estimate, a key of estimate.TARGETS.
+    :param target: the kernel to upgrade to, a key of target_kernels.KERNELS or .LAYOUTS.
     :param verify: check every pointer array of an eager kernel instead of a sample.
     :return: Snapshot.
     :raises CollectError: a structure is broken.
     :raises drgn.FaultError: memory is missing.
     """
     prog = kernel.prog
+    target_kernel = target_kernels.named(target)
     snapshot = Snapshot()
     layout = layouts.detect(prog)
     sbs = superblocks.walk(prog)
@@ -86,20 +87,28 @@ def take(kernel, scan_charges=True, target=estimate.DEFAULT_TARGET, verify=False
         likely_memcgs = object_charges and object_charges.by_list_lru
         findings = list_lrus.walk(prog, layout, sbs, memcg_list, likely_memcgs, verify)
         sbs = [sb for sb in sbs if sb.address not in findings.departed_superblocks]
-    estimator = _make_estimator(prog, findings, sbs, memcg_list, object_charges, target) if memcg_list else None
-    for lru in findings.list_lrus:
-        snapshot.list_lrus.add(**_list_lru_row(lru, findings, estimator))
+    estimator = None
+    if memcg_list:
+        estimator = _make_estimator(prog, findings, sbs, memcg_list, object_charges, target_kernel.lazy_layout)
+    lru_rows = [_list_lru_row(lru, findings, estimator) for lru in findings.list_lrus]
+    for row in lru_rows:
+        snapshot.list_lrus.add(**row)
     owners = containers.find_owners(prog, sbs, memcg_list) if memcg_list else {}
     for sb in sbs:
         snapshot.superblocks.add(**_superblock_row(sb, owners.get(sb.address)))
     for row in _memcg_rows(findings, memcg_list, object_charges, estimator):
         snapshot.memcgs.add(**row)
-    parts, memory_notes = memcg_memory.parts(prog, findings, memcg_list) if memcg_list else ([], [])
-    for row in parts:
-        snapshot.memcg_memory.add(**row)
     row = _target_row(kernel, findings, sbs, memcg_list)
+    memory_notes = []
+    if memcg_list:
+        newer_kernel = target_kernel if target_kernel.is_newer_than(row["kernel_release"]) else None
+        row["target_kernel"] = newer_kernel and newer_kernel.name
+        machine = _machine(prog, memcg_list, lru_rows, target_kernel)
+        parts, memory_notes = memcg_memory.parts(prog, findings, memcg_list, machine, newer_kernel)
+        for part in parts:
+            snapshot.memcg_memory.add(**part)
     if findings.layout in layouts.EAGER:
-        row["lazy_target"], _ = estimate.TARGETS[target]
+        row["lazy_target"], _ = estimate.TARGETS[target_kernel.lazy_layout]
         row["lazy_basis"] = "charged" if object_charges else "online"
     row["charged_scan_bytes"] = object_charges and object_charges.read_bytes
     notes = [
@@ -185,6 +194,29 @@ def _sizes(prog, list_lru_one_bytes):
         xa_node=prog["radix_tree_node_cachep"].size.value_(),
         xa_chunk_shift=xarrays.chunk_shift(prog),
         nodes=nr_node_ids(prog),
+    )
+
+
+def _machine(prog, memcg_list, lru_rows, target_kernel):
+    """Return the upgrade.Machine of a kernel, without what memcg_memory counts.
+
+    :param lru_rows: rows of the table list_lrus.
+    """
+    sizes = _sizes(prog, target_kernel.list_lru_one)
+    online_memcgs = sum(memcg.online for memcg in memcg_list)
+    object_bytes = sizes.list_lru_memcg_bytes()
+    return upgrade.Machine(
+        sizes=sizes,
+        possible_nodes=len(nodes_in_state(prog, "N_POSSIBLE")),
+        percpu_units=totals.percpu_units(prog),
+        online_memcgs=online_memcgs,
+        dying_memcgs=len(memcg_list) - online_memcgs,
+        shrinker_ids=None,
+        list_lru_bytes=sum(
+            row["lazy_bytes"] - row["lazy_object_bytes"] + row["lazy_memcgs"] * object_bytes for row in lru_rows
+        ),
+        percpu_left_bytes=None,
+        charged_objects=None,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 KEYS = (
     *("target", "name", "labels", "via", "become", "python", "timeout_s"),
-    *("vmlinux", "debug_dir", "vmcoreinfo"),
+    *("vmlinux", "debug_dir", "vmcoreinfo", "target_kernel"),
 )
 
 # Error for a number that Python refuses to parse: it has more digits than sys.get_int_max_str_digits().

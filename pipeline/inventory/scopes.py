@@ -66,7 +66,10 @@ SCOPES: Mapping[str, Scope] = {
     "ship_python": Scope(_is_over_ssh, "hosts that ssh reaches", "elsewhere install python3"),
     "drgn_wheels": Scope(_is_over_ssh, "hosts that ssh reaches", "elsewhere install drgn with pip"),
     "charged": _EVERY,
-    "target_layout": _EVERY,
+    "target_kernel": _EVERY,
+    "target_layout": Scope(
+        lambda target: target.target_kernel is None, "targets without target_kernel", "it is the older form of that"
+    ),
     "verify": _EVERY,
     "max_reads": _EVERY,
 }

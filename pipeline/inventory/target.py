@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.collector.model.target_kernels import KERNELS
 from pipeline.common.text import printable, quote
 from pipeline.inventory import destination, interpreter, scopes, ssh_arguments
 from pipeline.inventory.entry import KEYS, Entry
@@ -44,7 +45,8 @@ class Target:
     - timeout_s: seconds; default that of the run;
     - charged: whether to read the objects that memcgs are charged for; default the collector's: yes for cores, no for
       ``live:``;
-    - target_layout: lazy kernel to estimate, ``5.18`` or ``6.13``; default the collector's, ``5.18``;
+    - target_kernel: kernel to upgrade to, a key of target_kernels.KERNELS; default the collector's;
+    - target_layout: an older form of it, a key of target_kernels.LAYOUTS;
     - verify: whether to check every pointer array of an eager kernel rather than a sample;
     - max_reads: limit on the collector's read system calls; default unlimited;
     - machine: machine that ``live:`` means, set by the plan; None before;
@@ -69,6 +71,7 @@ class Target:
     python: str | None = None
     timeout_s: float | None = None
     charged: bool | None = None
+    target_kernel: str | None = None
     target_layout: str | None = None
     verify: bool = False
     max_reads: int | None = None
@@ -104,7 +107,7 @@ def parse(entry: Entry, errors: list[str]) -> Target | None:
     for key in entry.fields:
         if key not in KEYS:
             add_error(key, f"unknown key {quote(key)}; known keys: {', '.join(KEYS)}")
-    keys = ("target", "name", "via", "vmcoreinfo", "vmlinux", "debug_dir", "python")
+    keys = ("target", "name", "via", "vmcoreinfo", "vmlinux", "debug_dir", "python", "target_kernel")
     values = {key: _text(entry, key, errors) for key in keys}
     labels = _labels(entry, errors)
     if entry.unusable is not None:
@@ -136,6 +139,9 @@ def parse(entry: Entry, errors: list[str]) -> Target | None:
             python = interpreter.parse(values["python"], directory=None if is_remote else entry.directory)
         except ValueError as error:
             add_error("python", error)
+    target_kernel = values["target_kernel"]
+    if target_kernel is not None and target_kernel not in KERNELS:
+        add_error("target_kernel", f"target_kernel must be one of {', '.join(KERNELS)}, not {quote(target_kernel)}")
     target = Target(
         name=values["name"] or _default_name(kind, source, via),
         kind=kind,
@@ -148,6 +154,7 @@ def parse(entry: Entry, errors: list[str]) -> Target | None:
         debug_dir=_absolute(entry, values["debug_dir"]),
         python=python,
         timeout_s=timeout_s,
+        target_kernel=target_kernel,
         ssh_config=entry.ssh_config,
         ssh_args=entry.ssh_args,
     )

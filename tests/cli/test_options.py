@@ -41,6 +41,7 @@ OPTIONS = {
     "--btf-dir /d": ("btf_dir", "/d", EVERY),
     "--charged": ("charged", True, EVERY),
     "--no-charged": ("charged", False, EVERY),
+    "--target-kernel 6.1": ("target_kernel", "6.1", EVERY),
     "--target-layout 6.13": ("target_layout", "6.13", EVERY),
     "--verify": ("verify", True, EVERY),
     "--max-reads 5": ("max_reads", 5, EVERY),
@@ -56,6 +57,7 @@ ENTRY_KEYS = {
     "timeout_s": (5, EVERY),
     "vmlinux": ("/f", EVERY),
     "debug_dir": ("/d", EVERY),
+    "target_kernel": ("7.2", EVERY),
 }
 
 
@@ -144,6 +146,35 @@ def test_sources_of_types_that_exclude_each_other_are_refused(tmp_path: Path, op
 def test_a_btf_directory_is_for_the_targets_without_dwarf_of_their_own(tmp_path: Path) -> None:
     with_dwarf, without = targets_of(tmp_path, "--btf-dir /d", {"target": "/a", "vmlinux": "/f"}, {"target": "/b"})
     assert (with_dwarf.btf_dir, without.btf_dir) == (None, "/d")
+
+
+@pytest.mark.parametrize("option", ["--target-kernel 6.6", "--target-layout 5.18"])
+def test_the_target_kernel_of_an_inventory_takes_precedence_over_both_options(tmp_path: Path, option: str) -> None:
+    entries = {"target": "/a", "target_kernel": "7.2"}, {"target": "/b"}
+    a, b = targets_of(tmp_path, option, *entries)
+    assert (a.target_kernel, a.target_layout) == ("7.2", None)
+    assert option.split()[1] in (b.target_kernel, b.target_layout)
+
+
+def test_a_target_kernel_and_its_layout_do_not_contradict_each_other(tmp_path: Path) -> None:
+    (target,) = targets_of(tmp_path, "--target-kernel 6.1 --target-layout 5.18", {"target": "/core"})
+    assert (target.target_kernel, target.target_layout) == ("6.1", None)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("inspect", "/core"), ("run", "/core"), ("estimate", *"--superblocks 1 --nodes 1 --cache-ids 4".split())],
+)
+def test_a_target_kernel_with_another_layout_is_refused(
+    capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    assert cli.main([*command, "--target-kernel", "7.2", "--target-layout", "5.18"]) == cli.USAGE
+    assert "--target-layout 5.18 is not the layout of --target-kernel 7.2" in capsys.readouterr().err
+
+
+def test_a_kernel_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"fleet\.json:1: target_kernel must be one of 6\.1, 6\.6, .*, not '6\.13'"):
+        targets_of(tmp_path, "", {"target": "/core", "target_kernel": "6.13"})
 
 
 def test_no_option_and_no_key_is_missing_here() -> None:

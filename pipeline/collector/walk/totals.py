@@ -39,6 +39,14 @@ def _slab_bytes(prog, names):
     return None
 
 
+def percpu_units(prog):
+    """Return the number of CPUs for which per-CPU memory is allocated, or None where it cannot be read."""
+    try:
+        return prog["pcpu_nr_units"].value_()
+    except (LookupError, FaultError):
+        return None
+
+
 def _percpu_bytes(prog):
     """Return the bytes of the populated pages of all per-CPU chunks but the first, which the kernel does not count.
 

@@ -48,6 +48,8 @@ def arguments(target: Target) -> list[str]:
         argv += ["--vmcoreinfo", target.vmcoreinfo]
     if target.charged is not None:
         argv.append("--charged" if target.charged else "--no-charged")
+    if target.target_kernel is not None:
+        argv += ["--target-kernel", target.target_kernel]
     if target.target_layout is not None:
         argv += ["--target-layout", target.target_layout]
     if target.verify:

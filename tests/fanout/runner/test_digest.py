@@ -113,6 +113,7 @@ def test_a_link_to_another_core_changes_it(target: Target, tmp_path: Path) -> No
     "option",
     [
         {"charged": False},
+        {"target_kernel": "6.1"},
         {"target_layout": "6.13"},
         {"verify": True},
         {"max_reads": 1000},

@@ -40,6 +40,7 @@ def test_the_targets_own_python_and_debug_info_are_passed_on():
         ({}, []),
         ({"charged": True}, ["--charged"]),
         ({"charged": False, "target_layout": "6.13"}, ["--no-charged", "--target-layout", "6.13"]),
+        ({"target_kernel": "7.2"}, ["--target-kernel", "7.2"]),
         ({"verify": True}, ["--verify"]),
     ],
 )

@@ -193,6 +193,16 @@ def test_the_estimate_for_a_list_lru_one_with_a_lock() -> None:
     assert figures["6.13"]["list_lru_bytes"] == figures["5.18"]["list_lru_bytes"], "the eager side has no lock"
 
 
+@pytest.mark.parametrize(("kernel", "gigabytes"), [("6.1", 21), ("6.6", 21), ("6.12", 23), ("7.2", 23)])
+def test_the_estimate_shows_what_shrinkers_take_of_what_an_upgrade_gives_back(kernel: str, gigabytes: int) -> None:
+    """LKML 2021-04-05: 10,000 containers with 7 mounts each, on 2 nodes."""
+    shape = ("--superblocks", "70000", "--nodes", "2", "--cache-ids", "12286", "--online-memcgs", "10000", "--json")
+    figures = json.loads(audit("estimate", *shape, "--target-kernel", kernel).stdout)
+    assert figures["target_kernel"] == kernel
+    assert round(figures["shrinker_info_bytes"] / 1e9) == gigabytes
+    assert round(figures["shrinker_map_bytes"] / 1e9, 1) == 0.3
+
+
 def test_the_newest_run_is_that_of_the_audit(warehouse: Path) -> None:
     run_id = rows(warehouse, "SELECT run_id FROM runs")[0]["run_id"]
     for args in ((), ("--run", "latest"), ("--run", run_id[:12], "--audit", "test")):

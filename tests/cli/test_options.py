@@ -163,7 +163,7 @@ def test_a_target_kernel_and_its_layout_do_not_contradict_each_other(tmp_path: P
 
 @pytest.mark.parametrize(
     "command",
-    [("inspect", "/core"), ("run", "/core"), ("estimate", *"--superblocks 1 --nodes 1 --cache-ids 4".split())],
+    [("inspect", "/core"), ("run", "/core"), ("estimate", "--superblocks", "1", "--nodes", "1", "--cache-ids", "4")],
 )
 def test_a_target_kernel_with_another_layout_is_refused(
     capsys: pytest.CaptureFixture[str], command: tuple[str, ...]

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from pipeline.collector.model import cost
+from pipeline.collector.model import cost, target_kernels, upgrade
+from pipeline.collector.model.estimate import TARGETS
 from pipeline.common.text import human_bytes
-
-# Lazy kernels by the first release of their layout: their releases, and sizeof(struct list_lru_one) on x86_64.
-_LAYOUTS = {"5.18": ("v5.18-6.12", 24), "6.13": ("v6.13+", 32)}
 
 
 @dataclass(frozen=True)
 class Estimate:
     """The bytes that all list_lrus of the superblocks hold. Columns are as in ``host_waste`` and ``lazy_savings``.
 
-    bytes_a_list is the commit message's figure for one list_lru. lazy_high_bytes and wasted_bytes are None if the
-    number of memcgs is not given.
+    bytes_a_list is the commit message's figure for one list_lru. shrinker_map_bytes and shrinker_info_bytes are what
+    the memcgs have for the superblocks' shrinkers on v4.19 to v5.12, and on the target kernel. These two,
+    lazy_high_bytes and wasted_bytes are None if the number of memcgs is not given.
     """
 
     superblocks: int
@@ -32,6 +31,9 @@ class Estimate:
     lazy_target: str
     lazy_high_bytes: int | None
     wasted_bytes: int | None
+    target_kernel: str
+    shrinker_map_bytes: int | None
+    shrinker_info_bytes: int | None
 
     def as_dict(self) -> dict[str, int | str | None]:
         """Return the figures by name."""
@@ -43,7 +45,7 @@ def estimate(
     nodes: int,
     cache_ids: int,
     online_memcgs: int | None = None,
-    target_layout: str = "5.18",
+    target: str = target_kernels.DEFAULT,
 ) -> Estimate:
     """Apply the cost model to a server with x86_64's sizes and two list_lrus per superblock.
 
@@ -51,18 +53,21 @@ def estimate(
     :param cache_ids: memcg_nr_cache_ids.
     :param online_memcgs: memcgs besides the root, at most cache_ids. lazy_high_bytes is an upper bound: each memcg has
         an entry in every list, and the memcgs' ids are spread over all ids, which takes the most xarray nodes.
-    :param target_layout: the lazy kernel: ``5.18``, or ``6.13``, whose list_lru_one has a lock since commit
-        fb56fdf8b9a2 ("mm/list_lru: split the lock to per-cgroup scope") (in v6.13).
+    :param target: the kernel to upgrade to, a name that target_kernels.named() knows.
     """
     sizes = cost.x86_64(nodes)
-    lazy_target, list_lru_one = _LAYOUTS[target_layout]
+    target_kernel = target_kernels.named(target)
     lists = 2 * superblocks
     node_array, pointer_arrays, objects = (lists * part for part in cost.eager_bytes(sizes, nodes, cache_ids))
     total = node_array + pointer_arrays + objects
-    lazy = None
+    lazy = shrinker_map = shrinker_info = None
     if online_memcgs is not None:
         ids = [1 + i * cache_ids // online_memcgs for i in range(online_memcgs)]
-        lazy = lists * sum(cost.lazy_bytes(sizes._replace(list_lru_one=list_lru_one), ids))
+        lazy = lists * sum(cost.lazy_bytes(sizes._replace(list_lru_one=target_kernel.list_lru_one), ids))
+        # The root memcg has them too. A superblock has one shrinker.
+        copies = (online_memcgs + 1) * nodes
+        shrinker_map = copies * upgrade.shrinker_map_bytes(sizes, superblocks)
+        shrinker_info = copies * upgrade.shrinker_info_bytes(sizes, target_kernel, superblocks)
     return Estimate(
         superblocks=superblocks,
         nr_node_ids=nodes,
@@ -74,9 +79,12 @@ def estimate(
         pointer_array_bytes=pointer_arrays,
         node_array_bytes=node_array,
         list_lru_bytes=total,
-        lazy_target=lazy_target,
+        lazy_target=TARGETS[target_kernel.lazy_layout][0],
         lazy_high_bytes=lazy,
         wasted_bytes=None if lazy is None else total - lazy,
+        target_kernel=target_kernel.name,
+        shrinker_map_bytes=shrinker_map,
+        shrinker_info_bytes=shrinker_info,
     )
 
 
@@ -107,6 +115,13 @@ def text(figures: Estimate) -> str:
             f"A kernel with lazy allocation ({f.lazy_target}), if each of {f.online_memcgs} memcgs uses every list",
             _line("lazy_high_bytes", f.lazy_high_bytes, human_bytes(f.lazy_high_bytes)),
             _line("wasted_bytes", f.wasted_bytes, f"at least {human_bytes(f.wasted_bytes)}"),
+        ]
+    if f.shrinker_map_bytes is not None and f.shrinker_info_bytes is not None:
+        lines += [
+            "",
+            f"Arrays for the superblocks' shrinkers, of {f.online_memcgs} memcgs and the root on each node",
+            _line("shrinker_map", f.shrinker_map_bytes, f"v4.19 to v5.12: {human_bytes(f.shrinker_map_bytes)}"),
+            _line("shrinker_info", f.shrinker_info_bytes, f"{f.target_kernel}: {human_bytes(f.shrinker_info_bytes)}"),
         ]
     return "\n".join(lines) + "\n"
 

@@ -216,7 +216,7 @@ def _machine(prog, memcg_list, lru_rows, target_kernel):
             row["lazy_bytes"] - row["lazy_object_bytes"] + row["lazy_memcgs"] * object_bytes for row in lru_rows
         ),
         percpu_left_bytes=None,
-        charged_objects=None,
+        shared_caches_bytes=None,
     )
 
 

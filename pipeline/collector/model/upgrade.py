@@ -23,7 +23,7 @@ class Machine(
     namedtuple(
         "Machine",
         "sizes possible_nodes percpu_units online_memcgs dying_memcgs shrinker_ids list_lru_bytes percpu_left_bytes "
-        "charged_objects",
+        "shared_caches_bytes",
     )
 ):
     """What the prediction depends on of an audited machine. None is what is not known.
@@ -31,8 +31,8 @@ class Machine(
     sizes: cost.Sizes, with the list_lru_one of the newer kernel; possible_nodes: number of them; percpu_units:
     pcpu_nr_units; online_memcgs, dying_memcgs: numbers of memcgs, the root among them; shrinker_ids: number of ids that
     memcg-aware shrinkers have needed; list_lru_bytes: bytes of all list_lrus with these sizes; percpu_left_bytes: bytes
-    of per-CPU pages that a kernel since v5.14 would leave unused; charged_objects: number of slab objects in caches of
-    memcgs.
+    of per-CPU pages that a kernel since v5.14 would leave unused; shared_caches_bytes: what the objects in slab caches
+    of memcgs would take besides their own bytes in shared caches, as since v5.9.
     """
 
     __slots__ = ()
@@ -69,10 +69,9 @@ def predict(machine, kernel):
         predictions["memcg_percpu"] = Prediction(machine.percpu_units * _unit_bytes(machine, kernel), rule)
     if machine.percpu_left_bytes is not None:
         predictions["percpu_left"] = Prediction(machine.percpu_left_bytes, "without the pages that v5.14 gives back")
-    if machine.charged_objects is not None:
-        # Since commit 286e04b8ed7a ("mm: memcg/slab: allocate obj_cgroups for non-root slab pages") (in v5.9).
-        rule = "a pointer for each of %d charged objects" % machine.charged_objects
-        predictions["memcg_kmem_caches"] = Prediction(machine.charged_objects * _POINTER_BYTES, rule)
+    if machine.shared_caches_bytes is not None:
+        rule = "the same objects in full slabs of shared caches, with a pointer each"
+        predictions["memcg_kmem_caches"] = Prediction(machine.shared_caches_bytes, rule)
     return predictions
 
 

@@ -64,10 +64,9 @@ def estimate(
     if online_memcgs is not None:
         ids = [1 + i * cache_ids // online_memcgs for i in range(online_memcgs)]
         lazy = lists * sum(cost.lazy_bytes(sizes._replace(list_lru_one=target_kernel.list_lru_one), ids))
-        # The root memcg has them too. A superblock has one shrinker.
-        copies = (online_memcgs + 1) * nodes
-        shrinker_map = copies * upgrade.shrinker_map_bytes(sizes, superblocks)
-        shrinker_info = copies * upgrade.shrinker_info_bytes(sizes, target_kernel, superblocks)
+        # A superblock is one shrinker. Since v5.13 the root memcg has arrays too.
+        shrinker_map = online_memcgs * nodes * upgrade.shrinker_map_bytes(sizes, superblocks)
+        shrinker_info = (online_memcgs + 1) * nodes * upgrade.shrinker_info_bytes(sizes, target_kernel, superblocks)
     return Estimate(
         superblocks=superblocks,
         nr_node_ids=nodes,
@@ -119,7 +118,7 @@ def text(figures: Estimate) -> str:
     if f.shrinker_map_bytes is not None and f.shrinker_info_bytes is not None:
         lines += [
             "",
-            f"Arrays for the superblocks' shrinkers, of {f.online_memcgs} memcgs and the root on each node",
+            f"What {f.online_memcgs} memcgs hold for the shrinkers of the superblocks",
             _line("shrinker_map", f.shrinker_map_bytes, f"v4.19 to v5.12: {human_bytes(f.shrinker_map_bytes)}"),
             _line("shrinker_info", f.shrinker_info_bytes, f"{f.target_kernel}: {human_bytes(f.shrinker_info_bytes)}"),
         ]

@@ -110,12 +110,6 @@ def test_what_is_not_known_is_not_predicted() -> None:
     assert upgrade.predict(machine(1), KERNELS["6.12"]).keys() == {"memcg_structs", "memcg_caches_arrays"}
 
 
-def test_slab_caches_of_memcgs_become_pointers_of_charged_objects() -> None:
-    facts = machine(1, charged_objects=1000)
-    assert predicted_bytes("memcg_kmem_caches", "6.1", facts) == 8000
-    assert predicted_bytes("memcg_caches_arrays", "6.1", facts) == 0
-
-
 @pytest.mark.parametrize(
     ("release", "newer"),
     [

@@ -7,10 +7,15 @@ from typing import Any
 
 import pytest
 
+from pipeline.collector import snapshot
 from pipeline.collector.model import cost, target_kernels, upgrade
 from pipeline.collector.model.target_kernels import KERNELS
 from pipeline.collector.walk import slab, totals
-from tests.collector.conftest import Core, with_cores
+from tests.collector.conftest import CORES, Core, with_cores
+
+BY_NAME = {core.name: core for core in CORES}
+# These kernels run one shape: the same mounts and memcgs (tests/lab/shapes.py).
+EAGER, LAZY = BY_NAME["deb510-n2"], [BY_NAME["deb61-n2"], BY_NAME["deb7-n2"]]
 
 
 def machine(nodes: int, **facts: Any) -> upgrade.Machine:
@@ -22,6 +27,12 @@ def machine(nodes: int, **facts: Any) -> upgrade.Machine:
 
 def predicted_bytes(part: str, kernel: str, machine: upgrade.Machine) -> int:
     return upgrade.predict(machine, KERNELS[kernel])[part].upgraded_bytes
+
+
+def part_rows(audit: snapshot.Snapshot) -> dict[str, dict[str, Any]]:
+    """The rows of memcg_memory by part."""
+    table = audit.memcg_memory
+    return {row["part"]: row for row in (dict(zip(table.columns, values, strict=True)) for values in table.rows)}
 
 
 def target_name(core: Core) -> str:
@@ -43,8 +54,41 @@ def test_the_model_of_a_kernel_has_the_bytes_that_are_counted_on_it(core: Core, 
         dying_memcgs=core.target["dying_memcgs"],
         shrinker_ids=prog["shrinker_nr_max"].value_(),
     )
-    [counted_bytes] = [row["held_bytes"] for row in core.rows("memcg_memory") if row["part"] == part]
+    counted_bytes = part_rows(core.snapshot)[part]["held_bytes"]
     assert predicted_bytes(part, target_name(core), facts) == counted_bytes
+
+
+@pytest.mark.parametrize("lazy", LAZY, ids=lambda core: core.name)
+def test_an_older_kernel_predicts_what_a_newer_one_holds_for_the_same_work(lazy: Core) -> None:
+    predicted = part_rows(snapshot.take(EAGER.kernel, target=target_name(lazy)))
+    counted = part_rows(lazy.snapshot)
+    for part in ("shrinker_info", "memcg_structs"):
+        assert predicted[part]["upgraded_bytes"] == counted[part]["held_bytes"]
+    # The kernels can have a different number of possible CPUs on one machine.
+    units, lazy_units = totals.percpu_units(EAGER.kernel.prog), totals.percpu_units(lazy.kernel.prog)
+    assert predicted["memcg_percpu"]["upgraded_bytes"] * lazy_units == counted["memcg_percpu"]["held_bytes"] * units
+
+
+def test_the_list_lrus_of_an_eager_kernel_are_those_of_the_estimate(eager_core: Core) -> None:
+    assert eager_core.target["target_kernel"] == "6.12"
+    row = part_rows(eager_core.snapshot)["list_lru"]
+    assert row["upgraded_bytes"] == sum(lru["lazy_bytes"] for lru in eager_core.rows("list_lrus"))
+    assert row["basis"].startswith("exact; upgraded: lazy_bytes with list_lru_memcg of ")
+
+
+def test_entries_of_a_lazy_kernel_have_another_size_on_the_next() -> None:
+    """list_lru_memcg of two nodes: 16 + 2 * 24 in kmalloc-64 on v6.1, 16 + 2 * 32 in kmalloc-96 on v7.2."""
+    core = BY_NAME["deb61-n2"]
+    entries = sum(lru["list_lru_one_objects"] for lru in core.rows("list_lrus"))
+    row = part_rows(snapshot.take(core.kernel, target="7.2"))["list_lru"]
+    assert row["upgraded_bytes"] == row["held_bytes"] + entries * (96 - 64)
+
+
+@pytest.mark.parametrize("name", ["deb612-n4", "deb7-n2"])
+def test_a_kernel_that_is_not_older_has_no_prediction(name: str) -> None:
+    core = BY_NAME[name]
+    assert core.target["target_kernel"] is None
+    assert {row["upgraded_bytes"] for row in core.rows("memcg_memory")} == {None}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,9 @@ WITH collected_rows AS (
     UNION ALL
     SELECT DISTINCT run_id, target, 'memcgs' AS name
     FROM memcgs
+    UNION ALL
+    SELECT DISTINCT run_id, target, 'memcg_memory' AS name
+    FROM memcg_memory
 ),
 
 good_targets AS (

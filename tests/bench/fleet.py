@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from pipeline import __version__
 from pipeline.collector.model import cost
 from pipeline.warehouse import schema
+from pipeline.warehouse.outcome import HOST_TABLES
 from pipeline.warehouse.parquet import ROW_GROUP_ROWS, TableWriter, sha256
 from pipeline.warehouse.runs import MANIFEST, File, Manifest
 from pipeline.warehouse.store import local_folder
@@ -201,7 +202,7 @@ class _Run:
             return
         self._seed += 2
         addresses = self._superblock_addresses([len(host.tables["superblocks"]) for _, host in hosts])
-        for name in ("superblocks", "list_lrus", "memcgs"):
+        for name in HOST_TABLES:
             parts = [host.tables[name] for _, host in hosts]
             table = pa.concat_tables(parts)
             if name == "superblocks":

@@ -90,7 +90,12 @@ def state(shape: Shape, seed: int) -> State:
         if row["superblock"] is not None:
             _add_to_sums(superblocks[row["superblock"]], row)
     columns = _columns(shape, attempt, list_lrus, superblocks, memcgs, is_lazy)
-    tables = {"superblocks": superblocks, "list_lrus": list_lrus, "memcgs": memcgs}
+    tables = {
+        "superblocks": superblocks,
+        "list_lrus": list_lrus,
+        "memcgs": memcgs,
+        "memcg_memory": _memcg_memory(attempt, columns),
+    }
     return State(columns, {name: _arrow(name, table_rows) for name, table_rows in tables.items()})
 
 
@@ -216,6 +221,14 @@ def _list_lru(
     return row
 
 
+def _memcg_memory(attempt: dict[str, Any], columns: Row) -> list[Row]:
+    """Return the rows of the core, with the list_lrus of the host."""
+    upgraded_bytes = columns["lazy_bytes"] if columns["target_kernel"] else None
+    list_lrus = {"held_bytes": columns["list_lru_bytes"], "online_bytes": columns["lazy_bytes"], "dying_bytes": 0}
+    list_lrus |= {"left_bytes": columns["list_lru_bytes"] - columns["lazy_bytes"], "upgraded_bytes": upgraded_bytes}
+    return [row | (list_lrus if row["part"] == "list_lru" else {}) for row in rows(attempt, "memcg_memory")]
+
+
 def _total(sizes: cost.Sizes, ids: Sequence[int]) -> int:
     return sum(cost.lazy_bytes(sizes, ids))
 
@@ -240,6 +253,7 @@ def _columns(
         "slab_cache_active_objects": objects + 20_000,
         "slab_cache_bytes": (objects + 30_000) * (lists[0]["list_lru_one_size"] or 0),
         "list_lru_one_in_cache": objects,
+        "slab_unreclaimable_bytes": (attempt["columns"]["slab_unreclaimable_bytes"] or 0) + eager_bytes,
         "lazy_basis": None if is_lazy else "charged" if shape.has_charges else "online",
         **_totals(lists),
     }

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import cli
+from pipeline.warehouse import schema
 from tests import campaign, processes
 from tests.cli.test_resume import ROOT, VMCORES, Warehouse
 
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.faults
 ROUNDS = 4 if campaign.IS_FULL else 1
 CORES = ("deb510-n1/vmcore", "deb61-n2/vmcore", "deb7-n2/vmcore", "absent")
 TARGETS = 8
-TABLES = {"runs", "targets", "attempts", "superblocks", "list_lrus", "memcgs"}
+TABLES = set(schema.tables())
 # Columns in which two runs of the same targets may differ.
 RUN_COLUMNS = {"run_id", "sequence", "revision_of", "started_at", "finished_at", "duration_ms"}
 

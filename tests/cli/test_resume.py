@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from pipeline import cli
+from pipeline.warehouse.outcome import HOST_TABLES
 from tests import program
 from tests.warehouse.outcomes import session
 
@@ -196,7 +197,7 @@ def test_an_interrupted_run_is_resumed_under_its_id_or_published_in_part_and_rev
     revision = next(name for name in partial_warehouse.run_ids() if name != run_id)
     (latest,) = partial_warehouse.rows("SELECT run_id, revision_of, complete, good FROM latest_runs")
     assert latest == {"run_id": revision, "revision_of": run_id, "complete": True, "good": 2}
-    for table in ("targets", "attempts", "superblocks", "list_lrus", "memcgs"):
+    for table in ("targets", "attempts", *HOST_TABLES):
         query = f"SELECT * EXCLUDE (run_id) FROM {table} WHERE target = 'first' AND run_id = "
         partial_rows, revision_rows = (partial_warehouse.rows(f"{query}'{id_}'") for id_ in (run_id, revision))
         assert len(partial_rows) > 0

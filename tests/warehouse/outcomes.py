@@ -49,6 +49,13 @@ def ok(target: str = "web-1", *, mounts: int = 2, nodes: int = 1, cache_ids: int
         {"css_id": 2, "cache_id": 0, "memcg_id": 2, "path": "/a", "parent": 1, "state": "online"},
         {"css_id": 3, "cache_id": None, "memcg_id": 3, "path": "/b", "parent": 1, "state": "dying"},
     ]
+    list_lru_bytes = sum(
+        row["list_lru_one_bytes"] + row["pointer_array_bytes"] + row["node_array_bytes"] for row in lists
+    )
+    memcg_memory = [
+        memcg_part("list_lru", left_bytes=list_lru_bytes, upgraded_bytes=sum(row["lazy_bytes"] for row in lists)),
+        memcg_part("shrinker_info", online_bytes=128, dying_bytes=64, upgraded_bytes=3072),
+    ]
     host = {
         "collector_version": "0.1.0",
         "model_version": 1,
@@ -57,6 +64,9 @@ def ok(target: str = "web-1", *, mounts: int = 2, nodes: int = 1, cache_ids: int
         "arch": "x86_64",
         "page_bytes": 4096,
         "memory_bytes": 2**32,
+        "slab_unreclaimable_bytes": list_lru_bytes + 2**24,
+        "slab_reclaimable_bytes": 2**23,
+        "percpu_bytes": 2**20,
         "captured_at": STARTED_AT,
         "nr_node_ids": nodes,
         "possible_nodes": list(range(nodes)),
@@ -68,12 +78,11 @@ def ok(target: str = "web-1", *, mounts: int = 2, nodes: int = 1, cache_ids: int
         "superblocks": len(superblocks),
         "list_lrus": len(lists),
         "lazy_basis": "online",
+        "target_kernel": "6.12",
         "consistency": "exact",
     }
-    tables = {
-        name: table(rows) for name, rows in (("superblocks", superblocks), ("list_lrus", lists), ("memcgs", memcgs))
-    }
-    return outcome(target, "ok", host, tables)
+    tables = {"superblocks": superblocks, "list_lrus": lists, "memcgs": memcgs, "memcg_memory": memcg_memory}
+    return outcome(target, "ok", host, {name: table(rows) for name, rows in tables.items()})
 
 
 def failure(target: str, status: str = "unreachable", error: str = "no route to host") -> dict[str, Any]:
@@ -117,6 +126,21 @@ def list_lru(address: int, nodes: int, cache_ids: int, **columns: Any) -> dict[s
         "lazy_object_bytes": 64,
         "lazy_xa_node_bytes": 584,
         "lazy_high_bytes": nodes * 64 + 64 + 584,
+    }
+
+
+def memcg_part(
+    part: str, *, online_bytes: int = 0, dying_bytes: int = 0, left_bytes: int = 0, upgraded_bytes: int | None = None
+) -> dict[str, Any]:
+    """Return a row of memcg_memory."""
+    return {
+        "part": part,
+        "held_bytes": online_bytes + dying_bytes + left_bytes,
+        "online_bytes": online_bytes,
+        "dying_bytes": dying_bytes,
+        "left_bytes": left_bytes,
+        "upgraded_bytes": upgraded_bytes,
+        "basis": "exact",
     }
 
 

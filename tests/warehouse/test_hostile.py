@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import query, warehouse
+from pipeline.warehouse.outcome import HOST_TABLES
 from tests.warehouse import outcomes
 from tests.warehouse.outcomes import failure, ok, run, session, set_cell
 
@@ -121,7 +122,7 @@ def test_what_does_not_fit_the_schema_is_bad_output_with_the_reason(misfits, nam
 
 
 def test_what_does_not_fit_leaves_no_row_and_no_number(misfits):
-    for table in ("superblocks", "list_lrus", "memcgs"):
+    for table in HOST_TABLES:
         assert misfits.rows(f"SELECT DISTINCT target FROM {table}") == [{"target": "honest"}]
     (row,) = misfits.rows("SELECT count(memory_bytes) AS n, count(host) AS hosts FROM targets")
     assert row == {"n": 1, "hosts": 1}

@@ -23,7 +23,7 @@ import pytest
 from pyarrow import NativeFile, fs
 
 from pipeline import cli, query, warehouse
-from pipeline.warehouse import expiry
+from pipeline.warehouse import expiry, schema
 from pipeline.warehouse.store import open_store
 from tests.warehouse import s3
 from tests.warehouse.outcomes import STARTED_AT, failure, ok, run, session
@@ -90,8 +90,7 @@ def test_a_run_is_published_and_read_as_in_a_directory(bucket, list_keys, tmp_pa
     root = f"s3://{bucket}/some/prefix"
     for location in (root, tmp_path / "w"):
         publish(location, ok("a", mounts=3), failure("b"), run_id=OLD)
-    tables = ("attempts", "list_lrus", "memcgs", "runs", "superblocks", "targets")
-    names = ["inputs.jsonl.gz", "manifest.json", *(f"{table}-00000.parquet" for table in tables)]
+    names = ["inputs.jsonl.gz", "manifest.json", *(f"{table}-00000.parquet" for table in schema.tables())]
     assert list_keys() == [f"some/prefix/runs/{OLD}/{name}" for name in sorted(names)]
     assert not list((tmp_path / "state").rglob("*.parquet")), "nothing of it is left here"
     for is_confined in (False, True):

@@ -15,6 +15,7 @@ import pytest
 
 from pipeline import query, warehouse
 from pipeline.warehouse import schema
+from pipeline.warehouse.outcome import HOST_TABLES
 from pipeline.warehouse.parquet import TableWriter
 from tests.warehouse.outcomes import directory_of, failure, ok, publish, run, session
 
@@ -30,7 +31,7 @@ def test_every_outcome_is_a_row_with_its_rows_stamped_by_run_and_target(tmp_path
     assert [row["target"] for row in read_table(directory, "targets")] == ["a", "b", "c"]
     assert [row["target"] for row in read_table(directory, "superblocks")] == ["a"] * 2 + ["b"] * 3
     assert [row["target"] for row in read_table(directory, "list_lrus")] == ["a"] * 5 + ["b"] * 7
-    for table in ("targets", "attempts", "superblocks", "list_lrus", "memcgs"):
+    for table in ("targets", "attempts", *HOST_TABLES):
         assert {row["run_id"] for row in read_table(directory, table)} == {directory.name}
 
 
@@ -58,7 +59,7 @@ def test_a_name_that_is_not_utf8_keeps_its_bytes(tmp_path):
 def test_a_run_without_good_targets_has_every_table(tmp_path):
     directory = publish(tmp_path, failure("a"))
     rows = {name: pq.ParquetFile(directory / f"{name}-00000.parquet").metadata.num_rows for name in schema.tables()}
-    assert rows == {"runs": 1, "targets": 1, "attempts": 1, "superblocks": 0, "list_lrus": 0, "memcgs": 0}
+    assert rows == {"runs": 1, "targets": 1, "attempts": 1, **dict.fromkeys(HOST_TABLES, 0)}
 
 
 def test_an_outcome_that_comes_again_replaces_the_earlier_one(tmp_path):

@@ -11,11 +11,11 @@ import duckdb
 import pyarrow as pa
 import pytest
 
+from pipeline.warehouse import schema
 from tests.warehouse.outcomes import ok, publish
 
 pytestmark = pytest.mark.faults
 
-TABLES = ("runs", "targets", "attempts", "superblocks", "list_lrus", "memcgs")
 Columns = dict[str, list[Any]]
 
 
@@ -54,7 +54,7 @@ def test_every_value_is_the_same(tmp_path: Path, read: Callable[[str], Columns])
     for outcome in outcomes:
         outcome["row"]["labels"] = {"rack": "r1", "größe": "groß"}
     directory = publish(tmp_path, *outcomes)
-    for table in TABLES:
+    for table in schema.tables():
         (file,) = directory.glob(f"{table}-*.parquet")
         expected = duckdb.sql(f"FROM '{file}'").to_arrow_table().to_pydict()
         columns = read(str(file))

@@ -20,7 +20,8 @@ DESIGN = {
         page_bytes memory_bytes captured_at booted_at uptime_s nr_node_ids possible_nodes online_nodes layout
         types_source memcg_nr_cache_ids online_memcgs dying_memcgs max_online_id superblocks list_lrus slab_cache
         slab_cache_active_objects slab_cache_bytes list_lru_one_in_cache lazy_target lazy_basis charged_scan_bytes
-        growing_to_cache_ids consistency notes""",
+        growing_to_cache_ids consistency notes slab_unreclaimable_bytes slab_reclaimable_bytes percpu_bytes
+        target_kernel""",
     "attempts": "run_id target attempt node started_at duration_ms status error_type error",
     "superblocks": """run_id target address fstype s_id s_id_raw s_dev s_flags mounts mountpoint mountpoint_raw
         kernel_internal detached owner""",
@@ -30,6 +31,7 @@ DESIGN = {
         lazy_memcgs lazy_object_bytes lazy_xa_node_bytes lazy_empty_bytes eager_bytes""",
     "memcgs": """run_id target css_id cache_id memcg_id serial_nr dir_rev path path_raw parent state items
         lists_with_items lists_charged lazy_lists""",
+    "memcg_memory": "run_id target part held_bytes online_bytes dying_bytes left_bytes upgraded_bytes basis",
 }
 UNITS = {"_bytes": "bytes", "_ms": "ms", "_s": "s"}
 
@@ -49,8 +51,8 @@ def test_other_columns_are_another_version():
         f"{name} {field.name} {field.type}" for name, table in schema.tables().items() for field in table.arrow
     ]
     assert (schema.VERSION, hashlib.sha256("\n".join(declarations).encode()).hexdigest()[:16]) == (
-        6,
-        "6f31a3162b82a579",
+        7,
+        "36761ea66a5acac4",
     )
 
 

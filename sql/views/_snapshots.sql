@@ -38,10 +38,15 @@ SELECT
     t.memcg_nr_cache_ids,
     t.superblocks,
     t.online_memcgs,
+    t.slab_unreclaimable_bytes,
+    t.percpu_bytes,
+    n.target_kernel,
+    n.net_bytes,
     coalesce(t.list_lru_bytes, s.list_lru_bytes, 0) AS list_lru_bytes,
     coalesce(t.lazy_bytes, s.lazy_bytes, 0) AS lazy_bytes,
     coalesce(t.list_lru_bytes - t.lazy_bytes, s.list_lru_bytes - s.lazy_bytes, 0) AS wasted_bytes
 FROM targets AS t
 JOIN _unrevised_runs AS r USING (run_id)
 LEFT JOIN list_lru_sums AS s USING (run_id, target)
+LEFT JOIN _upgrade_nets AS n USING (run_id, target)
 WHERE t.status = 'ok';

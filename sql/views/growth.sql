@@ -47,6 +47,12 @@ SELECT
     from_snapshot.list_lru_bytes AS from_list_lru_bytes,
     list_lru_bytes AS to_list_lru_bytes,
     from_snapshot.wasted_bytes AS from_wasted_bytes,
-    wasted_bytes AS to_wasted_bytes
+    wasted_bytes AS to_wasted_bytes,
+    from_snapshot.slab_unreclaimable_bytes AS from_slab_unreclaimable_bytes,
+    slab_unreclaimable_bytes AS to_slab_unreclaimable_bytes,
+    from_snapshot.percpu_bytes AS from_percpu_bytes,
+    percpu_bytes AS to_percpu_bytes,
+    from_snapshot.target_kernel AS from_target_kernel,
+    from_snapshot.net_bytes AS from_net_bytes
 FROM comparisons
 ORDER BY audit, target, position;

@@ -28,7 +28,8 @@ VIEWS = {
     "coverage": "run_id status error_type targets pct",
     "slab_reconciliation": """target kernel_release layout slab_cache slab_cache_active_objects list_lru_one_in_cache
         other_objects pct_explained slab_cache_bytes list_lru_one_bytes pointer_array_slab_bytes
-        pointer_array_page_bytes node_array_bytes xa_node_bytes list_lru_bytes""",
+        pointer_array_page_bytes node_array_bytes xa_node_bytes list_lru_bytes memcg_slab_bytes
+        slab_unreclaimable_bytes pct_unreclaimable_explained""",
     "id_bloat": """target kernel_release memcg_nr_cache_ids online_ids dead_ids dead_ids_bytes online_but_empty_bytes
         in_use_bytes wasted_bytes""",
     "cgroup_waste": """target parent path online_children dying_children last_serial_nr dir_rev ids list_lru_bytes
@@ -44,11 +45,16 @@ VIEWS = {
     "growth": """audit target from_run_id to_run_id from_captured_at to_captured_at from_kernel_release
         to_kernel_release rebooted comparable memcg_nr_cache_ids_delta superblocks_delta online_memcgs_delta
         list_lru_bytes_delta wasted_bytes_delta from_uptime_s to_uptime_s from_layout to_layout from_lazy_basis
-        to_lazy_basis from_list_lru_bytes to_list_lru_bytes from_wasted_bytes to_wasted_bytes""",
+        to_lazy_basis from_list_lru_bytes to_list_lru_bytes from_wasted_bytes to_wasted_bytes
+        from_slab_unreclaimable_bytes to_slab_unreclaimable_bytes from_percpu_bytes to_percpu_bytes from_target_kernel
+        from_net_bytes""",
     "upgrades": """audit target from_run_id to_run_id from_captured_at to_captured_at from_kernel_release
         to_kernel_release rebooted comparable predicted_saves_bytes freed_bytes pct_of_predicted from_uptime_s
         to_uptime_s memcg_nr_cache_ids_delta superblocks_delta online_memcgs_delta list_lru_bytes_delta
-        wasted_bytes_delta from_layout to_layout""",
+        wasted_bytes_delta from_layout to_layout predicted_kernel predicted_net_bytes totals_freed_bytes pct_of_net""",
+    "upgrade_net": "target target_kernel frees_bytes takes_bytes net_bytes",
+    "dying_cgroups": """target kernel_release online_memcgs dying_memcgs pct_dying memcg_ids parent path dying_children
+        dying_bytes dying_memcg_bytes dying_children_bytes""",
     "missing": "target last_ok_run_id last_ok_at audit run_id status error_type error",
 }
 BREAKDOWNS = ("superblock_waste", "fstype_waste", "cgroup_waste")

@@ -1,0 +1,9 @@
+-- How many bytes would a kernel upgrade free and take on each machine of a given run?
+-- Of unreclaimable slab and per-CPU memory together, by the parts of memcg_memory that are predicted for target_kernel:
+-- frees_bytes of the parts that would hold less, takes_bytes of those that would hold more. net_bytes is a lower bound
+-- where lazy_basis is online.
+CREATE MACRO upgrade_net_at(run) AS TABLE
+SELECT * EXCLUDE (run_id)
+FROM _upgrade_nets
+WHERE run_id = run
+ORDER BY net_bytes DESC, target;

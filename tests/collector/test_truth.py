@@ -12,6 +12,12 @@ from tests.collector.conftest import CORES
 from tests.collector.made import overlay
 
 XA_NODE = "radix_tree_node"
+TOTALS = {
+    "slab_unreclaimable_bytes": "SUnreclaim",
+    "slab_reclaimable_bytes": "SReclaimable",
+    "percpu_bytes": "Percpu",
+}
+"""Name in /proc/meminfo by column of targets."""
 
 
 def test_lazy_objects_and_xarray_nodes_are_in_their_slab_caches(lazy_core) -> None:
@@ -25,13 +31,15 @@ def test_lazy_objects_and_xarray_nodes_are_in_their_slab_caches(lazy_core) -> No
 
 
 def test_what_list_lrus_hold_is_in_the_guests_slab_memory(core) -> None:
-    meminfo = core.truth("meminfo")
-    kilobytes = [
-        int(re.search(rf"^{name}: +(\d+) kB", meminfo, re.MULTILINE)[1]) for name in ("SUnreclaim", "SReclaimable")
-    ]
     columns = ("list_lru_one_bytes", "pointer_array_bytes", "node_array_bytes", "xa_node_bytes")
     list_lru_bytes = sum(lru[column] for lru in core.rows("list_lrus") for column in columns)
-    assert list_lru_bytes < sum(kilobytes) << 10
+    assert list_lru_bytes < meminfo_bytes(core, "SUnreclaim") + meminfo_bytes(core, "SReclaimable")
+
+
+@pytest.mark.parametrize(("column", "name"), TOTALS.items())
+def test_a_total_is_the_guests_own(core, column: str, name: str) -> None:
+    """To the kB: the guest runs no process after it has read them."""
+    assert core.target[column] == meminfo_bytes(core, name)
 
 
 def test_eager_objects_are_nearly_all_of_their_slab_cache(eager_core) -> None:
@@ -118,3 +126,7 @@ def core_shape(core) -> dict[str, str]:
 
 def object_bytes(core, cache: str) -> int:
     return int(re.search(rf"^{re.escape(cache)} +\d+ +\d+ +(\d+)", core.truth("slabinfo"), re.MULTILINE)[1])
+
+
+def meminfo_bytes(core, name: str) -> int:
+    return int(re.search(rf"^{name}: +(\d+) kB", core.truth("meminfo"), re.MULTILINE)[1]) << 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -20,8 +21,12 @@ from tests.lab.kernels import Kernel, LabError
 from tests.lab.shapes import Shape
 
 IDLE_PREFIX = "LAB-IDLE "
-"""Prefix of the console line that gives the size of the report."""
+"""Prefix of the console line that gives the size of each part of the report: a tar, and the files LAST_FILES."""
+LAST_FILES = ("slabinfo", "meminfo")
+"""What the guest reads last, when it runs no process any more."""
 FAILURE_PREFIX = "LAB: FAILED"
+REPORT_TIMEOUT_S = 30
+"""Timeout for the rest of a report after the idle line. A serial line has less than a second of data."""
 SILENCE_TIMEOUT_S = 400
 """Timeout for a new line on the console of a guest that is not idle. The slowest shape, the commit message's server,
 takes 150 s in all on two cores."""
@@ -116,7 +121,8 @@ def run(
     :param command: command line of QEMU, for example from qemu().
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with idle_machine(command, work) as size:
+    with idle_machine(command, work) as sizes:
+        report = receive(work / "report", sum(sizes))
         idle_action(work)
         with Monitor(work / "qmp") as monitor:
             monitor.call("stop")
@@ -124,24 +130,35 @@ def run(
             core.unlink(missing_ok=True)
             monitor.call("dump-guest-memory", paging=False, protocol=f"file:{core.resolve()}")
             monitor.call("quit")
-    report = (work / "report").read_bytes()
-    if len(report) != size:
-        raise LabError(f"the guest sent a report of {size} bytes, but {len(report)} bytes arrived; boot it again")
-    (folder / "truth").mkdir(exist_ok=True)
-    subprocess.run(["tar", "-xz", "-C", folder / "truth"], input=report, check=True)
+    truth = folder / "truth"
+    truth.mkdir(exist_ok=True)
+    subprocess.run(["tar", "-xz", "-C", truth], input=report[: sizes[0]], check=True)
+    for name, start, size in zip(LAST_FILES, itertools.accumulate(sizes), sizes[1:], strict=False):
+        (truth / name).write_bytes(report[start : start + size])
+
+
+def receive(report: Path, size: int) -> bytes:
+    """The report of a guest, which may still be on the line when its idle line is there."""
+    deadline = time.monotonic() + REPORT_TIMEOUT_S
+    while report.stat().st_size < size and time.monotonic() < deadline:
+        time.sleep(0.2)
+    content = report.read_bytes()
+    if len(content) != size:
+        raise LabError(f"the guest sent a report of {size} bytes, but {len(content)} bytes arrived; boot it again")
+    return content
 
 
 @contextlib.contextmanager
-def idle_machine(command: Sequence[str | os.PathLike[str]], work: Path) -> Iterator[int]:
-    """Boot a machine in `work`, and yield the size in bytes of its report when it is idle; end it with the block."""
+def idle_machine(command: Sequence[str | os.PathLike[str]], work: Path) -> Iterator[list[int]]:
+    """Boot a machine in `work`, and yield the sizes of its report's parts when it is idle; end it with the block."""
     console = work / "console"
     for _ in range(MAX_BOOTS):
         console.unlink(missing_ok=True)
         with subprocess.Popen(command, cwd=work, stdin=subprocess.DEVNULL) as machine:
             try:
-                size = wait_idle(machine, console)
-                if size is not None:
-                    yield size
+                sizes = wait_idle(machine, console)
+                if sizes is not None:
+                    yield sizes
                     return
             finally:
                 machine.kill()
@@ -180,15 +197,15 @@ def qemu(shape: Shape, kernel: Kernel) -> list[str]:
     return command
 
 
-def wait_idle(machine: subprocess.Popen[bytes], console: Path) -> int | None:
-    """Wait for a guest's idle line, and return the size in bytes of its report; None if it panicked or hangs."""
+def wait_idle(machine: subprocess.Popen[bytes], console: Path) -> list[int] | None:
+    """Wait for a guest's idle line, and return its report's sizes in bytes; None if it panicked or hangs."""
     last_text, deadline = "", time.monotonic() + SILENCE_TIMEOUT_S
     while True:
         has_ended = machine.poll() is not None
         text = console.read_text(errors="replace") if console.exists() else ""
         for line in text.split("\n")[:-1]:
             if line.startswith(IDLE_PREFIX):
-                return int(line.removeprefix(IDLE_PREFIX))
+                return [int(size) for size in line.removeprefix(IDLE_PREFIX).split()]
         if "Kernel panic" in text:
             return None
         if has_ended or FAILURE_PREFIX in text:

@@ -24,9 +24,7 @@ mkdir /run/truth
 cd /run/truth
 ({script}) > printed
 send
-trap - EXIT
 idle
-exec sleep 1000000
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.collector.test_truth import TOTALS
 from tests.lab import kdump, kernels
 from tests.lab.boot import take_core
 from tests.lab.bundle import INCIDENTAL_COLUMNS, audit
@@ -78,6 +80,9 @@ def test_the_audit_is_what_the_guest_says(guest: tuple[Path, Path, Any]) -> None
     assert figures["online_memcgs"] == int(stat["nr_descendants"])
     assert figures["dying_memcgs"] == int(stat["nr_dying_descendants"]) == shape.dying
     assert len(figures["possible_nodes"]) == shape.nodes
+    meminfo = dict(re.findall(r"^(\w+): +(\d+) kB", (folder / "truth/meminfo").read_text(), re.MULTILINE))
+    for column, name in TOTALS.items():
+        assert figures[column] == int(meminfo[name]) << 10, name
     slabinfo = (folder / "truth/slabinfo").read_text().splitlines()
     active = {line.split()[0]: int(line.split()[1]) for line in slabinfo[2:]}
     assert 0 < figures["list_lru_one_objects"] < active[figures["slab_cache"]]

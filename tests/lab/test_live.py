@@ -22,6 +22,9 @@ CHANGING_COLUMNS = {
     "slab_cache_active_objects",
     "slab_cache_bytes",
     "charged_scan_bytes",
+    "slab_unreclaimable_bytes",
+    "slab_reclaimable_bytes",
+    "percpu_bytes",
     "machine_id",  # of a running host only
     "notes",
 }

@@ -29,7 +29,7 @@ class Shape:
     flavour: str = "cloud"
     """Debian's flavour of the kernel, a key of kernels.FLAVOURS."""
     possible_cpus: int = 2
-    """CPUs that the firmware declares; two of them are online."""
+    """CPUs of the machine; two of them are online."""
     offline_nodes: int = 0
     """Nodes that the firmware declares, but that have no memory: possible, not online."""
     nested: tuple[int, ...] = ()

@@ -1,45 +1,56 @@
-"""The same work on an eager and a lazy kernel: the difference of the slab memory, predicted and measured.
+"""The same work on an eager and a lazy kernel: what the upgrade gives back, predicted and measured.
 
-Two kernels' slabs differ by more than list_lrus. So each kernel boots a shape twice: one guest creates many memcgs and
-keeps a few (big), the other creates only the memcgs that it keeps (control). Mounts, files and tasks are the same. Then
+Measured is the difference of SUnreclaim and Percpu in the guests' own /proc/meminfo, with each slab cache shrunk and no
+memcg dying. Predicted is the net of the table memcg_memory in the audit of the eager kernel. Their difference, the
+residual, has three lines that no audit can know:
 
-    (big - control on the eager kernel) - (big - control on the lazy kernel)
+    kernels     two kernels differ also where no memcg was removed: the residual of the control, a guest that creates
+                only the memcgs that the other keeps. Mounts, files and tasks are the same.
+    per-CPU     which pages of per-CPU chunks stay depends on the order in which memcgs are removed
+    free slots  the same for slabs, by the guests' own /proc/slabinfo
 
-is the memory that grows with the ids of removed memcgs: the list_lrus' eager part. No memcg is dying, and every slab
-cache is shrunk before the guest reads its own /proc/slabinfo and /proc/meminfo.
+The rest is the error of the prediction.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from pipeline.fanout.runner import frame
 from tests.lab import boot
 from tests.lab.bundle import step
 from tests.lab.kernels import Kernel
+from tests.lab.reduce import PAGE
 from tests.lab.shapes import SHAPES, Shape
 
 EAGER = "5.10"
-LAZY = ("6.1", "6.12", "7")
+LAZY = {"6.1": "6.1", "6.12": "6.12", "7": "7.2"}
+"""The value of --target-kernel by lazy series."""
 LARGE = "no slab cache"
-"""Key of kmalloc() above 8 KiB: pages that meminfo counts as slab and that no row of slabinfo has."""
-COLUMNS = ("list_lru_bytes", "wasted_bytes", "lazy_low_bytes", "lazy_bytes", "lazy_high_bytes")
+"""kmalloc() above 8 KiB: pages that meminfo counts as slab and that no row of slabinfo has."""
+FREE = "free slots"
+PERCPU = "Percpu"
+PERCPU_LEFT = "percpu_left"
 
 PAIRS = {
-    # Arrays of 3070 pointers on each of two nodes; they are not slab objects.
-    "ids": Shape("ids", EAGER, nodes=2, memory_mb=1024, memcgs=3000, kept=50, tmpfs=400, users=6, files=4),
+    # Arrays of 3070 pointers on each of four nodes; they are not slab objects.
+    "ids": Shape("ids", EAGER, nodes=4, possible_cpus=8, memory_mb=1536, memcgs=3000, kept=50,
+                 tmpfs=400, users=6, files=4),
     "mounts": Shape("mounts", EAGER, nodes=1, memory_mb=1024, memcgs=1500, kept=40, tmpfs=1500, users=6, files=4),
     # Entries of many memcgs, also nested ones, on filesystems with and without a disk; sockets.
     "work": Shape("work", EAGER, nodes=2, memory_mb=1024, memcgs=3000, kept=60, nested=(2, 1),
                   tmpfs=200, ext4=6, overlay=6, users=60, files=40, proc=6, sockets=20),
+    # Per-CPU memory, most of which an eager kernel before v5.14 does not give back.
+    "cpus": Shape("cpus", EAGER, nodes=1, possible_cpus=64, memory_mb=1536, memcgs=3000, kept=50, tmpfs=20),
 }  # fmt: skip
 LARGEST = "bytedance"
 """The commit message's server, 10 GB. It runs only on request, on one lazy kernel."""
@@ -48,94 +59,152 @@ KernelOfSeries = Callable[[str], Kernel]
 
 
 @dataclass(frozen=True)
-class Bytes:
-    """A guest's slabs at rest, by its own report, and the audit of its core; or a difference of two guests."""
+class Guest:
+    """A guest at rest: its own report, and the audit of its core."""
 
-    slab: Counter[str]
-    """Bytes of the active objects by cache, and of LARGE."""
-    audit: Counter[str]
-    """The audit's values of COLUMNS."""
+    lines: Counter[str]
+    """SUnreclaim and Percpu by line: the active objects of each unreclaimable slab cache, FREE, LARGE and PERCPU."""
+    held: Counter[str]
+    """Bytes by part of memcg_memory."""
+    upgraded: dict[str, Counter[str]]
+    """The prediction for each of some target kernels, by part."""
 
-    def __sub__(self, other: Bytes) -> Bytes:
-        slab, audit = Counter(self.slab), Counter(self.audit)
-        slab.subtract(other.slab)
-        audit.subtract(other.audit)
-        return Bytes(slab, audit)
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two guests with the same work; or the difference of two comparisons."""
+
+    lines: Counter[str]
+    """Measured: the eager guest's lines less the lazy guest's."""
+    predicted: Counter[str]
+    """Predicted, by part."""
+    errors: Counter[str]
+    """By part, what is predicted less what the lazy kernel's audit counts."""
+
+    @classmethod
+    def of(cls, eager: Guest, lazy: Guest, target: str) -> Comparison:
+        upgraded = eager.upgraded[target]
+        eager_parts, lazy_parts = (Counter({part: guest.held[part] for part in upgraded}) for guest in (eager, lazy))
+        return cls(less(eager.lines, lazy.lines), less(eager_parts, upgraded), less(upgraded, lazy_parts))
+
+    def __sub__(self, other: Comparison) -> Comparison:
+        return Comparison(
+            less(self.lines, other.lines), less(self.predicted, other.predicted), less(self.errors, other.errors)
+        )
+
+    @property
+    def residual_bytes(self) -> int:
+        return self.lines.total() - self.predicted.total()
+
+    @property
+    def rest_bytes(self) -> int:
+        """The residual but for two lines: per-CPU and free slots."""
+        return self.residual_bytes - self.errors[PERCPU_LEFT] - self.lines[FREE]
 
     def __str__(self) -> str:
-        audit = ", ".join(f"{column} {size / 1e6:.2f} MB" for column, size in self.audit.items())
-        largest = sorted(self.slab.items(), key=lambda cache: -abs(cache[1]))[:12]
-        caches = ", ".join(f"{cache} {size / 1e6:+.2f}" for cache, size in largest)
-        return f"{audit}; slab {self.measured_bytes / 1e6:.2f} MB: {caches}"
+        return "; ".join(
+            f"{name} {', '.join(f'{line} {size / 1e6:+.2f}' for line, size in largest(sizes))}"
+            for name, sizes in (("predicted", self.predicted), ("errors", self.errors), ("measured", self.lines))
+        )
 
-    @property
-    def measured_bytes(self) -> int:
-        return sum(self.slab.values())
 
-    @property
-    def predicted_bytes(self) -> int:
-        """The waste of the eager kernel: on a lazy kernel wasted_bytes is 0."""
-        return self.audit["wasted_bytes"]
+def less(sizes: Counter[str], others: Counter[str]) -> Counter[str]:
+    difference = Counter(sizes)
+    difference.subtract(others)
+    return difference
+
+
+def largest(sizes: Counter[str]) -> list[tuple[str, int]]:
+    return sorted(sizes.items(), key=lambda line: -abs(line[1]))[:12]
 
 
 def control(shape: Shape) -> Shape:
     return dataclasses.replace(shape, name=f"{shape.name}-control", memcgs=shape.kept)
 
 
-def run(shape: Shape, kernel: Kernel) -> Bytes:
+def run(shape: Shape, kernel: Kernel) -> Guest:
     """Boot a shape, read the guest's report, audit its core, and remove the core."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         boot.take_core(shape, kernel, folder)
-        command = [sys.executable, "-m", "pipeline", "inspect", folder / "vmcore", "--json"]
-        audit = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-        assert audit["dying_memcgs"] == 0
-        result = Bytes(slab_bytes(folder / "truth"), Counter({column: audit[column] for column in COLUMNS}))
-    step(f"{shape.name} on {shape.series}: {result}")
-    return result
+        targets = LAZY.values() if shape.series == EAGER else ()
+        guest = read(folder, targets)
+    step(f"{shape.name} on {shape.series}: {guest.lines.total() / 1e6:.2f} MB")
+    return guest
 
 
-def slab_bytes(truth: Path) -> Counter[str]:
-    """Bytes of the active objects by cache, since free slots are noise; as LARGE what meminfo has beyond slabinfo."""
-    active: Counter[str] = Counter()
-    pages = 0
-    for line in (truth / "slabinfo").read_text().splitlines()[2:]:
-        name, *fields = line.split()
-        active[name] = int(fields[0]) * int(fields[2])
-        pages += int(fields[4]) * int(fields[13])
-    meminfo = (truth / "meminfo").read_text()
-    slab_total = sum(int(size) << 10 for size in re.findall(r"^(?:SUnreclaim|SReclaimable): +(\d+) kB", meminfo, re.M))
-    active[LARGE] = slab_total - pages * 4096
-    return active
+def read(folder: Path, targets: Iterable[str]) -> Guest:
+    """Read the report and audit the core in a folder."""
+    rows = memcg_memory(folder / "vmcore")
+    upgraded = {
+        target: Counter(
+            {
+                row["part"]: row["upgraded_bytes"]
+                for row in memcg_memory(folder / "vmcore", "--target-kernel", target)
+                if row["upgraded_bytes"] is not None
+            }
+        )
+        for target in targets
+    }
+    return Guest(slab_lines(folder / "truth"), Counter({row["part"]: row["held_bytes"] for row in rows}), upgraded)
 
 
-def differences(shape: Shape, kernel_of: KernelOfSeries, lazy: tuple[str, ...] = LAZY) -> Iterator[tuple[str, Bytes]]:
-    """For each lazy series, the eager kernel's difference minus the lazy kernel's."""
-    eager = series_difference(shape, EAGER, kernel_of)
-    for series in lazy:
-        yield series, eager - series_difference(shape, series, kernel_of)
+def memcg_memory(core: Path, *options: str) -> list[dict[str, Any]]:
+    """The rows of the table memcg_memory of an audit."""
+    command = [sys.executable, "-m", "pipeline.collector", core, *options]
+    audit = frame.parse(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    assert isinstance(audit, frame.Snapshot), audit
+    assert audit.columns["dying_memcgs"] == 0
+    table = audit.tables["memcg_memory"]
+    return [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
 
 
-def series_difference(shape: Shape, series: str, kernel_of: KernelOfSeries) -> Bytes:
-    """Big minus control on one kernel."""
-    big = dataclasses.replace(shape, series=series)
-    return run(big, kernel_of(series)) - run(control(big), kernel_of(series))
+def slab_lines(truth: Path) -> Counter[str]:
+    """The lines of a guest's SUnreclaim and Percpu; their sum is both of them."""
+    meminfo = dict(re.findall(r"^(\w+): +(\d+) kB", (truth / "meminfo").read_text(), re.MULTILINE))
+    reclaimable = (truth / "reclaimable").read_text().split()
+    lines = Counter({PERCPU: int(meminfo["Percpu"]) << 10})
+    slab_bytes = 0
+    for row in (truth / "slabinfo").read_text().splitlines()[2:]:
+        name, *fields = row.split()
+        if name not in reclaimable:
+            lines[name] = int(fields[0]) * int(fields[2])
+            slab_bytes += int(fields[4]) * int(fields[13]) * PAGE
+            lines[FREE] += int(fields[4]) * int(fields[13]) * PAGE - lines[name]
+    lines[LARGE] = (int(meminfo["SUnreclaim"]) << 10) - slab_bytes
+    return lines
+
+
+def guests(shape: Shape, series: str, kernel_of: KernelOfSeries) -> tuple[Guest, Guest]:
+    """Boot a shape and its control on a series."""
+    shape = dataclasses.replace(shape, series=series)
+    return run(shape, kernel_of(series)), run(control(shape), kernel_of(series))
+
+
+def compare(eager: tuple[Guest, Guest], lazy: tuple[Guest, Guest], series: str) -> tuple[Comparison, Comparison]:
+    """Compare the guests of a shape, and those of its control, on an eager and a lazy series."""
+    big, small = (Comparison.of(*pair, LAZY[series]) for pair in zip(eager, lazy, strict=True))
+    return big, small
+
+
+COLUMNS = ("pair", "5.10 against", "predicted", "measured", "residual", "kernels", "per-CPU", "free slots", "rest", "%")
 
 
 def table(names: list[str], kernel_of: KernelOfSeries) -> Iterator[str]:
-    """Yield the lines of a Markdown table of all pairs, and below it the caches of each difference."""
-    yield "| pair | 5.10 against | predicted MB | measured MB | residual MB | residual % |"
-    yield "|---|---|---|---|---|---|"
+    """Yield the lines of a Markdown table of all pairs in MB, and below it the lines of each comparison."""
+    yield f"| {' | '.join(COLUMNS)} |"
+    yield "|---" * len(COLUMNS) + "|"
     notes = []
     for name in names:
         shape = PAIRS.get(name) or SHAPES[name]
-        for series, difference in differences(shape, kernel_of, LAZY if name in PAIRS else LAZY[:1]):
-            predicted_bytes, measured_bytes = difference.predicted_bytes, difference.measured_bytes
-            residual = measured_bytes - predicted_bytes
-            yield (
-                f"| {name} | {series} | {predicted_bytes / 1e6:.2f} | {measured_bytes / 1e6:.2f} "
-                f"| {residual / 1e6:+.2f} | {100 * residual / predicted_bytes:+.2f} |"
-            )
-            notes.append(f"{name} {series}: {difference}")
+        eager = guests(shape, EAGER, kernel_of)
+        for series in LAZY if name in PAIRS else list(LAZY)[:1]:
+            big, small = compare(eager, guests(shape, series, kernel_of), series)
+            removed = big - small
+            sizes = [big.predicted.total(), big.lines.total(), big.residual_bytes, small.residual_bytes]
+            sizes += [removed.errors[PERCPU_LEFT], removed.lines[FREE], removed.rest_bytes]
+            cells = " | ".join(f"{size / 1e6:.2f}" for size in sizes)
+            yield f"| {name} | {series} | {cells} | {100 * sizes[-1] / sizes[0]:+.3f} |"
+            notes += [f"{name} {series}: {big}", f"{name} {series}, control: {small}"]
     yield ""
     yield from notes

@@ -3,8 +3,8 @@
     python -m tests.lab boot SHAPE -o DIR     boot a shape, write its full core and the guest's report to DIR
     python -m tests.lab bundle [SHAPE...]     rebuild bundled cores in tests/vmcores and tests/kdumps, by default all
     python -m tests.lab server NAME -o DIR    boot a complete Debian, write the same files and charges.json to DIR
-    python -m tests.lab pairs [PAIR...]       run the same work on eager and lazy kernels, print the difference of
-                                              their slabs, predicted and measured
+    python -m tests.lab pairs [PAIR...]       run the same work on eager and lazy kernels, print what the lazy ones
+                                              give back, predicted and measured
     python -m tests.lab target-kernel NAME    print the data file of a kernel to upgrade to, such as 6.12
                                               (pipeline/collector/model/v6_12.py), from Debian's build of it
 

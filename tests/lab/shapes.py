@@ -79,10 +79,10 @@ BUNDLED_SHAPES = (
     # 382 ids; every kind of mount, sockets.
     Shape("deb510-n2", "5.10", memory_mb=256, **_MIX),
     # 1534 ids: pointer arrays too large for a slab cache.
-    Shape("deb510-n4", "5.10", nodes=4, memory_mb=384, memcgs=800, kept=60,
+    Shape("deb510-n4", "5.10", nodes=4, possible_cpus=8, memory_mb=384, memcgs=800, kept=60,
           tmpfs=24, ext4=2, overlay=1, users=10, files=10, proc=1, sockets=2),
-    # 46 ids; eager arrays also on a node that is not online.
-    Shape("deb510-offline", "5.10", nodes=1, offline_nodes=1, memory_mb=192, memcgs=40, kept=5,
+    # 46 ids; eager arrays also on a node that is not online; per-CPU memory of many CPUs.
+    Shape("deb510-offline", "5.10", nodes=1, offline_nodes=1, possible_cpus=64, memory_mb=192, memcgs=40, kept=5,
           tmpfs=4, ext4=1, users=3, files=3),
     # 766 ids, half way to 1534: all of them are in use, and one memcg more is being created.
     Shape("deb510-growing", "5.10", nodes=2, memory_mb=384, memcgs=766, kept=766,
@@ -91,7 +91,7 @@ BUNDLED_SHAPES = (
     Shape("deb510-arm64", "5.10", arch="arm64", memory_mb=320, **_MIX),
     Shape("deb61-n2", "6.1", memory_mb=256, **_MIX),
     # Objects of four nodes; nested and dying memcgs.
-    Shape("deb612-n4", "6.12", nodes=4, memory_mb=384, memcgs=200, kept=20, nested=(2, 2), dying=5,
+    Shape("deb612-n4", "6.12", nodes=4, possible_cpus=8, memory_mb=384, memcgs=200, kept=20, nested=(2, 2), dying=5,
           tmpfs=12, ext4=2, overlay=2, users=12, files=8, proc=1, sockets=2),
     # A lock in every list_lru_one. No dying memcgs: on 7.2 a charged page does not keep a memcg alive.
     Shape("deb7-n2", "7", memory_mb=320, **_MIX),

@@ -24,14 +24,14 @@ def parts(prog, findings, memcg_list, machine, target_kernel):
 
     :param findings: list_lrus.Findings.
     :param memcg_list: list of Memcg, empty on a kernel without lists for memcgs.
-    :param machine: upgrade.Machine without what is counted here.
+    :param machine: upgrade.Machine; what is counted here replaces its fields.
     :param target_kernel: target_kernels.TargetKernel, or None if this kernel is not older.
     """
     counters = {
         "list_lru": lambda: _Count(_list_lrus(findings, memcg_list), "exact", {}),
         "shrinker_info": lambda: _shrinker_infos(prog, memcg_list),
         "memcg_structs": lambda: _Count(memcg_structs.count(prog, memcg_list), "exact", {}),
-        "memcg_percpu": lambda: _Count(percpu.memcgs(prog, memcg_list), "exact", {}),
+        "memcg_percpu": lambda: _memcg_percpu(prog, memcg_list),
         "percpu_left": lambda: _percpu_left(prog),
         "memcg_kmem_caches": lambda: _memcg_kmem_caches(prog, memcg_list),
         "memcg_caches_arrays": lambda: _Count(memcg_caches.count_arrays(prog, memcg_list), "exact", {}),
@@ -65,14 +65,19 @@ def _row(part, count, prediction):
 def _shrinker_infos(prog, memcg_list):
     count = shrinker_infos.count(prog, memcg_list)
     if count is None:
-        return _Count(None, None, {})
+        return _Count(Held(0, 0, 0), "this kernel has none", {})
     return _Count(count.held, "exact", {"shrinker_ids": count.ids})
+
+
+def _memcg_percpu(prog, memcg_list):
+    held = percpu.memcgs(prog, memcg_list)
+    return _Count(held, "exact", {"memcg_percpu_bytes": held.total_bytes})
 
 
 def _percpu_left(prog):
     chunks = percpu.left(prog)
     left = Held(0, 0, chunks.populated_bytes - chunks.used_bytes)
-    return _Count(left, "exact", {"percpu_left_bytes": percpu.left_upgraded_bytes(chunks)})
+    return _Count(left, "exact", {"percpu_chunks": chunks})
 
 
 def _list_lrus(findings, memcg_list):

@@ -32,26 +32,14 @@ _LIST_HEAD_BYTES = 16
 _FLAGS = 3
 
 
-Chunk = namedtuple("Chunk", "pages populated_pages empty_pages used_bytes")
-"""A chunk, in one unit: its pages, those populated, those of them without an allocation, and the bytes allocated."""
+class Chunks(namedtuple("Chunks", "populated_bytes partly_used_bytes used_bytes")):
+    """Bytes of all chunks but the first and the reserved one, with which the kernel is booted and which it keeps whole.
 
-
-class Chunks:
-    """All chunks but the first and the reserved one, with which the kernel is booted and which it keeps whole.
-
-    :ivar chunks: list of Chunk.
-    :ivar page_bytes: bytes of a page in all units.
-    :ivar populated_bytes: of all units, like those below.
-    :ivar used_bytes: allocated.
-    :ivar partly_used_bytes: of the pages with an allocation.
+    populated_bytes: of their pages, in all units, like the others. partly_used_bytes: of the pages with an allocation.
+    used_bytes: allocated.
     """
 
-    def __init__(self, chunks, page_bytes, nr_units):
-        self.chunks = chunks
-        self.page_bytes = page_bytes * nr_units
-        self.populated_bytes = sum(chunk.populated_pages for chunk in chunks) * self.page_bytes
-        self.used_bytes = sum(chunk.used_bytes for chunk in chunks) * nr_units
-        self.partly_used_bytes = sum(chunk.populated_pages - chunk.empty_pages for chunk in chunks) * self.page_bytes
+    __slots__ = ()
 
 
 def left(prog):
@@ -63,24 +51,30 @@ def left(prog):
     """
     page_bytes = prog["PAGE_SIZE"].value_()
     first_chunk = prog["pcpu_first_chunk"].value_()
-    chunks, first = [], None
+    populated_pages = empty_pages = used_bytes = 0
+    first = None
     for address, fields in _walk_chunks(prog):
         pages = check_range(1, fields.pages, _MAX_PAGES, "pcpu_chunk.nr_pages")
         populated = check_range(0, fields.populated, pages, "pcpu_chunk.nr_populated")
-        empty = check_range(0, fields.empty, pages, "pcpu_chunk.nr_empty_pop_pages")
-        free = check_range(0, fields.free, pages * page_bytes, "pcpu_chunk.free_bytes")
+        empty = check_range(0, fields.empty, populated, "pcpu_chunk.nr_empty_pop_pages")
+        free_bytes = check_range(0, fields.free, pages * page_bytes, "pcpu_chunk.free_bytes")
         if address == first_chunk:
             first = fields
         else:
-            chunks.append(Chunk(pages, populated, empty, pages * page_bytes - free))
+            populated_pages += populated
+            empty_pages += empty
+            used_bytes += pages * page_bytes - free_bytes
     if first is None:
         raise CollectError("bad_core", "the first per-CPU chunk is not on the lists of chunks")
     if not is_running(prog):
         # In front of the first chunk are the static variables and the reserved chunk.
         first_end = first.base + first.pages * page_bytes - first.end_offset
         first_pages = (first_end - prog["pcpu_base_addr"].value_()) // page_bytes
-        _check_count(prog, first_pages + sum(chunk.populated_pages for chunk in chunks))
-    return Chunks(chunks, page_bytes, _nr_units(prog))
+        _check_count(prog, first_pages + populated_pages)
+    nr_units = _nr_units(prog)
+    page_bytes *= nr_units
+    partly_used_pages = populated_pages - empty_pages
+    return Chunks(populated_pages * page_bytes, partly_used_pages * page_bytes, used_bytes * nr_units)
 
 
 def _check_count(prog, pages):
@@ -93,18 +87,6 @@ def _check_count(prog, pages):
     if pages != counted_pages:
         message = "the per-CPU chunks have %d pages, but the kernel counts %d" % (pages, counted_pages)
         raise CollectError("bad_core", message)
-
-
-def left_upgraded_bytes(chunks):
-    """Return the bytes that a kernel since v5.14 would leave unused with the allocations of these Chunks: a model.
-
-    Since commit f183324133ea ("percpu: implement partial chunk depopulation") (in v5.14) a chunk gives back its empty
-    pages when an allocation in it is freed, they are a quarter of its pages, and the other chunks have more than
-    PCPU_EMPTY_POP_PAGES_HIGH (pcpu_should_reclaim_chunk()). The first chunk that becomes so empty finds no others, and
-    keeps its pages until another allocation in it is freed: here it is the one with the most.
-    """
-    empty_pages = sorted(chunk.empty_pages for chunk in chunks.chunks if chunk.empty_pages >= chunk.pages // 4)
-    return chunks.populated_bytes - chunks.used_bytes - sum(empty_pages[:-1]) * chunks.page_bytes
 
 
 def _nr_units(prog):

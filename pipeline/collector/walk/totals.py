@@ -35,7 +35,7 @@ def _slab_bytes(prog, names):
             pages = prog[_COUNTERS[item.type_.tag]][item.value_()].counter.value_()
         except (LookupError, FaultError):
             continue
-        return max(0, pages) * prog["PAGE_SIZE"].value_()
+        return _pages_bytes(prog, pages)
     return None
 
 
@@ -48,7 +48,7 @@ def percpu_units(prog):
 
 
 def _percpu_bytes(prog):
-    """Return the bytes of the populated pages of all per-CPU chunks but the first, which the kernel does not count.
+    """Return the bytes of the populated pages of all per-CPU chunks, in all units.
 
     Since commit 7e8a6304d541 ("/proc/meminfo: add percpu populated pages count") (in v4.20).
     """
@@ -56,4 +56,9 @@ def _percpu_bytes(prog):
         pages = prog["pcpu_nr_populated"].value_() * prog["pcpu_nr_units"].value_()
     except (LookupError, FaultError):
         return None
-    return pages * prog["PAGE_SIZE"].value_()
+    return _pages_bytes(prog, pages)
+
+
+def _pages_bytes(prog, pages):
+    """Return the bytes of pages, or None for none: each kernel has some, so the counter is missing from the core."""
+    return pages * prog["PAGE_SIZE"].value_() if pages > 0 else None

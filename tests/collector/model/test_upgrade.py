@@ -10,7 +10,7 @@ import pytest
 from pipeline.collector import snapshot
 from pipeline.collector.model import cost, target_kernels, upgrade
 from pipeline.collector.model.target_kernels import KERNELS
-from pipeline.collector.walk import slab, totals
+from pipeline.collector.walk import percpu, slab, totals
 from tests.collector.conftest import CORES, Core, with_cores
 
 BY_NAME = {core.name: core for core in CORES}
@@ -138,6 +138,23 @@ def test_objects_of_v7_2_are_in_caches_of_their_own() -> None:
     """Of the root alone: mem_cgroup 1664 + 8 and mem_cgroup_per_node 1920 in multiples of 64, not kmalloc-2k."""
     # memcg_vmstats, lruvec_stats, obj_cgroup and its percpu_ref_data
     assert predicted_bytes("memcg_structs", "7.2", machine(1)) == 1728 + 1920 + 2048 + 2048 + 64 + 64
+
+
+@pytest.mark.parametrize(
+    ("partly_used_pages", "kept_pages"),
+    [
+        (1000, 0),
+        (980, 20),  # less than a tenth is empty
+        (900, 100),
+        (50, 100),
+    ],
+)
+def test_a_tenth_of_per_cpu_pages_stays_empty(partly_used_pages: int, kept_pages: int) -> None:
+    """Of 1,000 pages. v6.12 needs half of the per-CPU memory for a memcg here, and so for what is beside it."""
+    chunks = percpu.Chunks(1000 * 4096, partly_used_pages * 4096, partly_used_pages * 96)
+    unit = predicted_bytes("memcg_percpu", "6.12", machine(1, percpu_units=1))
+    facts = machine(1, percpu_units=1, percpu_chunks=chunks, memcg_percpu_bytes=2 * unit)
+    assert 2 * predicted_bytes("percpu_left", "6.12", facts) == partly_used_pages * 4000 + kept_pages * 4096
 
 
 def test_dying_memcgs_stay_until_v7_1() -> None:

@@ -12,7 +12,6 @@ from drgn import FindObjectFlags, Object, Program
 
 from pipeline.collector.status import CollectError
 from pipeline.collector.walk import memcgs, percpu
-from pipeline.collector.walk.percpu import Chunk, Chunks
 from tests.collector.conftest import Core, with_cores
 from tests.collector.made import SyntheticKernel
 
@@ -94,11 +93,6 @@ def test_chunks_are_part_of_meminfos_percpu(core: Core) -> None:
     assert 0 < chunks.used_bytes <= chunks.partly_used_bytes <= chunks.populated_bytes < 1024 * int(match[1])
 
 
-def test_a_kernel_since_v5_14_has_given_back_what_it_would(lazy_core: Core) -> None:
-    chunks = percpu.left(lazy_core.kernel.prog)
-    assert percpu.left_upgraded_bytes(chunks) == chunks.populated_bytes - chunks.used_bytes
-
-
 @pytest.mark.parametrize(
     ("array", "types"),
     [("pcpu_slot", 1), ("pcpu_chunk_lists", 2), ("pcpu_chunk_lists", 1)],
@@ -146,23 +140,6 @@ def test_a_count_that_cannot_be_is_damage(variable: str, value: int) -> None:
     kernel.number(kernel.variables[variable][1], 4, value)
     with pytest.raises(CollectError, match=variable):
         percpu.left(kernel.prog)
-
-
-# Each chunk has 64 pages: a quarter is 16.
-@pytest.mark.parametrize(
-    ("empty_pages", "kept_pages"),
-    [
-        ([60], 60),
-        ([15, 15, 15], 45),  # less than a quarter each
-        ([16, 15, 17], 32),  # a quarter, less, and more: the one with the most keeps them
-        ([30, 40, 20, 5], 45),
-    ],
-)
-def test_empty_pages_that_are_kept_since_v5_14(empty_pages: list[int], kept_pages: int) -> None:
-    # 4 bytes are allocated in each page that is not empty.
-    chunks = Chunks([Chunk(64, 64, empty, 4 * (64 - empty)) for empty in empty_pages], 4096, UNITS)
-    used_pages = 64 * len(empty_pages) - sum(empty_pages)
-    assert percpu.left_upgraded_bytes(chunks) == (kept_pages * 4096 + used_pages * (4096 - 4)) * UNITS
 
 
 # As in v4.20 to v5.1; psi_group is empty without CONFIG_PSI.

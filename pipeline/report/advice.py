@@ -8,6 +8,9 @@ from pipeline.common.text import human_bytes, printable
 from pipeline.report.model import Report
 
 _MAX_RELEASES = 3
+# shrinker_info of an upgraded kernel is named above this many bytes, or this share of the bytes that the upgrade frees.
+_NAMED_SHRINKER_INFO_BYTES = 100 << 20
+_NAMED_SHRINKER_INFO_SHARE = 0.01
 
 
 class Step(NamedTuple):
@@ -55,8 +58,28 @@ def _lazy_kernel_step(figures: dict[str, Any]) -> Step:
         figures["wasted_bytes"],
         f"Reboot {_count(figures['eager_hosts'], 'host')} into a kernel that allocates list_lrus lazily (Linux 5.18, "
         f"RHEL 9.1, UEK7 U1): frees {'at least ' if figures['lower_bound'] else ''}"
-        f"{human_bytes(figures['wasted_bytes'])}{worst_hosts}.{lazy_hosts}",
+        f"{human_bytes(figures['wasted_bytes'])}{worst_hosts}.{_net_sentences(figures)}{lazy_hosts}",
     )
+
+
+def _net_sentences(figures: dict[str, Any]) -> str:
+    """Return what the upgrade frees and takes of all that memory cgroups cost; empty if that is not predicted."""
+    net = figures["net"]
+    if not net:
+        return ""
+    kernels = " or ".join(map(printable, net["target_kernels"]))
+    at_least, at_most = ("at least ", "at most ") if figures["lower_bound"] else ("", "")
+    text = (
+        f" With all else that memory cgroups cost, an upgrade to Linux {kernels} frees "
+        f"{at_least}{human_bytes(net['frees_bytes'])} and takes {at_most}{human_bytes(net['takes_bytes'])}: "
+        f"net {at_least}{human_bytes(net['net_bytes'])}."
+    )
+    if net["shrinker_info_bytes"] > min(_NAMED_SHRINKER_INFO_BYTES, _NAMED_SHRINKER_INFO_SHARE * net["frees_bytes"]):
+        text += (
+            f" After the upgrade memcgs * mounts * nodes cost {human_bytes(net['shrinker_info_bytes'])} in "
+            "shrinker_info."
+        )
+    return text
 
 
 def _nokmem_step(figures: dict[str, Any]) -> Step:

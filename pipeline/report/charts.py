@@ -16,6 +16,7 @@ _VALUE_WIDTH = 90
 _LINE_HEIGHT = 180
 _LINE_SCALE_WIDTH = 64
 _MAX_NAME_CHARACTERS = 28
+_LEGEND_COLUMNS = 4
 
 
 class Bar(NamedTuple):
@@ -23,6 +24,14 @@ class Bar(NamedTuple):
 
     name: str
     value: float
+    text: str
+
+
+class StackedBar(NamedTuple):
+    """A bar of parts: its name, the bytes of each part by its place in the legend, and their sum as text."""
+
+    name: str
+    values: dict[int, float]
     text: str
 
 
@@ -52,6 +61,37 @@ def bars(title: str, rows: Sequence[Bar]) -> Markup:
             )
         )
     return _svg(title, max(1, len(rows)) * _BAR_ROW_HEIGHT, elements)
+
+
+def stacked_bars(title: str, legend: Sequence[str], rows: Sequence[StackedBar]) -> Markup:
+    """Return horizontal bars of parts below their legend, the longest as wide as there is room."""
+    max_value = max((sum(row.values.values()) for row in rows), default=0) or 1
+    max_width = _WIDTH - _BAR_NAME_WIDTH - _VALUE_WIDTH
+    column_width = _WIDTH / _LEGEND_COLUMNS
+    elements = [
+        Markup(
+            '<rect class="part{}" x="{:.0f}" y="{}" width="12" height="12"/><text x="{:.0f}" y="{}">{}</text>'
+        ).format(n, x, y, x + 18, y + 11, name)
+        for n, name in enumerate(legend)
+        for x, y in [(n % _LEGEND_COLUMNS * column_width, n // _LEGEND_COLUMNS * _BAR_ROW_HEIGHT + 4)]
+    ]
+    legend_height = -(-len(legend) // _LEGEND_COLUMNS) * _BAR_ROW_HEIGHT
+    for n, row in enumerate(rows):
+        y = legend_height + n * _BAR_ROW_HEIGHT
+        elements.append(
+            Markup('<text class="name" x="{}" y="{}">{}</text>').format(_BAR_NAME_WIDTH - 8, y + 17, _short(row.name))
+        )
+        x = float(_BAR_NAME_WIDTH)
+        for part, value in sorted(row.values.items()):
+            width = value / max_value * max_width
+            elements.append(
+                Markup(
+                    '<rect class="part{}" x="{:.1f}" y="{}" width="{:.1f}" height="{}"><title>{}</title></rect>'
+                ).format(part, x, y + 4, width, _BAR_ROW_HEIGHT - 8, legend[part])
+            )
+            x += width
+        elements.append(Markup('<text class="value" x="{:.1f}" y="{}">{}</text>').format(x + 6, y + 17, row.text))
+    return _svg(title, legend_height + len(rows) * _BAR_ROW_HEIGHT, elements)
 
 
 def line(

@@ -19,8 +19,8 @@ from markupsafe import Markup
 from pipeline.common.text import human_bytes, printable
 from pipeline.report import charts, machines, rows
 from pipeline.report.advice import steps
-from pipeline.report.charts import Bar
-from pipeline.report.model import Report
+from pipeline.report.charts import Bar, StackedBar
+from pipeline.report.model import NO_KNOWN_WASTE, Report
 
 MAX_HOSTS = 10_000
 """Hosts in the ranking of the page, so that a browser can sort them quickly. CSV and Parquet have all hosts."""
@@ -31,7 +31,7 @@ _MAX_LABELS = 12
 _MAX_NOT_OK = 200
 _RANKING_COLUMNS = (
     "rank", "target", "host", "kernel_release", "memcg_nr_cache_ids", "nr_node_ids", "superblocks", "online_memcgs",
-    "list_lru_bytes", "lazy_bytes", "wasted_bytes", "wasted_pct_of_memory",
+    "list_lru_bytes", "lazy_bytes", "lazy_basis", "wasted_bytes", "wasted_pct_of_memory",
 )  # fmt: skip
 _PAGE = Path(__file__).parent / "page"
 
@@ -41,7 +41,12 @@ def html(report: Report, file: TextIO) -> None:
     environment = Environment(
         loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(bytes=_bytes, printable=lambda text: printable(str(text)), number=_number)
+    environment.filters.update(
+        bytes=_bytes,
+        waste=lambda count: _bytes(count) if report.is_waste_known(count) else NO_KNOWN_WASTE,
+        printable=lambda text: printable(str(text)),
+        number=_number,
+    )
     script, style = ((_PAGE / name).read_text(encoding="utf-8") for name in ("report.js", "report.css"))
     page = environment.get_template("report.html").stream(
         report=report,
@@ -56,6 +61,8 @@ def html(report: Report, file: TextIO) -> None:
         trend=rows.records(report.trend),
         upgrades=rows.records(report.upgrades),
         doublings=rows.records(report.doublings),
+        memcg_costs=rows.records(report.memcg_costs),
+        no_known_waste=NO_KNOWN_WASTE,
         ranking=_ranking(report),
         ranking_hosts=min(len(report.host_waste), MAX_HOSTS),
         first_hosts=rows.records(report.host_waste.slice(0, _PAGE_HOSTS)),
@@ -71,13 +78,19 @@ def html(report: Report, file: TextIO) -> None:
 def _charts(report: Report) -> dict[str, Markup]:
     section_charts = {
         "kernels": charts.bars(
-            "Bytes that each kernel wastes", _waste_bars(report.kernels.to_pylist(), "kernel_release", "(no release)")
+            "Bytes that each kernel wastes",
+            _waste_bars(report, report.kernels.to_pylist(), "kernel_release", "(no release)"),
         ),
         "fstypes": charts.bars(
-            "Bytes wasted by filesystem type", _waste_bars(report.fstypes.to_pylist(), "fstype", "(no superblock)")
+            "Bytes wasted by filesystem type",
+            _waste_bars(report, report.fstypes.to_pylist(), "fstype", "(no superblock)"),
         ),
         "distribution": charts.bars("Hosts by wasted bytes", _distribution_bars(report.distribution.to_pylist())),
     }
+    if len(report.memcg_costs) > 1:
+        section_charts["memcg_memory"] = charts.stacked_bars(
+            "Bytes that memory cgroups cost on each host", *_memcg_bars(report)
+        )
     trend = report.trend.to_pylist()
     if len(trend) > 1:
         section_charts["trend"] = charts.line(
@@ -89,6 +102,22 @@ def _charts(report: Report) -> dict[str, Markup]:
     return section_charts
 
 
+def _memcg_bars(report: Report) -> tuple[list[str], list[StackedBar]]:
+    """Return the names of the parts, the largest first, and a bar for each of the hosts that hold most."""
+    parts_by_target: dict[str, dict[str, int]] = {}
+    for row in report.top_memcg_parts.to_pylist():
+        parts_by_target.setdefault(row["target"], {})[row["part"]] = row["held_bytes"]
+    legend = [name for name in report.memcg_costs["part"].to_pylist() if name != "dying_page_cache"]
+    return legend, [
+        StackedBar(
+            _unambiguous(target),
+            {legend.index(name): count for name, count in parts.items()},
+            human_bytes(sum(parts.values())),
+        )
+        for target, parts in parts_by_target.items()
+    ]
+
+
 def _label_charts(report: Report) -> dict[str, Markup]:
     """Return a chart for each label with more than one value."""
     rows_by_label: dict[str, list[dict[str, Any]]] = {}
@@ -97,19 +126,19 @@ def _label_charts(report: Report) -> dict[str, Markup]:
     labels = sorted(label for label, label_rows in rows_by_label.items() if len(label_rows) > 1)
     return {
         _unambiguous(label): charts.bars(
-            f"Bytes wasted by {_unambiguous(label)}", _waste_bars(rows_by_label[label], "value", "(without it)")
+            f"Bytes wasted by {_unambiguous(label)}", _waste_bars(report, rows_by_label[label], "value", "(without it)")
         )
         for label in labels[:_MAX_LABELS]
     }
 
 
-def _waste_bars(waste_rows: list[dict[str, Any]], name_column: str, null_name: str) -> list[Bar]:
+def _waste_bars(report: Report, waste_rows: list[dict[str, Any]], name_column: str, null_name: str) -> list[Bar]:
     """Return bars of the rows with the largest waste, and a last bar for the sum of all others."""
     bars = [
         Bar(
             null_name if row[name_column] is None else _unambiguous(row[name_column]),
             row["wasted_bytes"],
-            human_bytes(row["wasted_bytes"]),
+            report.waste_text(row["wasted_bytes"]),
         )
         for row in waste_rows
     ]
@@ -117,7 +146,7 @@ def _waste_bars(waste_rows: list[dict[str, Any]], name_column: str, null_name: s
     if not others:
         return largest
     others_bytes = sum(bar.value for bar in others)
-    return [*largest, Bar(f"({len(others)} others)", others_bytes, human_bytes(round(others_bytes)))]
+    return [*largest, Bar(f"({len(others)} others)", others_bytes, report.waste_text(round(others_bytes)))]
 
 
 def _unambiguous(name: str) -> str:

@@ -40,10 +40,10 @@ def _repetitions(report: Report) -> Iterator[str]:
         return
     repetitions = f"{', '.join(counts[:-1])} and {counts[-1]}" if len(counts) > 1 else counts[0]
     hosts = "1 host wastes" if totals["machines"] == 1 else f"{totals['machines']:,} hosts waste"
-    yield (
-        f"These sums include {repetitions}; the advice counts each host once. "
-        f"Without them {hosts} {human_bytes(totals['machines_wasted_bytes'])}."
-    )
+    waste = f"{hosts} {human_bytes(totals['machines_wasted_bytes'])}"
+    if not report.is_waste_known(totals["machines_wasted_bytes"]):
+        waste = "nothing is known to be wasted"
+    yield f"These sums include {repetitions}; the advice counts each host once. Without them {waste}."
     named = [row for row in rows.records(report.machines) if row["relation"] != "copy"]
     yield from map(_repetition, named[:_MAX_EXAMPLES])
     if len(named) > _MAX_EXAMPLES:

@@ -8,10 +8,13 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.common import clock, data
+from pipeline.common.text import human_bytes
 from pipeline.query import QueryError, Session
 
 MAX_DETAILED_HOSTS = 20
 """The worst hosts, up to this many, have a section each."""
+NO_KNOWN_WASTE = "none known"
+"""Text for wasted bytes that are a lower bound below 0."""
 
 
 class Report:
@@ -71,6 +74,14 @@ class Report:
         """The `lazy_basis` values of the eager hosts. On basis `online`, lazy_bytes is an upper bound and wasted_bytes
         a lower bound."""
         return set(self.host_waste["lazy_basis"].to_pylist()) - {None}
+
+    def is_waste_known(self, wasted_bytes: int) -> bool:
+        """Whether a sum of `wasted_bytes` says something: below 0, one with a lower bound does not."""
+        return wasted_bytes >= 0 or "online" not in self.lazy_bases
+
+    def waste_text(self, wasted_bytes: int) -> str:
+        """Return a sum of `wasted_bytes` as text."""
+        return human_bytes(wasted_bytes) if self.is_waste_known(wasted_bytes) else NO_KNOWN_WASTE
 
     @cached_property
     def bounded_targets(self) -> set[str]:
@@ -161,12 +172,38 @@ class Report:
         return self._rows("doublings")
 
     @cached_property
+    def memcg_costs(self) -> pa.Table:
+        """What each part of what memory cgroups cost holds on all machines, and would hold after an upgrade."""
+        return self._rows("memcg_costs")
+
+    @cached_property
+    def memcg_memory(self) -> pa.Table:
+        """Rows of `memcg_memory`."""
+        return self._rows("memcg_memory")
+
+    @cached_property
+    def top_memcg_parts(self) -> pa.Table:
+        """`target`, `part` and `held_bytes` of the machines that hold most for memory cgroups."""
+        return self._rows("top_memcg_parts")
+
+    @cached_property
+    def upgrade_net(self) -> pa.Table:
+        """Rows of `upgrade_net`."""
+        return self._rows("upgrade_net")
+
+    @cached_property
+    def target_kernels(self) -> list[str]:
+        """The kernels for which memory is predicted."""
+        return sorted(set(self.upgrade_net["target_kernel"].to_pylist()))
+
+    @cached_property
     def advice(self) -> dict[str, Any]:
-        """The sums of `sql/reports/advice.sql`, with the rows of `mounts`, `detached` and `churn`, each a dict or None,
-        and the rows of `lazy`."""
+        """The sums of `sql/reports/advice.sql`, with the rows of `net`, `mounts`, `detached` and `churn`, each a dict
+        or None, and the rows of `lazy`."""
         sums = self._row("advice") or {}
         return {
             **sums,
+            "net": self._row("advice_net"),
             "mounts": self._row("advice_mounts"),
             "detached": self._row("advice_detached"),
             "churn": self._row("advice_churn"),

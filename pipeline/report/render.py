@@ -13,7 +13,7 @@ from rich.table import Table
 
 from pipeline.common.text import human_bytes, printable
 from pipeline.report import advice, escape, machines, rows
-from pipeline.report.model import Report
+from pipeline.report.model import NO_KNOWN_WASTE, Report
 
 # Limits of the text format: a terminal shows the worst hosts.
 MAX_HOSTS = 50
@@ -27,6 +27,8 @@ _BREAKDOWNS = {
     "trend": "Trend",
     "upgrades": "Kernels that changed",
     "doublings": "Next doublings",
+    "memcg_costs": "What else memory cgroups cost",
+    "upgrade_net": "Net of an upgrade",
     "core_copies": "Copies of a core",
     "machines": "Further targets of a machine",
     "namesakes": "Host names of several machines",
@@ -62,6 +64,12 @@ def text(report: Report, file: TextIO) -> None:
         _print_more(console, len(report.host_waste), MAX_HOSTS, "SELECT * FROM host_waste")
         console.print()
         console.print(_legend(report))
+    if len(report.memcg_costs) > 1:
+        console.print()
+        kernels = printable(" or ".join(report.target_kernels))
+        upgrade = f"; upgraded: with Linux {kernels}" if kernels else ""
+        console.print(f"What else memory cgroups cost here (each host once{upgrade}):")
+        console.print(_memcg_costs(report))
     if steps := advice.steps(report):
         console.print("\nWhat to do:")
         table = Table.grid(padding=(0, 1, 0, 0))
@@ -140,20 +148,26 @@ def _summary(report: Report) -> list[str]:
     if totals["hosts"]:
         share = 100 * totals["wasted_bytes"] / max(1, totals["memory_bytes"])
         at_least, at_most = ("at least ", "at most ") if "online" in report.lazy_bases else ("", "")
-        hosts = "1 host wastes" if totals["hosts"] == 1 else f"{totals['hosts']} hosts waste"
+        hosts = "1 host" if totals["hosts"] == 1 else f"{totals['hosts']} hosts"
+        verb = "wastes" if totals["hosts"] == 1 else "waste"
         if totals["machines"] < totals["hosts"]:
-            hosts = f"{totals['hosts']} targets of {totals['machines']} "
-            hosts += "host waste" if totals["machines"] == 1 else "hosts waste"
+            hosts = f"{totals['hosts']} targets of {totals['machines']} host{'' if totals['machines'] == 1 else 's'}"
+        memory = f"{human_bytes(totals['memory_bytes'])} memory"
+        is_known = report.is_waste_known(totals["wasted_bytes"])
         lines += [
-            f"{hosts} {at_least}"
-            f"{human_bytes(totals['wasted_bytes'])}, {share:.1f} % of {human_bytes(totals['memory_bytes'])} memory:",
+            f"{hosts} {verb} {at_least}{human_bytes(totals['wasted_bytes'])}, {share:.1f} % of {memory}:"
+            if is_known
+            else f"Nothing is known to be wasted on {hosts} with {memory}:",
             f"list_lrus hold {human_bytes(totals['list_lru_bytes'])}, "
             f"a lazy kernel would hold {at_most}{human_bytes(totals['lazy_bytes'])}.",
-            f"The difference: objects {human_bytes(totals['saves_objects_bytes'])}, "
-            f"one array instead of one per node {human_bytes(totals['saves_transpose_bytes'])}, "
-            f"xarrays instead of arrays {human_bytes(totals['saves_xarray_bytes'])}.",
-            *machines.notes(report),
         ]
+        if is_known:
+            lines.append(
+                f"The difference: objects {human_bytes(totals['saves_objects_bytes'])}, "
+                f"one array instead of one per node {human_bytes(totals['saves_transpose_bytes'])}, "
+                f"xarrays instead of arrays {human_bytes(totals['saves_xarray_bytes'])}."
+            )
+        lines += machines.notes(report)
     return lines + [printable(note) for note in report.clock_notes]
 
 
@@ -178,7 +192,10 @@ def _ranking(report: Report, *, is_wide: bool) -> Table:
     )
     for row in rows.records(report.host_waste.slice(0, MAX_HOSTS)):
         at_most, at_least = ("<= ", ">= ") if row["target"] in report.bounded_targets else ("", "")
+        wasted = at_least + human_bytes(row["wasted_bytes"])
         pct = row["wasted_pct_of_memory"]
+        if row["lazy_basis"] == "online" and row["wasted_bytes"] < 0:
+            wasted, pct = NO_KNOWN_WASTE, None
         formula = None if row["formula_bytes"] is None else human_bytes(row["formula_bytes"])
         _add_row(
             table,
@@ -190,10 +207,18 @@ def _ranking(report: Report, *, is_wide: bool) -> Table:
             row["online_memcgs"],
             human_bytes(row["list_lru_bytes"]),
             at_most + human_bytes(row["lazy_bytes"]),
-            at_least + human_bytes(row["wasted_bytes"]),
+            wasted,
             None if pct is None else f"{pct:.1f}",
             *((row["nr_node_ids"], formula, row["layout"]) if is_wide else ()),
         )
+    return table
+
+
+def _memcg_costs(report: Report) -> Table:
+    table = _table("part", ">holds", ">online", ">dying", ">left", ">upgraded")
+    columns = ("held_bytes", "online_bytes", "dying_bytes", "left_bytes", "upgraded_bytes")
+    for row in rows.records(report.memcg_costs):
+        _add_row(table, row["part"], *(None if row[name] is None else human_bytes(row[name]) for name in columns))
     return table
 
 

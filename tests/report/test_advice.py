@@ -9,7 +9,7 @@ import pytest
 from pipeline.report import advice
 from pipeline.report.model import build_report
 from tests.report.test_report import render
-from tests.warehouse.outcomes import STARTED_AT, failure, ok, publish, session
+from tests.warehouse.outcomes import STARTED_AT, failure, memcg_part, ok, publish, session
 
 LISTS_PER_HOST = 2 * 40 + 1
 OBJECT_BYTES = 4 * 24574 * 32
@@ -28,6 +28,7 @@ def lazy_host(target, **columns):
     outcome = ok(target)
     outcome["row"] |= {
         "lazy_basis": None,
+        "target_kernel": None,
         "kernel_release": "6.1.0-50-cloud-amd64",
         "memcg_nr_cache_ids": None,
         **columns,
@@ -71,6 +72,39 @@ def test_lazy_releases_are_named_the_commonest_first(tmp_path, releases, sentenc
     rare_hosts = [lazy_host(f"new-{release}", kernel_release=release) for release in releases]
     step = steps(tmp_path, host("web-1"), *common_hosts, older_core, *rare_hosts)["lazy_kernel"]
     assert step.text.endswith(f" {sentence}")
+
+
+def test_a_lazy_kernel_takes_back_what_its_other_parts_cost(tmp_path):
+    outcome = host("web-1")
+    parts = outcome["tables"]["memcg_memory"]
+    parts["rows"] += [
+        list(memcg_part("percpu_left", left_bytes=2**20, upgraded_bytes=2**19).values()),
+        list(memcg_part("memcg_structs", online_bytes=2**20, upgraded_bytes=2**22).values()),
+    ]
+    # In MiB: list_lrus free 242.95 of 243.02 and per-CPU memory 0.5; structs take 3, shrinker_info 3072 - 192 bytes.
+    step = steps(tmp_path, outcome)["lazy_kernel"]
+    assert step.frees_bytes == LISTS_PER_HOST * (OBJECT_BYTES + ARRAY_BYTES - LAZY_BYTES)
+    assert "With all else that memory cgroups cost, an upgrade to Linux 6.12 frees 243 MiB" in step.text
+    assert "frees 243 MiB and takes 3.00 MiB: net 240 MiB." in step.text
+    assert "shrinker_info" not in step.text  # below 1 % of what is freed
+
+
+def test_shrinker_info_after_the_upgrade_is_named_if_it_is_not_small(tmp_path):
+    large, small = host("large"), host("small")
+    for outcome, upgraded_bytes in ((large, 3 * 2**20), (small, 2 * 2**20)):  # of 243 MiB
+        outcome["tables"]["memcg_memory"]["rows"] = [
+            list(memcg_part("list_lru", left_bytes=243 * 2**20, upgraded_bytes=0).values()),
+            list(memcg_part("shrinker_info", upgraded_bytes=upgraded_bytes).values()),
+        ]
+    text = steps(tmp_path / "large", large)["lazy_kernel"].text
+    assert "After the upgrade memcgs * mounts * nodes cost 3.00 MiB in shrinker_info." in text
+    assert "shrinker_info" not in steps(tmp_path / "small", small)["lazy_kernel"].text
+
+
+def test_the_net_is_a_bound_where_charged_objects_were_not_read_and_unknown_without_a_prediction(tmp_path):
+    text = steps(tmp_path / "online", host("web-1", lazy_basis="online"))["lazy_kernel"].text
+    assert "frees at least 243 MiB and takes at most 2.81 KiB: net at least 243 MiB." in text
+    assert "net" not in steps(tmp_path / "old", host("web-1", target_kernel=None))["lazy_kernel"].text
 
 
 def test_the_few_hosts_with_nine_tenths_of_it_are_counted(tmp_path):

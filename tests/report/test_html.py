@@ -75,8 +75,41 @@ def test_what_an_upgrade_freed_stands_beside_what_was_predicted(root):
     assert re.findall(r'<data value="(-?\d+)"', section) == [
         str(upgrade["predicted_saves_bytes"]),
         str(upgrade["freed_bytes"]),
+        str(upgrade["predicted_net_bytes"]),
+        str(upgrade["totals_freed_bytes"]),
     ]
     assert "6.1.0-50-cloud-amd64" in section
+
+
+def test_what_else_memory_cgroups_cost_has_a_table_and_a_bar_of_parts(root):
+    section = section_of(page(root), "What else memory cgroups cost here")
+    costs = {row["part"]: row for row in build_report(session(root)).memcg_costs.to_pylist()}
+    assert set(costs) == {"list_lru", "shrinker_info"}
+    for row in costs.values():
+        for column in ("held_bytes", "online_bytes", "dying_bytes", "left_bytes", "upgraded_bytes"):
+            assert f'<data value="{row[column]}"' in section
+    chart = section_of(page(root), "The hosts that hold most")
+    assert re.findall(r'<rect class="part\d"[^>]*><title>(.*?)</title>', chart) == ["list_lru", "shrinker_info"] * 2
+    # The bar of web-1 is as wide as there is room, and its parts are side by side.
+    first, second = re.findall(r'<rect class="part\d" x="([\d.]+)"[^>]*width="([\d.]+)"[^>]*><title>', chart)[:2]
+    assert float(second[0]) == pytest.approx(float(first[0]) + float(first[1]), abs=0.1)
+    assert float(first[1]) + float(second[1]) == pytest.approx(720 - 210 - 90, abs=0.1)
+
+
+def test_without_other_parts_nothing_is_said_of_them(tmp_path):
+    outcome = ok("web-1")
+    outcome["tables"]["memcg_memory"]["rows"].pop()
+    publish(tmp_path, outcome)
+    assert "What else" not in page(tmp_path)
+
+
+def test_a_lower_bound_below_0_is_no_known_waste(tmp_path):
+    publish(tmp_path, ok("web-1"))
+    text = page(tmp_path)
+    ranking = section_of(text, "Ranking")
+    assert '<td class="n">none known</td><td class="n"></td></tr>' in ranking
+    assert "<b>none known</b><span>wasted, of" in text
+    assert "-2.23 KiB" not in text
 
 
 def test_each_label_that_tells_hosts_apart_has_a_chart(root, tmp_path):

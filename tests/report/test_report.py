@@ -138,9 +138,9 @@ def test_text_gives_coverage_with_reasons(root):
     assert "/cores/db-2: not an ELF or kdump core; copy it again" in text
 
 
-def text_for_bases(root, *bases):
+def text_for_bases(root, *bases, cache_ids=382):
     """Publish a run with a host on each basis and return its text report as one line, without the advice."""
-    hosts = [ok(f"host-{basis}") for basis in bases]
+    hosts = [ok(f"host-{basis}", cache_ids=cache_ids) for basis in bases]
     for host, basis in zip(hosts, bases, strict=True):
         host["row"] |= {"lazy_basis": basis, "lazy_target": basis and "v6.13+"}
     publish(root, *hosts)
@@ -168,6 +168,22 @@ def test_text_marks_the_bounds_among_expected_figures(tmp_path):
     assert "for the memcgs that own objects, or, where marked <=, if every online memcg used" in text
     assert text.count(">= ") == 1
     assert re.search(r"host-online .* <= [\d.]+ \w+ >= -?[\d.]+ \w+ ", text)
+
+
+def test_a_lower_bound_below_0_is_no_known_waste(tmp_path):
+    # 5 list_lrus of 4 * 32 + 64 + 64 bytes, and lazy ones of at most 64 + 64 + 584
+    text = text_for_bases(tmp_path, "online", cache_ids=4)
+    assert "Nothing is known to be wasted on 1 host with 4.00 GiB memory:" in text
+    assert re.search(r"host-online .* 1.25 KiB 3.48 KiB none known \d ", text)
+    assert "-2.23 KiB" not in render(tmp_path, "text")
+    assert "The difference" not in text
+    assert json.loads(render(tmp_path, "json"))["host_waste"][-1]["wasted_bytes"] == 5 * (256 - 712)
+
+
+def test_an_exact_waste_below_0_is_shown(tmp_path):
+    text = text_for_bases(tmp_path, "charged", cache_ids=4)
+    assert "1 host wastes -2.23 KiB, -0.0 % of 4.00 GiB memory:" in text
+    assert "known" not in text
 
 
 def test_markdown_says_which_figures_are_bounds(tmp_path):
@@ -203,7 +219,7 @@ def test_text_shows_the_worst_hosts_and_where_the_others_are(tmp_path):
 def test_json_has_the_views_columns_and_exact_numbers(root):
     content = json.loads(render(root, "json"))
     breakdowns = ["kernels", "fstypes", "labels", "distribution", "trend", "upgrades", "doublings", "core_copies"]
-    breakdowns += ["machines", "namesakes"]
+    breakdowns = [*breakdowns[:-1], "memcg_costs", "upgrade_net", breakdowns[-1], "machines", "namesakes"]
     assert list(content) == ["run", "notes", "totals", "coverage", "not_ok", "advice", *breakdowns, "host_waste"]
     db = session(root)
     total_bytes = db.rows("SELECT CAST(sum(wasted_bytes) AS BIGINT) AS wasted_bytes FROM host_waste")[0]["wasted_bytes"]

@@ -32,6 +32,11 @@
     return mark;
   }
 
+  // A lower bound below 0 says nothing.
+  function isUnknownWaste(row) {
+    return row[columns.indexOf("lazy_basis")] === "online" && row[columns.indexOf("wasted_bytes")] < 0;
+  }
+
   function cellOf(row, head) {
     const cell = document.createElement("td");
     const value = row[columns.indexOf(head.dataset.column)];
@@ -39,6 +44,10 @@
     if (head.dataset.column === "target") cell.className = "name";
     if (head.dataset.column === "kernel_release") cell.className = "release";
     if (value === null) return cell;
+    if (head.dataset.column.startsWith("wasted_") && isUnknownWaste(row)) {
+      if (head.dataset.column === "wasted_bytes") cell.textContent = "none known";
+      return cell;
+    }
     if (head.dataset.column.endsWith("_bytes")) {
       const bound = row[columns.indexOf("bounded")] && BOUNDS[head.dataset.column];
       if (bound) cell.append(boundMark(...bound), " ");

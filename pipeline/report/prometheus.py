@@ -40,12 +40,25 @@ def prometheus(report: Report, file: TextIO, max_series: int = MAX_SERIES) -> No
             targets.labels(audit, name.removeprefix("status_")).set(count)
     figures = {
         "list_lru_bytes": "Bytes that all list_lrus hold now",
-        "wasted_bytes": "Bytes that a kernel with lazy list_lrus would save; negative if it would need more",
+        "wasted_bytes": "Bytes that a kernel with lazy list_lrus would save; negative if it would need more, or if "
+        "nothing is known to be wasted because charged objects were not read",
         "lazy_bytes": "Bytes that list_lrus would hold on a kernel with lazy allocation",
         "memory_bytes": "Memory that the kernel manages, in bytes",
     }
     for name, description in figures.items():
         gauge(f"total_{name}", f"{description}, each machine once").labels(audit).set(report.totals[f"machines_{name}"])
+    total_held = gauge(
+        "total_memcg_memory_bytes", "Bytes that a part of what memory cgroups cost holds, each machine once", "part"
+    )
+    total_upgraded = gauge(
+        "total_memcg_memory_upgraded_bytes",
+        "Bytes that it would hold after kernel upgrades; machines without a prediction count with what they hold now",
+        "part",
+    )
+    for row in rows.records(report.memcg_costs):
+        total_held.labels(audit, row["part"]).set(row["held_bytes"])
+        if row["upgraded_bytes"] is not None:
+            total_upgraded.labels(audit, row["part"]).set(row["upgraded_bytes"])
     series_hosts = hosts if len(hosts) <= max_series else []
     gauge("targets_without_series", "Hosts that only the totals include, because there are too many").labels(audit).set(
         len(hosts) - len(series_hosts)
@@ -59,4 +72,13 @@ def prometheus(report: Report, file: TextIO, max_series: int = MAX_SERIES) -> No
             metric.labels(audit, target).set(host_figures[name])
         names = (printable(row[name] or "") for name in ("host", "kernel_release", "layout"))
         info.labels(audit, target, *names).set(1)
+    held = gauge("memcg_memory_bytes", "Bytes that a part of what memory cgroups cost holds", "target", "part")
+    upgraded = gauge(
+        "memcg_memory_upgraded_bytes", "Bytes that it would hold after the kernel upgrade", "target", "part"
+    )
+    for row in rows.records(report.memcg_memory) if series_hosts else []:
+        target = printable(row["target"])
+        held.labels(audit, target, row["part"]).set(row["held_bytes"])
+        if row["upgraded_bytes"] is not None:
+            upgraded.labels(audit, target, row["part"]).set(row["upgraded_bytes"])
     file.write(generate_latest(registry).decode())

@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.report.model import build_report
 from pipeline.report.prometheus import prometheus
-from tests.warehouse.outcomes import STARTED_AT, failure, ok, publish, session
+from tests.warehouse.outcomes import STARTED_AT, failure, ok, publish, session, set_cell
 
 
 def samples(root, **options):
@@ -46,6 +46,26 @@ def test_every_host_and_status_is_a_series_with_its_exact_bytes(tmp_path):
     }  # fmt: skip
 
 
+def test_every_part_of_what_memory_cgroups_cost_is_a_series(tmp_path):
+    old, new = ok("old"), ok("new")
+    new["row"]["target_kernel"] = None
+    set_cell(new, "memcg_memory", "upgraded_bytes", None)
+    publish(tmp_path, old, new, audit="prod")
+    metrics = samples(tmp_path)
+    for name, column in (("memcg_memory", "held_bytes"), ("memcg_memory_upgraded", "upgraded_bytes")):
+        rows = session(tmp_path).rows(f"SELECT target, part, {column} AS bytes FROM memcg_memory ORDER BY target, part")
+        assert metrics[f"list_lru_audit_{name}_bytes"] == [
+            ({"audit": "prod", "target": row["target"], "part": row["part"]}, row["bytes"])
+            for row in rows
+            if row["bytes"] is not None
+        ]
+    # 5 list_lrus of 256 bytes on each host, and of 712 with the new kernel, which the host `new` has already.
+    totals = {labels["part"]: value for labels, value in metrics["list_lru_audit_total_memcg_memory_bytes"]}
+    assert totals == {"list_lru": 2 * 5 * 256, "shrinker_info": 2 * 192}
+    totals = {labels["part"]: value for labels, value in metrics["list_lru_audit_total_memcg_memory_upgraded_bytes"]}
+    assert totals == {"list_lru": 5 * 256 + 5 * 712, "shrinker_info": 2 * 3072}
+
+
 def test_the_totals_count_a_machine_that_was_reached_twice_once(tmp_path):
     by_ssh, by_qmp, other = ok("db-ssh", cache_ids=382), ok("db-qmp", cache_ids=382), ok("web", cache_ids=766)
     for outcome, kind in ((by_ssh, "ssh"), (by_qmp, "qmp")):
@@ -62,7 +82,11 @@ def test_the_totals_count_a_machine_that_was_reached_twice_once(tmp_path):
 def test_with_more_hosts_than_series_only_totals_are_written_and_it_is_said(tmp_path):
     publish(tmp_path, *(ok(f"web-{n}", cache_ids=382) for n in range(4)))
     metrics = samples(tmp_path, max_series=3)
-    assert not metrics.keys() & {"list_lru_audit_wasted_bytes", "list_lru_audit_target_info"}
+    assert not metrics.keys() & {
+        "list_lru_audit_wasted_bytes",
+        "list_lru_audit_target_info",
+        "list_lru_audit_memcg_memory_bytes",
+    }
     assert metrics["list_lru_audit_targets_without_series"] == [({"audit": "adhoc"}, 4)]
     assert metrics["list_lru_audit_total_wasted_bytes"][0][1] > 0
     assert samples(tmp_path, max_series=4)["list_lru_audit_targets_without_series"] == [({"audit": "adhoc"}, 0)]

@@ -30,6 +30,14 @@ _SUMMED_COLUMNS = (
 )
 
 
+# The columns of memcg_memory by the state of memcgs, and the words for them.
+_STATES = {
+    "online_bytes": "for online cgroups",
+    "dying_bytes": "for dying ones",
+    "left_bytes": "for none",
+}
+
+
 def host_waste(outcome: Mapping[str, Any]) -> dict[str, Any]:
     """Return the columns of ``targets`` and of the view ``host_waste`` for a target, and the sums over its list_lrus.
 
@@ -50,6 +58,7 @@ def host_waste(outcome: Mapping[str, Any]) -> dict[str, Any]:
         formula_bytes = cost.formula_bytes(row["superblocks"], len(row["possible_nodes"]), row["memcg_nr_cache_ids"])
     online_ids = sum(cache_id is not None for cache_id in _cells(outcome["tables"]["memcgs"], "cache_id"))
     wasted_bytes = list_lru_bytes - sums["lazy_bytes"]
+    memcg_memory = _rows(outcome["tables"]["memcg_memory"])
     arrays = zip(_cells(list_lrus, "pointer_array_bytes"), _cells(list_lrus, "nodes"), strict=True)
     one_array_bytes = sum(array_bytes // nodes if nodes else 0 for array_bytes, nodes in arrays)
     return {
@@ -65,7 +74,19 @@ def host_waste(outcome: Mapping[str, Any]) -> dict[str, Any]:
         "saves_xarray_bytes": one_array_bytes + sums["xa_node_bytes"] - sums["lazy_xa_node_bytes"],
         "wasted_bytes": wasted_bytes,
         "wasted_pct_of_memory": round(100 * wasted_bytes / row["memory_bytes"], 2),
+        "memcg_memory": memcg_memory,
+        "net_bytes": _net_bytes(memcg_memory),
     }
+
+
+def _rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+
+
+def _net_bytes(memcg_memory: list[dict[str, Any]]) -> int | None:
+    """Return net_bytes of the view ``upgrade_net``, or None without a prediction."""
+    parts = [row for row in memcg_memory if row["upgraded_bytes"] is not None and row["part"] != "dying_page_cache"]
+    return sum(row["held_bytes"] - row["upgraded_bytes"] for row in parts) if parts else None
 
 
 def _cells(table: Mapping[str, Any], column: str) -> list[Any]:
@@ -99,6 +120,7 @@ def text(figures: Mapping[str, Any]) -> str:
     if f["status"] == "unsupported":
         return "\n".join([*lines, f"unsupported: {printable(f['error'] or '')}"]) + "\n"
     lines += _eager_kernel(f) if f["lazy_target"] is not None else _lazy_kernel(f)
+    lines += _memcg_memory(f)
     if f["notes"]:
         lines += ["", f"note: {printable(f['notes'])}"]
     return "\n".join(lines) + "\n"
@@ -131,7 +153,7 @@ def _lazy_estimate(f: Mapping[str, Any]) -> list[str]:
         return [
             _bytes_line(name, f["lazy_bytes"], "at most, {}: every online memcg, every list"),
             _bytes_line("", f["lazy_low_bytes"], "at least, {}: memcgs with items on a list now"),
-            _bytes_line("wasted", f["wasted_bytes"], "at least, {}" + share),
+            _lower_bound_line("wasted", f["wasted_bytes"], share),
         ]
     return [
         _bytes_line(name, f["lazy_bytes"], "{} expected, entries that outlive their objects included"),
@@ -192,6 +214,26 @@ def _parts(f: Mapping[str, Any]) -> list[str]:
     return [_line(f"  {name}", count, remark) for name, count, remark in parts if count]
 
 
+def _memcg_memory(f: Mapping[str, Any]) -> list[str]:
+    """All that memory cgroups cost but the list_lrus, and the net of an upgrade with them."""
+    parts = [row for row in f["memcg_memory"] if row["part"] != "list_lru"]
+    if not parts:
+        return []
+    lines = ["", "What else memory cgroups cost:"]
+    for row in parts:
+        remarks = [f"{human_bytes(row[name])} {words}" for name, words in _STATES.items() if row[name]]
+        if row["upgraded_bytes"] is not None:
+            remarks.append(f"{human_bytes(row['upgraded_bytes'])} with Linux {printable(f['target_kernel'])}")
+        lines.append(_line(row["part"], row["held_bytes"], "; ".join(remarks)))
+    if f["net_bytes"] is not None:
+        remark = f" freed by an upgrade to Linux {printable(f['target_kernel'])}, list_lrus included"
+        if f["lazy_basis"] == "online":
+            lines.append(_lower_bound_line("net", f["net_bytes"], remark))
+        else:
+            lines.append(_bytes_line("net", f["net_bytes"], "{}" + remark))
+    return lines
+
+
 def _cache(f: Mapping[str, Any]) -> list[str]:
     if not f["slab_cache"]:
         return []
@@ -204,6 +246,13 @@ def _cache(f: Mapping[str, Any]) -> list[str]:
             f"{share:.2f} % of them explained."
         )
     return lines
+
+
+def _lower_bound_line(name: str, count: int, remark: str) -> str:
+    """Return a line of bytes that may be more; a bound below 0 says nothing."""
+    if count < 0:
+        return f"{name:<20}{'none known':>18}"
+    return _bytes_line(name, count, "at least, {}" + remark)
 
 
 def _bytes_line(name: str, count: int, remark: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.report.screens import inspect
-from tests.warehouse.outcomes import ok
+from tests.warehouse.outcomes import ok, set_cell
 
 
 def host(basis: str | None, **cells: Any) -> dict[str, Any]:
@@ -18,6 +18,8 @@ def host(basis: str | None, **cells: Any) -> dict[str, Any]:
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
     unread_cells = dict.fromkeys(("items", "lazy_charged_bytes", "lazy_empty_bytes", "eager_bytes"), 0)
     rows = [{**row, **unread_cells, **cells} for row in rows]
+    lazy_bytes = 5 * cells.get("lazy_bytes", 712)
+    set_cell(outcome, "memcg_memory", "upgraded_bytes", None if basis is None else lazy_bytes)
     outcome["tables"]["list_lrus"] = {"columns": list(rows[0]), "rows": [list(row.values()) for row in rows]}
     lazy_cells = {"layout": "xarray", "memcg_nr_cache_ids": None, "lazy_target": None} if basis is None else {}
     target_cells = {"types_source": "btf", "notes": None, "slab_cache": None, "lazy_target": "v5.18-6.12"}
@@ -55,6 +57,19 @@ def test_on_the_basis_online_the_figure_is_the_upper_bound_and_the_waste_the_low
 def test_a_lazy_kernel_says_what_the_eager_one_would_have_cost(eager_bytes: int | None, line: str | None) -> None:
     text = screen(host(None, eager_bytes=eager_bytes))
     assert (line or "eager kernel") in text if line else "eager kernel" not in text
+
+
+def test_what_else_memory_cgroups_cost_and_the_net_of_an_upgrade() -> None:
+    # 5 * (256 - 100) of list_lrus and 192 - 3072 of shrinker_info
+    text = screen(host("charged", lazy_low_bytes=70, lazy_charged_bytes=90, lazy_bytes=100, lazy_high_bytes=200))
+    assert "shrinker_info 192 128 B for online cgroups; 64 B for dying ones; 3.00 KiB with Linux 6.12\n" in text
+    assert "net -2,100 -2.05 KiB freed by an upgrade to Linux 6.12, list_lrus included\n" in text
+
+
+def test_a_lower_bound_below_0_is_not_known_to_be_wasted_or_freed() -> None:
+    text = screen(host("online", lazy_low_bytes=70, lazy_charged_bytes=None, lazy_bytes=300, lazy_high_bytes=300))
+    assert "wasted none known\n" in text
+    assert "net none known\n" in text
 
 
 def test_list_lrus_of_unknown_owner_are_counted() -> None:

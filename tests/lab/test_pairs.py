@@ -35,4 +35,4 @@ def test_an_upgrade_gives_back_what_is_predicted(name: str, series: str) -> None
     predicted_bytes = big.predicted.total()
     assert predicted_bytes > 100e6
     assert abs(removed.rest_bytes) < max(0.01 * predicted_bytes, 1e6)
-    assert abs(removed.errors[PERCPU_LEFT]) < 0.05 * predicted_bytes
+    assert abs(removed.errors[PERCPU_LEFT]) < 0.1 * predicted_bytes

@@ -65,7 +65,7 @@ def predict(machine, kernel):
         rule = "%s * %d nodes * shrinker_info of %d ids" % (count, nodes, machine.shrinker_ids)
         predictions["shrinker_info"] = Prediction(memcgs * nodes * info_bytes, rule)
     if machine.percpu_units is not None:
-        rule = "%s * %d CPUs * counters for %d nodes" % (count, machine.percpu_units, nodes)
+        rule = "%s * %d per-CPU units * counters for %d nodes" % (count, machine.percpu_units, nodes)
         percpu_bytes = machine.percpu_units * _unit_bytes(machine, kernel)
         predictions["memcg_percpu"] = Prediction(percpu_bytes, rule)
         if machine.percpu_chunks is not None and machine.memcg_percpu_bytes:

@@ -145,6 +145,8 @@ CONTRADICTIONS = {
     "lazy_within_bounds": set_cell(ok("evil"), "list_lrus", "lazy_low_bytes", 10_000),
     "superblock_known": set_cell(ok("evil"), "list_lrus", "superblock", 1),
     "totals_fit": set_field("memory_bytes", 1_000),
+    "memcg_memory_adds_up": set_cell(ok("evil"), "memcg_memory", "online_bytes", 1),
+    "totals_kept_in_memcg_memory": set_cell(ok("evil"), "memcg_memory", "upgraded_bytes", 1),
 }
 
 

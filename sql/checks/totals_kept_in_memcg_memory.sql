@@ -1,4 +1,4 @@
--- Has the part list_lru of memcg_memory what the list_lrus of its target hold, and would hold on a lazy kernel?
+-- Are the sums stored with each target those of the part list_lru of memcg_memory, to the byte?
 SELECT
     t.target,
     format(

@@ -24,8 +24,8 @@ _ORDER_SHIFT = 16
 _SLOTS_MASK = (1 << _ORDER_SHIFT) - 1
 # Bounds the memory for one bulk read: a slab has 4 to 32 KB.
 _SLABS_PER_READ = 256
-# Bounds the slabs that are read for the free lists of CPUs: 1 to 8 GB. Of more, a sample is read.
-_MAX_SLABS_READ = 1 << 18
+# Bounds the free lists of CPUs that are read, with their slabs: 4 seconds, 64 to 512 MB. Of more, a sample is read.
+_MAX_FREE_LISTS = 1 << 14
 
 
 class Usage(namedtuple("Usage", "nodes slabs slots free_slots slab_bytes slab_slots")):
@@ -88,7 +88,7 @@ class _Reader:
         slabs, cpu_lists, free_lists = self.read_cpus()
         self.add_slabs(slabs)
         self.add_lists(node_lists + cpu_lists, sum(node.slabs for node in nodes.values()))
-        step = max(1, -(-len(free_lists) // _MAX_SLABS_READ))
+        step = max(1, -(-len(free_lists) // _MAX_FREE_LISTS))
         self.add_free_lists(free_lists[::step], step)
         return {cache: self.usage_of(cache, nodes) for cache in self.caches}, step
 

@@ -210,7 +210,7 @@ def test_free_slots_are_on_lists_of_nodes_and_cpus(coding: str, byte_order: Byte
 
 
 def test_of_many_free_lists_a_sample_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slub, "_MAX_SLABS_READ", 2)
+    monkeypatch.setattr(slub, "_MAX_FREE_LISTS", 2)
     machine = Machine()
     caches = [machine.child(ONLINE) for _ in range(4)]
     for cache in caches:

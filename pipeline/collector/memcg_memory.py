@@ -19,11 +19,12 @@ class _Count(namedtuple("_Count", "held basis facts")):
     __slots__ = ()
 
 
-def parts(prog, findings, memcg_list, machine, target_kernel):
+def parts(prog, findings, memcg_list, dying_pages, machine, target_kernel):
     """Return the rows of each part, and notes on the parts that could not be counted.
 
     :param findings: list_lrus.Findings.
     :param memcg_list: list of Memcg, empty on a kernel without lists for memcgs.
+    :param dying_pages: dying_memcg_pages.DyingMemcgPages, or None if they were not counted.
     :param machine: upgrade.Machine; what is counted here replaces its fields.
     :param target_kernel: target_kernels.TargetKernel, or None if this kernel is not older.
     """
@@ -36,6 +37,8 @@ def parts(prog, findings, memcg_list, machine, target_kernel):
         "memcg_kmem_caches": lambda: _memcg_kmem_caches(prog, memcg_list),
         "memcg_caches_arrays": lambda: _Count(memcg_caches.count_arrays(prog, memcg_list), "exact", {}),
     }
+    if dying_pages:
+        counters["dying_page_cache"] = lambda: _Count(Held(0, dying_pages.page_cache_bytes(), 0), "exact", {})
     counts, notes = {}, []
     for part, count in counters.items():
         try:

@@ -1,4 +1,4 @@
-"""Audit of one kernel: the rows of the tables targets, superblocks, list_lrus, memcgs and memcg_memory.
+"""Audit of one kernel: the rows of the tables that hosts have.
 
 ``schemas/`` documents the columns.
 """
@@ -10,7 +10,20 @@ from drgn import FaultError, Object, alignof, sizeof
 from . import __version__, budget, identity, memcg_memory
 from .access.memory import has_member, is_running, text
 from .model import cost, estimate, target_kernels, upgrade
-from .walk import charges, containers, layouts, list_lrus, memcgs, slab, superblocks, totals, transient_objects, xarrays
+from .status import CollectError
+from .walk import (
+    charges,
+    containers,
+    dying_memcg_pages,
+    layouts,
+    list_lrus,
+    memcgs,
+    slab,
+    superblocks,
+    totals,
+    transient_objects,
+    xarrays,
+)
 from .walk.nodes import nodes_in_state, nr_node_ids
 
 _MICROSECONDS = 1000000
@@ -46,7 +59,7 @@ class Table:
 class Snapshot:
     """Result of one audit.
 
-    :ivar tables: the five Tables.
+    :ivar tables: the Tables.
     :ivar unsupported_reason: why this kernel has no list_lrus for memcgs, or None.
     """
 
@@ -56,7 +69,15 @@ class Snapshot:
         self.list_lrus = Table("list_lrus")
         self.memcgs = Table("memcgs")
         self.memcg_memory = Table("memcg_memory")
-        self.tables = (self.target, self.superblocks, self.list_lrus, self.memcgs, self.memcg_memory)
+        self.dying_memcg_pages = Table("dying_memcg_pages")
+        self.tables = (
+            self.target,
+            self.superblocks,
+            self.list_lrus,
+            self.memcgs,
+            self.memcg_memory,
+            self.dying_memcg_pages,
+        )
         self.unsupported_reason = None
 
 
@@ -76,7 +97,7 @@ def take(kernel, scan_charges=True, target=target_kernels.DEFAULT, verify=False)
     snapshot = Snapshot()
     layout = layouts.detect(prog)
     sbs = superblocks.walk(prog)
-    memcg_list, object_charges, charges_note = [], None, None
+    memcg_list, object_charges, dying_pages, charges_note = [], None, None, None
     if layout == "none":
         snapshot.unsupported_reason = (
             "this kernel's list_lrus have no lists for memcgs: it is older than v4.0, or built without CONFIG_MEMCG or "
@@ -86,7 +107,7 @@ def take(kernel, scan_charges=True, target=target_kernels.DEFAULT, verify=False)
     else:
         memcg_list = memcgs.walk(prog)
         if scan_charges:
-            object_charges, charges_note = _scan_charges(prog, layout, sbs, memcg_list)
+            object_charges, dying_pages, charges_note = _scan_charges(prog, layout, sbs, memcg_list)
         likely_memcgs = object_charges and object_charges.by_list_lru
         findings = list_lrus.walk(prog, layout, sbs, memcg_list, likely_memcgs, verify)
         sbs = [sb for sb in sbs if sb.address not in findings.departed_superblocks]
@@ -101,13 +122,16 @@ def take(kernel, scan_charges=True, target=target_kernels.DEFAULT, verify=False)
         snapshot.superblocks.add(**_superblock_row(sb, owners.get(sb.address)))
     for row in _memcg_rows(findings, memcg_list, object_charges, estimator):
         snapshot.memcgs.add(**row)
+    dying_rows, dying_note = _dying_memcg_page_rows(prog, dying_pages, sbs)
+    for row in dying_rows:
+        snapshot.dying_memcg_pages.add(**row)
     row = _target_row(kernel, findings, sbs, memcg_list)
     memory_notes = []
     if memcg_list:
         newer_kernel = target_kernel if target_kernel.is_newer_than(row["kernel_release"]) else None
         row["target_kernel"] = newer_kernel and newer_kernel.name
         machine = _machine(prog, memcg_list, len(sbs), lru_rows, target_kernel)
-        parts, memory_notes = memcg_memory.parts(prog, findings, memcg_list, machine, newer_kernel)
+        parts, memory_notes = memcg_memory.parts(prog, findings, memcg_list, dying_pages, machine, newer_kernel)
         for part in parts:
             snapshot.memcg_memory.add(**part)
     if findings.layout in layouts.EAGER:
@@ -121,6 +145,7 @@ def take(kernel, scan_charges=True, target=target_kernels.DEFAULT, verify=False)
         _slab_note(findings, row),
         *_list_lru_notes(findings),
         *memory_notes,
+        dying_note,
         *findings.race_notes[:_MAX_RACE_NOTES],
     ]
     row["notes"] = "; ".join(filter(None, notes)) or None
@@ -129,22 +154,24 @@ def take(kernel, scan_charges=True, target=target_kernels.DEFAULT, verify=False)
 
 
 def _scan_charges(prog, layout, sbs, memcg_list):
-    """Scan for charged objects.
+    """Scan for charged objects, and for pages of dying memcgs.
 
-    :return: the Charges, or None if they could not be counted, and a note on them, or None.
+    :return: the Charges and the DyingMemcgPages, each None if they could not be counted, and a note, or None.
     """
     uncharged_memcgs = sum(memcg.online and memcg.cache_id is None for memcg in memcg_list if memcg.parent)
     if layout in layouts.EAGER and uncharged_memcgs and not memcgs.is_kmem_disabled(prog):
         # Before commit b313aeee2509 ("mm: memcontrol: enable kmem accounting for all cgroups in the legacy hierarchy")
         # (in v4.6) only memcgs with a limit for kernel memory are charged.
-        return None, "%d memcgs are not charged for kernel memory here and would be on a lazy kernel" % uncharged_memcgs
+        note = "%d memcgs are not charged for kernel memory here and would be on a lazy kernel" % uncharged_memcgs
+        return None, None, note
     try:
-        object_charges = charges.scan(prog, sbs, memcg_list)
+        dying_pages = dying_memcg_pages.DyingMemcgPages(prog, memcg_list)
+        object_charges = charges.scan(prog, sbs, memcg_list, dying_pages)
     except charges.NotScanned as e:
-        return None, str(e)
+        return None, None, str(e)
     # On a running kernel slabs are freed and reused during the scan.
     note = "charged objects were counted while the kernel ran: a lower bound" if is_running(prog) else None
-    return object_charges, note
+    return object_charges, dying_pages, note
 
 
 def _make_estimator(prog, findings, sbs, memcg_list, object_charges, target):
@@ -293,6 +320,33 @@ def _memcg_rows(findings, memcg_list, object_charges, estimator):
             "serial_nr": memcg.serial_nr,
             "dir_rev": memcg.dir_rev,
         }
+
+
+def _dying_memcg_page_rows(prog, dying_pages, sbs):
+    """Return the rows of the pages of dying memcgs, and the note that they could not be read, or None."""
+    try:
+        groups = dying_pages.groups(sbs) if dying_pages else ()
+    except (FaultError, LookupError, CollectError) as e:
+        return [], "what keeps dying memcgs is not known: %s" % e
+    rows = []
+    for group in groups:
+        path, path_raw = (None, None) if group.file.path is None else text(group.file.path)
+        rows.append(
+            {
+                "parent": group.parent and group.parent.css_id,
+                "kind": group.kind,
+                "superblock": group.file.superblock,
+                "inode": group.file.inode,
+                "deleted": group.file.is_deleted,
+                "path": path,
+                "path_raw": path_raw,
+                "files": len(group.mappings),
+                "memcgs": len(group.memcgs),
+                "pages": group.pages,
+                "bytes": group.pages * prog["PAGE_SIZE"].value_(),
+            }
+        )
+    return rows, None
 
 
 def _target_row(kernel, findings, sbs, memcg_list):

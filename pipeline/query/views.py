@@ -18,7 +18,9 @@ import pyarrow as pa
 from pipeline.common import data
 
 # Tables in which to look up a column that a view took over, the most likely first.
-_COLUMN_SOURCES = ("targets", "superblocks", "list_lrus", "memcgs", "memcg_memory", "runs", "attempts")
+_COLUMN_SOURCES = (
+    "targets", "superblocks", "list_lrus", "memcgs", "memcg_memory", "dying_memcg_pages", "runs", "attempts",
+)  # fmt: skip
 
 
 class Column(NamedTuple):

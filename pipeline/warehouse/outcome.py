@@ -15,7 +15,7 @@ from pipeline.warehouse import schema
 from pipeline.warehouse.errors import WarehouseError
 from pipeline.warehouse.schema import Misfit
 
-HOST_TABLES = ("superblocks", "list_lrus", "memcgs", "memcg_memory")
+HOST_TABLES = ("superblocks", "list_lrus", "memcgs", "memcg_memory", "dying_memcg_pages")
 # Bounds the rows of one table from one host: a host with 30,000 containers has about 400,000 list_lrus.
 MAX_ROWS = 1_048_576
 

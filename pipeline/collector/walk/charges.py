@@ -53,16 +53,17 @@ class _SlabCache(namedtuple("_SlabCache", "size lru sb_offset memcg")):
     __slots__ = ()
 
 
-def scan(prog, sbs, memcgs):
+def scan(prog, sbs, memcgs, dying_pages=None):
     """Find the owners of all charged dentries, inodes and page cache xa_nodes.
 
     :param sbs: list of SuperBlock.
     :param memcgs: list of Memcg.
+    :param dying_pages: DyingMemcgPages, which count their pages in the memmap, or None.
     :return: Charges.
     :raises NotScanned: memory is missing, a structure is broken, or the slab allocator is not SLUB.
     """
     try:
-        return _Scan(prog, sbs, memcgs).run()
+        return _Scan(prog, sbs, memcgs).run(dying_pages)
     except (FaultError, LookupError, AttributeError, ValueError, CollectError) as e:
         raise NotScanned("charged objects are not counted: %s" % e) from e
 
@@ -85,11 +86,11 @@ class _Scan:
         self.lookups = 0
         self.charges = Charges()
 
-    def run(self):
+    def run(self, dying_pages):
         read_objects = self.read_charged_objects if self.memmap.has_vectors else self.read_allocated_objects
         unread_slabs = defaultdict(list)
         slab_counts = Counter()
-        for address, slab in self.memmap.slabs(self.caches):
+        for address, slab in self.memmap.slabs(self.caches, dying_pages):
             slab_counts[address] += 1
             if slab.vector or not self.memmap.has_vectors:
                 unread_slabs[address].append(slab)
@@ -245,10 +246,7 @@ class _Scan:
             if is_running(self.prog):
                 return None
             raise CollectError("bad_core", "an object is charged to 0x%x, which is not a memcg" % address)
-        memcg = self.memcg_by_address[address]
-        while memcg.parent and not memcg.online:
-            memcg = memcg.parent
-        return memcg
+        return self.memcg_by_address[address].nearest_online()
 
 
 def _shadow_nodes(prog):

@@ -43,6 +43,13 @@ class Memcg:
         self.path = path
         self.parent = parent
 
+    def nearest_online(self):
+        """Return the memcg itself if it is online, else the ancestor that inherits its charges."""
+        memcg = self
+        while memcg.parent and not memcg.online:
+            memcg = memcg.parent
+        return memcg
+
 
 def _is_reparented(fields, parent):
     """Whether a memcg that goes offline has its parent's ``kmemcg_id`` already, the root's is -1.

@@ -6,7 +6,7 @@ from collections import namedtuple
 from drgn import FaultError, offsetof, sizeof
 from drgn.helpers.linux.mm import page_to_virt, pfn_to_page
 
-from ..access.memory import byte_order, has_member, words
+from ..access.memory import WordFinder, byte_order, has_member, words
 from ..status import CollectError
 from .nodes import nodes_in_state
 
@@ -71,22 +71,27 @@ class Memmap:
         self.objcg_word = objcg_offset // _WORD_BYTES
         self.read_bytes = 0
 
-    def slabs(self, caches):
+    def slabs(self, caches, dying_pages=None):
         """Yield (cache, Slab) for each slab of the caches.
 
-        :param caches: container of addresses of ``struct kmem_cache``.
+        :param caches: addresses of ``struct kmem_cache``.
+        :param dying_pages: DyingMemcgPages, which count their pages in each piece, or None.
         :raises CollectError: ``bad_core``: a slab has an impossible stride.
         """
         step, column = self._struct_bytes // _WORD_BYTES, self._slab_cache // _WORD_BYTES
+        finder = WordFinder(caches)
         for first, data in self._pieces():
             self.read_bytes += len(data)
-            for i, cache in enumerate(words(self._prog, data)[column::step]):
-                if cache in caches:
-                    offset = i * self._struct_bytes
-                    page = int.from_bytes(data[offset : offset + self._struct_bytes], self._byte_order)
-                    # The page of a freed slab still has the pointer to its cache.
-                    if self._mark.extract(page) == self._mark_value:
-                        yield cache, self._slab(first + i, page)
+            page_words = words(self._prog, data)
+            if dying_pages:
+                dying_pages.add(first, page_words)
+            page_caches = page_words[column::step]
+            for i in finder.indexes(page_caches):
+                offset = i * self._struct_bytes
+                page = int.from_bytes(data[offset : offset + self._struct_bytes], self._byte_order)
+                # The page of a freed slab still has the pointer to its cache.
+                if self._mark.extract(page) == self._mark_value:
+                    yield page_caches[i], self._slab(first + i, page)
 
     def _slab(self, pfn, page):
         vector, stride = 0, self.element_bytes

@@ -1,15 +1,14 @@
 """Every superblock of the kernel: its filesystem, device, mounts and list_lrus."""
 
-from drgn import FaultError, sizeof
+from drgn import FaultError
 
-from ..access.memory import Members, c_string, has_member, read, walk_list
+from ..access.memory import Members, c_string, has_member, walk_list
 from ..status import CollectError
+from .dentries import MAX_PATH_DEPTH, Dentries
 
 # Bounds of walks over broken lists, five times what a host with 30,000 containers has.
 _MAX_SUPERBLOCKS = 1 << 20
 _MAX_MOUNTS = 1 << 20
-# Steps from a mount up to its root; PATH_MAX (4,096 bytes) allows no more components.
-_MAX_PATH_DEPTH = 4096
 # Pointers in the last MAX_ERRNO bytes of the address space are errors (include/linux/err.h).
 _MAX_ERRNO = 4095
 # s_flags of include/linux/fs.h, MS_* before v4.14: the kernel made the superblock for itself (kern_mount(),
@@ -35,6 +34,7 @@ class SuperBlock:
     :ivar lru_links: ``list.next`` of each of LRUS, or None where struct list_lru has no list.
     :ivar mounts: number of its mounts in all mount namespaces that processes can be in.
     :ivar mountpoint: bytes, path of one mount, preferably in the initial mount namespace; None without a mount.
+    :ivar mount_root: address of the ``struct dentry`` that is seen at the mountpoint, or 0.
     :ivar namespaces: addresses of the ``struct mnt_namespace`` that it is mounted in.
     :ivar kernel_internal: whether it is the kernel's own and has no mount, so that no process sees it.
     :ivar detached: whether users made it, it has no mount, and it is still in use. Without a mount and neither of the
@@ -52,6 +52,7 @@ class SuperBlock:
         self.lru_links = {}
         self.mounts = 0
         self.mountpoint = None
+        self.mount_root = 0
         self.namespaces = set()
         self.kernel_internal = False
         self.detached = False
@@ -104,7 +105,9 @@ def walk(prog):
         sb.root = fields.s_root
         sb.user_ns = getattr(fields, "s_user_ns", None)
         sb.lru_links = {lru: getattr(fields, lru + "_next", None) for lru in LRUS}
-        sb.mounts, sb.mountpoint, sb.namespaces = mounts.summarize(fields.s_mounts, address + s_mounts_offset)
+        sb.mounts, mount, sb.namespaces = mounts.summarize(fields.s_mounts, address + s_mounts_offset)
+        if mount:
+            sb.mountpoint, sb.mount_root = mounts.path(mount), mounts.root(mount)
         if not sb.mounts:
             sb.kernel_internal = bool(sb.s_flags & (SB_KERNMOUNT | _SB_NOUSER))
             is_alive = sb.s_flags & _SB_BORN and fields.s_root and fields.s_active
@@ -135,7 +138,7 @@ def _anonymous_inums(prog):
 
 
 class _Mounts:
-    """Mounts of superblocks, and their paths; reads each dentry once although paths share them."""
+    """Mounts of superblocks, and their paths."""
 
     def __init__(self, prog, is_singly_linked):
         self._prog = prog
@@ -150,17 +153,15 @@ class _Mounts:
             next="mnt_next_for_sb" if is_singly_linked else "mnt_instance.next",
         )
         self._link_offset = 0 if is_singly_linked else prog.type("struct mount").member("mnt_instance").offset
-        self._dentry = Members(prog, "struct dentry", parent="d_parent", name="d_name.name")
-        self._dentry_bytes = sizeof(prog.type("struct dentry"))
         self._namespace = Members(prog, "struct mnt_namespace", inum="ns.inum")
         self._anonymous_inums = _anonymous_inums(prog)
         self._init_ns = initial_namespace(prog)
         self._is_anonymous = {self._init_ns: False}
         self._mounts = {}
-        self._dentries = {}
+        self._dentries = Dentries(prog)
 
     def summarize(self, first, head):
-        """Return the number of a superblock's mounts, the path of one of them or None, and their namespaces.
+        """Return the number of a superblock's mounts, the address of one of them or None, and their namespaces.
 
         Mounts without a namespace, or in one that no process can be in, are not counted.
 
@@ -179,7 +180,7 @@ class _Mounts:
                 namespaces.add(mount.ns)
                 if best is None or (mount.ns == self._init_ns and self._mounts[best].ns != self._init_ns):
                     best = address
-        return count, None if best is None else self._path(best), namespaces
+        return count, best, namespaces
 
     def _is_in_anonymous_namespace(self, mount):
         """Whether only file descriptors lead to a mount, those of open_tree() or fsmount()."""
@@ -191,12 +192,16 @@ class _Mounts:
             self._is_anonymous[mount.ns] = inum in self._anonymous_inums
         return self._is_anonymous[mount.ns]
 
-    def _path(self, address):
+    def root(self, address):
+        """Return the address of the dentry at the root of a mount."""
+        return self._mount_at(address).root
+
+    def path(self, address):
         """Return the path of a mount in its namespace, as fs/d_path.c builds it, or None if the walk does not end."""
         names = []
         mount = self._mount_at(address)
         dentry = mount.root
-        for _ in range(_MAX_PATH_DEPTH):
+        for _ in range(MAX_PATH_DEPTH):
             if dentry == mount.root:
                 if mount.parent == address:
                     return b"/" + b"/".join(reversed(names))
@@ -204,7 +209,7 @@ class _Mounts:
                 address = mount.parent
                 mount = self._mount_at(address)
                 continue
-            parent, name = self._dentry_at(dentry)
+            parent, name = self._dentries.parent_and_name(dentry)
             if parent == dentry:
                 return b"/" + b"/".join(reversed(names))
             names.append(name)
@@ -215,16 +220,3 @@ class _Mounts:
         if address not in self._mounts:
             self._mounts[address] = self._mount.read(self._prog, address)
         return self._mounts[address]
-
-    def _dentry_at(self, address):
-        if address not in self._dentries:
-            data = read(self._prog, address, self._dentry_bytes)
-            fields = self._dentry.decode(data)
-            # A short name is stored in the dentry itself.
-            offset = fields.name - address
-            if 0 <= offset < len(data) and b"\0" in data[offset:]:
-                name = data[offset : data.index(0, offset)]
-            else:
-                name = c_string(self._prog, fields.name)
-            self._dentries[address] = fields.parent, name
-        return self._dentries[address]

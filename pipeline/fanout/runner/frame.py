@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 FAILURES = {"unreachable", "denied", "no_drgn", "bad_core", "no_types", "mismatch", "over_budget", "inconsistent"}
 
 HEADER = b"list-lru-audit snapshot 1\n"
-TABLES = ("targets", "superblocks", "list_lrus", "memcgs", "memcg_memory")
+TABLES = ("targets", "superblocks", "list_lrus", "memcgs", "memcg_memory", "dying_memcg_pages")
 
 # Columns that a child may not send, so that no host can pose as another: those that identify a row's run and target,
 # and in `targets` those that describe the target and its collection.

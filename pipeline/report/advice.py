@@ -16,7 +16,8 @@ _NAMED_SHRINKER_INFO_SHARE = 0.01
 class Step(NamedTuple):
     """One step of the advice.
 
-    :ivar frees_bytes: bytes that the step frees; null for an expected growth, which frees nothing.
+    :ivar frees_bytes: bytes that the step frees; null where that is not known, and for an expected growth, which frees
+        nothing.
     """
 
     action: str
@@ -27,7 +28,7 @@ class Step(NamedTuple):
 def steps(report: Report) -> list[Step]:
     """Return the steps for the hosts of a run, always in the same order; empty if there is nothing to free."""
     figures = report.advice
-    candidates = [_detached_step(figures)]
+    candidates = [_detached_step(figures), _dying_step(figures)]
     if figures.get("eager_hosts"):
         candidates = [
             _lazy_kernel_step(figures),
@@ -123,6 +124,27 @@ def _detached_step(figures: dict[str, Any]) -> Step | None:
         f"{_count(detached['hosts'], 'host')}{worst_host}: frees {human_bytes(detached['list_lru_bytes'])} at once. "
         "Open files, working directories (lsof, by the device in superblocks.s_dev), loop devices (losetup -l) and the "
         "layers of an overlay hold them.",
+    )
+
+
+def _dying_step(figures: dict[str, Any]) -> Step | None:
+    dying = figures["dying"]
+    if not dying:
+        return None
+    worst = ""
+    if dying["worst_path"] is not None:
+        remedy = "delete what is not needed" if dying["worst_cause"] == "shmem" else "write it back and drop its cache"
+        files = "" if dying["worst_files"] == 1 else f" in {dying['worst_files']:,} files"
+        worst = (
+            f" The largest part is of {printable(dying['worst_path'])} on {printable(dying['worst_target'])}, "
+            f"{human_bytes(dying['worst_bytes'])}{files}: {remedy}."
+        )
+    return Step(
+        "dying",
+        dying["dying_bytes"],
+        f"Free the page cache that keeps removed cgroups: {human_bytes(dying['page_cache_bytes'])} of files is charged "
+        f"to cgroups that are gone, on {_count(dying['hosts'], 'host')} with "
+        f"{_count(dying['dying_memcgs'], 'such cgroup')}.{worst} Linux 7.1 and newer frees such cgroups by itself.",
     )
 
 

@@ -198,14 +198,15 @@ class Report:
 
     @cached_property
     def advice(self) -> dict[str, Any]:
-        """The sums of `sql/reports/advice.sql`, with the rows of `net`, `mounts`, `detached` and `churn`, each a dict
-        or None, and the rows of `lazy`."""
+        """The sums of `sql/reports/advice.sql`, with the rows of `net`, `mounts`, `detached`, `dying` and `churn`, each a
+        dict or None, and the rows of `lazy`."""
         sums = self._row("advice") or {}
         return {
             **sums,
             "net": self._row("advice_net"),
             "mounts": self._row("advice_mounts"),
             "detached": self._row("advice_detached"),
+            "dying": self._row("advice_dying"),
             "churn": self._row("advice_churn"),
             "lazy": self._rows("advice_lazy").to_pylist(),
         }

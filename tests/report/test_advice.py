@@ -9,7 +9,7 @@ import pytest
 from pipeline.report import advice
 from pipeline.report.model import build_report
 from tests.report.test_report import render
-from tests.warehouse.outcomes import STARTED_AT, failure, memcg_part, ok, publish, session
+from tests.warehouse.outcomes import STARTED_AT, dying_pages, failure, memcg_part, ok, publish, session, table
 
 LISTS_PER_HOST = 2 * 40 + 1
 OBJECT_BYTES = 4 * 24574 * 32
@@ -157,6 +157,34 @@ def test_the_host_with_most_detached_filesystems_is_named(tmp_path):
         "4 filesystems that are unmounted but still in use on 2 hosts, 3 of them on web-2: frees 24.0 MiB" in step.text
     )
     assert "detached" not in steps(tmp_path / "without", host("web-1"))
+
+
+def keep_dying(outcome, *rows):
+    """Let pages keep the dying memcg of an outcome, whose structs take 3,000 bytes."""
+    outcome["tables"]["dying_memcg_pages"] = table(rows)
+    outcome["tables"]["memcg_memory"]["rows"].append([*memcg_part("memcg_structs", dying_bytes=3000).values()])
+    return outcome
+
+
+def test_the_directory_whose_page_cache_keeps_removed_cgroups_is_named(tmp_path):
+    logs = [dying_pages("file", pages=pages, path=f"/var/log/\x1b/{pages}") for pages in (20, 30)]
+    other = [dying_pages("file", pages=40, path="/etc/x"), dying_pages("file", pages=60, path="/gone", deleted=True)]
+    step = steps(tmp_path, keep_dying(host("web-1"), *logs, *other), host("web-2"))["dying"]
+    assert step.frees_bytes == 3000 + 64  # shrinker_info: outcomes.ok()
+    assert step.text == (
+        "Free the page cache that keeps removed cgroups: 600 KiB of files is charged to cgroups that are gone, on 1 "
+        "host with 1 such cgroup. The largest part is of /var/log/\\x1b/ on web-1, 200 KiB in 2 files: write it back "
+        "and drop its cache. Linux 7.1 and newer frees such cgroups by itself."
+    )
+
+
+def test_a_file_of_a_tmpfs_that_keeps_a_removed_cgroup_can_be_deleted(tmp_path):
+    step = steps(tmp_path, keep_dying(lazy_host("new-1"), dying_pages("shmem", pages=1, path="/run/x")))["dying"]
+    assert "The largest part is of /run/x on new-1, 4.00 KiB: delete what is not needed." in step.text
+
+
+def test_memory_that_is_no_page_cache_cannot_be_dropped(tmp_path):
+    assert "dying" not in steps(tmp_path, keep_dying(host("web-1"), dying_pages("anonymous", pages=9)))
 
 
 def test_what_holds_detached_filesystems_of_a_lazy_kernel_can_be_ended_too(tmp_path):

@@ -31,9 +31,9 @@ def replace_names(key: bytes, attempt: dict[str, Any]) -> dict[str, Any]:
     """Return an attempt with pseudonyms: 12 hex digits of HMAC-SHA256 for each component of a name.
 
     This replaces `mountpoint`, `owner` and `s_id` of superblocks (except an `s_id` of a kernel-internal superblock that
-    equals its filesystem type), `path` of memcgs, the cgroup in the name of a slab cache, and every word of free text
-    that is one of these names. Columns `*_raw` and the stderr that an error quotes are removed. Names of hosts and
-    targets, labels, filesystem types and device numbers stay.
+    equals its filesystem type), `path` of memcgs and of the files that keep dying ones, the cgroup in the
+    name of a slab cache, and every word of free text that is one of these names. Columns `*_raw` and the stderr that an
+    error quotes are removed. Names of hosts and targets, labels, filesystem types, device and inode numbers stay.
     """
     pseudonyms = _Pseudonyms(key)
     tables = {name: _columns(table) for name, table in attempt["tables"].items()}
@@ -44,6 +44,7 @@ def replace_names(key: bytes, attempt: dict[str, Any]) -> dict[str, Any]:
         (superblocks, "mountpoint", pseudonyms.path),
         (superblocks, "owner", pseudonyms.owner),
         (memcgs, "path", pseudonyms.path),
+        (tables.get("dying_memcg_pages", {}), "path", pseudonyms.path),
         (list_lrus, "name", pseudonyms.slab_cache),
     )
     for columns, name, replace in replacements:

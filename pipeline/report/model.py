@@ -198,8 +198,8 @@ class Report:
 
     @cached_property
     def advice(self) -> dict[str, Any]:
-        """The sums of `sql/reports/advice.sql`, with the rows of `net`, `mounts`, `detached`, `dying` and `churn`, each a
-        dict or None, and the rows of `lazy`."""
+        """The sums of `sql/reports/advice.sql`, with the rows of `net`, `mounts`, `detached`, `dying` and `churn`, each
+        a dict or None, and the rows of `lazy`."""
         sums = self._row("advice") or {}
         return {
             **sums,

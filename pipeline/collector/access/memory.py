@@ -1,10 +1,10 @@
 """Bulk reads of kernel memory: a whole struct in one read, many objects in few reads."""
 
-import re
 import struct
 import sys
 from array import array
 from collections import namedtuple
+from itertools import compress
 
 from drgn import FaultError, PlatformFlags, ProgramFlags, TypeKind, offsetof, sizeof
 
@@ -18,7 +18,6 @@ _MAX_READ_BYTES = 1 << 20
 _STRING_CHUNK_BYTES = 64
 # Places in a word, as in memory, of the bytes that differ most between addresses of page-sized objects: bits 8 to 39.
 _DISTINCTIVE_BYTES = [place for place, byte in enumerate(array("Q", [0xFFFFFFFF << 8]).tobytes()) if byte]
-_MARK = re.compile(b"\1")
 _MAX_STRING_BYTES = 256
 
 
@@ -98,8 +97,9 @@ class WordFinder:
             marks &= int.from_bytes(data[place::8].translate(table), "little")
             if not marks:
                 return []
-        candidates = (match.start() for match in _MARK.finditer(marks.to_bytes(len(values), "little")))
-        return [index for index in candidates if values[index] in self._wanted_words]
+        marks = marks.to_bytes(len(values), "little")
+        is_wanted = map(self._wanted_words.__contains__, compress(values, marks))
+        return list(compress(compress(range(len(values)), marks), is_wanted))
 
 
 def is_own(prog):

@@ -91,13 +91,17 @@ class DyingMemcgPages:
         :param first: page frame number of the first page.
         :param page_words: array of the words of each ``struct page``.
         """
-        for i in self._finder.indexes(page_words[self._memcg :: self._step]):
-            word = i * self._step
-            memcg = self._memcg_by_word[page_words[word + self._memcg]]
-            flags, mapping = page_words[word + self._flags], page_words[word + self._mapping]
-            kind = self._kind(flags, mapping)
-            count = self._compound_pages(first, page_words, i) if flags & self._head else 1
-            self.pages[memcg, kind, mapping if kind in ("file", "shmem") else 0] += count
+        memcgs = page_words[self._memcg :: self._step]
+        indexes = self._finder.indexes(memcgs)
+        if not indexes:
+            return
+        flags, mappings = page_words[self._flags :: self._step], page_words[self._mapping :: self._step]
+        # Most pages of a file have the same flags; each compound page is counted on its own.
+        counts = Counter((memcgs[i], flags[i], mappings[i], i if flags[i] & self._head else None) for i in indexes)
+        for (memcg, page_flags, mapping, head), count in counts.items():
+            kind = self._kind(page_flags, mapping)
+            key = self._memcg_by_word[memcg], kind, mapping if kind in ("file", "shmem") else 0
+            self.pages[key] += count if head is None else self._compound_pages(first, page_words, head)
 
     def page_cache_bytes(self):
         """Return the bytes of the pages of files."""

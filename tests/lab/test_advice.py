@@ -18,7 +18,7 @@ import pytest
 from pipeline import query, warehouse
 from pipeline.report.model import Report, build_report
 from tests.lab import kernels, scripted
-from tests.lab.pairs import slab_bytes
+from tests.lab.pairs import FREE, PERCPU, slab_lines
 from tests.lab.shapes import Shape
 
 pytestmark = pytest.mark.lab
@@ -40,6 +40,7 @@ save_counters() {{
     cat /proc/sys/vm/stat_refresh > /dev/null
     cat /proc/slabinfo > /run/truth/$1/slabinfo
     cat /proc/meminfo > /run/truth/$1/meminfo
+    reclaimable_caches > /run/truth/$1/reclaimable
 }}
 save_counters before
 if {unmount}; then
@@ -86,7 +87,8 @@ def guests(tmp_path_factory: pytest.TempPathFactory) -> Guests:
 
 
 def total_slab_bytes(guest: Path, moment: str = "before") -> int:
-    return sum(slab_bytes(guest / "truth" / moment).values())
+    lines = slab_lines(guest / "truth" / moment)
+    return lines.total() - lines[FREE] - lines[PERCPU]
 
 
 def difference(measure: Callable[[int], int]) -> int:

@@ -29,12 +29,18 @@ charge() {
 }
 is() { echo "$1 $2 $(stat -c %i "$3") $4 $5 $6"; }
 make_dir() { mkdir -p $1; shift; "$@"; }
+dying() { sed -n 's/^nr_dying_descendants //p' $cgroups/cgroup.stat; }
 pages() { dd if=/dev/zero bs=4k count=$1 of=$2 conv=notrunc; }
 
 make_dir /m/ext4 mount -o loop /disk.img /m/ext4
 mkdir /m/ext4/dir
 pages 200 /m/ext4/read 2> /dev/null
+charge dropped pages 40 /m/ext4/dropped
+sleep 3
+echo dying_before_the_drop $(dying)
 sync; echo 3 > /proc/sys/vm/drop_caches
+for i in $(seq 30); do [ $(dying) -gt 0 ] || break; sleep 1; done
+echo dying_after_the_drop $(dying)
 charge first dd if=/m/ext4/read of=/dev/null bs=4k count=200
 is file linked /m/ext4/read 200 1 /m/ext4/read
 charge written pages 300 /m/ext4/dir/written
@@ -132,6 +138,10 @@ def test_all_dying_memcgs_are_below_the_cgroup_that_they_were_in(guest: Guest) -
     parent = next(row["css_id"] for row in guest.tables["memcgs"] if row["path"] == "/svc")
     assert {row["parent"] for row in guest.tables["dying_memcg_pages"]} == {parent}
     assert guest.tables["targets"][0]["dying_memcgs"] == guest.counters["nr_dying_descendants"] == 10
+
+
+def test_a_memcg_goes_when_the_page_cache_is_written_back_and_dropped(guest: Guest) -> None:
+    assert (guest.counters["dying_before_the_drop"], guest.counters["dying_after_the_drop"]) == (1, 0)
 
 
 def test_the_pages_add_up_to_what_the_parents_memory_stat_has(guest: Guest) -> None:

@@ -133,7 +133,12 @@ def _dying_step(figures: dict[str, Any]) -> Step | None:
         return None
     worst = ""
     if dying["worst_path"] is not None:
-        remedy = "delete what is not needed" if dying["worst_cause"] == "shmem" else "write it back and drop its cache"
+        if dying["worst_deleted"]:
+            remedy = "it is deleted, end what still has it open or mapped (lsof +L1)"
+        elif dying["worst_cause"] == "shmem":
+            remedy = "delete what is not needed"
+        else:
+            remedy = "write it back and drop its cache"
         files = "" if dying["worst_files"] == 1 else f" in {dying['worst_files']:,} files"
         worst = (
             f" The largest part is of {printable(dying['worst_path'])} on {printable(dying['worst_target'])}, "

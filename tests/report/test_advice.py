@@ -168,11 +168,11 @@ def keep_dying(outcome, *rows):
 
 def test_the_directory_whose_page_cache_keeps_removed_cgroups_is_named(tmp_path):
     logs = [dying_pages("file", pages=pages, path=f"/var/log/\x1b/{pages}") for pages in (20, 30)]
-    other = [dying_pages("file", pages=40, path="/etc/x"), dying_pages("file", pages=60, path="/gone", deleted=True)]
+    other = [dying_pages("file", pages=40, path="/etc/x"), dying_pages("file", pages=40, path="/gone", deleted=True)]
     step = steps(tmp_path, keep_dying(host("web-1"), *logs, *other), host("web-2"))["dying"]
     assert step.frees_bytes == 3000 + 64  # shrinker_info: outcomes.ok()
     assert step.text == (
-        "Free the page cache that keeps removed cgroups: 600 KiB of files is charged to cgroups that are gone, on 1 "
+        "Free the page cache that keeps removed cgroups: 520 KiB of files is charged to cgroups that are gone, on 1 "
         "host with 1 such cgroup. The largest part is of /var/log/\\x1b/ on web-1, 200 KiB in 2 files: write it back "
         "and drop its cache. Linux 7.1 and newer frees such cgroups by itself."
     )
@@ -181,6 +181,12 @@ def test_the_directory_whose_page_cache_keeps_removed_cgroups_is_named(tmp_path)
 def test_a_file_of_a_tmpfs_that_keeps_a_removed_cgroup_can_be_deleted(tmp_path):
     step = steps(tmp_path, keep_dying(lazy_host("new-1"), dying_pages("shmem", pages=1, path="/run/x")))["dying"]
     assert "The largest part is of /run/x on new-1, 4.00 KiB: delete what is not needed." in step.text
+
+
+def test_what_has_a_deleted_file_open_keeps_removed_cgroups(tmp_path):
+    outcome = keep_dying(host("web-1"), dying_pages("file", pages=1, path="/tmp/x", deleted=True))
+    text = "of /tmp/x on web-1, 4.00 KiB: it is deleted, end what still has it open or mapped (lsof +L1)."
+    assert text in steps(tmp_path, outcome)["dying"].text
 
 
 def test_memory_that_is_no_page_cache_cannot_be_dropped(tmp_path):

@@ -3,14 +3,22 @@
 A part that cannot be counted is left out with a note, and never ends the audit.
 """
 
+import contextlib
+import struct
 from collections import namedtuple
 
 from drgn import FaultError
 
+from .access.memory import is_running
 from .model import upgrade
 from .status import CollectError
 from .walk import layouts, memcg_caches, memcg_structs, percpu, shrinker_infos
 from .walk.held import Held
+
+# Of a structure that is damaged, missing, or changed while it was read.
+_ERRORS = (FaultError, LookupError, AttributeError, ValueError, TypeError, ArithmeticError, struct.error, CollectError)
+# Bounds the attempts to count a part of a running kernel.
+_MAX_LIVE_ATTEMPTS = 3
 
 
 class _Count(namedtuple("_Count", "held basis facts")):
@@ -30,7 +38,7 @@ def parts(prog, findings, memcg_list, dying_pages, machine, target_kernel):
     """
     counters = {
         "list_lru": lambda: _Count(_list_lrus(findings, memcg_list), "exact", {}),
-        "shrinker_info": lambda: _shrinker_infos(prog, memcg_list),
+        "shrinker_info": lambda: _shrinker_infos(prog, memcg_list, machine.shrinker_ids),
         "memcg_structs": lambda: _Count(memcg_structs.count(prog, memcg_list), "exact", {}),
         "memcg_percpu": lambda: _memcg_percpu(prog, memcg_list),
         "percpu_left": lambda: _percpu_left(prog),
@@ -39,11 +47,12 @@ def parts(prog, findings, memcg_list, dying_pages, machine, target_kernel):
     }
     if dying_pages:
         counters["dying_page_cache"] = lambda: _Count(Held(0, dying_pages.page_cache_bytes(), 0), "exact", {})
+    max_attempts = _MAX_LIVE_ATTEMPTS if is_running(prog) else 1
     counts, notes = {}, []
     for part, count in counters.items():
         try:
-            counts[part] = count()
-        except (FaultError, LookupError, AttributeError, ValueError, CollectError) as e:
+            counts[part] = _attempt(count, max_attempts)
+        except _ERRORS as e:
             notes.append("%s is not counted: %s" % (part, e))
     predictions = {}
     if target_kernel is not None:
@@ -51,6 +60,14 @@ def parts(prog, findings, memcg_list, dying_pages, machine, target_kernel):
         predictions = upgrade.predict(machine._replace(**facts), target_kernel)
     rows = [_row(part, count, predictions.get(part)) for part, count in counts.items() if count.held is not None]
     return rows, notes
+
+
+def _attempt(count, max_attempts):
+    """Return the result of a count, which fails if a running kernel changes during it."""
+    for _ in range(max_attempts - 1):
+        with contextlib.suppress(*_ERRORS):
+            return count()
+    return count()
 
 
 def _row(part, count, prediction):
@@ -65,11 +82,15 @@ def _row(part, count, prediction):
     }
 
 
-def _shrinker_infos(prog, memcg_list):
+def _shrinker_infos(prog, memcg_list, superblock_ids):
+    """Return the _Count of the arrays for shrinkers.
+
+    They are for the most ids ever; after a reboot only the superblocks that are there need one.
+    """
     count = shrinker_infos.count(prog, memcg_list)
     if count is None:
         return _Count(Held(0, 0, 0), "this kernel has none", {})
-    return _Count(count.held, "exact", {"shrinker_ids": count.ids})
+    return _Count(count.held, "exact", {"shrinker_ids": min(count.ids, superblock_ids)})
 
 
 def _memcg_percpu(prog, memcg_list):
@@ -79,8 +100,10 @@ def _memcg_percpu(prog, memcg_list):
 
 def _percpu_left(prog):
     chunks = percpu.left(prog)
-    left = Held(0, 0, chunks.populated_bytes - chunks.used_bytes)
-    return _Count(left, "exact", {"percpu_chunks": chunks})
+    left_bytes = chunks.populated_bytes - chunks.used_bytes
+    if left_bytes < 0 and not is_running(prog):
+        raise CollectError("bad_core", "more per-CPU memory is allocated than there is")
+    return _Count(Held(0, 0, max(0, left_bytes)), "exact", {"percpu_chunks": chunks})
 
 
 def _list_lrus(findings, memcg_list):

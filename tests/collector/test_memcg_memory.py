@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import struct
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from drgn import FaultError
 
-from pipeline.collector import memcg_memory
+from pipeline.collector import memcg_memory, snapshot
+from pipeline.collector.access import kernel
+from pipeline.collector.status import CollectError
+from pipeline.collector.walk import shrinker_infos
 from pipeline.collector.walk.held import Held
 from tests.collector.conftest import Core, with_cores
 from tests.collector.walk.machine import Machine
@@ -90,3 +96,46 @@ def test_objects_of_an_eager_kernel_by_the_state_of_their_memcg(layout: str) -> 
     by_id = by_address[lru].total_bytes - by_address[lru].node_array_bytes
     assert node_bytes == 2 * 256
     assert memcg_memory._list_lrus(findings, memcgs((0, 2), (7,))) == Held(node_bytes + by_id // 2, 0, by_id // 2)
+
+
+def audit_parts(core: Core) -> tuple[dict[str, dict[str, Any]], str]:
+    """The rows of a new audit by part, and its notes."""
+    audit = snapshot.take(kernel.open_kernel(str(core.path)))
+    rows = [dict(zip(audit.memcg_memory.columns, row, strict=True)) for row in audit.memcg_memory.rows]
+    (target,) = audit.target.rows
+    return {row["part"]: row for row in rows}, target[audit.target.columns.index("notes")] or ""
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("oo is 0"), struct.error("too short"), LookupError("no member")])
+@with_cores(lambda core: core.name == "deb510-n2")
+def test_a_part_that_fails_leaves_the_others(core: Core, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shrinker_infos, "count", Mock(side_effect=error))
+    parts, notes = audit_parts(core)
+    assert parts.keys() == {row["part"] for row in core.rows("memcg_memory")} - {"shrinker_info"}
+    assert f"shrinker_info is not counted: {error}" in notes.replace("'", "")
+
+
+@with_cores(lambda core: core.name == "deb510-n2")
+def test_a_part_of_a_running_kernel_is_tried_again(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = iter([CollectError("bad_core", "freed"), FaultError("freed", 0)])
+
+    def count(*args: Any) -> Any:
+        for error in counts:
+            raise error
+        return real_count(*args)
+
+    real_count = shrinker_infos.count
+    monkeypatch.setattr(shrinker_infos, "count", count)
+    monkeypatch.setattr(memcg_memory, "is_running", lambda prog: True)
+    parts, notes = audit_parts(core)
+    assert parts["shrinker_info"] == part(core, "shrinker_info")
+    assert "is not counted" not in notes
+
+
+@with_cores(lambda core: core.name == "deb510-n2")
+def test_ids_of_superblocks_that_are_gone_are_not_predicted(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a reboot ids are needed for the superblocks that are there: on this core there were never more."""
+    real_count = shrinker_infos.count
+    monkeypatch.setattr(shrinker_infos, "count", lambda *args: real_count(*args)._replace(ids=20_000))
+    parts, _ = audit_parts(core)
+    assert parts["shrinker_info"]["upgraded_bytes"] == part(core, "shrinker_info")["upgraded_bytes"] > 0

@@ -16,13 +16,16 @@ from drgn.helpers.linux.mm import (
 )
 from drgn.helpers.linux.slab import slab_object_info
 
-from ..access.memory import Members, c_string, has_member, read_each, read_words, walk_list
+from ..access.memory import Members, c_string, has_member, is_running, read_each, read_words, walk_list
 from ..status import CollectError
 from .memmap import slab_test, slab_type
 from .nodes import nodes_in_state
 
-# Bounds the walk over a broken list of slab caches.
-_MAX_CACHES = 100000
+# Bounds the walk over a broken list of slab caches. Before v5.9 each of up to 65,535 memcgs has one of its own for each
+# root cache that it uses: 15 on most machines. 64 for each is the bound.
+_MAX_CACHES = 1 << 22
+# Bounds the memory for one bulk read of slab caches, of about 500 bytes each.
+_CACHES_PER_READ = 1 << 14
 # Caches that serve kmalloc(GFP_KERNEL), unlike kmalloc-cg-*, kmalloc-rcl-* and dma-kmalloc-*.
 _KMALLOC_NAME = re.compile(rb"kmalloc-(\d+[kM]?)")
 # kmalloc() and vmalloc() addresses never share a region of 1 GB.
@@ -247,18 +250,44 @@ def object_info(prog, address):
 def kmalloc_sizes(prog):
     """Return a pair (largest request, allocated bytes) for each kmalloc cache, in ascending order.
 
+    They are read once: each kernel keeps these caches.
+
     :raises CollectError: ``bad_core``: there is none.
     """
-    all_caches = caches(prog, name="name", object_size="object_size", size="size")
-    kmalloc = [fields for _, fields in all_caches if _KMALLOC_NAME.fullmatch(c_string(prog, fields.name))]
-    if not kmalloc:
-        raise CollectError("bad_core", "the list of slab caches has none that is named kmalloc-<size>")
-    return tuple(sorted((fields.object_size, fields.size) for fields in kmalloc))
+    sizes = prog.cache.get(kmalloc_sizes)
+    if sizes is None:
+        all_caches = caches(prog, name="name", object_size="object_size", size="size")
+        kmalloc = [fields for _, fields in all_caches if _KMALLOC_NAME.fullmatch(c_string(prog, fields.name))]
+        if not kmalloc:
+            raise CollectError("bad_core", "the list of slab caches has none that is named kmalloc-<size>")
+        sizes = tuple(sorted((fields.object_size, fields.size) for fields in kmalloc))
+        prog.cache[kmalloc_sizes] = sizes
+    return sizes
 
 
 def caches(prog, **paths):
-    """Yield the address and the decoded members of each ``struct kmem_cache``."""
+    """Yield the address and the decoded members of each ``struct kmem_cache``.
+
+    The list of a core is walked once, cache by cache. A running kernel frees caches with their memcgs, so its list is
+    walked each time.
+    """
     members = Members(prog, "struct kmem_cache", next="list.next", **paths)
+    if is_running(prog):
+        for address, fields in _walk_caches(prog, members):
+            yield address, fields
+        return
+    addresses = prog.cache.get(caches)
+    if addresses is None:
+        links = Members(prog, "struct kmem_cache", next="list.next")
+        addresses = prog.cache[caches] = [address for address, _ in _walk_caches(prog, links)]
+    for i in range(0, len(addresses), _CACHES_PER_READ):
+        batch = addresses[i : i + _CACHES_PER_READ]
+        data = read_each(prog, batch, members.end)
+        for address in batch:
+            yield address, members.decode(data[address])
+
+
+def _walk_caches(prog, members):
     head = prog["slab_caches"]
     offset = prog.type("struct kmem_cache").member("list").offset
     return walk_list(prog, members, head.next.value_(), head.address_of_().value_(), offset, _MAX_CACHES)

@@ -247,11 +247,13 @@ def test_a_reparented_child_is_of_no_memcg() -> None:
 
 def test_a_child_in_sysfs_has_a_directory_with_files() -> None:
     """A directory, three files, the name of the kobject, and the directory's copy of it."""
-    machine = Machine()
-    machine.child(ONLINE)
-    plain = memcg_caches.count(machine.kernel.prog, MEMCGS)
-    machine.child(ONLINE, directory=True)
-    both = memcg_caches.count(machine.kernel.prog, MEMCGS)
+    counts = []
+    for directories in ([False], [False, True]):
+        machine = Machine()
+        for directory in directories:
+            machine.child(ONLINE, directory=directory)
+        counts.append(memcg_caches.count(machine.kernel.prog, MEMCGS))
+    plain, both = counts
     assert plain
     assert both
     assert both.held.total_bytes == 2 * plain.held.total_bytes + 4 * 128 + 2 * 16

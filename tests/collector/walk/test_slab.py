@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import struct
 
 import pytest
 
@@ -67,3 +68,38 @@ def test_bulk_reads(kernel: SyntheticKernel) -> None:
     kernel.reads = 0
     slab.allocated_bytes(kernel.prog, addresses, 64)
     assert kernel.reads < 20
+
+
+def put_caches(kernel: SyntheticKernel, count: int) -> None:
+    """Make kmalloc-64 and many copies of a memcg's slab cache the kernel's list."""
+    base, bytes_each = 0xFFFF888008000000, 64
+    name = kernel.write(kernel.compound(1), b"dentry(7:box)\0")
+    head = kernel.variable("slab_caches", "struct list_head")
+    links = [base + bytes_each * i + 24 for i in range(count)]
+    last = kernel.caches["kmalloc-64"][0] + 24
+    data = b"".join(
+        struct.pack("<IIQQQ32x", 192, 192, 0, name, following) for following in itertools.chain(links[1:], [last])
+    )
+    data += bytes(-len(data) % 4096)
+    for start in range(0, len(data), 4096):
+        kernel.memory[base + start >> 12] = bytearray(data[start : start + 4096])
+    kernel.words(head, links[0])
+    kernel.words(last, head)
+
+
+def test_7000_memcgs_have_more_than_100_000_slab_caches(kernel: SyntheticKernel) -> None:
+    """The list of a core is walked once: later, neighbouring slab caches are read together."""
+    put_caches(kernel, 105_000)
+    assert slab.kmalloc_sizes(kernel.prog) == ((64, 64),)
+    kernel.reads = 0
+    assert sum(fields.size == 192 for _, fields in slab.caches(kernel.prog, size="size")) == 105_000
+    assert kernel.reads < 100
+
+
+def test_the_list_of_a_running_kernel_is_walked_each_time(
+    kernel: SyntheticKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slab, "is_running", lambda prog: True)
+    for count in (2, 1):
+        put_caches(kernel, count)
+        assert len(list(slab.caches(kernel.prog))) == count + 1

@@ -4,6 +4,7 @@
 -- The columns list_lru_one_bytes, pointer_array_slab_bytes, pointer_array_page_bytes, node_array_bytes and
 -- xa_node_bytes sum to list_lru_bytes.
 -- memcg_slab_bytes are the parts of memcg_memory in slab. Xarray nodes are left out: their slab cache is reclaimable.
+-- The part memcg_kmem_caches is without free slots in reclaimable slab caches and without per-CPU memory.
 -- Arrays that kvmalloc() took from vmalloc() are included, though the kernel does not count them as slab.
 CREATE MACRO slab_reconciliation_at(run) AS TABLE
 WITH list_lru_sums AS (

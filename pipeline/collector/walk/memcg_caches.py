@@ -8,27 +8,28 @@ that a slab has objects of one memcg only. A child costs its free slots, its str
 from collections import Counter, namedtuple
 
 from drgn import Object, sizeof
-from drgn.helpers.linux.cpumask import for_each_possible_cpu
 from drgn.helpers.linux.mm import in_direct_map
 
 from ..access.memory import has_member
 from ..status import CollectError
-from . import slab, slub
+from . import slab, slub, totals
 from .held import Held
 
 _PARAMS = "memcg_params."
 _POINTER_BYTES = 8
 _PERCPU_REF_DEAD = 1 << 1
+_SLAB_RECLAIM_ACCOUNT = 0x00020000
 # Bounds the files of a slab cache in sysfs: a kernel has 30 to 50.
 _MAX_FILES = 256
 
 
-class Count(namedtuple("Count", "held percpu_bytes active_objects shared_bytes sampled_one_in")):
+class Count(namedtuple("Count", "held percpu_held basis active_objects shared_bytes")):
     """What the children cost.
 
-    held: Held: free slots, structs and per-CPU memory. percpu_bytes: the part of it that is per-CPU memory.
-    active_objects: objects that are charged to a memcg. shared_bytes: what the same objects take besides their own
-    bytes in shared caches whose slabs are full. sampled_one_in: of how many free lists of CPUs one was read.
+    held: Held: free slots and structs, as far as the kernel counts them as unreclaimable slab. percpu_held: Held of
+    their per-CPU memory, None where the number of its units cannot be read. basis: how exact held is, and the bytes of
+    free slots in reclaimable slab. active_objects: objects that are charged to a memcg. shared_bytes: unreclaimable
+    slab that the same objects take besides their own bytes in shared caches whose slabs are full.
     """
 
     __slots__ = ()
@@ -50,9 +51,10 @@ def count(prog, memcgs):
         return None
     children = dict(_children(prog))
     usages, step = slub.usage(prog, children)
-    struct_bytes, percpu_bytes = _struct_bytes(prog, children, usages), _percpu_bytes(prog)
+    struct_bytes = _struct_bytes(prog, children, usages)
     is_online = {memcg.address: memcg.online for memcg in memcgs}
-    held_bytes, active_objects = Counter(), Counter()
+    held_bytes, states, active_objects = Counter(), Counter(), Counter()
+    reclaimable_bytes = 0
     for address, child in children.items():
         usage = usages[address]
         active = usage.slots - usage.free_slots
@@ -60,15 +62,25 @@ def count(prog, memcgs):
         # this one was made for is gone, and another one has it.
         state = None if getattr(child, "refcnt", 0) & _PERCPU_REF_DEAD else is_online.get(child.memcg)
         free_bytes = usage.slabs * usage.slab_bytes - active * child.size
-        held_bytes[state] += free_bytes + struct_bytes[address] + percpu_bytes
-        active_objects[child.root_cache, child.size, usage.slab_bytes, usage.slab_slots] += active
+        is_reclaimable = bool(child.flags & _SLAB_RECLAIM_ACCOUNT)
+        reclaimable_bytes += free_bytes * is_reclaimable
+        held_bytes[state] += struct_bytes[address] + free_bytes * (not is_reclaimable)
+        states[state] += 1
+        active_objects[child.root_cache, child.size, usage.slab_bytes, usage.slab_slots, is_reclaimable] += active
+    basis = "modelled: one in %d of the free lists of CPUs was read" % step if step > 1 else "exact"
+    percpu_bytes = _percpu_bytes(prog)
     return Count(
-        Held(held_bytes[True], held_bytes[False], held_bytes[None]),
-        len(children) * percpu_bytes,
+        _by_state(held_bytes),
+        None if percpu_bytes is None else _by_state({state: n * percpu_bytes for state, n in states.items()}),
+        "%s; without %d bytes of free slots in reclaimable slab" % (basis, reclaimable_bytes),
         sum(active_objects.values()),
         sum(_shared_bytes(active, *key[1:]) for key, active in active_objects.items()),
-        step,
     )
+
+
+def _by_state(sizes):
+    """Return the Held of bytes by whether a memcg is online, None for no memcg."""
+    return Held(sizes.get(True, 0), sizes.get(False, 0), sizes.get(None, 0))
 
 
 def count_arrays(prog, memcgs):
@@ -117,7 +129,7 @@ def _caches(prog, **paths):
 
 def _children(prog):
     """Yield the address and the fields of each child."""
-    paths = {"size": "size", "name": "name", "directory": "kobj.sd", "directory_name": "kobj.name"}
+    paths = {"size": "size", "flags": "flags", "name": "name", "directory": "kobj.sd", "directory_name": "kobj.name"}
     # Since commit f0a3a24b532d ("mm: memcg/slab: rework non-root kmem_cache lifecycle management") (in v5.3).
     if _has_refcnt(prog):
         paths["refcnt"] = _PARAMS + "refcnt.percpu_count_ptr"
@@ -163,16 +175,18 @@ def _count_files(prog, directory):
 
 
 def _percpu_bytes(prog):
-    """Return the per-CPU memory of one child."""
-    percpu_bytes = sizeof(prog.type("struct kmem_cache_cpu")) + (_POINTER_BYTES if _has_refcnt(prog) else 0)
-    return percpu_bytes * sum(1 for _ in for_each_possible_cpu(prog))
+    """Return the per-CPU memory of one child in all units, or None where their number cannot be read."""
+    units = totals.percpu_units(prog)
+    unit_bytes = sizeof(prog.type("struct kmem_cache_cpu")) + (_POINTER_BYTES if _has_refcnt(prog) else 0)
+    return None if units is None else units * unit_bytes
 
 
-def _shared_bytes(objects, size, slab_bytes, slab_slots):
-    """Return what objects take besides their own bytes in full slabs, and the object cgroup vectors of these.
+def _shared_bytes(objects, size, slab_bytes, slab_slots, is_reclaimable):
+    """Return the object cgroup vectors of full slabs with objects, and what these slabs have besides the objects.
 
     A vector has a pointer for each slot: commit 286e04b8ed7a ("mm: memcg/slab: allocate obj_cgroups for non-root slab
-    pages") (in v5.9).
+    pages") (in v5.9). It is unreclaimable, as each kmalloc() without __GFP_RECLAIMABLE.
     """
     slabs = -(-objects // slab_slots)
-    return slabs * (slab_bytes + slab_slots * _POINTER_BYTES) - objects * size
+    vector_bytes = slabs * slab_slots * _POINTER_BYTES
+    return vector_bytes if is_reclaimable else vector_bytes + slabs * slab_bytes - objects * size

@@ -63,7 +63,8 @@ PARAMS = {
 CACHE = """
 struct memcg_cache_params {{ {params} }};
 struct kmem_cache {{
-    struct kmem_cache_cpu *cpu_slab; unsigned int size; unsigned int object_size; unsigned int offset;
+    struct kmem_cache_cpu *cpu_slab; unsigned long flags; unsigned int size; unsigned int object_size;
+    unsigned int offset;
     struct kmem_cache_order_objects oo; const char *name; struct list_head list; struct kobject kobj;
     struct memcg_cache_params memcg_params; {random} struct kmem_cache_node *node[2];
 }};
@@ -90,6 +91,7 @@ class Machine:
         made.variable("__cpu_possible_mask", "struct cpumask", 0b111)
         made.variable("__cpu_online_mask", "struct cpumask", 0b011)
         made.variable("nr_cpu_ids", "unsigned int", 3)
+        made.variable("pcpu_nr_units", "int", 4)  # one is padding
         made.variable("nr_node_ids", "unsigned int", 2)
         self.offsets = [made.compound(1) - self.percpu(0) for _ in range(3)]
         made.words(made.variable("__per_cpu_offset", "unsigned long [3]"), *self.offsets)
@@ -221,19 +223,33 @@ def test_of_many_free_lists_a_sample_is_read(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("params", PARAMS)
 def test_children_by_the_state_of_their_memcg(params: str) -> None:
-    """Free slots, the kmem_cache, two nodes and the name; per-CPU memory of three CPUs."""
+    """Free slots, the kmem_cache, two nodes and the name; per-CPU memory of four units."""
     machine = Machine(params)
     busy(machine, machine.child(ONLINE))
     machine.child(DYING)
     machine.child(GONE)
     count = memcg_caches.count(machine.kernel.prog, MEMCGS)
     assert count
-    percpu_bytes = 3 * (32 + 8) if params == "f0a3a24b532d" else 3 * 32
-    idle_bytes = 512 + 2 * 64 + 32 + percpu_bytes
+    percpu_bytes = 4 * (32 + 8) if params == "f0a3a24b532d" else 4 * 32
+    idle_bytes = 512 + 2 * 64 + 32
     assert count.held == Held(5 * 4096 - 43 * SIZE + idle_bytes, idle_bytes, idle_bytes)
-    assert (count.percpu_bytes, count.active_objects) == (3 * percpu_bytes, 43)
+    assert count.percpu_held == Held(percpu_bytes, percpu_bytes, percpu_bytes)
+    assert (count.active_objects, count.basis) == (43, "exact; without 0 bytes of free slots in reclaimable slab")
     # 43 objects fill three shared slabs, each with a vector of 21 pointers.
     assert count.shared_bytes == 3 * (4096 + 8 * SLOTS) - 43 * SIZE
+
+
+def test_free_slots_in_reclaimable_slab_are_left_out() -> None:
+    """The structs, and on newer kernels the vectors of dentries, are unreclaimable."""
+    machine = Machine()
+    cache = machine.child(ONLINE)
+    busy(machine, cache)
+    machine.kernel.put(cache, "struct kmem_cache", flags=0x20000)
+    count = memcg_caches.count(machine.kernel.prog, MEMCGS)
+    assert count
+    assert count.held == Held(512 + 2 * 64 + 32, 0, 0)
+    assert count.basis == f"exact; without {5 * 4096 - 43 * SIZE} bytes of free slots in reclaimable slab"
+    assert count.shared_bytes == 3 * 8 * SLOTS
 
 
 def test_a_reparented_child_is_of_no_memcg() -> None:
@@ -242,7 +258,8 @@ def test_a_reparented_child_is_of_no_memcg() -> None:
     machine.child(ONLINE, dead=True)
     count = memcg_caches.count(machine.kernel.prog, MEMCGS)
     assert count
-    assert count.held == Held(0, 0, 512 + 2 * 64 + 32 + 3 * 40)
+    assert count.held == Held(0, 0, 512 + 2 * 64 + 32)
+    assert count.percpu_held == Held(0, 0, 4 * 40)
 
 
 def test_a_child_in_sysfs_has_a_directory_with_files() -> None:

@@ -14,6 +14,7 @@ from ..access.memory import has_member
 from ..status import CollectError
 from . import slab, slub, totals
 from .held import Held
+from .pointer_arrays import check_range
 
 _PARAMS = "memcg_params."
 _POINTER_BYTES = 8
@@ -50,7 +51,7 @@ def count(prog, memcgs):
     if not _has_children(prog):
         return None
     children = dict(_children(prog))
-    usages, step = slub.usage(prog, children)
+    usages, modelled = slub.usage(prog, children)
     struct_bytes = _struct_bytes(prog, children, usages)
     is_online = {memcg.address: memcg.online for memcg in memcgs}
     held_bytes, states, active_objects = Counter(), Counter(), Counter()
@@ -58,16 +59,18 @@ def count(prog, memcgs):
     for address, child in children.items():
         usage = usages[address]
         active = usage.slots - usage.free_slots
+        size = check_range(1, child.size, usage.slab_bytes, "kmem_cache.size")
         # commit fb2f2b0adb98 ("mm: memcg/slab: reparent memcg kmem_caches on cgroup removal") (in v5.3): the memcg that
         # this one was made for is gone, and another one has it.
         state = None if getattr(child, "refcnt", 0) & _PERCPU_REF_DEAD else is_online.get(child.memcg)
-        free_bytes = usage.slabs * usage.slab_bytes - active * child.size
+        slabs_bytes = usage.slabs * usage.slab_bytes
+        free_bytes = slabs_bytes - check_range(0, active * size, slabs_bytes, "the bytes of objects of a slab cache")
         is_reclaimable = bool(child.flags & _SLAB_RECLAIM_ACCOUNT)
         reclaimable_bytes += free_bytes * is_reclaimable
         held_bytes[state] += struct_bytes[address] + free_bytes * (not is_reclaimable)
         states[state] += 1
-        active_objects[child.root_cache, child.size, usage.slab_bytes, usage.slab_slots, is_reclaimable] += active
-    basis = "modelled: one in %d of the free lists of CPUs was read" % step if step > 1 else "exact"
+        active_objects[child.root_cache, size, usage.slab_bytes, usage.slab_slots, is_reclaimable] += active
+    basis = "modelled: " + ", ".join(modelled) if modelled else "exact"
     percpu_bytes = _percpu_bytes(prog)
     return Count(
         _by_state(held_bytes),
@@ -146,7 +149,7 @@ def _struct_bytes(prog, children, usages):
     if not children:
         return {}
     first = next(iter(children))
-    node = usages[first].nodes[0]
+    node = next((node for usage in usages.values() for node in usage.nodes), 0)
     directory = next(filter(None, (child.directory for child in children.values())), 0)
     addresses = {first, node, directory}.union(*((child.name, child.directory_name) for child in children.values()))
     allocations = slab.direct_map_allocations(prog, addresses - {0})

@@ -205,10 +205,10 @@ def test_free_slots_are_on_lists_of_nodes_and_cpus(coding: str, byte_order: Byte
     machine = Machine(coding=coding, byte_order=byte_order)
     cache, idle = machine.child(ONLINE), machine.child(ONLINE)
     busy(machine, cache)
-    usage, step = slub.usage(machine.kernel.prog, [cache, idle])
+    usage, modelled = slub.usage(machine.kernel.prog, [cache, idle])
     assert usage[cache][1:] == (5, 5 * SLOTS, 20 + 16 + 9 + 4 + 13, 4096, SLOTS)
     assert usage[idle][1:4] == (0, 0, 0)
-    assert step == 1
+    assert not modelled
 
 
 def test_of_many_free_lists_a_sample_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,8 +217,38 @@ def test_of_many_free_lists_a_sample_is_read(monkeypatch: pytest.MonkeyPatch) ->
     caches = [machine.child(ONLINE) for _ in range(4)]
     for cache in caches:
         busy(machine, cache)
-    usage, step = slub.usage(machine.kernel.prog, caches)
-    assert (sum(usage[cache].free_slots for cache in caches), step) == (4 * 62, 2)
+    usage, modelled = slub.usage(machine.kernel.prog, caches)
+    assert sum(usage[cache].free_slots for cache in caches) == 4 * 62
+    assert modelled == ["one in 2 of the free lists of CPUs was read"]
+
+
+def put_long_list(machine: Machine, cache: int) -> None:
+    """Put 10 slabs on a list of a child: the first 4 with 3 free slots each, the others with 1."""
+    pages = [machine.slab(cache, 0, SLOTS - (3 if i < 4 else 1))[0] for i in range(10)]
+    machine.put_on_node(cache, 0, *pages)
+    machine.kernel.put(machine.node(cache, 0), "struct kmem_cache_node", nr_partial=len(pages))
+
+
+def test_of_long_lists_the_first_slabs_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slub, "_MAX_STEPS", 4)
+    machine = Machine()
+    long, short = machine.child(ONLINE), machine.child(ONLINE)
+    put_long_list(machine, long)
+    busy(machine, short)
+    usage, modelled = slub.usage(machine.kernel.prog, [long, short])
+    assert (usage[long].free_slots, usage[short].free_slots) == (10 * 3, 62)
+    assert modelled == ["4 slabs of each list were read"]
+
+
+def test_of_many_slabs_on_lists_some_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slub, "_MAX_LISTED_SLABS", 5)
+    machine = Machine()
+    caches = [machine.child(ONLINE) for _ in range(2)]
+    for cache in caches:
+        put_long_list(machine, cache)
+    usage, modelled = slub.usage(machine.kernel.prog, caches)
+    assert [usage[cache].free_slots for cache in caches] == [30, 30]
+    assert modelled == ["3 slabs of each list were read"]
 
 
 @pytest.mark.parametrize("params", PARAMS)
@@ -344,6 +374,44 @@ def test_lists_that_change_while_a_running_kernel_is_read(monkeypatch: pytest.Mo
     monkeypatch.setattr(slub, "is_running", lambda prog: True)
     usage, _ = slub.usage(machine.kernel.prog, [cache])
     assert usage[cache].free_slots == 62 - 16 - 9
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "message"),
+    [
+        ("oo__x", 0, "slots of kmem_cache.oo"),
+        ("oo__x", 64 << 16 | SLOTS, "order of kmem_cache.oo"),
+        ("size", 0, "kmem_cache.size is 0"),
+        ("size", 8192, "kmem_cache.size is 8192"),
+    ],
+)
+def test_a_damaged_slab_cache(member: str, value: int, message: str) -> None:
+    machine = Machine()
+    cache = machine.child(ONLINE)
+    busy(machine, cache)
+    machine.kernel.put(cache, "struct kmem_cache", **{member: value})
+    with pytest.raises(CollectError, match=message) as e:
+        memcg_caches.count(machine.kernel.prog, MEMCGS)
+    assert e.value.status == "bad_core"
+
+
+@pytest.mark.parametrize("member", ["nr_slabs__counter", "total_objects__counter"])
+@pytest.mark.parametrize("value", [-1, 1 << 62])
+def test_a_damaged_count_of_slabs(member: str, value: int) -> None:
+    machine = Machine()
+    cache = machine.child(ONLINE)
+    busy(machine, cache)
+    machine.kernel.put(machine.node(cache, 0), "struct kmem_cache_node", **{member: value})
+    with pytest.raises(CollectError, match=f"{member.partition('__')[0]} is {value}"):
+        slub.usage(machine.kernel.prog, [cache])
+
+
+def test_a_slab_with_more_objects_than_slots() -> None:
+    machine = Machine()
+    cache = machine.child(ONLINE)
+    machine.put_on_node(cache, 0, machine.slab(cache, 0, SLOTS + 1)[0])
+    with pytest.raises(CollectError, match="more objects than slots"):
+        slub.usage(machine.kernel.prog, [cache])
 
 
 def test_a_directory_that_does_not_end() -> None:

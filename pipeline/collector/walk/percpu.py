@@ -30,6 +30,7 @@ _WORD_BYTES = 8
 _LIST_HEAD_BYTES = 16
 # percpu_ref marks its state in the low bits (__PERCPU_REF_FLAG_BITS). Allocations are aligned to PCPU_MIN_ALLOC_SIZE.
 _FLAGS = 3
+_REF_POINTER = "percpu_count_ptr"
 
 
 class Chunks(namedtuple("Chunks", "populated_bytes partly_used_bytes used_bytes")):
@@ -144,13 +145,10 @@ def memcgs(prog, memcg_list):
         if not online.get(name):
             continue
         struct_type = prog.type(name)
-        # percpu_ref has its pointer in an unsigned long, and that points to one.
-        sizes = {
-            path: sizeof(member.type if member.kind is TypeKind.POINTER else member)
-            for path, member in _member_types(struct_type, allocations).items()
-        }
-        part_types = _member_types(struct_type, parts)
-        part_paths = [path for path, member in part_types.items() if member.kind is TypeKind.POINTER]
+        sizes = {path: sizeof(target) for path, target in _target_types(struct_type, allocations).items()}
+        part_paths = list(_target_types(struct_type, parts))
+        if not sizes and not part_paths:
+            continue
         part_addresses = [online.setdefault(parts[path], {}) for path in part_paths]
         for address, pointers in _read_pointers(struct_type, online[name], [*sizes, *part_paths]):
             is_online = online[name][address]
@@ -180,7 +178,7 @@ def _structs(prog):
         cgroup_parts["subsys[%d]" % prog.constant("perf_event_cgrp_id")] = "struct perf_cgroup"
     # percpu_ref has a long for each CPU. Since commit 7d9ab9b6adff ("percpu_ref: release percpu memory early without
     # PERCPU_REF_ALLOW_REINIT") (in v5.3) those of what is removed are freed at once.
-    refcnt = "refcnt.percpu_count_ptr"
+    refcnt = "refcnt." + _REF_POINTER
     return (
         (
             "struct mem_cgroup",
@@ -196,7 +194,7 @@ def _structs(prog):
                 # (in v5.2).
                 "stat_cpu",
                 # Before commit a983b5ebee57 ("mm: memcontrol: fix excessive complexity in memory.stat reporting") (in
-                # v4.16).
+                # v4.16), since which an array, of the sums of all CPUs, can have the name.
                 "stat",
             ),
             dict(nodes, **{"css.cgroup": "struct cgroup", "objcg": "struct obj_cgroup"}),
@@ -208,6 +206,9 @@ def _structs(prog):
                 # Before commit 7e1c0d6f5820 ("memcg: switch lruvec stats to rstat") (in v5.15).
                 "lruvec_stat_cpu",
                 "lruvec_stat_local",
+                # From commit 00f3ca2c2d66 ("mm: memcontrol: per-lruvec stats infrastructure") (in v4.13) to commit
+                # a983b5ebee57; then an array, as "stat".
+                "lruvec_stat",
             ),
             # Since commit 01b9da291c49 ("mm: memcontrol: convert objcg to be per-memcg per-node type") (in v7.1).
             {"objcg": "struct obj_cgroup"},
@@ -233,14 +234,21 @@ def _structs(prog):
     )
 
 
-def _member_types(struct_type, paths):
-    """Return the types of those members that a struct has, by their paths; of the elements of an array."""
+def _target_types(struct_type, paths):
+    """Return the types that those members point to which a struct has, and which are pointers, by their paths."""
     types = {}
     for path in paths:
-        if has_member(struct_type, path):
-            names = path.partition("[")[0].split(".")
-            member_type = reduce(getattr, names, Object(struct_type.prog, struct_type, address=0)).type_
-            types[path] = member_type.type if member_type.kind is TypeKind.ARRAY else member_type
+        if not has_member(struct_type, path):
+            continue
+        array_path, _, index = path.partition("[")
+        member_type = reduce(getattr, array_path.split("."), Object(struct_type.prog, struct_type, address=0)).type_
+        if index:
+            member_type = member_type.type
+        if path.endswith(_REF_POINTER):
+            # An unsigned long, which points to one.
+            types[path] = member_type
+        elif member_type.kind is TypeKind.POINTER:
+            types[path] = member_type.type
     return types
 
 

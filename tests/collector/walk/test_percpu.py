@@ -8,8 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from drgn import FindObjectFlags, Object, Program
+from drgn import FindObjectFlags, Object, Program, offsetof
 
+from pipeline.collector.access.memory import has_member
 from pipeline.collector.status import CollectError
 from pipeline.collector.walk import memcgs, percpu
 from tests.collector.conftest import Core, with_cores
@@ -150,23 +151,29 @@ struct mem_cgroup_stat_cpu { long count[10]; };
 struct lruvec_stat { long count[5]; };
 struct cgroup_rstat_cpu { long count[8]; };
 struct psi_group { };
-struct mem_cgroup_per_node { long lruvec[4]; struct lruvec_stat *lruvec_stat_cpu; };
+struct mem_cgroup_per_node { struct lruvec_stat *lruvec_stat_cpu; long lruvec_stat[5]; };
 struct mem_cgroup {
-    struct cgroup_subsys_state css; struct mem_cgroup_stat_cpu *stat_cpu; struct mem_cgroup_per_node *nodeinfo[0];
+    struct cgroup_subsys_state css; struct mem_cgroup_stat_cpu *stat_cpu; long stat[2];
+    struct mem_cgroup_per_node *nodeinfo[0];
 };
 struct cgroup {
     struct cgroup_subsys_state self; struct cgroup_rstat_cpu *rstat_cpu; struct psi_group psi; void *effective;
 };
 """
 DYNAMIC = 0x3BD6F0600000
+PAGES = 0x1234  # a counter in a struct, not a pointer
 DEAD = 3  # __PERCPU_REF_ATOMIC_DEAD, which percpu_ref_exit() leaves
 
 
 class MemcgKernel(SyntheticKernel):
-    """A kernel with two nodes, to which memcgs are added."""
+    """A kernel with two nodes, to which memcgs are added.
 
-    def __init__(self) -> None:
-        super().__init__(MEMCG)
+    :param pointers: members with the counters of a memcg and of a node.
+    """
+
+    def __init__(self, declarations: str = MEMCG, pointers: tuple[str, str] = ("stat_cpu", "lruvec_stat_cpu")) -> None:
+        super().__init__(declarations)
+        self.pointers = pointers
         self.variable("nr_node_ids", "unsigned int", 2)
         self.variable("pcpu_nr_units", "int", UNITS)
         self.static = self.variable("__per_cpu_start", "char")
@@ -180,12 +187,17 @@ class MemcgKernel(SyntheticKernel):
 
     def memcg(self, cgroup: int, online: bool = True, refcnt: int = DYNAMIC) -> Any:
         address = self.slab("kmalloc-64")
-        members = {"css__cgroup": cgroup, "css__refcnt__percpu_count_ptr": refcnt, "stat_cpu": DYNAMIC}
+        members = {"css__cgroup": cgroup, "css__refcnt__percpu_count_ptr": refcnt}
         self.put(address, "struct mem_cgroup", **members)
+        memcg_type, node_type = self.prog.type("struct mem_cgroup"), self.prog.type("struct mem_cgroup_per_node")
+        self.words(address + 16, *3 * [PAGES])
+        self.words(address + offsetof(memcg_type, self.pointers[0]), DYNAMIC)
         for nid in range(2):
             node = self.slab("kmalloc-64")
-            self.put(node, "struct mem_cgroup_per_node", lruvec_stat_cpu=DYNAMIC)
-            self.words(address + 24 + 8 * nid, node)
+            self.words(node, *6 * [PAGES])
+            if has_member(node_type, self.pointers[1]):
+                self.words(node + offsetof(node_type, self.pointers[1]), DYNAMIC)
+            self.words(address + offsetof(memcg_type, "nodeinfo") + 8 * nid, node)
         return SimpleNamespace(address=address, online=online)
 
 
@@ -197,6 +209,23 @@ def test_a_memcg_has_its_allocations_and_those_of_its_cgroup() -> None:
     kernel = MemcgKernel()
     memcg = kernel.memcg(kernel.cgroup())
     assert percpu.memcgs(kernel.prog, [memcg]) == ((MEMCG_BYTES + CGROUP_BYTES) * UNITS, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("node_members", "node_pointer", "node_bytes"),
+    [("struct lruvec_stat *lruvec_stat; long lruvec[5];", "lruvec_stat", 40), ("long lruvec[6];", "none", 0)],
+    ids=["v4.13", "before v4.13"],
+)
+def test_counters_by_their_older_names(node_members: str, node_pointer: str, node_bytes: int) -> None:
+    """Before v4.16, with the names that later are those of arrays; before v4.13 nodes have none."""
+    declarations = MEMCG.replace(
+        "struct mem_cgroup_stat_cpu *stat_cpu; long stat[2];", "struct mem_cgroup_stat_cpu *stat;"
+    )
+    declarations = declarations.replace("struct lruvec_stat *lruvec_stat_cpu; long lruvec_stat[5];", node_members)
+    kernel = MemcgKernel(declarations, ("stat", node_pointer))
+    memcg = kernel.memcg(kernel.cgroup())
+    expected = (8 + 80 + 2 * node_bytes + CGROUP_BYTES) * UNITS
+    assert percpu.memcgs(kernel.prog, [memcg]) == (expected, 0, 0)
 
 
 def test_a_removed_memcg_has_no_counter_of_references() -> None:

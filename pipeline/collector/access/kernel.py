@@ -57,6 +57,7 @@ _DECLARATIONS = {
     "tk_core": "struct tk_data",
     "totalram_pages": "unsigned long",
     "vm_node_stat": "atomic_long_t []",
+    "vm_stat": "atomic_long_t []",
     "vm_zone_stat": "atomic_long_t []",
     "vmap_area_root": "struct rb_root",
     "vmap_nodes": "struct vmap_node *",

@@ -9,8 +9,9 @@ from drgn import FaultError
 _SLAB_UNRECLAIMABLE = ("NR_SLAB_UNRECLAIMABLE_B", "NR_SLAB_UNRECLAIMABLE")
 _SLAB_RECLAIMABLE = ("NR_SLAB_RECLAIMABLE_B", "NR_SLAB_RECLAIMABLE")
 # The counters by the enum that names them. They belong to nodes since commit 385386cff4c6 ("mm: vmstat: move slab
-# statistics from zone to node counters") (in v4.13).
-_COUNTERS = {"node_stat_item": "vm_node_stat", "zone_stat_item": "vm_zone_stat"}
+# statistics from zone to node counters") (in v4.13). Before commit 75ef71840539 ("mm, vmstat: add infrastructure for
+# per-node vmstats") (in v4.8) vm_stat has those of zones.
+_COUNTERS = {"node_stat_item": ("vm_node_stat",), "zone_stat_item": ("vm_zone_stat", "vm_stat")}
 
 
 class Totals(namedtuple("Totals", "slab_unreclaimable_bytes slab_reclaimable_bytes percpu_bytes")):
@@ -32,10 +33,14 @@ def _slab_bytes(prog, names):
     for name in names:
         try:
             item = prog.constant(name)
-            pages = prog[_COUNTERS[item.type_.tag]][item.value_()].counter.value_()
-        except (LookupError, FaultError):
+        except LookupError:
             continue
-        return _pages_bytes(prog, pages)
+        for counters in _COUNTERS[item.type_.tag]:
+            try:
+                pages = prog[counters][item.value_()].counter.value_()
+            except (LookupError, FaultError):
+                continue
+            return _pages_bytes(prog, pages)
     return None
 
 

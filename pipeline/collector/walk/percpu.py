@@ -37,7 +37,7 @@ class Chunks(namedtuple("Chunks", "populated_bytes partly_used_bytes used_bytes"
     """Bytes of all chunks but the first and the reserved one, with which the kernel is booted and which it keeps whole.
 
     populated_bytes: of their pages, in all units, like the others. partly_used_bytes: of the pages with an allocation.
-    used_bytes: allocated.
+    used_bytes: allocated of these pages.
     """
 
     __slots__ = ()
@@ -64,7 +64,8 @@ def left(prog):
         else:
             populated_pages += populated
             empty_pages += empty
-            used_bytes += pages * page_bytes - free_bytes
+            # An area is allocated before its pages are populated.
+            used_bytes += min(pages * page_bytes - free_bytes, populated * page_bytes)
     if first is None:
         raise CollectError("bad_core", "the first per-CPU chunk is not on the lists of chunks")
     if not is_running(prog):

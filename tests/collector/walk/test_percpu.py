@@ -126,6 +126,16 @@ def test_the_count_of_a_running_kernel_may_have_changed(monkeypatch: pytest.Monk
     assert percpu.left(kernel.prog).populated_bytes == 8 * 4096 * UNITS
 
 
+def test_an_area_without_its_pages_does_not_use_those_of_other_chunks() -> None:
+    """An allocation that waits for its pages: of 5 pages it has 1."""
+    kernel = PerCpuKernel()
+    kernel.chunk(1, pages=8, populated=1, empty=0, used=5 * 4096)
+    kernel.chunk(1, pages=8, populated=2, empty=2, used=0)
+    kernel.number(kernel.count, 8, 6 + 3)
+    chunks = percpu.left(kernel.prog)
+    assert (chunks.populated_bytes, chunks.used_bytes) == (3 * 4096 * UNITS, 4096 * UNITS)
+
+
 def test_a_list_in_a_circle_is_damage() -> None:
     kernel = PerCpuKernel()
     chunk = kernel.chunk(1, pages=8, populated=8, empty=8, used=0)

@@ -5,9 +5,9 @@ memory, thresholds and events, which a process adds, and an obj_cgroup that a re
 cgroup of the root memcg is part of its hierarchy's cgroup_root.
 """
 
-from drgn import TypeKind, offsetof, sizeof
+from drgn import TypeKind, sizeof
 
-from ..access.memory import has_member, read_words
+from ..access.memory import has_member
 from . import memcgs, slab
 from .held import Held
 
@@ -28,14 +28,18 @@ _POINTERS = {
 # type") (in v7.1) of each of its nodes. orig_objcg outlives the removal of the memcg, since commit 675d6c9b59e3 ("mm:
 # kmem: make memcg keep a reference to the original objcg") (in v6.8).
 _OBJCG_NAMES = ("orig_objcg", "objcg")
+# For memcgs.Pointers.
+POINTERS = {name: paths + _OBJCG_NAMES for name, paths in _POINTERS.items()}
 
 
-def count(prog, memcg_list):
+def count(prog, memcg_list, pointers=None):
     """Return the Held of all structs. Each is counted; its bytes are those of an object of its slab cache.
 
+    :param pointers: memcgs.Pointers with POINTERS, for an audit that needs others of the same structs.
     :raises CollectError: ``bad_core``: objects of one kind differ in size, or are smaller than their struct.
     """
-    nodes = memcgs.node_structs(prog, memcg_list)
+    pointers = pointers or memcgs.Pointers(prog, POINTERS)
+    nodes = memcgs.node_structs(prog, memcg_list, pointers)
     # A memcg that was disabled for a cgroup and the one that was enabled again have one cgroup: it is the online one's.
     online_last = sorted(memcg_list, key=lambda memcg: memcg.online)
     structs = {
@@ -51,7 +55,7 @@ def count(prog, memcg_list):
         held_bytes[memcg] += cgroup_bytes[cgroup]
     kinds = [(name, structs[name]) for name in ("struct mem_cgroup", "struct mem_cgroup_per_node")]
     for name in _POINTERS:
-        for target_name, targets in _follow(prog, name, structs[name]):
+        for target_name, targets in _follow(prog, pointers, name, structs[name]):
             if target_name in structs:
                 structs[target_name].update(targets)
             kinds.append((target_name, targets))
@@ -62,22 +66,24 @@ def count(prog, memcg_list):
     return Held.of_memcgs(held_bytes)
 
 
-def _follow(prog, struct_name, owners):
-    """Yield the type name, and the Memcgs by address, of what each pointer of many structs points to.
+def _follow(prog, pointers, struct_name, owners):
+    """Return a pair for each pointer of many structs: the type name, and the Memcgs by address, of what it points to.
 
     :param owners: dict of the address of each struct to its Memcg.
     """
     if not owners:
-        return
+        return []
     struct_type = prog.type(struct_name)
     paths = [path for path in _POINTERS[struct_name] if _target(struct_type, path)]
     paths += [name for name in _OBJCG_NAMES if _target(struct_type, name)][:1]
-    for path in paths:
-        offset = offsetof(struct_type, path)
-        pointers = read_words(prog, [address + offset for address in owners])
-        targets = {pointers[address + offset]: memcg for address, memcg in owners.items()}
-        targets.pop(0, None)
-        yield _target(struct_type, path), targets
+    if not paths:
+        return []
+    targets = [(_target(struct_type, path), {}) for path in paths]
+    for address, addresses in pointers.each(struct_name, owners, paths):
+        for (_, memcgs_by_address), target in zip(targets, addresses):
+            if target:
+                memcgs_by_address[target] = owners[address]
+    return targets
 
 
 def _target(struct_type, path):

@@ -1,14 +1,19 @@
 """Every memory cgroup, online or dying: its ids, its path and its parent."""
 
+import struct
+from array import array
+
 from drgn import offsetof
 
-from ..access.memory import Members, c_string, has_member, read_each, walk_list, words
+from ..access.memory import Members, c_string, has_member, read_each, struct_prefix, walk_list
 from ..status import CollectError
 from .nodes import nr_node_ids
 
 # Bounds the walk over a broken tree.
 _MAX_MEMCGS = 1 << 20
 _POINTER_BYTES = 8
+# Bounds the memory for structs of 2 to 4 KB of which a few pointers are kept.
+_STRUCTS_AT_ONCE = 1024
 _CSS_ONLINE = 1 << 1
 # Since commit 33c35aa48178 ("cgroup: Prevent kill_css() from being called more than once") (in v4.12, and in stable
 # kernels); no kernel used the bit before.
@@ -128,11 +133,61 @@ def walk(prog):
     return memcgs
 
 
-def node_structs(prog, memcgs):
-    """Return the addresses of each Memcg's ``struct mem_cgroup_per_node``: dict of Memcg to list.
+class Pointers:
+    """Reads pointers in the structs of memcgs: of each struct all at once, since several parts of an audit need some.
 
-    nodeinfo has nr_node_ids pointers, of which those of impossible nodes are NULL.
+    :param tables: dicts of the name of a struct to the paths of its pointers, of which a kernel can lack some. Those to
+        the structs of nodes are added.
     """
-    offset, size = offsetof(prog.type("struct mem_cgroup"), "nodeinfo"), _POINTER_BYTES * nr_node_ids(prog)
-    data = read_each(prog, [memcg.address + offset for memcg in memcgs], size)
-    return {memcg: [node for node in words(prog, data[memcg.address + offset]) if node] for memcg in memcgs}
+
+    def __init__(self, prog, *tables):
+        self._prog = prog
+        self._tables = ({"struct mem_cgroup": _node_paths(prog)}, *tables)
+        self._structs = {}
+
+    def each(self, name, addresses, paths):
+        """Yield the address of each struct, and a list of its pointers in the order of their paths."""
+        if name not in self._structs:
+            all_paths = {path for table in self._tables for path in table.get(name, ())}
+            self._structs[name] = _PointerMembers(self._prog, name, all_paths)
+        return self._structs[name].each(addresses, paths)
+
+
+class _PointerMembers:
+    """The pointers at known paths of all structs of one type that were read so far."""
+
+    def __init__(self, prog, name, paths):
+        self._prog = prog
+        struct_type = prog.type(name)
+        offsets = {path: offsetof(struct_type, path) for path in paths if has_member(struct_type, path)}
+        ordered = sorted(set(offsets.values()))
+        self._indexes = {path: ordered.index(offset) for path, offset in offsets.items()}
+        self._start = end = ordered[0] if ordered else 0
+        code = struct_prefix(prog)
+        for offset in ordered:
+            code += "%dxQ" % (offset - end)
+            end = offset + _POINTER_BYTES
+        self._decoder = struct.Struct(code)
+        self._pointers = {}
+
+    def each(self, addresses, paths):
+        unread = sorted(self._start + address for address in addresses if address not in self._pointers)
+        for i in range(0, len(unread), _STRUCTS_AT_ONCE):
+            for start, data in read_each(self._prog, unread[i : i + _STRUCTS_AT_ONCE], self._decoder.size).items():
+                self._pointers[start - self._start] = array("Q", self._decoder.unpack(data))
+        indexes = [self._indexes[path] for path in paths]
+        for address in addresses:
+            pointers = self._pointers[address]
+            yield address, [pointers[i] for i in indexes]
+
+
+def _node_paths(prog):
+    """Return the paths of nodeinfo's pointers, of which those of impossible nodes are NULL."""
+    return ["nodeinfo[%d]" % nid for nid in range(nr_node_ids(prog))]
+
+
+def node_structs(prog, memcgs, pointers):
+    """Return the addresses of each Memcg's ``struct mem_cgroup_per_node``: dict of Memcg to list."""
+    by_address = {memcg.address: memcg for memcg in memcgs}
+    nodeinfo = pointers.each("struct mem_cgroup", by_address, _node_paths(prog))
+    return {by_address[address]: [node for node in nodes if node] for address, nodes in nodeinfo}

@@ -5,16 +5,16 @@ populated and the same bytes allocated. So every figure is the count of one unit
 a possible CPU, or is padding: that has no memory, but Percpu of /proc/meminfo has it, too.
 """
 
-import struct
 from collections import namedtuple
 from contextlib import suppress
 from functools import reduce
 
 from drgn import Object, TypeKind, offsetof, sizeof
 
-from ..access.memory import Members, has_member, is_running, read, read_each, struct_prefix, walk_list, words
+from ..access.memory import Members, has_member, is_running, read, walk_list, words
 from ..status import CollectError
 from .held import Held
+from .memcgs import Pointers
 from .nodes import nr_node_ids
 from .pointer_arrays import check_range
 
@@ -26,7 +26,6 @@ _MAX_UNITS = 1 << 14
 _MAX_CHUNKS = 1 << 16
 # Bounds pcpu_chunk.nr_pages: 4 GB a unit.
 _MAX_PAGES = 1 << 20
-_WORD_BYTES = 8
 _LIST_HEAD_BYTES = 16
 # percpu_ref marks its state in the low bits (__PERCPU_REF_FLAG_BITS). Allocations are aligned to PCPU_MIN_ALLOC_SIZE.
 _FLAGS = 3
@@ -133,11 +132,18 @@ def _lists(prog):
         return lists, slots
 
 
-def memcgs(prog, memcg_list):
+def pointer_paths(prog):
+    """Return the paths for memcgs.Pointers."""
+    return {name: (*allocations, *parts) for name, allocations, parts in _structs(prog)}
+
+
+def memcgs(prog, memcg_list, pointers=None):
     """Return the Held of the per-CPU allocations of memcgs, of their cgroups, and of the perf events of these.
 
     :param memcg_list: list of Memcg.
+    :param pointers: memcgs.Pointers with pointer_paths(), for an audit that needs others of the same structs.
     """
+    pointers = pointers or Pointers(prog, pointer_paths(prog))
     static = range(prog.symbol("__per_cpu_start").address, prog.symbol("__per_cpu_end").address)
     unit_bytes = {True: 0, False: 0}
     # By name of the struct and address: whether the memcg that it is part of is online.
@@ -151,14 +157,14 @@ def memcgs(prog, memcg_list):
         if not sizes and not part_paths:
             continue
         part_addresses = [online.setdefault(parts[path], {}) for path in part_paths]
-        for address, pointers in _read_pointers(struct_type, online[name], [*sizes, *part_paths]):
+        for address, values in pointers.each(name, online[name], [*sizes, *part_paths]):
             is_online = online[name][address]
-            for size, pointer in zip(sizes.values(), pointers):
+            for size, pointer in zip(sizes.values(), values):
                 pointer &= ~_FLAGS
                 # Those of the root are static variables.
                 if pointer and pointer not in static:
                     unit_bytes[is_online] += size
-            for addresses, pointer in zip(part_addresses, pointers[len(sizes) :]):
+            for addresses, pointer in zip(part_addresses, values[len(sizes) :]):
                 if pointer:
                     # A cgroup can have a dying memcg, and an online one since its controller was enabled again.
                     addresses[pointer] = is_online or addresses.get(pointer, False)
@@ -251,15 +257,3 @@ def _target_types(struct_type, paths):
         elif member_type.kind is TypeKind.POINTER:
             types[path] = member_type.type
     return types
-
-
-def _read_pointers(struct_type, addresses, paths):
-    """Yield the address of each struct, and a list of its pointers in the order of their paths."""
-    prog = struct_type.prog
-    offsets = [offsetof(struct_type, path) for path in paths]
-    start = min(offsets)
-    word_indexes = [(offset - start) // _WORD_BYTES for offset in offsets]
-    decoder = struct.Struct("%s%dQ" % (struct_prefix(prog), max(word_indexes) + 1))
-    for address, data in read_each(prog, [address + start for address in addresses], decoder.size).items():
-        pointers = decoder.unpack(data)
-        yield address - start, [pointers[i] for i in word_indexes]

@@ -7,9 +7,9 @@ id lengthens the arrays of all memcgs. They never shrink.
 
 from collections import namedtuple
 
-from drgn import offsetof, sizeof
+from drgn import sizeof
 
-from ..access.memory import Members, has_member, read_each, read_words, words
+from ..access.memory import Members, has_member, read_each, words
 from ..status import CollectError
 from . import memcgs, slab
 from .held import Held
@@ -23,28 +23,32 @@ _MAX_IDS = 1 << 20
 # memcg") (in v4.19) has the older name, commit e4262c4f51d6 ("mm: memcontrol: rename shrinker_map to shrinker_info")
 # (in v5.13) the newer one.
 _NAMES = ("shrinker_info", "shrinker_map")
+# For memcgs.Pointers.
+POINTERS = {"struct mem_cgroup_per_node": _NAMES}
 
 
 Count = namedtuple("Count", "held ids")
 """The Held of all arrays, and shrinker_nr_max: one more than the highest id so far, since v6.4 rounded up to 64."""
 
 
-def count(prog, memcg_list):
+def count(prog, memcg_list, pointers=None):
     """Return the Count of a kernel, or None if it has no such arrays.
 
     A memcg has them from when it is online until it is freed; the root has none before v5.13.
 
+    :param pointers: memcgs.Pointers with POINTERS, for an audit that needs others of the same structs.
     :raises CollectError: ``bad_core``: an array is for an impossible number of ids.
     """
     node_type = prog.type("struct mem_cgroup_per_node")
     name = next((name for name in _NAMES if has_member(node_type, name)), None)
     if name is None:
         return None
-    nodes = memcgs.node_structs(prog, memcg_list)
-    offset = offsetof(node_type, name)
-    pointers = read_words(prog, [node + offset for memcg in memcg_list for node in nodes[memcg]])
-    infos = {memcg: [pointers[node + offset] for node in nodes[memcg]] for memcg in memcg_list}
-    addresses = [info for info in pointers.values() if info]
+    pointers = pointers or memcgs.Pointers(prog, POINTERS)
+    nodes = memcgs.node_structs(prog, memcg_list, pointers)
+    all_nodes = [node for memcg in memcg_list for node in nodes[memcg]]
+    info_by_node = {node: info for node, (info,) in pointers.each("struct mem_cgroup_per_node", all_nodes, [name])}
+    infos = {memcg: [info_by_node[node] for node in nodes[memcg]] for memcg in memcg_list}
+    addresses = [info for info in info_by_node.values() if info]
     # The kernel lengthens all arrays before it raises shrinker_nr_max.
     ids = prog["shrinker_nr_max"].value_()
     info_type = prog.type("struct memcg_shrinker_map" if name == "shrinker_map" else "struct shrinker_info")

@@ -58,7 +58,7 @@ def test_no_struct_is_missed_of_those_with_a_cache_of_their_own() -> None:
     """Since v6.16 only memcgs use the two caches, of which the guest counts the objects."""
     core = BY_NAME["deb7-n2"]
     memcg_list = memcgs.walk(core.kernel.prog)
-    nodes = memcgs.node_structs(core.kernel.prog, memcg_list)
+    nodes = memcgs.node_structs(core.kernel.prog, memcg_list, memcgs.Pointers(core.kernel.prog))
     assert core.slab_active("mem_cgroup") == len(memcg_list)
     assert core.slab_active("mem_cgroup_per_node") == sum(map(len, nodes.values()))
 

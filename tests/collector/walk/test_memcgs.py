@@ -1,0 +1,74 @@
+"""The pointers in the structs of memcgs: each struct is read once, whichever parts of an audit need some of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.collector.access import memory
+from pipeline.collector.walk import memcg_structs, memcgs, percpu, shrinker_infos
+from tests.collector.conftest import Core
+from tests.collector.made import SyntheticKernel
+
+DECLARATIONS = """
+struct css { long flags; void *parent; };
+struct mem_cgroup { long id; struct css css; void *vmstats; long stat[2]; void *nodeinfo[0]; };
+"""
+PATHS = {"struct mem_cgroup": ("vmstats", "css.parent", "vmstats_percpu")}
+
+
+@pytest.fixture
+def kernel() -> SyntheticKernel:
+    kernel = SyntheticKernel(DECLARATIONS)
+    kernel.cache("kmalloc-64", 64)
+    kernel.variable("nr_node_ids", "unsigned int", 2)
+    return kernel
+
+
+def memcg(kernel: SyntheticKernel, number: int) -> int:
+    """A memcg of 8 words, which have the numbers from 8 * number."""
+    return kernel.words(kernel.slab("kmalloc-64"), *range(8 * number, 8 * number + 8))
+
+
+def test_pointers_are_in_the_order_of_their_paths(kernel: SyntheticKernel) -> None:
+    pointers = memcgs.Pointers(kernel.prog, PATHS)
+    addresses = [memcg(kernel, 1), memcg(kernel, 2)]
+    for paths, words in ((["vmstats", "css.parent"], (3, 2)), (["nodeinfo[1]", "vmstats"], (7, 3))):
+        expected = {addresses[i]: [8 * (i + 1) + word for word in words] for i in range(2)}
+        assert dict(pointers.each("struct mem_cgroup", addresses, paths)) == expected
+
+
+def test_only_structs_that_were_not_read_are_read(kernel: SyntheticKernel) -> None:
+    pointers = memcgs.Pointers(kernel.prog, PATHS)
+    first, second = memcg(kernel, 1), memcg(kernel, 2)
+    list(pointers.each("struct mem_cgroup", [first], ["vmstats"]))
+    kernel.words(first, *[0] * 8)
+    values = dict(pointers.each("struct mem_cgroup", [first, second], ["css.parent"]))
+    assert values == {first: [8 + 2], second: [16 + 2]}
+
+
+def test_structs_are_read_in_bulk(kernel: SyntheticKernel) -> None:
+    """64 lie on a page, and the pages behind one another."""
+    addresses = [memcg(kernel, number) for number in range(3000)]
+    pointers = memcgs.Pointers(kernel.prog, PATHS)
+    kernel.reads = 0
+    values = dict(pointers.each("struct mem_cgroup", addresses, ["vmstats"]))
+    assert [values[address] for address in addresses] == [[8 * number + 3] for number in range(3000)]
+    assert kernel.reads <= 3
+
+
+def test_an_audit_reads_each_struct_once(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    prog = core.kernel.prog
+    memcg_list = memcgs.walk(prog)
+    parts = (shrinker_infos.count, memcg_structs.count, percpu.memcgs)
+    expected = [count(prog, memcg_list) for count in parts]
+    addresses: list[int] = []
+
+    def read_each(prog: object, some_addresses: list[int], size: int) -> dict[int, bytes]:
+        addresses.extend(some_addresses)
+        return memory.read_each(prog, some_addresses, size)
+
+    monkeypatch.setattr(memcgs, "read_each", read_each)
+    tables = (shrinker_infos.POINTERS, memcg_structs.POINTERS, percpu.pointer_paths(prog))
+    pointers = memcgs.Pointers(prog, *tables)
+    assert [count(prog, memcg_list, pointers) for count in parts] == expected
+    assert len(addresses) == len(set(addresses)) > len(memcg_list)

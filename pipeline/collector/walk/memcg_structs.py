@@ -35,6 +35,8 @@ POINTERS = {name: paths + _OBJCG_NAMES for name, paths in _POINTERS.items()}
 def count(prog, memcg_list, pointers=None):
     """Return the Held of all structs. Each is counted; its bytes are those of an object of its slab cache.
 
+    Objects of one kind are measured by a sample.
+
     :param pointers: memcgs.Pointers with POINTERS, for an audit that needs others of the same structs.
     :raises CollectError: ``bad_core``: objects of one kind differ in size, or are smaller than their struct.
     """
@@ -49,11 +51,8 @@ def count(prog, memcg_list, pointers=None):
         "struct obj_cgroup": {},
     }
     held_bytes = dict.fromkeys(memcg_list, 0)
-    # A cgroup has its ancestors at its end, so its size depends on its level.
-    cgroup_bytes = slab.allocated_bytes(prog, list(structs["struct cgroup"]), sizeof(prog.type("struct cgroup")))
-    for cgroup, memcg in structs["struct cgroup"].items():
-        held_bytes[memcg] += cgroup_bytes[cgroup]
     kinds = [(name, structs[name]) for name in ("struct mem_cgroup", "struct mem_cgroup_per_node")]
+    kinds += [("struct cgroup", owners) for owners in _by_level(structs["struct cgroup"], memcg_list)]
     for name in _POINTERS:
         for target_name, targets in _follow(prog, pointers, name, structs[name]):
             if target_name in structs:
@@ -64,6 +63,19 @@ def count(prog, memcg_list, pointers=None):
         for memcg in owners.values():
             held_bytes[memcg] += object_bytes
     return Held.of_memcgs(held_bytes)
+
+
+def _by_level(cgroups, memcg_list):
+    """Return a dict of cgroup to Memcg for each level: a cgroup has its ancestors at its end, and so its size.
+
+    A memcg is as deep as its cgroup, whose parent has the memory controller, too.
+    """
+    levels, groups = {None: -1}, {}
+    for memcg in memcg_list:
+        levels[memcg] = levels[memcg.parent] + 1
+    for cgroup, memcg in cgroups.items():
+        groups.setdefault(levels[memcg], {})[cgroup] = memcg
+    return groups.values()
 
 
 def _follow(prog, pointers, struct_name, owners):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from pipeline.collector.walk import memcg_structs, memcgs
 from pipeline.collector.walk.held import Held
 from tests.collector.conftest import CORES, Core
+from tests.collector.made import SyntheticKernel
 
 BY_NAME = {core.name: core for core in CORES}
 PERCPU_REF_DATA = OBJ_CGROUP = 64
@@ -69,3 +73,49 @@ def test_structs_are_in_the_guests_slabs(core: Core) -> None:
     active_bytes = sum(int(fields[1]) * int(fields[3]) for fields in objects)
     prog = core.kernel.prog
     assert 0 < memcg_structs.count(prog, memcgs.walk(prog)).total_bytes < active_bytes
+
+
+DECLARATIONS = """
+struct mem_cgroup { unsigned long css[4]; void *nodeinfo[0]; };
+struct mem_cgroup_per_node { unsigned long lruvec[4]; };
+struct cgroup { unsigned long self[20]; unsigned long ancestors[0]; };
+"""
+
+
+@pytest.fixture
+def kernel() -> SyntheticKernel:
+    kernel = SyntheticKernel(DECLARATIONS)
+    for size in (64, 192, 256):
+        kernel.cache(f"kmalloc-{size}", size)
+    kernel.variable("nr_node_ids", "unsigned int", 1)
+    return kernel
+
+
+class Memcg(SimpleNamespace):
+    __hash__ = object.__hash__
+
+
+def memcg(kernel: SyntheticKernel, parent: Any, cache: str = "kmalloc-192") -> Any:
+    """A memcg without nodes, and its cgroup of a slab cache."""
+    return Memcg(address=kernel.slab("kmalloc-64"), cgroup=kernel.slab(cache), parent=parent, online=True)
+
+
+def test_a_deeper_cgroup_can_be_of_a_larger_slab_cache(kernel: SyntheticKernel) -> None:
+    root = memcg(kernel, None)
+    outer = [memcg(kernel, root) for _ in range(3)]
+    inner = [memcg(kernel, outer[0], "kmalloc-256"), memcg(kernel, outer[2], "kmalloc-256")]
+    memcg_list = [root, *outer, *inner]
+    assert memcg_structs.count(kernel.prog, memcg_list) == Held(6 * 64 + 3 * 192 + 2 * 256, 0, 0)
+
+
+def test_cgroups_of_a_level_are_measured_by_a_sample(kernel: SyntheticKernel) -> None:
+    """Of 200 whose struct pages lie far from one another, 66 are measured, each with two reads."""
+    kernel.cache("kmalloc-4k", 4096)
+    root = memcg(kernel, None)
+    memcg_list = [root]
+    for _ in range(200):
+        memcg_list.append(memcg(kernel, root, "kmalloc-4k"))
+        kernel.next_pfn += 256
+    kernel.reads = 0
+    assert memcg_structs.count(kernel.prog, memcg_list) == Held(201 * 64 + 200 * 4096, 0, 0)
+    assert kernel.reads < 200

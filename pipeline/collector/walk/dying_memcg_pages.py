@@ -6,7 +6,10 @@ slab objects become its parent's: commit fb2f2b0adb98 ("mm: memcg/slab: reparent
 (in v5.13). Since v7.1 all pages do, and this finds none.
 """
 
-from collections import Counter, namedtuple
+from collections import Counter, defaultdict, namedtuple
+from contextlib import suppress
+from heapq import nlargest
+from operator import itemgetter
 
 from drgn import offsetof, sizeof
 
@@ -25,6 +28,8 @@ _MEMCG_FLAGS = (0, 2)
 # Flags in the pointer to a mapping: PAGE_MAPPING_ANON, and PAGE_MAPPING_MOVABLE for the memory of a driver.
 _ANON = 1
 _MOVABLE = 2
+# Kinds of pages that are of files.
+_FILE_KINDS = ("file", "shmem")
 
 
 class File(namedtuple("File", "superblock inode is_deleted path")):
@@ -65,7 +70,8 @@ class DyingMemcgPages:
     """Counts the pages of dying memcgs while the memmap is read.
 
     :param memcgs: list of Memcg.
-    :ivar pages: number of pages by Memcg, kind, and address of the ``struct address_space``, which is 0 without a file.
+    :ivar pages: for each pair of Memcg and kind the number of pages by the address of their ``struct address_space``,
+        which is 0 without a file.
     """
 
     def __init__(self, prog, memcgs):
@@ -83,7 +89,7 @@ class DyingMemcgPages:
         self._head, self._swapbacked = (1 << prog.constant(name).value_() for name in ("PG_head", "PG_swapbacked"))
         self._slab = _slab_flag(prog)
         self._order, self._order_shift = _order_location(prog, page)
-        self.pages = Counter()
+        self.pages = defaultdict(Counter)
 
     def add(self, first, page_words):
         """Count the pages of a piece of the memmap.
@@ -96,47 +102,57 @@ class DyingMemcgPages:
         if not indexes:
             return
         flags, mappings = page_words[self._flags :: self._step], page_words[self._mapping :: self._step]
-        # Most pages of a file have the same flags; each compound page is counted on its own.
-        counts = Counter((memcgs[i], flags[i], mappings[i], i if flags[i] & self._head else None) for i in indexes)
-        for (memcg, page_flags, mapping, head), count in counts.items():
+        # Most pages of a file have the same flags.
+        counts = Counter(zip(*(map(column.__getitem__, indexes) for column in (memcgs, flags, mappings))))
+        if any(page_flags & self._head for _, page_flags, _ in counts):
+            for i in indexes:
+                if flags[i] & self._head:
+                    counts[memcgs[i], flags[i], mappings[i]] += self._compound_pages(first, page_words, i) - 1
+        for (memcg, page_flags, mapping), count in counts.items():
             kind = self._kind(page_flags, mapping)
-            key = self._memcg_by_word[memcg], kind, mapping if kind in ("file", "shmem") else 0
-            self.pages[key] += count if head is None else self._compound_pages(first, page_words, head)
+            self.pages[self._memcg_by_word[memcg], kind][mapping if kind in _FILE_KINDS else 0] += count
 
     def page_cache_bytes(self):
         """Return the bytes of the pages of files."""
-        pages = sum(count for (_, _, mapping), count in self.pages.items() if mapping)
+        pages = sum(sum(counts.values()) for (_, kind), counts in self.pages.items() if kind in _FILE_KINDS)
         return pages * self._prog["PAGE_SIZE"].value_()
 
     def groups(self, sbs):
         """Return the PageGroups of all pages, and of the memcgs without any.
 
-        Files beyond the _MAX_FILES with the most pages are in one group for each kind.
+        Files beyond the _MAX_FILES with the most pages, and those that cannot be read, are in one group for each kind.
 
         :param sbs: list of SuperBlock.
-        :raises FaultError: memory is missing.
         """
-        counts = Counter()
-        for (memcg, kind, mapping), count in self.pages.items():
-            counts[kind, memcg.nearest_online(), mapping] += count
-        ranked_files = [key for key, _ in counts.most_common() if key[-1]]
-        files = _read_files(self._prog, sbs, {mapping for _, _, mapping in ranked_files[:_MAX_FILES]})
-        groups = {
-            (kind, parent, mapping): PageGroup(kind, parent, files.get(mapping, _NO_FILE))
-            for kind, parent, mapping in counts
-        }
-        rest = {kind: PageGroup(kind) for kind, _, _ in ranked_files[_MAX_FILES:]}
-        groups.update((key, rest[key[0]]) for key in ranked_files[_MAX_FILES:])
-        for (memcg, kind, mapping), count in self.pages.items():
-            group = groups[kind, memcg.nearest_online(), mapping]
-            group.memcgs.add(memcg)
-            group.pages += count
-            if mapping:
-                group.mappings.add(mapping)
+        counts = defaultdict(Counter)
+        for (memcg, kind), pages in self.pages.items():
+            counts[kind, memcg.nearest_online()].update(pages)
+        file_counts = (
+            (count, (kind, parent, mapping))
+            for (kind, parent), pages in counts.items()
+            for mapping, count in pages.items()
+            if mapping
+        )
+        keys = [key for _, key in nlargest(_MAX_FILES, file_counts, key=itemgetter(0))]
+        files = _read_files(self._prog, sbs, {mapping for _, _, mapping in keys})
+        groups = {key: PageGroup(*key[:2], file=files[key[-1]]) for key in keys if key[-1] in files}
+        for (memcg, kind), pages in self.pages.items():
+            parent = memcg.nearest_online()
+            for mapping, count in pages.items():
+                key = kind, parent, mapping
+                if mapping and key not in groups:
+                    key = kind, None, 0
+                if key not in groups:
+                    groups[key] = PageGroup(*key[:2])
+                group = groups[key]
+                group.memcgs.add(memcg)
+                group.pages += count
+                if mapping:
+                    group.mappings.add(mapping)
         for memcg in self._without_pages():
             parent = memcg.nearest_online()
             groups.setdefault(("other", parent, 0), PageGroup("other", parent)).memcgs.add(memcg)
-        return list(dict.fromkeys(groups.values()))
+        return list(groups.values())
 
     def _kind(self, flags, mapping):
         if flags & self._slab:
@@ -165,7 +181,7 @@ class DyingMemcgPages:
     def _without_pages(self):
         """Return the memcgs to which no page is charged, and none to a memcg below them."""
         with_pages = set()
-        for memcg, _, _ in self.pages:
+        for memcg, _ in self.pages:
             while memcg and memcg not in with_pages:
                 with_pages.add(memcg)
                 memcg = memcg.parent

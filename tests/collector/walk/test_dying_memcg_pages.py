@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+import tracemalloc
 from array import array
 from collections import Counter
 from typing import Any
@@ -134,7 +135,9 @@ class Memmap:
         overlay(self.prog, address, bytes(self.data))
         counter = dying_memcg_pages.DyingMemcgPages(self.prog, self.memcgs)
         counter.add(self.FIRST, array("Q", self.data[: pages * sizeof(self.page)]))
-        return {(kind, mapping): count for (_, kind, mapping), count in counter.pages.items()}
+        return {
+            (kind, mapping): count for (_, kind), pages in counter.pages.items() for mapping, count in pages.items()
+        }
 
 
 @pytest.fixture(params=["deb510-n1", "deb61-n2", "deb612-n4", "deb7-n2"])
@@ -213,3 +216,25 @@ def test_words_are_found_as_by_a_loop(wanted: int) -> None:
     indexes = [index for index, word in enumerate(words) if word in addresses[:wanted]]
     assert WordFinder(addresses[:wanted]).indexes(words) == indexes
     assert len(indexes) >= wanted
+def test_a_million_files_fit_into_memory(memmap: Memmap, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the files that are named have more than a count: 20,000 others take less than 400 bytes each."""
+    monkeypatch.setattr(dying_memcg_pages, "_MAX_FILES", 0)
+    monkeypatch.setattr(dying_memcg_pages, "_read_files", lambda prog, sbs, mappings: {})
+    counter = dying_memcg_pages.DyingMemcgPages(memmap.prog, memmap.memcgs)
+    for pfn in range(memmap.FIRST, memmap.FIRST + memmap.PAGES):
+        memmap.set(pfn, MAPPING)
+    page_words = array("Q", memmap.data)
+    step, offset = sizeof(memmap.page) // 8, offsetof(memmap.page, "mapping") // 8
+    pieces = 20000 // memmap.PAGES
+    tracemalloc.start()
+    for i in range(pieces):
+        mappings = range(MAPPING + 1024 * i * memmap.PAGES, MAPPING + 1024 * (i + 1) * memmap.PAGES, 1024)
+        page_words[offset::step] = array("Q", mappings)
+        counter.add(memmap.FIRST, page_words)
+    (group,) = (group for group in counter.groups([]) if group.kind == "file")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(group.mappings) == group.pages == pieces * memmap.PAGES
+    assert peak < 400 * group.pages
+
+

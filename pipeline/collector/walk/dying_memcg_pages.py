@@ -209,33 +209,39 @@ def _order_location(prog, page):
         # Since commit 379708ffde1b ("mm: add the first tail page to struct folio") (in v6.1).
         offset = offsetof(folio, "_folio_order")
     elif has_member(page, "compound_order"):
-        # Before.
-        offset = sizeof(page) + offsetof(page, "compound_order")
+        # Before. It is a byte here, but an int in v4.15 and older.
+        offset, order = sizeof(page) + offsetof(page, "compound_order"), page.member("compound_order")
     else:
         # Since commit ebc1baf5c9b4 ("mm: free up a word in the first tail page") (in v6.6).
         return offsetof(folio, "_flags_1") // _WORD_BYTES, 0
     shift = 8 * (offset % _WORD_BYTES)
-    return offset // _WORD_BYTES, shift if byte_order(prog) == "little" else 56 - shift
+    if byte_order(prog) == "big":
+        shift = 8 * (_WORD_BYTES - sizeof(order.type)) - shift
+    return offset // _WORD_BYTES, shift
 
 
 def _read_files(prog, sbs, mappings):
-    """Return the File of each mapping that has an inode, by the mapping's address."""
+    """Return the File of each mapping that has an inode, by the mapping's address.
+
+    On a running kernel an inode may have been freed since its pages were counted.
+    """
     host = Members(prog, "struct address_space", inode="host")
     inode = Members(prog, "struct inode", sb="i_sb", number="i_ino", links="i_nlink", alias="i_dentry.first")
     sb_by_address = {sb.address: sb for sb in sbs}
     inode_by_mapping = {
-        mapping: host.decode(data).inode for mapping, data in read_each(prog, mappings, host.end).items()
+        mapping: host.decode(data).inode for mapping, data in _read_readable(prog, mappings, host.end).items()
     }
-    data_by_inode = read_each(prog, set(inode_by_mapping.values()) - {0}, inode.end)
+    data_by_inode = _read_readable(prog, set(inode_by_mapping.values()) - {0}, inode.end)
     inodes = {address: inode.decode(data) for address, data in data_by_inode.items()}
     dentry_type = prog.type("struct dentry")
     # Since commit 3b7d764a37d0 ("struct dentry: make ->d_u anonymous") (in v7.1).
     alias_offset = offsetof(dentry_type, "d_alias" if has_member(dentry_type, "d_alias") else "d_u.d_alias")
     dentries = Dentries(prog)
-    dentries.load(fields.alias - alias_offset for fields in inodes.values() if fields.alias)
+    with suppress(FaultError):  # _path() reads those that this cannot.
+        dentries.load(fields.alias - alias_offset for fields in inodes.values() if fields.alias)
     files = {}
     for mapping, address in inode_by_mapping.items():
-        if address:
+        if address in inodes:
             fields = inodes[address]
             sb = sb_by_address.get(fields.sb)
             path = _path(dentries, fields.alias - alias_offset, sb) if fields.alias and sb else None
@@ -243,12 +249,29 @@ def _read_files(prog, sbs, mappings):
     return files
 
 
+def _read_readable(prog, addresses, size):
+    """Read objects of one size as read_each() does, without those that are not in memory."""
+    with suppress(FaultError):
+        return read_each(prog, addresses, size)
+    objects = {}
+    for address in addresses:
+        with suppress(FaultError):
+            objects[address] = read(prog, address, size)
+    return objects
+
+
 def _path(dentries, dentry, sb):
-    """Return the path of a dentry below the mountpoint of its superblock."""
-    parent, name = dentries.parent_and_name(dentry)
-    if sb.mountpoint is None and parent == dentry:  # of a file that never had a directory, such as a memfd
-        return b"/" + name if name else None
-    path = dentries.path(dentry, sb.mount_root or sb.root)
+    """Return the path of a dentry below the mountpoint of its superblock.
+
+    None if the mount does not show it, and if memory is missing.
+    """
+    try:
+        parent, name = dentries.parent_and_name(dentry)
+        if sb.mountpoint is None and parent == dentry:  # of a file that never had a directory, such as a memfd
+            return b"/" + name if name else None
+        path = dentries.path(dentry, sb.mount_root or sb.root)
+    except FaultError:
+        return None
     if path is None or len(path) > _MAX_PATH_BYTES:
         return None
     return (sb.mountpoint or b"").rstrip(b"/") + path

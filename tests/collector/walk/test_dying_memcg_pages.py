@@ -82,16 +82,41 @@ def test_files_beyond_the_limit_are_one_row(core: Core, monkeypatch: pytest.Monk
     assert {rest[column] for column in ("parent", "superblock", "inode", "deleted", "path", "path_raw")} == {None}
 
 
+def dying_page_rows(prog: Program) -> list[dict[str, Any]]:
+    """The rows of an audit of a core whose memory was changed."""
+    tables = snapshot.take(kernel.Kernel(prog, "btf")).tables
+    (table,) = (table for table in tables if table.name == "dying_memcg_pages")
+    return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+
+
+@has_dying
+@pytest.mark.parametrize("damage", ["mapping", "inode", "dentry", "name"])
+def test_a_file_that_cannot_be_read_has_no_name_and_the_others_do(core: Core, damage: str) -> None:
+    prog = kernel.open_kernel(str(core.path)).prog
+    pages = charged_pages(prog)
+    page = pages[0]
+    inode = page.mapping.host
+    link = inode.i_dentry.first
+    pointers = {
+        "mapping": page.mapping,
+        "inode": page.mapping.host,
+        "dentry": link,
+        "name": container_of(link, "struct dentry", "d_u.d_alias").d_name.name,
+    }
+    number = None if damage in ("mapping", "inode") else inode.i_ino.value_()
+    word(prog, pointers[damage].address_, 0xFFFF800000001008)
+    rows = dying_page_rows(prog)
+    assert [(row["inode"], row["files"], row["pages"]) for row in rows if row["path"] is None] == [(number, 1, 1)]
+    assert sum(row["pages"] for row in rows) == len(pages)
+
+
 @has_dying
 def test_a_memcg_without_a_page_is_kept_by_something_else(core: Core) -> None:
     prog = kernel.open_kernel(str(core.path)).prog
     page = charged_pages(prog)[0]
     member = "memcg_data" if has_member(page, "memcg_data") else "mem_cgroup"
     word(prog, page.value_() + offsetof(prog.type("struct page"), member), 0)
-    (table,) = (
-        table for table in snapshot.take(kernel.Kernel(prog, "btf")).tables if table.name == "dying_memcg_pages"
-    )
-    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    rows = dying_page_rows(prog)
     assert [(row["memcgs"], row["files"], row["pages"]) for row in rows if row["kind"] == "other"] == [(1, 0, 0)]
     assert sum(row["pages"] for row in rows) == core.target["dying_memcgs"] - 1
 

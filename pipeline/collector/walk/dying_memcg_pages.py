@@ -11,9 +11,9 @@ from contextlib import suppress
 from heapq import nlargest
 from operator import itemgetter
 
-from drgn import offsetof, sizeof
+from drgn import FaultError, offsetof, sizeof
 
-from ..access.memory import Members, WordFinder, byte_order, has_member, read_each
+from ..access.memory import Members, WordFinder, byte_order, has_member, read, read_each
 from .dentries import Dentries
 
 # Bounds the rows of a target, and the inodes and paths that are read: the files with the most pages.
@@ -207,7 +207,7 @@ def _order_location(prog, page):
         folio = page
     if has_member(folio, "_folio_order"):
         # Since commit 379708ffde1b ("mm: add the first tail page to struct folio") (in v6.1).
-        offset = offsetof(folio, "_folio_order")
+        offset, order = offsetof(folio, "_folio_order"), folio.member("_folio_order")
     elif has_member(page, "compound_order"):
         # Before. It is a byte here, but an int in v4.15 and older.
         offset, order = sizeof(page) + offsetof(page, "compound_order"), page.member("compound_order")

@@ -10,7 +10,17 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from drgn import FaultError, Object, Program, container_of, offsetof, sizeof
+from drgn import (
+    Architecture,
+    FaultError,
+    Object,
+    Platform,
+    PlatformFlags,
+    Program,
+    container_of,
+    offsetof,
+    sizeof,
+)
 from drgn.helpers.linux.cgroup import css_for_each_descendant_pre
 from drgn.helpers.linux.fs import inode_path
 from drgn.helpers.linux.mm import PageSwapBacked, compound_nr, pfn_to_page
@@ -20,6 +30,7 @@ from pipeline.collector import snapshot
 from pipeline.collector.access import kernel
 from pipeline.collector.access.memory import WordFinder
 from pipeline.collector.walk import dying_memcg_pages, memcgs
+from tests.collector.c_types import declare
 from tests.collector.conftest import CORES, Core, with_cores
 from tests.collector.made import overlay, word
 from tests.reference import CSS_ONLINE, has_member
@@ -233,14 +244,6 @@ def test_a_head_that_cannot_be_one_has_no_pages(memmap: Memmap, pfn: int, order:
     assert memmap.counts() == {("file", MAPPING): 0}
 
 
-@pytest.mark.parametrize("wanted", [0, 1, 7, 300])
-def test_words_are_found_as_by_a_loop(wanted: int) -> None:
-    source = random.Random(wanted)
-    addresses = [0xFFFF888000000000 + 4096 * source.randrange(1 << 16) for _ in range(600)]
-    words = array("Q", source.choices([0, (1 << 64) - 1, *addresses], k=2000))
-    indexes = [index for index, word in enumerate(words) if word in addresses[:wanted]]
-    assert WordFinder(addresses[:wanted]).indexes(words) == indexes
-    assert len(indexes) >= wanted
 def test_a_million_files_fit_into_memory(memmap: Memmap, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the files that are named have more than a count: 20,000 others take less than 400 bytes each."""
     monkeypatch.setattr(dying_memcg_pages, "_MAX_FILES", 0)
@@ -263,3 +266,32 @@ def test_a_million_files_fit_into_memory(memmap: Memmap, monkeypatch: pytest.Mon
     assert peak < 400 * group.pages
 
 
+@pytest.mark.parametrize(
+    ("machine", "order"), [(Architecture.S390X, "unsigned int"), (Architecture.S390X, "unsigned char"),
+                           (Architecture.X86_64, "unsigned int")],
+)  # fmt: skip
+def test_the_order_is_in_a_byte_or_in_older_kernels_in_an_int(machine: Architecture, order: str) -> None:
+    """A big-endian int has its low byte last."""
+    prog = Program(Platform(machine))
+    declare(
+        prog, f"struct page {{ unsigned long flags; {order} compound_dtor; {order} compound_order; long rest[6]; }};"
+    )
+    page = prog.type("struct page")
+    is_little = bool(prog.platform.flags & PlatformFlags.IS_LITTLE_ENDIAN)
+    offset = sizeof(page) + offsetof(page, "compound_order")
+    data = bytearray(2 * sizeof(page))
+    size = sizeof(page.member("compound_order").type)
+    data[offset : offset + size] = (9).to_bytes(size, "little" if is_little else "big")
+    index, shift = dying_memcg_pages._order_location(prog, page)
+    word_bytes = data[8 * index : 8 * index + 8]
+    assert int.from_bytes(word_bytes, "little" if is_little else "big") >> shift & 0xFF == 9
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 7, 300])
+def test_words_are_found_as_by_a_loop(wanted: int) -> None:
+    source = random.Random(wanted)
+    addresses = [0xFFFF888000000000 + 4096 * source.randrange(1 << 16) for _ in range(600)]
+    words = array("Q", source.choices([0, (1 << 64) - 1, *addresses], k=2000))
+    indexes = [index for index, word in enumerate(words) if word in addresses[:wanted]]
+    assert WordFinder(addresses[:wanted]).indexes(words) == indexes
+    assert len(indexes) >= wanted

@@ -41,6 +41,9 @@ _OTHER_SHRINKERS = 2
 # Bounds the column notes: a busy host can have a note for each list_lru.
 _MAX_RACE_NOTES = 5
 _LONG_BYTES = 8
+_DYING_NOTE = "what keeps dying memcgs is not known: %s"
+# What a walk raises where the kernel lacks a member, or its memory is missing or damaged.
+_UNREADABLE = (FaultError, LookupError, AttributeError, ValueError, ArithmeticError, CollectError)
 
 
 class Table:
@@ -97,7 +100,7 @@ def take(kernel, scan_charges=True, target=target_kernels.DEFAULT, verify=False)
     snapshot = Snapshot()
     layout = layouts.detect(prog)
     sbs = superblocks.walk(prog)
-    memcg_list, object_charges, dying_pages, charges_note = [], None, None, None
+    memcg_list, object_charges, dying_pages, charges_notes = [], None, None, []
     if layout == "none":
         snapshot.unsupported_reason = (
             "this kernel's list_lrus have no lists for memcgs: it is older than v4.0, or built without CONFIG_MEMCG or "
@@ -107,7 +110,7 @@ def take(kernel, scan_charges=True, target=target_kernels.DEFAULT, verify=False)
     else:
         memcg_list = memcgs.walk(prog)
         if scan_charges:
-            object_charges, dying_pages, charges_note = _scan_charges(prog, layout, sbs, memcg_list)
+            object_charges, dying_pages, charges_notes = _scan_charges(prog, layout, sbs, memcg_list)
         likely_memcgs = object_charges and object_charges.by_list_lru
         findings = list_lrus.walk(prog, layout, sbs, memcg_list, likely_memcgs, verify)
         sbs = [sb for sb in sbs if sb.address not in findings.departed_superblocks]
@@ -140,7 +143,7 @@ def take(kernel, scan_charges=True, target=target_kernels.DEFAULT, verify=False)
     row["charged_scan_bytes"] = object_charges and object_charges.read_bytes
     notes = [
         kernel.note,
-        charges_note,
+        *charges_notes,
         _growth_note(findings),
         _slab_note(findings, row),
         *_list_lru_notes(findings),
@@ -156,22 +159,30 @@ def take(kernel, scan_charges=True, target=target_kernels.DEFAULT, verify=False)
 def _scan_charges(prog, layout, sbs, memcg_list):
     """Scan for charged objects, and for pages of dying memcgs.
 
-    :return: the Charges and the DyingMemcgPages, each None if they could not be counted, and a note, or None.
+    :return: the Charges and the DyingMemcgPages, each None if they could not be counted, and a list of notes.
     """
+    has_dying = not all(memcg.online for memcg in memcg_list)
+    # Only the slabs of charged objects show that no page of the memmap is missing.
+    uncounted_notes = [_DYING_NOTE % "charged objects are not counted"] if has_dying else []
     uncharged_memcgs = sum(memcg.online and memcg.cache_id is None for memcg in memcg_list if memcg.parent)
     if layout in layouts.EAGER and uncharged_memcgs and not memcgs.is_kmem_disabled(prog):
         # Before commit b313aeee2509 ("mm: memcontrol: enable kmem accounting for all cgroups in the legacy hierarchy")
         # (in v4.6) only memcgs with a limit for kernel memory are charged.
         note = "%d memcgs are not charged for kernel memory here and would be on a lazy kernel" % uncharged_memcgs
-        return None, None, note
+        return None, None, [note, *uncounted_notes]
+    dying_pages, notes = None, []
     try:
         dying_pages = dying_memcg_pages.DyingMemcgPages(prog, memcg_list)
+    except _UNREADABLE as e:
+        notes.append(_DYING_NOTE % e)
+    try:
         object_charges = charges.scan(prog, sbs, memcg_list, dying_pages)
     except charges.NotScanned as e:
-        return None, None, str(e)
-    # On a running kernel slabs are freed and reused during the scan.
-    note = "charged objects were counted while the kernel ran: a lower bound" if is_running(prog) else None
-    return object_charges, dying_pages, note
+        return None, None, [str(e), *uncounted_notes]
+    if is_running(prog):
+        # Slabs are freed and reused during the scan.
+        notes.append("charged objects were counted while the kernel ran: a lower bound")
+    return object_charges, dying_pages, notes
 
 
 def _make_estimator(prog, findings, sbs, memcg_list, object_charges, target):
@@ -326,8 +337,8 @@ def _dying_memcg_page_rows(prog, dying_pages, sbs):
     """Return the rows of the pages of dying memcgs, and the note that they could not be read, or None."""
     try:
         groups = dying_pages.groups(sbs) if dying_pages else ()
-    except (FaultError, LookupError, CollectError) as e:
-        return [], "what keeps dying memcgs is not known: %s" % e
+    except _UNREADABLE as e:
+        return [], _DYING_NOTE % e
     rows = []
     for group in groups:
         path, path_raw = (None, None) if group.file.path is None else text(group.file.path)

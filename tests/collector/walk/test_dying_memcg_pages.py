@@ -8,6 +8,7 @@ import tracemalloc
 from array import array
 from collections import Counter
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from drgn import (
@@ -25,11 +26,12 @@ from drgn.helpers.linux.cgroup import css_for_each_descendant_pre
 from drgn.helpers.linux.fs import inode_path
 from drgn.helpers.linux.mm import PageSwapBacked, compound_nr, pfn_to_page
 from drgn.helpers.linux.nodemask import for_each_online_node
+from drgn.helpers.linux.slab import find_slab_cache
 
 from pipeline.collector import snapshot
 from pipeline.collector.access import kernel
 from pipeline.collector.access.memory import WordFinder
-from pipeline.collector.walk import dying_memcg_pages, memcgs
+from pipeline.collector.walk import dying_memcg_pages, layouts, memcgs, superblocks
 from tests.collector.c_types import declare
 from tests.collector.conftest import CORES, Core, with_cores
 from tests.collector.made import overlay, word
@@ -130,6 +132,32 @@ def test_a_memcg_without_a_page_is_kept_by_something_else(core: Core) -> None:
     rows = dying_page_rows(prog)
     assert [(row["memcgs"], row["files"], row["pages"]) for row in rows if row["kind"] == "other"] == [(1, 0, 0)]
     assert sum(row["pages"] for row in rows) == core.target["dying_memcgs"] - 1
+
+
+@has_dying
+@pytest.mark.parametrize("function", ["_order_location", "_read_files"])
+@pytest.mark.parametrize("error", [LookupError("no order"), AttributeError("no order"), ZeroDivisionError("no order")])
+def test_what_cannot_be_read_of_the_pages_leaves_the_rest_of_an_audit(
+    core: Core, monkeypatch: pytest.MonkeyPatch, function: str, error: Exception
+) -> None:
+    monkeypatch.setattr(dying_memcg_pages, function, Mock(side_effect=error))
+    tables = snapshot.take(core.kernel).tables
+    rows = {table.name: [dict(zip(table.columns, row, strict=True)) for row in table.rows] for table in tables}
+    assert rows["dying_memcg_pages"] == []
+    (target,) = rows["targets"]
+    assert target["notes"] == "what keeps dying memcgs is not known: no order"
+    assert rows["list_lrus"] == core.rows("list_lrus")
+
+
+@has_dying
+def test_pages_are_not_counted_without_the_slabs_that_show_that_the_memmap_is_whole(core: Core) -> None:
+    prog = kernel.open_kernel(str(core.path)).prog
+    word(prog, find_slab_cache(prog, "dentry").node[0].nr_slabs.counter.address_, 1 << 20)
+    scan = snapshot._scan_charges(prog, layouts.detect(prog), superblocks.walk(prog), memcgs.walk(prog))
+    object_charges, dying_pages, (reason, note) = scan
+    assert object_charges is dying_pages is None
+    assert "slabs of a slab cache" in reason
+    assert note == "what keeps dying memcgs is not known: charged objects are not counted"
 
 
 class Memmap:

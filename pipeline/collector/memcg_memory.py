@@ -21,10 +21,17 @@ _ERRORS = (FaultError, LookupError, AttributeError, ValueError, TypeError, Arith
 _MAX_LIVE_ATTEMPTS = 3
 
 
-class _Count(namedtuple("_Count", "held basis facts")):
-    """A counted part: its Held, the basis, and what upgrade.Machine has of it, by field."""
+class _Count(namedtuple("_Count", "held basis facts percpu_held")):
+    """A counted part: its Held or None, the basis, what upgrade.Machine has of it by field, and per-CPU memory besides.
+
+    percpu_held: the Held that belongs to memcg_percpu, or None.
+    """
 
     __slots__ = ()
+
+
+def _exact(held, **facts):
+    return _Count(held, "exact", facts, None)
 
 
 def parts(prog, findings, memcg_list, dying_pages, machine, target_kernel):
@@ -37,16 +44,16 @@ def parts(prog, findings, memcg_list, dying_pages, machine, target_kernel):
     :param target_kernel: target_kernels.TargetKernel, or None if this kernel is not older.
     """
     counters = {
-        "list_lru": lambda: _Count(_list_lrus(findings, memcg_list), "exact", {}),
+        "list_lru": lambda: _exact(_list_lrus(findings, memcg_list)),
         "shrinker_info": lambda: _shrinker_infos(prog, memcg_list, machine.shrinker_ids),
-        "memcg_structs": lambda: _Count(memcg_structs.count(prog, memcg_list), "exact", {}),
-        "memcg_percpu": lambda: _memcg_percpu(prog, memcg_list),
+        "memcg_structs": lambda: _exact(memcg_structs.count(prog, memcg_list)),
+        "memcg_percpu": lambda: _exact(percpu.memcgs(prog, memcg_list)),
         "percpu_left": lambda: _percpu_left(prog),
         "memcg_kmem_caches": lambda: _memcg_kmem_caches(prog, memcg_list),
-        "memcg_caches_arrays": lambda: _Count(memcg_caches.count_arrays(prog, memcg_list), "exact", {}),
+        "memcg_caches_arrays": lambda: _exact(memcg_caches.count_arrays(prog, memcg_list)),
     }
     if dying_pages:
-        counters["dying_page_cache"] = lambda: _Count(Held(0, dying_pages.page_cache_bytes(), 0), "exact", {})
+        counters["dying_page_cache"] = lambda: _exact(Held(0, dying_pages.page_cache_bytes(), 0))
     max_attempts = _MAX_LIVE_ATTEMPTS if is_running(prog) else 1
     counts, notes = {}, []
     for part, count in counters.items():
@@ -54,6 +61,10 @@ def parts(prog, findings, memcg_list, dying_pages, machine, target_kernel):
             counts[part] = _attempt(count, max_attempts)
         except _ERRORS as e:
             notes.append("%s is not counted: %s" % (part, e))
+    if "memcg_percpu" in counts:
+        parts_held = [counts["memcg_percpu"].held, *(count.percpu_held for count in counts.values())]
+        held = Held(*map(sum, zip(*filter(None, parts_held))))
+        counts["memcg_percpu"] = _exact(held, memcg_percpu_bytes=held.total_bytes)
     predictions = {}
     if target_kernel is not None:
         facts = {name: value for count in counts.values() for name, value in count.facts.items()}
@@ -89,21 +100,13 @@ def _shrinker_infos(prog, memcg_list, superblock_ids):
     """
     count = shrinker_infos.count(prog, memcg_list)
     if count is None:
-        return _Count(Held(0, 0, 0), "this kernel has none", {})
-    return _Count(count.held, "exact", {"shrinker_ids": min(count.ids, superblock_ids)})
-
-
-def _memcg_percpu(prog, memcg_list):
-    held = percpu.memcgs(prog, memcg_list)
-    return _Count(held, "exact", {"memcg_percpu_bytes": held.total_bytes})
+        return _Count(Held(0, 0, 0), "this kernel has none", {}, None)
+    return _exact(count.held, shrinker_ids=min(count.ids, superblock_ids))
 
 
 def _percpu_left(prog):
     chunks = percpu.left(prog)
-    left_bytes = chunks.populated_bytes - chunks.used_bytes
-    if left_bytes < 0 and not is_running(prog):
-        raise CollectError("bad_core", "more per-CPU memory is allocated than there is")
-    return _Count(Held(0, 0, max(0, left_bytes)), "exact", {"percpu_chunks": chunks})
+    return _exact(Held(0, 0, chunks.populated_bytes - chunks.used_bytes), percpu_chunks=chunks)
 
 
 def _list_lrus(findings, memcg_list):
@@ -137,9 +140,5 @@ def _share(size, part, whole):
 def _memcg_kmem_caches(prog, memcg_list):
     count = memcg_caches.count(prog, memcg_list)
     if count is None:
-        return _Count(None, None, {})
-    basis = "exact"
-    if count.sampled_one_in > 1:
-        basis = "modelled: one in %d of the free lists of CPUs was read" % count.sampled_one_in
-    basis = "%s; %d bytes are per-CPU memory" % (basis, count.percpu_bytes)
-    return _Count(count.held, basis, {"shared_caches_bytes": count.shared_bytes})
+        return _exact(None)
+    return _Count(count.held, count.basis, {"shared_caches_bytes": count.shared_bytes}, count.percpu_held)

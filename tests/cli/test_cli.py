@@ -100,7 +100,7 @@ def test_inspect_shows_the_analysis_on_one_screen() -> None:
     process = audit("inspect", VMCORES / "deb510-n4" / "vmcore")
     assert process.returncode == 0, process.stderr
     lines = process.stdout.splitlines()
-    assert len(lines) <= 24
+    assert len(lines) <= 32
     assert max(map(len, lines)) <= 110
     for words in ("memcg_nr_cache_ids               1,534", "4 nodes * 1534 ids * 32 bytes", "kmalloc-32"):
         assert words in process.stdout

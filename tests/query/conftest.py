@@ -28,8 +28,14 @@ def attempts() -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def cores_root(attempts: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A warehouse with one run of audit `bundled`: every core, each but the server's labelled with its nodes."""
+    """A warehouse with one run of audit `bundled`."""
     root = tmp_path_factory.mktemp("bundled")
+    publish_cores(root, attempts)
+    return root
+
+
+def publish_cores(root: Path, attempts: dict[str, dict[str, Any]]) -> None:
+    """Publish a run of audit `bundled`: every core, each but the server's labelled with its nodes."""
     values = run("20260101T000000Z-0000b0d1", audit="bundled", started_at=CORES_STARTED_AT, targets=len(attempts))
     staging = warehouse.Staging.create(root, values)
     for name, attempt in attempts.items():
@@ -37,4 +43,3 @@ def cores_root(attempts: dict[str, dict[str, Any]], tmp_path_factory: pytest.Tem
         target = Target(name if name == "readme" else f"{name}/vmcore", "vmcore", f"/cores/{name}", labels=labels)
         staging.append(runner.outcome(target, [attempt]))
     staging.publish(query.check)
-    return root

@@ -55,7 +55,7 @@ def test_no_warehouse_has_no_runs_and_every_table_without_rows(tmp_path):
     assert warehouse.published_runs(tmp_path / "absent") == []
     tables = warehouse.tables(tmp_path / "absent")
     assert {name: table.count_rows() for name, table in tables.items()} == dict.fromkeys(tables, 0)
-    assert len(tables) == 6
+    assert len(tables) == 8
 
 
 def test_runs_are_listed_the_newest_last(root):

@@ -1,37 +1,65 @@
 -- How many removed cgroups does page cache keep on the machines of a run, and which directory has most of it?
 -- The answer is one row, or none without such page cache. Deleted files are apart from others: to end their last use
--- frees them. dying_bytes are what the kernel holds for all removed cgroups of these machines.
-WITH files AS (
+-- frees them. dying_memcgs is an upper bound: without those of these machines that certainly stay, because they have no
+-- page, or pages of one other kind. dying_bytes are what the kernel holds for dying_memcgs; each is taken to hold the
+-- same.
+WITH pages AS (
+    SELECT
+        p.*,
+        p.kind IN ('file', 'shmem') AS is_page_cache
+    FROM dying_memcg_pages AS p
+    SEMI JOIN _machines_at($run) USING (target)
+    WHERE p.run_id = $run
+),
+
+files AS (
     SELECT
         *,
-        regexp_replace(file, '[^/]*$', '') AS directory
-    FROM dying_causes_at($run)
-    SEMI JOIN _machines_at($run) USING (target)
-    WHERE cause IN ('file', 'shmem')
+        regexp_replace(path, '[^/]*$', '') AS directory
+    FROM pages
+    WHERE is_page_cache
 ),
 
 worst AS (
     SELECT
         target,
-        cause,
+        kind AS cause,
         deleted,
-        sum(files) AS files,
+        -- A file has a row for each nearest online ancestor.
+        count(DISTINCT (superblock, inode)) AS files,
         sum(bytes) AS bytes,
-        CASE WHEN sum(files) = 1 THEN any_value(file) ELSE directory END AS path
+        CASE WHEN count(DISTINCT (superblock, inode)) = 1 THEN any_value(path) ELSE directory END AS path
     FROM files
-    WHERE file IS NOT NULL
-    GROUP BY target, cause, deleted, directory
+    WHERE path IS NOT NULL
+    GROUP BY target, kind, deleted, directory
     ORDER BY bytes DESC, target, directory, deleted
     LIMIT 1
 ),
 
-machines AS (
+kinds AS (
+    SELECT target, kind, sum(memcgs) AS memcgs
+    FROM pages
+    WHERE NOT is_page_cache
+    GROUP BY target, kind
+),
+
+-- A memcg can have pages of several kinds, but none of 'other' has any.
+stays AS (
     SELECT
         target,
-        dying_memcgs,
-        dying_bytes
-    FROM dying_cgroups_at($run)
+        coalesce(max(memcgs) FILTER (kind = 'other'), 0) + coalesce(max(memcgs) FILTER (kind <> 'other'), 0) AS memcgs
+    FROM kinds
+    GROUP BY target
+),
+
+machines AS (
+    SELECT
+        d.target,
+        d.dying_memcgs - coalesce(stays.memcgs, 0) AS dying_memcgs,
+        d.dying_bytes * (d.dying_memcgs - coalesce(stays.memcgs, 0)) // d.dying_memcgs AS dying_bytes
+    FROM dying_cgroups_at($run) AS d
     SEMI JOIN files USING (target)
+    LEFT JOIN stays USING (target)
 )
 
 SELECT

@@ -167,7 +167,7 @@ def keep_dying(outcome, *rows):
 
 
 def test_the_directory_whose_page_cache_keeps_removed_cgroups_is_named(tmp_path):
-    logs = [dying_pages("file", pages=pages, path=f"/var/log/\x1b/{pages}") for pages in (20, 30)]
+    logs = [{**dying_pages("file", pages=pages, path=f"/var/log/\x1b/{pages}"), "inode": pages} for pages in (20, 30)]
     other = [dying_pages("file", pages=40, path="/etc/x"), dying_pages("file", pages=40, path="/gone", deleted=True)]
     step = steps(tmp_path, keep_dying(host("web-1"), *logs, *other), host("web-2"))["dying"]
     assert step.frees_bytes == 3000 + 64  # shrinker_info: outcomes.ok()

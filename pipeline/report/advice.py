@@ -148,7 +148,7 @@ def _dying_step(figures: dict[str, Any]) -> Step | None:
         "dying",
         dying["dying_bytes"],
         f"Free the page cache that keeps removed cgroups: {human_bytes(dying['page_cache_bytes'])} of files is charged "
-        f"to cgroups that are gone, on {_count(dying['hosts'], 'host')} with "
+        f"to cgroups that are gone, on {_count(dying['hosts'], 'host')} with up to "
         f"{_count(dying['dying_memcgs'], 'such cgroup')}.{worst} Linux 7.1 and newer frees such cgroups by itself.",
     )
 

@@ -173,8 +173,8 @@ def test_the_directory_whose_page_cache_keeps_removed_cgroups_is_named(tmp_path)
     assert step.frees_bytes == 3000 + 64  # shrinker_info: outcomes.ok()
     assert step.text == (
         "Free the page cache that keeps removed cgroups: 520 KiB of files is charged to cgroups that are gone, on 1 "
-        "host with 1 such cgroup. The largest part is of /var/log/\\x1b/ on web-1, 200 KiB in 2 files: write it back "
-        "and drop its cache. Linux 7.1 and newer frees such cgroups by itself."
+        "host with up to 1 such cgroup. The largest part is of /var/log/\\x1b/ on web-1, 200 KiB in 2 files: write it "
+        "back and drop its cache. Linux 7.1 and newer frees such cgroups by itself."
     )
 
 

@@ -1,10 +1,12 @@
 -- What would the upgrade to its target_kernel free and take on each target of each run?
--- Of each part that is predicted. dying_page_cache is a count, not a cost.
+-- Of each part that is predicted. dying_page_cache is a count, not a cost. The parts that an upgrade may enlarge must all
+-- be predicted: without one of them net_bytes would be too high, so the target has no row.
 CREATE VIEW _upgrade_nets AS
 WITH parts AS (
     SELECT
         run_id,
         target,
+        part,
         held_bytes - upgraded_bytes AS net_bytes
     FROM memcg_memory
     WHERE upgraded_bytes IS NOT NULL AND part <> 'dying_page_cache'
@@ -19,6 +21,7 @@ sums AS (
         CAST(sum(net_bytes) AS BIGINT) AS net_bytes
     FROM parts
     GROUP BY run_id, target
+    HAVING count(*) FILTER (part IN ('list_lru', 'shrinker_info', 'memcg_structs', 'memcg_percpu')) = 4
 )
 
 SELECT

@@ -44,6 +44,14 @@ def lazy_host(target, **columns):
     return outcome
 
 
+def set_parts(outcome, **cells_by_part):
+    """Set parts of what memory cgroups cost on a host, each by the arguments of `memcg_part`."""
+    parts = outcome["tables"]["memcg_memory"]
+    rows = [row for row in parts["rows"] if row[0] not in cells_by_part]
+    parts["rows"] = rows + [[*memcg_part(part, **cells).values()] for part, cells in cells_by_part.items()]
+    return outcome
+
+
 def steps(root, *outcomes):
     publish(root, *outcomes)
     return {step.action: step for step in advice.steps(build_report(session(root)))}
@@ -75,12 +83,11 @@ def test_lazy_releases_are_named_the_commonest_first(tmp_path, releases, sentenc
 
 
 def test_a_lazy_kernel_takes_back_what_its_other_parts_cost(tmp_path):
-    outcome = host("web-1")
-    parts = outcome["tables"]["memcg_memory"]
-    parts["rows"] += [
-        list(memcg_part("percpu_left", left_bytes=2**20, upgraded_bytes=2**19).values()),
-        list(memcg_part("memcg_structs", online_bytes=2**20, upgraded_bytes=2**22).values()),
-    ]
+    outcome = set_parts(
+        host("web-1"),
+        percpu_left={"left_bytes": 2**20, "upgraded_bytes": 2**19},
+        memcg_structs={"online_bytes": 2**20, "upgraded_bytes": 2**22},
+    )
     # In MiB: list_lrus free 242.95 of 243.02 and per-CPU memory 0.5; structs take 3, shrinker_info 3072 - 192 bytes.
     step = steps(tmp_path, outcome)["lazy_kernel"]
     assert step.frees_bytes == LISTS_PER_HOST * (OBJECT_BYTES + ARRAY_BYTES - LAZY_BYTES)
@@ -92,10 +99,11 @@ def test_a_lazy_kernel_takes_back_what_its_other_parts_cost(tmp_path):
 def test_shrinker_info_after_the_upgrade_is_named_if_it_is_not_small(tmp_path):
     large, small = host("large"), host("small")
     for outcome, upgraded_bytes in ((large, 3 * 2**20), (small, 2 * 2**20)):  # of 243 MiB
-        outcome["tables"]["memcg_memory"]["rows"] = [
-            list(memcg_part("list_lru", left_bytes=243 * 2**20, upgraded_bytes=0).values()),
-            list(memcg_part("shrinker_info", upgraded_bytes=upgraded_bytes).values()),
-        ]
+        set_parts(
+            outcome,
+            list_lru={"left_bytes": 243 * 2**20, "upgraded_bytes": 0},
+            shrinker_info={"upgraded_bytes": upgraded_bytes},
+        )
     text = steps(tmp_path / "large", large)["lazy_kernel"].text
     assert "After the upgrade memcgs * mounts * nodes cost 3.00 MiB in shrinker_info." in text
     assert "shrinker_info" not in steps(tmp_path / "small", small)["lazy_kernel"].text
@@ -105,6 +113,8 @@ def test_the_net_is_a_bound_where_charged_objects_were_not_read_and_unknown_with
     text = steps(tmp_path / "online", host("web-1", lazy_basis="online"))["lazy_kernel"].text
     assert "frees at least 243 MiB and takes at most 2.81 KiB: net at least 243 MiB." in text
     assert "net" not in steps(tmp_path / "old", host("web-1", target_kernel=None))["lazy_kernel"].text
+    uncounted = set_parts(host("web-1"), memcg_percpu={"online_bytes": 1})
+    assert "net" not in steps(tmp_path / "uncounted", uncounted)["lazy_kernel"].text
 
 
 def test_the_few_hosts_with_nine_tenths_of_it_are_counted(tmp_path):
@@ -162,8 +172,7 @@ def test_the_host_with_most_detached_filesystems_is_named(tmp_path):
 def keep_dying(outcome, *rows):
     """Let pages keep the dying memcg of an outcome, whose structs take 3,000 bytes."""
     outcome["tables"]["dying_memcg_pages"] = table(rows)
-    outcome["tables"]["memcg_memory"]["rows"].append([*memcg_part("memcg_structs", dying_bytes=3000).values()])
-    return outcome
+    return set_parts(outcome, memcg_structs={"dying_bytes": 3000})
 
 
 def test_the_directory_whose_page_cache_keeps_removed_cgroups_is_named(tmp_path):

@@ -61,9 +61,9 @@ def test_every_part_of_what_memory_cgroups_cost_is_a_series(tmp_path):
         ]
     # 5 list_lrus of 256 bytes on each host, and of 712 with the new kernel, which the host `new` has already.
     totals = {labels["part"]: value for labels, value in metrics["list_lru_audit_total_memcg_memory_bytes"]}
-    assert totals == {"list_lru": 2 * 5 * 256, "shrinker_info": 2 * 192}
+    assert totals == {"list_lru": 2 * 5 * 256, "shrinker_info": 2 * 192, "memcg_structs": 0, "memcg_percpu": 0}
     totals = {labels["part"]: value for labels, value in metrics["list_lru_audit_total_memcg_memory_upgraded_bytes"]}
-    assert totals == {"list_lru": 5 * 256 + 5 * 712, "shrinker_info": 2 * 3072}
+    assert totals == {"list_lru": 5 * 256 + 5 * 712, "shrinker_info": 2 * 3072, "memcg_structs": 0, "memcg_percpu": 0}
 
 
 def test_the_totals_count_a_machine_that_was_reached_twice_once(tmp_path):

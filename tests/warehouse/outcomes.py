@@ -55,6 +55,8 @@ def ok(target: str = "web-1", *, mounts: int = 2, nodes: int = 1, cache_ids: int
     memcg_memory = [
         memcg_part("list_lru", left_bytes=list_lru_bytes, upgraded_bytes=sum(row["lazy_bytes"] for row in lists)),
         memcg_part("shrinker_info", online_bytes=128, dying_bytes=64, upgraded_bytes=3072),
+        memcg_part("memcg_structs", upgraded_bytes=0),
+        memcg_part("memcg_percpu", upgraded_bytes=0),
     ]
     dying_memcg_pages = [dying_pages("anonymous", pages=1), dying_pages("other", pages=0)]
     host = {

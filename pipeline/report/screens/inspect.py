@@ -36,6 +36,8 @@ _STATES = {
     "dying_bytes": "for dying ones",
     "left_bytes": "for none",
 }
+# Parts of memcg_memory that an upgrade may enlarge: without one of them the net would be too high.
+_PARTS_OF_A_NET = {"list_lru", "shrinker_info", "memcg_structs", "memcg_percpu"}
 
 
 def host_waste(outcome: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,9 +86,12 @@ def _rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _net_bytes(memcg_memory: list[dict[str, Any]]) -> int | None:
-    """Return net_bytes of the view ``upgrade_net``, or None without a prediction."""
-    parts = [row for row in memcg_memory if row["upgraded_bytes"] is not None and row["part"] != "dying_page_cache"]
-    return sum(row["held_bytes"] - row["upgraded_bytes"] for row in parts) if parts else None
+    """Return net_bytes of the view ``upgrade_net``, or None if a part is not predicted that the upgrade may enlarge."""
+    predicted_rows = {row["part"]: row for row in memcg_memory if row["upgraded_bytes"] is not None}
+    if not predicted_rows.keys() >= _PARTS_OF_A_NET:
+        return None
+    costs = [row for part, row in predicted_rows.items() if part != "dying_page_cache"]
+    return sum(row["held_bytes"] - row["upgraded_bytes"] for row in costs)
 
 
 def _cells(table: Mapping[str, Any], column: str) -> list[Any]:

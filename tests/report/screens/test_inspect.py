@@ -66,6 +66,16 @@ def test_what_else_memory_cgroups_cost_and_the_net_of_an_upgrade() -> None:
     assert "net -2,100 -2.05 KiB freed by an upgrade to Linux 6.12, list_lrus included\n" in text
 
 
+@pytest.mark.parametrize("part", ["list_lru", "shrinker_info", "memcg_structs", "memcg_percpu"])
+def test_without_a_part_that_an_upgrade_may_enlarge_there_is_no_net(part: str) -> None:
+    outcome = host("charged", lazy_charged_bytes=90)
+    parts = outcome["tables"]["memcg_memory"]
+    parts["rows"] = [row for row in parts["rows"] if row[0] != part]
+    text = screen(outcome)
+    assert "What else memory cgroups cost:" in text
+    assert "net" not in re.findall("^[a-z]+", text, re.MULTILINE)
+
+
 def test_a_lower_bound_below_0_is_not_known_to_be_wasted_or_freed() -> None:
     text = screen(host("online", lazy_low_bytes=70, lazy_charged_bytes=None, lazy_bytes=300, lazy_high_bytes=300))
     assert "wasted none known\n" in text

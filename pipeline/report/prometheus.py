@@ -52,7 +52,8 @@ def prometheus(report: Report, file: TextIO, max_series: int = MAX_SERIES) -> No
     )
     total_upgraded = gauge(
         "total_memcg_memory_upgraded_bytes",
-        "Bytes that it would hold after kernel upgrades; machines without a prediction count with what they hold now",
+        "Bytes that it would hold after kernel upgrades; machines without a prediction count with what they hold now; "
+        "of list_lru at most this, if charged objects were not read somewhere",
         "part",
     )
     for row in rows.records(report.memcg_costs):
@@ -64,17 +65,21 @@ def prometheus(report: Report, file: TextIO, max_series: int = MAX_SERIES) -> No
         len(hosts) - len(series_hosts)
     )
     host_gauges = {name: gauge(name, description, "target") for name, description in figures.items()}
-    info = gauge("target_info", "1 for each host", "target", "host", "kernel_release", "layout")
+    info = gauge("target_info", "1 for each host", "target", "host", "kernel_release", "layout", "lazy_basis")
     for row in series_hosts:
         target = printable(row["target"])
         host_figures = row | {"memory_bytes": report.memory_bytes_by_target[row["target"]]}
         for name, metric in host_gauges.items():
             metric.labels(audit, target).set(host_figures[name])
-        names = (printable(row[name] or "") for name in ("host", "kernel_release", "layout"))
+        names = (printable(row[name] or "") for name in ("host", "kernel_release", "layout", "lazy_basis"))
         info.labels(audit, target, *names).set(1)
     held = gauge("memcg_memory_bytes", "Bytes that a part of what memory cgroups cost holds", "target", "part")
     upgraded = gauge(
-        "memcg_memory_upgraded_bytes", "Bytes that it would hold after the kernel upgrade", "target", "part"
+        "memcg_memory_upgraded_bytes",
+        "Bytes that it would hold after the kernel upgrade; of list_lru at most this, where lazy_basis of target_info "
+        "is online",
+        "target",
+        "part",
     )
     for row in rows.records(report.memcg_memory) if series_hosts else []:
         target = printable(row["target"])

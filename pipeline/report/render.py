@@ -216,9 +216,12 @@ def _ranking(report: Report, *, is_wide: bool) -> Table:
 
 def _memcg_costs(report: Report) -> Table:
     table = _table("part", ">holds", ">online", ">dying", ">left", ">upgraded")
-    columns = ("held_bytes", "online_bytes", "dying_bytes", "left_bytes", "upgraded_bytes")
+    columns = ("held_bytes", "online_bytes", "dying_bytes", "left_bytes")
     for row in rows.records(report.memcg_costs):
-        _add_row(table, row["part"], *(None if row[name] is None else human_bytes(row[name]) for name in columns))
+        upgraded = None
+        if row["upgraded_bytes"] is not None:
+            upgraded = ("<= " if row["upgraded_at_most"] else "") + human_bytes(row["upgraded_bytes"])
+        _add_row(table, row["part"], *(human_bytes(row[name]) for name in columns), upgraded)
     return table
 
 

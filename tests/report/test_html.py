@@ -99,6 +99,14 @@ def test_what_else_memory_cgroups_cost_has_a_table_and_a_bar_of_parts(root):
     assert float(first[1]) + float(second[1]) == pytest.approx(720 - 210 - 90, abs=0.1)
 
 
+def test_what_list_lrus_hold_at_most_after_an_upgrade_is_marked(tmp_path):
+    for basis, marked_parts in (("online", ["list_lru"]), ("charged", [])):
+        publish(tmp_path / basis, host("web-1", lazy_basis=basis))
+        section = section_of(page(tmp_path / basis), "What else memory cgroups cost here")
+        rows = re.findall(r"<tr><td>(\w+)</td>(.*?)</tr>", section)
+        assert [part for part, cells in rows if 'aria-label="at most">≤</span> <data' in cells] == marked_parts
+
+
 def test_without_other_parts_nothing_is_said_of_them(tmp_path):
     outcome = ok("web-1")
     del outcome["tables"]["memcg_memory"]["rows"][1:]

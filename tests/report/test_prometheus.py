@@ -42,7 +42,7 @@ def test_every_host_and_status_is_a_series_with_its_exact_bytes(tmp_path):
     assert metrics["list_lru_audit_run_timestamp_seconds"] == [({"audit": "prod"}, STARTED_AT / 1e6)]
     assert metrics["list_lru_audit_target_info"][0][0] == {
         "audit": "prod", "target": "web-1", "host": "web-1",
-        "kernel_release": "5.10.0-30-cloud-amd64", "layout": "eager",
+        "kernel_release": "5.10.0-30-cloud-amd64", "layout": "eager", "lazy_basis": "online",
     }  # fmt: skip
 
 

@@ -154,7 +154,7 @@ def test_text_says_that_the_waste_is_a_lower_bound_where_it_is(tmp_path):
     assert (
         "v6.13+ would hold if every online memcg used every list, an upper bound: the waste is at least this." in text
     )
-    assert "<=" not in text
+    assert "<=" not in text.partition("What else")[0]
 
 
 def test_text_says_that_the_waste_is_expected_where_owners_are_known(tmp_path):
@@ -168,6 +168,19 @@ def test_text_marks_the_bounds_among_expected_figures(tmp_path):
     assert "for the memcgs that own objects, or, where marked <=, if every online memcg used" in text
     assert text.count(">= ") == 1
     assert re.search(r"host-online .* <= [\d.]+ \w+ >= -?[\d.]+ \w+ ", text)
+
+
+def test_text_gives_the_net_of_the_fleet(tmp_path):
+    # 5 list_lrus of 256 bytes and then 712; 192 bytes of shrinker_info and then 3,072: -5,160.
+    assert "Net of the upgrade of 1 host: -5.04 KiB freed." in text_for_bases(tmp_path / "a", "charged", cache_ids=4)
+    assert "Net of the upgrade of 1 host: none known." in text_for_bases(tmp_path / "b", "online", cache_ids=4)
+
+
+def test_text_marks_what_list_lrus_hold_at_most_after_an_upgrade(tmp_path):
+    # 5 list_lrus of 64 + 64 + 584 bytes; shrinker_info does not depend on charged objects.
+    text = text_for_bases(tmp_path / "online", "online")
+    assert re.search(r" list_lru [^|]*? <= 3.48 KiB shrinker_info [^<]* 3.00 KiB ", text)
+    assert "<=" not in text_for_bases(tmp_path / "charged", "charged")
 
 
 def test_a_lower_bound_below_0_is_no_known_waste(tmp_path):

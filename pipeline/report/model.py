@@ -192,6 +192,12 @@ class Report:
         return self._rows("upgrade_net")
 
     @cached_property
+    def fleet_net(self) -> dict[str, Any] | None:
+        """`hosts`, `frees_bytes`, `takes_bytes` and `net_bytes` of the upgrades of all machines, and whether they are
+        a `lower_bound`; None if nothing is predicted."""
+        return self._row("fleet_net")
+
+    @cached_property
     def target_kernels(self) -> list[str]:
         """The kernels for which memory is predicted."""
         return sorted(set(self.upgrade_net["target_kernel"].to_pylist()))

@@ -86,4 +86,15 @@ def prometheus(report: Report, file: TextIO, max_series: int = MAX_SERIES) -> No
         held.labels(audit, target, row["part"]).set(row["held_bytes"])
         if row["upgraded_bytes"] is not None:
             upgraded.labels(audit, target, row["part"]).set(row["upgraded_bytes"])
+    net_description = (
+        "Bytes that the kernel upgrade frees of all that memory cgroups cost, less those that it takes; at least this, "
+        "if charged objects were not read"
+    )
+    net = gauge("upgrade_net_bytes", net_description, "target")
+    for row in rows.records(report.upgrade_net) if series_hosts else []:
+        net.labels(audit, printable(row["target"])).set(row["net_bytes"])
+    if report.fleet_net:
+        gauge("total_upgrade_net_bytes", f"{net_description}; each machine once").labels(audit).set(
+            report.fleet_net["net_bytes"]
+        )
     file.write(generate_latest(registry).decode())

@@ -70,6 +70,9 @@ def text(report: Report, file: TextIO) -> None:
         upgrade = f"; upgraded: with Linux {kernels}" if kernels else ""
         console.print(f"What else memory cgroups cost here (each host once{upgrade}):")
         console.print(_memcg_costs(report))
+    if net := report.fleet_net:
+        console.print()
+        console.print(_fleet_net(net))
     if steps := advice.steps(report):
         console.print("\nWhat to do:")
         table = Table.grid(padding=(0, 1, 0, 0))
@@ -223,6 +226,14 @@ def _memcg_costs(report: Report) -> Table:
             upgraded = ("<= " if row["upgraded_at_most"] else "") + human_bytes(row["upgraded_bytes"])
         _add_row(table, row["part"], *(human_bytes(row[name]) for name in columns), upgraded)
     return table
+
+
+def _fleet_net(net: dict[str, Any]) -> str:
+    hosts = "1 host" if net["hosts"] == 1 else f"{net['hosts']:,} hosts"
+    if net["lower_bound"] and net["net_bytes"] < 0:
+        return f"Net of the upgrade of {hosts}: {NO_KNOWN_WASTE}."
+    at_least = "at least " if net["lower_bound"] else ""
+    return f"Net of the upgrade of {hosts}: {at_least}{human_bytes(net['net_bytes'])} freed."
 
 
 def _version(kernel_release: str | None) -> str:

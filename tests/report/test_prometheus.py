@@ -66,6 +66,17 @@ def test_every_part_of_what_memory_cgroups_cost_is_a_series(tmp_path):
     assert totals == {"list_lru": 5 * 256 + 5 * 712, "shrinker_info": 2 * 3072, "memcg_structs": 0, "memcg_percpu": 0}
 
 
+def test_the_net_of_an_upgrade_is_a_series_where_it_is_predicted(tmp_path):
+    old, new = ok("old"), ok("new")
+    new["row"]["target_kernel"] = None
+    publish(tmp_path, old, new, audit="prod")
+    metrics = samples(tmp_path)
+    # 5 list_lrus of 256 bytes and then 712; 192 bytes of shrinker_info and then 3,072.
+    net_bytes = 5 * (256 - 712) + 192 - 3072
+    assert metrics["list_lru_audit_upgrade_net_bytes"] == [({"audit": "prod", "target": "old"}, net_bytes)]
+    assert metrics["list_lru_audit_total_upgrade_net_bytes"] == [({"audit": "prod"}, net_bytes)]
+
+
 def test_the_totals_count_a_machine_that_was_reached_twice_once(tmp_path):
     by_ssh, by_qmp, other = ok("db-ssh", cache_ids=382), ok("db-qmp", cache_ids=382), ok("web", cache_ids=766)
     for outcome, kind in ((by_ssh, "ssh"), (by_qmp, "qmp")):

@@ -62,6 +62,7 @@ def html(report: Report, file: TextIO) -> None:
         upgrades=rows.records(report.upgrades),
         doublings=rows.records(report.doublings),
         memcg_costs=rows.records(report.memcg_costs),
+        nets=_nets(report),
         no_known_waste=NO_KNOWN_WASTE,
         ranking=_ranking(report),
         ranking_hosts=min(len(report.host_waste), MAX_HOSTS),
@@ -116,6 +117,16 @@ def _memcg_bars(report: Report) -> tuple[list[str], list[StackedBar]]:
         )
         for target, parts in parts_by_target.items()
     ]
+
+
+def _nets(report: Report) -> list[dict[str, Any]]:
+    """Return the largest nets of an upgrade, and whether each is a lower bound; that of the fleet is the first."""
+    if not report.fleet_net:
+        return []
+    basis_by_target = dict(rows.values(report.host_waste.select(["target", "lazy_basis"])))
+    nets = rows.records(report.upgrade_net.slice(0, _MAX_BARS))
+    hosts = [row | {"lower_bound": basis_by_target[row["target"]] == "online"} for row in nets]
+    return [{"target": f"(all, {report.fleet_net['hosts']:,})", **report.fleet_net}, *hosts]
 
 
 def _label_charts(report: Report) -> dict[str, Markup]:

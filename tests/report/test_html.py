@@ -107,6 +107,15 @@ def test_what_list_lrus_hold_at_most_after_an_upgrade_is_marked(tmp_path):
         assert [part for part, cells in rows if 'aria-label="at most">≤</span> <data' in cells] == marked_parts
 
 
+def test_the_net_of_the_fleet_and_of_each_host_has_a_table(tmp_path):
+    for basis, sign in (("online", '<span role="img" aria-label="at least">≥</span> '), ("charged", "")):
+        publish(tmp_path / basis, host("web-1", lazy_basis=basis))
+        text = page(tmp_path / basis)
+        (row,) = session(tmp_path / basis).rows("FROM upgrade_net")
+        table = text.partition("<caption>Net of an upgrade")[2].partition("</table>")[0]
+        assert table.count(f'<td class="n">{sign}<data value="{row["net_bytes"]}"') == 2
+
+
 def test_without_other_parts_nothing_is_said_of_them(tmp_path):
     outcome = ok("web-1")
     del outcome["tables"]["memcg_memory"]["rows"][1:]

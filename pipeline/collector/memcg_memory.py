@@ -12,7 +12,7 @@ from drgn import FaultError
 from .access.memory import is_running
 from .model import upgrade
 from .status import CollectError
-from .walk import layouts, memcg_caches, memcg_structs, percpu, shrinker_infos
+from .walk import layouts, memcg_caches, memcg_structs, memcgs, percpu, shrinker_infos
 from .walk.held import Held
 
 # Of a structure that is damaged, missing, or changed while it was read.
@@ -43,11 +43,12 @@ def parts(prog, findings, memcg_list, dying_pages, machine, target_kernel):
     :param machine: upgrade.Machine; what is counted here replaces its fields.
     :param target_kernel: target_kernels.TargetKernel, or None if this kernel is not older.
     """
+    pointers = memcgs.Pointers(prog, shrinker_infos.POINTERS, memcg_structs.POINTERS, percpu.pointer_paths(prog))
     counters = {
         "list_lru": lambda: _exact(_list_lrus(findings, memcg_list)),
-        "shrinker_info": lambda: _shrinker_infos(prog, memcg_list, machine.shrinker_ids),
-        "memcg_structs": lambda: _exact(memcg_structs.count(prog, memcg_list)),
-        "memcg_percpu": lambda: _exact(percpu.memcgs(prog, memcg_list)),
+        "shrinker_info": lambda: _shrinker_infos(prog, memcg_list, pointers, machine.shrinker_ids),
+        "memcg_structs": lambda: _exact(memcg_structs.count(prog, memcg_list, pointers)),
+        "memcg_percpu": lambda: _exact(percpu.memcgs(prog, memcg_list, pointers)),
         "percpu_left": lambda: _percpu_left(prog),
         "memcg_kmem_caches": lambda: _memcg_kmem_caches(prog, memcg_list),
         "memcg_caches_arrays": lambda: _exact(memcg_caches.count_arrays(prog, memcg_list)),
@@ -93,12 +94,12 @@ def _row(part, count, prediction):
     }
 
 
-def _shrinker_infos(prog, memcg_list, superblock_ids):
+def _shrinker_infos(prog, memcg_list, pointers, superblock_ids):
     """Return the _Count of the arrays for shrinkers.
 
     They are for the most ids ever; after a reboot only the superblocks that are there need one.
     """
-    count = shrinker_infos.count(prog, memcg_list)
+    count = shrinker_infos.count(prog, memcg_list, pointers)
     if count is None:
         return _Count(Held(0, 0, 0), "this kernel has none", {}, None)
     return _exact(count.held, shrinker_ids=min(count.ids, superblock_ids))

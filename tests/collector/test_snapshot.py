@@ -169,12 +169,15 @@ def test_crash_agrees(core) -> None:
 
 
 def test_list_lru_one_explains_its_slab_cache_in_slabinfo(eager_core) -> None:
-    """Nearly all active objects in the guest's own count are list_lru_one, and there are not more list_lru_one."""
+    """Nearly all active objects in the guest's own count are list_lru_one, and there are not more list_lru_one.
+
+    Others have up to 2,000: the kernel itself has some for each possible CPU, of which deb510-offline has 64.
+    """
     core = eager_core
     objects = sum(lru["list_lru_one_objects"] for lru in core.rows("list_lrus"))
     active = core.slab_active(core.target["slab_cache"])
     assert objects == core.target["list_lru_one_in_cache"]
-    assert active * 0.8 < objects < active
+    assert 0 < active - objects < max(active * 0.2, 2_000)
 
 
 def test_a_list_lru_one_takes_what_the_smallest_fitting_kmalloc_does(eager_core) -> None:

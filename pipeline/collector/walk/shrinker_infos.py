@@ -13,6 +13,7 @@ from ..access.memory import Members, has_member, read_each, words
 from ..status import CollectError
 from . import memcgs, slab
 from .held import Held
+from .pointer_arrays import check_range
 
 _WORD_BYTES = 8
 # The ids of a word of the bitmap, and of a struct shrinker_info_unit: SHRINKER_UNIT_BITS.
@@ -50,7 +51,7 @@ def count(prog, memcg_list, pointers=None):
     infos = {memcg: [info_by_node[node] for node in nodes[memcg]] for memcg in memcg_list}
     addresses = [info for info in info_by_node.values() if info]
     # The kernel lengthens all arrays before it raises shrinker_nr_max.
-    ids = prog["shrinker_nr_max"].value_()
+    ids = check_range(0, prog["shrinker_nr_max"].value_(), _MAX_IDS, "shrinker_nr_max")
     info_type = prog.type("struct memcg_shrinker_map" if name == "shrinker_map" else "struct shrinker_info")
     sizes = slab.allocated_bytes(prog, addresses, sizeof(info_type) + _WORD_BYTES * -(-ids // _WORD_BITS))
     if has_member(info_type, "unit"):

@@ -3,7 +3,6 @@
 A part that cannot be counted is left out with a note, and never ends the audit.
 """
 
-import contextlib
 import struct
 from collections import namedtuple
 
@@ -43,25 +42,18 @@ def parts(prog, findings, memcg_list, dying_pages, machine, target_kernel):
     :param machine: upgrade.Machine; what is counted here replaces its fields.
     :param target_kernel: target_kernels.TargetKernel, or None if this kernel is not older.
     """
-    pointers = memcgs.Pointers(prog, shrinker_infos.POINTERS, memcg_structs.POINTERS, percpu.pointer_paths(prog))
-    counters = {
-        "list_lru": lambda: _exact(_list_lrus(findings, memcg_list)),
-        "shrinker_info": lambda: _shrinker_infos(prog, memcg_list, pointers, machine.shrinker_ids),
-        "memcg_structs": lambda: _exact(memcg_structs.count(prog, memcg_list, pointers)),
-        "memcg_percpu": lambda: _exact(percpu.memcgs(prog, memcg_list, pointers)),
-        "percpu_left": lambda: _percpu_left(prog),
-        "memcg_kmem_caches": lambda: _memcg_kmem_caches(prog, memcg_list),
-        "memcg_caches_arrays": lambda: _exact(memcg_caches.count_arrays(prog, memcg_list)),
-    }
-    if dying_pages:
-        counters["dying_page_cache"] = lambda: _exact(Held(0, dying_pages.page_cache_bytes(), 0))
-    max_attempts = _MAX_LIVE_ATTEMPTS if is_running(prog) else 1
+    counters = _counters(prog, findings, memcg_list, dying_pages, machine)
     counts, notes = {}, []
-    for part, count in counters.items():
-        try:
-            counts[part] = _attempt(count, max_attempts)
-        except _ERRORS as e:
-            notes.append("%s is not counted: %s" % (part, e))
+    for part in list(counters):
+        for attempts_left in reversed(range(_MAX_LIVE_ATTEMPTS if is_running(prog) else 1)):
+            try:
+                counts[part] = counters[part]()
+                break
+            except _ERRORS as e:
+                if not attempts_left:
+                    notes.append("%s is not counted: %s" % (part, e))
+                    break
+            counters = _counters(prog, findings, memcgs.walk(prog), dying_pages, machine)
     if "memcg_percpu" in counts:
         parts_held = [counts["memcg_percpu"].held, *(count.percpu_held for count in counts.values())]
         held = Held(*map(sum, zip(*filter(None, parts_held))))
@@ -74,12 +66,21 @@ def parts(prog, findings, memcg_list, dying_pages, machine, target_kernel):
     return rows, notes
 
 
-def _attempt(count, max_attempts):
-    """Return the result of a count, which fails if a running kernel changes during it."""
-    for _ in range(max_attempts - 1):
-        with contextlib.suppress(*_ERRORS):
-            return count()
-    return count()
+def _counters(prog, findings, memcg_list, dying_pages, machine):
+    """Return a function for each part that returns its _Count, in the order of the rows: dict by part."""
+    pointers = memcgs.Pointers(prog, shrinker_infos.POINTERS, memcg_structs.POINTERS, percpu.pointer_paths(prog))
+    counters = {
+        "list_lru": lambda: _exact(_list_lrus(findings, memcg_list)),
+        "shrinker_info": lambda: _shrinker_infos(prog, memcg_list, pointers, machine.shrinker_ids),
+        "memcg_structs": lambda: _exact(memcg_structs.count(prog, memcg_list, pointers)),
+        "memcg_percpu": lambda: _exact(percpu.memcgs(prog, memcg_list, pointers)),
+        "percpu_left": lambda: _percpu_left(prog),
+        "memcg_kmem_caches": lambda: _memcg_kmem_caches(prog, memcg_list),
+        "memcg_caches_arrays": lambda: _exact(memcg_caches.count_arrays(prog, memcg_list)),
+    }
+    if dying_pages:
+        counters["dying_page_cache"] = lambda: _exact(Held(0, dying_pages.page_cache_bytes(), 0))
+    return counters
 
 
 def _row(part, count, prediction):

@@ -365,6 +365,7 @@ def _target_row(kernel, findings, sbs, memcg_list):
     uts = prog["init_uts_ns"].name
     captured_s, uptime_s, booted_us = _clock(prog)
     page_bytes = prog["PAGE_SIZE"].value_()
+    memory_bytes = _totalram_pages(prog) * page_bytes
     online_memcgs = [memcg for memcg in memcg_list if memcg.online and memcg.parent]
     active_objects, cache_bytes = slab.cache_usage(findings.object_cache) if findings.object_cache else (None, None)
     cached_objects = sum(lru.list_lru_one_objects for lru in findings.list_lrus) if findings.object_cache else None
@@ -380,8 +381,8 @@ def _target_row(kernel, findings, sbs, memcg_list):
         "kernel_version": text(uts.version.string_())[0],
         "arch": text(uts.machine.string_())[0],
         "page_bytes": page_bytes,
-        "memory_bytes": _totalram_pages(prog) * page_bytes,
-        **totals.read(prog)._asdict(),
+        "memory_bytes": memory_bytes,
+        **totals.read(prog, memory_bytes)._asdict(),
         "captured_at": captured_s and captured_s * _MICROSECONDS,
         "booted_at": booted_us,
         "uptime_s": uptime_s,

@@ -6,7 +6,11 @@ WITH parts AS (
         run_id,
         target,
         sum(held_bytes) FILTER (part = 'memcg_structs') AS slab_bytes,
-        sum(held_bytes) FILTER (part IN ('memcg_percpu', 'percpu_left')) AS percpu_bytes
+        -- percpu_left has no row where the chunks of per-CPU memory and the total contradict each other.
+        CASE
+            WHEN bool_or(part = 'percpu_left')
+                THEN sum(held_bytes) FILTER (part IN ('memcg_percpu', 'percpu_left'))
+        END AS percpu_bytes
     FROM memcg_memory
     GROUP BY run_id, target
 ),

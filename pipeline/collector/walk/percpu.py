@@ -64,7 +64,7 @@ def left(prog):
             populated_pages += populated
             empty_pages += empty
             # An area is allocated before its pages are populated.
-            used_bytes += min(pages * page_bytes - free_bytes, populated * page_bytes)
+            used_bytes += min(pages * page_bytes - free_bytes, (populated - empty) * page_bytes)
     if first is None:
         raise CollectError("bad_core", "the first per-CPU chunk is not on the lists of chunks")
     if not is_running(prog):

@@ -24,9 +24,11 @@ class Totals(namedtuple("Totals", "slab_unreclaimable_bytes slab_reclaimable_byt
     __slots__ = ()
 
 
-def read(prog):
-    """Return the Totals of a kernel."""
-    return Totals(_slab_bytes(prog, _SLAB_UNRECLAIMABLE), _slab_bytes(prog, _SLAB_RECLAIMABLE), _percpu_bytes(prog))
+def read(prog, memory_bytes):
+    """Return the Totals of a kernel with this memory."""
+    totals = (_slab_bytes(prog, _SLAB_UNRECLAIMABLE), _slab_bytes(prog, _SLAB_RECLAIMABLE), _percpu_bytes(prog))
+    # Each kernel has some of each. A counter is 0 in a core that lacks its page, and too large where it is damaged.
+    return Totals(*(total if total and 0 < total <= memory_bytes else None for total in totals))
 
 
 def _slab_bytes(prog, names):
@@ -40,7 +42,7 @@ def _slab_bytes(prog, names):
                 pages = prog[counters][item.value_()].counter.value_()
             except (LookupError, FaultError):
                 continue
-            return _pages_bytes(prog, pages)
+            return pages * prog["PAGE_SIZE"].value_()
     return None
 
 
@@ -58,12 +60,6 @@ def _percpu_bytes(prog):
     Since commit 7e8a6304d541 ("/proc/meminfo: add percpu populated pages count") (in v4.20).
     """
     try:
-        pages = prog["pcpu_nr_populated"].value_() * prog["pcpu_nr_units"].value_()
+        return prog["pcpu_nr_populated"].value_() * prog["pcpu_nr_units"].value_() * prog["PAGE_SIZE"].value_()
     except (LookupError, FaultError):
         return None
-    return _pages_bytes(prog, pages)
-
-
-def _pages_bytes(prog, pages):
-    """Return the bytes of pages, or None for none: each kernel has some, so the counter is missing from the core."""
-    return pages * prog["PAGE_SIZE"].value_() if pages > 0 else None

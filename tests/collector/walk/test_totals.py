@@ -25,4 +25,6 @@ def test_slab_pages_are_those_of_the_counter_that_the_enum_names(enum: str, vari
 
     kernel.prog.register_object_finder("items", find, enable_index=0)
     kernel.words(kernel.variable(variable, "atomic_long_t [3]"), 9000, 20, 300)
-    assert totals.read(kernel.prog) == totals.Totals(300 * 4096, 20 * 4096, None)
+    assert totals.read(kernel.prog, 300 * 4096) == totals.Totals(300 * 4096, 20 * 4096, None)
+    # More than the memory: the counter is damaged.
+    assert totals.read(kernel.prog, 299 * 4096) == totals.Totals(None, 20 * 4096, None)

@@ -23,8 +23,8 @@ def target_row(root: Any, target: str) -> dict[str, Any]:
     return row
 
 
-def set_field(name: str, value: Any) -> dict[str, Any]:
-    outcome = ok("evil")
+def set_field(name: str, value: Any, mounts: int = 2) -> dict[str, Any]:
+    outcome = ok("evil", mounts=mounts)
     outcome["row"][name] = value
     return outcome
 
@@ -144,7 +144,7 @@ CONTRADICTIONS = {
     "lazy_adds_up": set_cell(ok("evil"), "list_lrus", "lazy_object_bytes", 63),
     "lazy_within_bounds": set_cell(ok("evil"), "list_lrus", "lazy_low_bytes", 10_000),
     "superblock_known": set_cell(ok("evil"), "list_lrus", "superblock", 1),
-    "totals_fit": set_field("memory_bytes", 100_000),
+    "totals_fit": set_field("memory_bytes", 5_000, mounts=20),
     "memcg_memory_adds_up": set_cell(ok("evil"), "memcg_memory", "online_bytes", 1),
     "totals_fit_with_memcg_memory": set_field("percpu_bytes", 2**52),
     "totals_kept_in_memcg_memory": set_cell(ok("evil"), "memcg_memory", "upgraded_bytes", 1),

@@ -127,7 +127,7 @@ def entries(core: Core, change: Callable[[list[Any], list[Any]], object]) -> tup
     prog = core.kernel.prog
     object_charges, sbs, cgroups = scan(core)
     change(sbs, cgroups)
-    lrus = list_lrus.walk(prog, core.target["layout"], sbs, memcgs.walk(prog)).list_lrus
+    lrus = list_lrus.walk(prog, core.target["layout"], sbs, memcgs.walk(prog), object_charges.by_list_lru).list_lrus
     estimator = snapshot.lazy_estimate(prog, sbs, cgroups, object_charges, estimate.DEFAULT_TARGET)
     rows = [estimator.columns(lru) for lru in lrus]
     return sum(row["lazy_memcgs"] for row in rows), sum(row["lazy_high_bytes"] for row in rows)

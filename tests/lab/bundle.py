@@ -111,6 +111,8 @@ def examine(opened_kernel: kernel.Kernel) -> None:
     An audit of a lazy kernel does not read the host's root, but the tests estimate that kernel too.
     """
     snapshot.take(opened_kernel)
+    # Without the charged objects it looks for items on all lists.
+    snapshot.take(opened_kernel, scan_charges=False)
     prog = opened_kernel.prog
     transient_objects.host_root(prog)
     for css in css_for_each_descendant_pre(prog["root_mem_cgroup"].css.address_of_()):

@@ -13,8 +13,9 @@ from operator import itemgetter
 
 from drgn import FaultError, offsetof, sizeof
 
-from ..access.memory import Members, WordFinder, byte_order, has_member, read, read_each
+from ..access.memory import Members, WordFinder, has_member, read, read_each
 from .dentries import Dentries
+from .memmap import compound_order_location
 
 # Bounds the rows of a target, and the inodes and paths that are read: the files with the most pages.
 _MAX_FILES = 1000
@@ -88,7 +89,7 @@ class DyingMemcgPages:
         )
         self._head, self._swapbacked = (1 << prog.constant(name).value_() for name in ("PG_head", "PG_swapbacked"))
         self._slab = _slab_flag(prog)
-        self._order, self._order_shift = _order_location(prog, page)
+        self._order, self._order_shift = compound_order_location(prog)
         self.pages = defaultdict(Counter)
 
     def add(self, first, page_words):
@@ -197,27 +198,6 @@ def _slab_flag(prog):
     except LookupError:
         # Since commit 46df8e73a4a3 ("mm: free up PG_slab") (in v6.10).
         return 0
-
-
-def _order_location(prog, page):
-    """Return where a compound page has its order: the word behind its first ``struct page``, and the bit there."""
-    try:
-        folio = prog.type("struct folio")
-    except LookupError:
-        folio = page
-    if has_member(folio, "_folio_order"):
-        # Since commit 379708ffde1b ("mm: add the first tail page to struct folio") (in v6.1).
-        offset, order = offsetof(folio, "_folio_order"), folio.member("_folio_order")
-    elif has_member(page, "compound_order"):
-        # Before. It is a byte here, but an int in v4.15 and older.
-        offset, order = sizeof(page) + offsetof(page, "compound_order"), page.member("compound_order")
-    else:
-        # Since commit ebc1baf5c9b4 ("mm: free up a word in the first tail page") (in v6.6).
-        return offsetof(folio, "_flags_1") // _WORD_BYTES, 0
-    shift = 8 * (offset % _WORD_BYTES)
-    if byte_order(prog) == "big":
-        shift = 8 * (_WORD_BYTES - sizeof(order.type)) - shift
-    return offset // _WORD_BYTES, shift
 
 
 def _read_files(prog, sbs, mappings):

@@ -167,6 +167,28 @@ def _slab_mark(prog, page):
     return offsetof(page, "flags"), 8, flag, flag
 
 
+def compound_order_location(prog):
+    """Return where a compound page has its order: the word behind its first ``struct page``, and the bit there."""
+    page = prog.type("struct page")
+    try:
+        folio = prog.type("struct folio")
+    except LookupError:
+        folio = page
+    if has_member(folio, "_folio_order"):
+        # Since commit 379708ffde1b ("mm: add the first tail page to struct folio") (in v6.1).
+        offset, order = offsetof(folio, "_folio_order"), folio.member("_folio_order")
+    elif has_member(page, "compound_order"):
+        # Before. It is a byte here, but an int in v4.15 and older.
+        offset, order = sizeof(page) + offsetof(page, "compound_order"), page.member("compound_order")
+    else:
+        # Since commit ebc1baf5c9b4 ("mm: free up a word in the first tail page") (in v6.6).
+        return offsetof(folio, "_flags_1") // _WORD_BYTES, 0
+    shift = 8 * (offset % _WORD_BYTES)
+    if byte_order(prog) == "big":
+        shift = 8 * (_WORD_BYTES - sizeof(order.type)) - shift
+    return offset // _WORD_BYTES, shift
+
+
 def slab_test(prog):
     """Return a function that tells from the bytes of a ``struct page`` whether it is a slab's first page."""
     offset, size, mask, value = _slab_mark(prog, prog.type("struct page"))

@@ -18,7 +18,7 @@ from drgn.helpers.linux.slab import slab_object_info
 
 from ..access.memory import Members, c_string, has_member, is_running, read_each, read_words, walk_list
 from ..status import CollectError
-from .memmap import slab_test, slab_type
+from .memmap import compound_order_location, slab_test, slab_type
 from .nodes import nodes_in_state
 
 # Bounds the walk over a broken list of slab caches. Before v5.9 each of up to 65,535 memcgs has one of its own for each
@@ -32,7 +32,8 @@ _KMALLOC_NAME = re.compile(rb"kmalloc-(\d+[kM]?)")
 _REGION_SHIFT = 30
 # Objects that are measured of many that have one size.
 _SAMPLES = 64
-# The low byte of folio._flags_1 has the order.
+_WORD_BYTES = 8
+# The low byte has the order.
 _ORDER_MASK = (1 << 8) - 1
 
 
@@ -211,19 +212,10 @@ def _head_allocations(prog, heads):
 
 
 def _compound_orders(prog, heads):
-    """Return the order of each compound page, which its first tail page has: dict by head page."""
-    page_type = prog.type("struct page")
-    if has_member(page_type, "compound_order"):
-        # Before commit 1c5509be58f6 ("mm: remove 'First tail page' members from struct page") (in v6.3).
-        offset = sizeof(page_type)
-        tail = Members(prog, page_type, order="compound_order")
-    else:
-        offset, folio_type = 0, prog.type("struct folio")
-        # Before commit ebc1baf5c9b4 ("mm: free up a word in the first tail page") (in v6.6) it is in _folio_order.
-        name = "_folio_order" if has_member(folio_type, "_folio_order") else "_flags_1"
-        tail = Members(prog, folio_type, order=name)
-    data = read_each(prog, [head + offset for head in heads], tail.end)
-    return {head: tail.decode(data[head + offset]).order & _ORDER_MASK for head in heads}
+    """Return the order of each compound page: dict by head page."""
+    word, shift = compound_order_location(prog)
+    orders = read_words(prog, [head + _WORD_BYTES * word for head in heads])
+    return {head: orders[head + _WORD_BYTES * word] >> shift & _ORDER_MASK for head in heads}
 
 
 def vmalloc_allocation(prog, address):

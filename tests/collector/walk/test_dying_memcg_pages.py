@@ -32,6 +32,7 @@ from pipeline.collector import snapshot
 from pipeline.collector.access import kernel
 from pipeline.collector.access.memory import WordFinder
 from pipeline.collector.walk import dying_memcg_pages, layouts, memcgs, superblocks
+from pipeline.collector.walk.memmap import compound_order_location
 from tests.collector.c_types import declare
 from tests.collector.conftest import CORES, Core, with_cores
 from tests.collector.made import overlay, word
@@ -135,7 +136,7 @@ def test_a_memcg_without_a_page_is_kept_by_something_else(core: Core) -> None:
 
 
 @has_dying
-@pytest.mark.parametrize("function", ["_order_location", "_read_files"])
+@pytest.mark.parametrize("function", ["compound_order_location", "_read_files"])
 @pytest.mark.parametrize("error", [LookupError("no order"), AttributeError("no order"), ZeroDivisionError("no order")])
 def test_what_cannot_be_read_of_the_pages_leaves_the_rest_of_an_audit(
     core: Core, monkeypatch: pytest.MonkeyPatch, function: str, error: Exception
@@ -310,7 +311,7 @@ def test_the_order_is_in_a_byte_or_in_older_kernels_in_an_int(machine: Architect
     data = bytearray(2 * sizeof(page))
     size = sizeof(page.member("compound_order").type)
     data[offset : offset + size] = (9).to_bytes(size, "little" if is_little else "big")
-    index, shift = dying_memcg_pages._order_location(prog, page)
+    index, shift = compound_order_location(prog)
     word_bytes = data[8 * index : 8 * index + 8]
     assert int.from_bytes(word_bytes, "little" if is_little else "big") >> shift & 0xFF == 9
 

@@ -8,7 +8,6 @@ that a slab has objects of one memcg only. A child costs its free slots, its str
 from collections import Counter, namedtuple
 
 from drgn import Object, sizeof
-from drgn.helpers.linux.mm import in_direct_map
 
 from ..access.memory import has_member
 from ..status import CollectError
@@ -97,10 +96,7 @@ def count_arrays(prog, memcgs):
         return None
     caches = _caches(prog, array=_PARAMS + "memcg_caches")
     arrays = {fields.array for _, fields in caches if _is_root(fields) and fields.array}
-    from_kmalloc = {array for array in arrays if in_direct_map(prog, array)}
-    allocations = list(slab.direct_map_allocations(prog, from_kmalloc).values())
-    allocations += [slab.vmalloc_allocation(prog, array) for array in arrays - from_kmalloc]
-    total_bytes = sum(allocation.allocated_bytes for allocation in allocations)
+    total_bytes = sum(slab.allocated_bytes(prog, list(arrays), _POINTER_BYTES).values())
     ids = prog["memcg_nr_cache_ids"].value_()
     online_ids = sum(memcg.cache_id is not None for memcg in memcgs)
     left_bytes = total_bytes * max(0, ids - online_ids) // ids if ids else 0

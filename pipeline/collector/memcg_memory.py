@@ -3,19 +3,13 @@
 A part that cannot be counted is left out with a note, and never ends the audit.
 """
 
-import struct
 from collections import namedtuple
 
-from drgn import FaultError
-
-from .access.memory import is_running
+from .access.memory import UNREADABLE, is_running
 from .model import upgrade
-from .status import CollectError
 from .walk import layouts, memcg_caches, memcg_structs, memcgs, percpu, shrinker_infos
 from .walk.held import Held
 
-# Of a structure that is damaged, missing, or changed while it was read.
-_ERRORS = (FaultError, LookupError, AttributeError, ValueError, TypeError, ArithmeticError, struct.error, CollectError)
 # Bounds the attempts to count a part of a running kernel.
 _MAX_LIVE_ATTEMPTS = 3
 
@@ -49,7 +43,7 @@ def parts(prog, findings, memcg_list, dying_pages, machine, target_kernel):
             try:
                 counts[part] = counters[part]()
                 break
-            except _ERRORS as e:
+            except UNREADABLE as e:
                 if not attempts_left:
                     notes.append("%s is not counted: %s" % (part, e))
                     break

@@ -8,9 +8,8 @@ import zlib
 from drgn import FaultError, Object, alignof, sizeof
 
 from . import __version__, budget, identity, memcg_memory
-from .access.memory import has_member, is_running, text
+from .access.memory import UNREADABLE, has_member, is_running, text
 from .model import cost, estimate, target_kernels, upgrade
-from .status import CollectError
 from .walk import (
     charges,
     containers,
@@ -42,8 +41,6 @@ _OTHER_SHRINKERS = 2
 _MAX_RACE_NOTES = 5
 _LONG_BYTES = 8
 _DYING_NOTE = "what keeps dying memcgs is not known: %s"
-# What a walk raises where the kernel lacks a member, or its memory is missing or damaged.
-_UNREADABLE = (FaultError, LookupError, AttributeError, ValueError, ArithmeticError, CollectError)
 
 
 class Table:
@@ -173,7 +170,7 @@ def _scan_charges(prog, layout, sbs, memcg_list):
     dying_pages, notes = None, []
     try:
         dying_pages = dying_memcg_pages.DyingMemcgPages(prog, memcg_list)
-    except _UNREADABLE as e:
+    except UNREADABLE as e:
         notes.append(_DYING_NOTE % e)
     try:
         object_charges = charges.scan(prog, sbs, memcg_list, dying_pages)
@@ -337,7 +334,7 @@ def _dying_memcg_page_rows(prog, dying_pages, sbs):
     """Return the rows of the pages of dying memcgs, and the note that they could not be read, or None."""
     try:
         groups = dying_pages.groups(sbs) if dying_pages else ()
-    except _UNREADABLE as e:
+    except UNREADABLE as e:
         return [], _DYING_NOTE % e
     rows = []
     for group in groups:

@@ -10,6 +10,10 @@ from drgn import FaultError, PlatformFlags, ProgramFlags, TypeKind, offsetof, si
 
 from ..status import CollectError
 
+# What a walk raises where the kernel lacks a member, or where memory is missing, damaged, or changes while it is read.
+UNREADABLE = (
+    FaultError, LookupError, AttributeError, ValueError, TypeError, ArithmeticError, struct.error, CollectError
+)  # fmt: skip
 # Objects on the same or neighbouring pages of this size are read together. A page without any of them is not read: it
 # could be missing from a filtered core or from the kernel's mappings.
 _PAGE_SHIFT = 12
@@ -157,19 +161,31 @@ def has_member(struct_type, path):
     return True
 
 
+def member_type(struct_type, path):
+    """Return the type of a struct's member, without typedefs.
+
+    :param path: such as ``lru.nr_items``, or ``nodeinfo[0]`` for an element of an array.
+    """
+    found_type = struct_type
+    for name in path.split("."):
+        name, bracket, _ = name.partition("[")
+        found_type = _strip_typedefs(_strip_typedefs(found_type).member(name).type)
+        if bracket:
+            found_type = _strip_typedefs(found_type.type)
+    return found_type
+
+
 def _format(struct_type, path):
     """Return the format character of the struct module for a member."""
-    member_type = struct_type
-    for name in path.split("."):
-        member_type = _strip_typedefs(_strip_typedefs(member_type).member(name).type)
-    if member_type.kind is TypeKind.ARRAY:
-        return "%ds" % sizeof(member_type)
-    if member_type.kind is TypeKind.POINTER:
+    found_type = member_type(struct_type, path)
+    if found_type.kind is TypeKind.ARRAY:
+        return "%ds" % sizeof(found_type)
+    if found_type.kind is TypeKind.POINTER:
         return "Q"
-    if member_type.kind is TypeKind.ENUM:
-        member_type = member_type.type
-    code = {1: "b", 2: "h", 4: "i", 8: "q"}[sizeof(member_type)]
-    return code if member_type.kind is TypeKind.INT and member_type.is_signed else code.upper()
+    if found_type.kind is TypeKind.ENUM:
+        found_type = found_type.type
+    code = {1: "b", 2: "h", 4: "i", 8: "q"}[sizeof(found_type)]
+    return code if found_type.kind is TypeKind.INT and found_type.is_signed else code.upper()
 
 
 def _strip_typedefs(some_type):

@@ -7,7 +7,7 @@ cgroup of the root memcg is part of its hierarchy's cgroup_root.
 
 from drgn import TypeKind, sizeof
 
-from ..access.memory import has_member
+from ..access.memory import has_member, member_type
 from . import memcgs, slab
 from .held import Held
 
@@ -102,6 +102,5 @@ def _target(struct_type, path):
     """Return the name of the type that a member points to, or None if it is missing or no pointer."""
     if not has_member(struct_type, path):
         return None
-    for name in path.split("."):
-        struct_type = struct_type.member(name).type
-    return struct_type.type.type_name() if struct_type.kind is TypeKind.POINTER else None
+    found_type = member_type(struct_type, path)
+    return found_type.type.type_name() if found_type.kind is TypeKind.POINTER else None

@@ -7,11 +7,10 @@ a possible CPU, or is padding: that has no memory, but Percpu of /proc/meminfo h
 
 from collections import namedtuple
 from contextlib import suppress
-from functools import reduce
 
-from drgn import Object, TypeKind, offsetof, sizeof
+from drgn import TypeKind, offsetof, sizeof
 
-from ..access.memory import Members, has_member, is_running, read, walk_list, words
+from ..access.memory import Members, has_member, is_running, member_type, read, walk_list, words
 from ..status import CollectError
 from .held import Held
 from .memcgs import Pointers
@@ -247,13 +246,10 @@ def _target_types(struct_type, paths):
     for path in paths:
         if not has_member(struct_type, path):
             continue
-        array_path, _, index = path.partition("[")
-        member_type = reduce(getattr, array_path.split("."), Object(struct_type.prog, struct_type, address=0)).type_
-        if index:
-            member_type = member_type.type
+        found_type = member_type(struct_type, path)
         if path.endswith(_REF_POINTER):
             # An unsigned long, which points to one.
-            types[path] = member_type
-        elif member_type.kind is TypeKind.POINTER:
-            types[path] = member_type.type
+            types[path] = found_type
+        elif found_type.kind is TypeKind.POINTER:
+            types[path] = found_type.type
     return types

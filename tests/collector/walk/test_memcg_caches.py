@@ -18,7 +18,7 @@ from tests.collector.made import ByteOrder, SyntheticKernel
 
 KDUMP = next(core for core in CORES if core.name == "deb510-kdump")
 
-# include/linux/mm_types.h, include/linux/slub_def.h and mm/slab.h, without the members that nobody reads.
+# Of include/linux/mm_types.h, include/linux/slub_def.h and mm/slab.h, with only the members that are read.
 STRUCTS = """
 typedef struct { long counter; } atomic_long_t;
 struct cpumask { unsigned long bits[1]; };

@@ -36,6 +36,11 @@ def quote(value: object) -> str:
     return text if len(text) <= 200 else text[:196] + " ..."
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as ``1 host`` or ``2,000 hosts``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def human_bytes(count: int) -> str:
     """Return a size in three digits and a binary unit, at most 8 characters and a sign: `7.44 GiB`, `-512 B`."""
     size = float(abs(count))

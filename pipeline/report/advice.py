@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from pipeline.common.text import human_bytes, printable
+from pipeline.common.text import counted, human_bytes, printable
 from pipeline.report.model import Report
 
 _MAX_RELEASES = 3
@@ -47,8 +47,8 @@ def _lazy_kernel_step(figures: dict[str, Any]) -> Step:
         hosts = sum(row["hosts"] for row in figures["lazy"])
         releases = [printable(row["kernel_release"]) for row in figures["lazy"][:_MAX_RELEASES]]
         other_count = len(figures["lazy"]) - len(releases)
-        *first, last = [*releases, _count(other_count, "other")] if other_count else releases
-        lazy_hosts = f" {_count(hosts, 'host')} of this run already {_verb(hosts, 'runs', 'run')} one: "
+        *first, last = [*releases, counted(other_count, "other")] if other_count else releases
+        lazy_hosts = f" {counted(hosts, 'host')} of this run already {_verb(hosts, 'runs', 'run')} one: "
         lazy_hosts += f"{', '.join(first)} and {last}." if first else f"{last}."
     worst_hosts = ""
     if figures["few_hosts"] < figures["eager_hosts"]:
@@ -57,7 +57,7 @@ def _lazy_kernel_step(figures: dict[str, Any]) -> Step:
     return Step(
         "lazy_kernel",
         figures["wasted_bytes"],
-        f"Reboot {_count(figures['eager_hosts'], 'host')} into a kernel that allocates list_lrus lazily (Linux 5.18, "
+        f"Reboot {counted(figures['eager_hosts'], 'host')} into a kernel that allocates list_lrus lazily (Linux 5.18, "
         f"RHEL 9.1, UEK7 U1): frees {'at least ' if figures['lower_bound'] else ''}"
         f"{human_bytes(figures['wasted_bytes'])}{worst_hosts}.{_net_sentences(figures)}{lazy_hosts}",
     )
@@ -101,8 +101,8 @@ def _mounts_step(figures: dict[str, Any]) -> Step | None:
         "mounts",
         mounts["list_lru_bytes"],
         "Unmount filesystems that are not needed: "
-        f"{_count(mounts['superblocks'], printable(mounts['fstype']) + ' filesystem')} on "
-        f"{_count(mounts['hosts'], 'host')} hold {human_bytes(mounts['list_lru_bytes'])}, each of the "
+        f"{counted(mounts['superblocks'], printable(mounts['fstype']) + ' filesystem')} on "
+        f"{counted(mounts['hosts'], 'host')} hold {human_bytes(mounts['list_lru_bytes'])}, each of the "
         f"{mounts['worst_superblocks']:,} on {printable(mounts['worst_target'])} {human_bytes(superblock_bytes)}. "
         "Unmounting frees it at once.",
     )
@@ -120,8 +120,8 @@ def _detached_step(figures: dict[str, Any]) -> Step | None:
     return Step(
         "detached",
         detached["list_lru_bytes"],
-        f"End what holds {_count(detached['superblocks'], noun)} that {verb} unmounted but still in use on "
-        f"{_count(detached['hosts'], 'host')}{worst_host}: frees {human_bytes(detached['list_lru_bytes'])} at once. "
+        f"End what holds {counted(detached['superblocks'], noun)} that {verb} unmounted but still in use on "
+        f"{counted(detached['hosts'], 'host')}{worst_host}: frees {human_bytes(detached['list_lru_bytes'])} at once. "
         "Open files, working directories (lsof, by the device in superblocks.s_dev), loop devices (losetup -l) and the "
         "layers of an overlay hold them.",
     )
@@ -148,8 +148,8 @@ def _dying_step(figures: dict[str, Any]) -> Step | None:
         "dying",
         dying["dying_bytes"],
         f"Free the page cache that keeps removed cgroups: {human_bytes(dying['page_cache_bytes'])} of files is charged "
-        f"to cgroups that are gone, on {_count(dying['hosts'], 'host')} with up to "
-        f"{_count(dying['dying_memcgs'], 'such cgroup')}.{worst} Linux 7.1 and newer frees such cgroups by itself.",
+        f"to cgroups that are gone, on {counted(dying['hosts'], 'host')} with up to "
+        f"{counted(dying['dying_memcgs'], 'such cgroup')}.{worst} Linux 7.1 and newer frees such cgroups by itself.",
     )
 
 
@@ -160,16 +160,16 @@ def _churn_step(figures: dict[str, Any]) -> Step | None:
     location = ""
     if churn:
         dying = f"{churn['dying_children']:,} of its children {_verb(churn['dying_children'], 'is', 'are')} dying"
-        evidence = f"its directory changed {_count(churn['dir_rev'], 'time')}" if churn["dir_rev"] else dying
+        evidence = f"its directory changed {counted(churn['dir_rev'], 'time')}" if churn["dir_rev"] else dying
         location = (
             f" Most cgroups come and go below {printable(churn['path'])} on {printable(churn['target'])}: {evidence}."
         )
     return Step(
         "churn",
         figures["reboot_bytes"],
-        f"Stop cgroup churn: {_count(figures['dead_ids'], 'id')} on {_count(figures['dead_ids_hosts'], 'host')} belong "
-        f"to no online cgroup and hold {human_bytes(figures['dead_ids_bytes'])}. The kernel reuses ids but never frees "
-        "their memory: fewer cgroups at a time keep the ids from growing, and a reboot frees "
+        f"Stop cgroup churn: {counted(figures['dead_ids'], 'id')} on {counted(figures['dead_ids_hosts'], 'host')} "
+        f"belong to no online cgroup and hold {human_bytes(figures['dead_ids_bytes'])}. The kernel reuses ids but "
+        "never frees their memory: fewer cgroups at a time keep the ids from growing, and a reboot frees "
         f"{human_bytes(figures['reboot_bytes'])} until they have grown again.{location}",
     )
 
@@ -179,18 +179,14 @@ def _doubling_step(figures: dict[str, Any]) -> Step | None:
         return None
     growing_hosts = ""
     if figures["growing_hosts"]:
-        growing_hosts = f" On {_count(figures['growing_hosts'], 'host')} it was under way: the cost is what was left."
+        growing_hosts = f" On {counted(figures['growing_hosts'], 'host')} it was under way: the cost is what was left."
     return Step(
         "doubling",
         None,
-        f"Expect growth: {_count(figures['next_hosts'], 'host')} {_verb(figures['next_hosts'], 'has', 'have')} less "
+        f"Expect growth: {counted(figures['next_hosts'], 'host')} {_verb(figures['next_hosts'], 'has', 'have')} less "
         f"than a tenth of their ids left; the next doubling costs {human_bytes(figures['next_bytes'])} in all."
         f"{growing_hosts}",
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _verb(number: int, singular: str, plural: str) -> str:

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.common.text import human_bytes, printable
+from pipeline.common.text import counted, human_bytes, printable
 from pipeline.report import advice, escape, machines, rows
 from pipeline.report.model import NO_KNOWN_WASTE, Report
 
@@ -229,7 +229,7 @@ def _memcg_costs(report: Report) -> Table:
 
 
 def _fleet_net(net: dict[str, Any]) -> str:
-    hosts = "1 host" if net["hosts"] == 1 else f"{net['hosts']:,} hosts"
+    hosts = counted(net["hosts"], "host")
     if net["lower_bound"] and net["net_bytes"] < 0:
         return f"Net of the upgrade of {hosts}: {NO_KNOWN_WASTE}."
     at_least = "at least " if net["lower_bound"] else ""

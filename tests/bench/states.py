@@ -90,11 +90,13 @@ def state(shape: Shape, seed: int) -> State:
         if row["superblock"] is not None:
             _add_to_sums(superblocks[row["superblock"]], row)
     columns = _columns(shape, attempt, list_lrus, superblocks, memcgs, is_lazy)
+    dying_pages = _dying_memcg_pages(memcgs, columns) if shape.has_charges else []
     tables = {
         "superblocks": superblocks,
         "list_lrus": list_lrus,
         "memcgs": memcgs,
-        "memcg_memory": _memcg_memory(attempt, columns),
+        "memcg_memory": _memcg_memory(attempt, columns, dying_pages),
+        "dying_memcg_pages": dying_pages,
     }
     return State(columns, {name: _arrow(name, table_rows) for name, table_rows in tables.items()})
 
@@ -221,12 +223,31 @@ def _list_lru(
     return row
 
 
-def _memcg_memory(attempt: dict[str, Any], columns: Row) -> list[Row]:
-    """Return the rows of the core, with the list_lrus of the host."""
+def _dying_memcg_pages(memcgs: list[Row], columns: Row) -> list[Row]:
+    """Return a file of one page for each dying memcg: what keeps those of the cores."""
+    by_css_id = {memcg["css_id"]: memcg for memcg in memcgs}
+    files = []
+    for number, memcg in enumerate(memcg for memcg in memcgs if memcg["state"] == "dying"):
+        parent = by_css_id[memcg["parent"]]
+        while parent["state"] == "dying":
+            parent = by_css_id[parent["parent"]]
+        row = {"parent": parent["css_id"], "kind": "shmem", "inode": 100 + number, "deleted": False}
+        row |= {"path": f"/run/state-{number}", "files": 1, "memcgs": 1, "pages": 1, "bytes": columns["page_bytes"]}
+        files.append(row)
+    return files
+
+
+def _memcg_memory(attempt: dict[str, Any], columns: Row, dying_pages: list[Row]) -> list[Row]:
+    """Return the rows of the core, with the list_lrus and the page cache of dying memcgs of the host."""
     upgraded_bytes = columns["lazy_bytes"] if columns["target_kernel"] else None
     list_lrus = {"held_bytes": columns["list_lru_bytes"], "online_bytes": columns["lazy_bytes"], "dying_bytes": 0}
     list_lrus |= {"left_bytes": columns["list_lru_bytes"] - columns["lazy_bytes"], "upgraded_bytes": upgraded_bytes}
-    return [row | (list_lrus if row["part"] == "list_lru" else {}) for row in rows(attempt, "memcg_memory")]
+    page_cache_bytes = sum(row["bytes"] for row in dying_pages)
+    parts = {
+        "list_lru": list_lrus,
+        "dying_page_cache": {"held_bytes": page_cache_bytes, "dying_bytes": page_cache_bytes},
+    }
+    return [row | parts.get(row["part"], {}) for row in rows(attempt, "memcg_memory")]
 
 
 def _total(sizes: cost.Sizes, ids: Sequence[int]) -> int:

@@ -220,6 +220,7 @@ def test_a_published_run_is_never_replaced(bucket):
 
 def test_a_run_whose_upload_is_killed_at_any_file_is_absent_and_can_be_finished(bucket, list_keys):
     root = f"s3://{bucket}/w"
+    files = len(schema.tables()) + 2  # and the inputs, and the manifest
     script = """
         import os, signal, sys
         from pyarrow import NativeFile, fs
@@ -234,29 +235,33 @@ def test_a_run_whose_upload_is_killed_at_any_file_is_absent_and_can_be_finished(
                 copy(*args)
             return copy_or_kill
 
-        for uploads in range(9):
+        for uploads in range(int(sys.argv[2])):
             pid = os.fork()
             if pid == 0:
                 fs.copy_files = kill_after(uploads)
-                staging = warehouse.Staging.create(sys.argv[1], run(f"20251123T121320Z-0000000{uploads}"))
+                staging = warehouse.Staging.create(sys.argv[1], run(f"20251123T121320Z-{uploads:08}"))
                 staging.append(ok("a"))
                 staging.publish(skip_checks)
                 os._exit(0)
             print(os.waitpid(pid, 0)[1])
         """
     process = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), root], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", textwrap.dedent(script), root, str(files + 1)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert process.stdout.split() == ["9"] * 8 + ["0"], process.stderr
-    killed_ids = [f"20251123T121320Z-0000000{uploads}" for uploads in range(8)]
-    assert len(list_keys()) == sum(range(8)) + 8
-    assert [manifest.run_id for manifest in warehouse.published_runs(root)] == ["20251123T121320Z-00000008"]
+    assert process.stdout.split() == ["9"] * files + ["0"], process.stderr
+    killed_ids = [f"20251123T121320Z-{uploads:08}" for uploads in range(files)]
+    assert len(list_keys()) == sum(range(files)) + files
+    assert [manifest.run_id for manifest in warehouse.published_runs(root)] == [f"20251123T121320Z-{files:08}"]
     assert sorted(warehouse.staged_runs(root)) == killed_ids
     assert list(warehouse.removals(root, warehouse.RetentionRules())) == [], "a driver may be uploading them now"
     for run_id in killed_ids:
         warehouse.Staging(root, run_id).publish(lambda tables: [])
         assert list(warehouse.problems(root, run_id, query.check)) == []
-    assert len(warehouse.published_runs(root)) == 9
+    assert len(warehouse.published_runs(root)) == files + 1
 
 
 @pytest.fixture

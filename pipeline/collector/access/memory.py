@@ -208,15 +208,6 @@ def read_each(prog, addresses, size):
     return objects
 
 
-def read_words(prog, addresses):
-    """Read the 64-bit word at each of many addresses, several in each read.
-
-    :return: dict of address to int.
-    """
-    word = struct.Struct(struct_prefix(prog) + "Q")
-    return {address: word.unpack(data)[0] for address, data in read_each(prog, addresses, word.size).items()}
-
-
 def _group_addresses(addresses, size):
     """Yield the start, the end and the addresses of each range of memory that one read covers."""
     group = []

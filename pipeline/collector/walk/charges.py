@@ -10,14 +10,13 @@ memcgs.
 from collections import Counter, defaultdict, namedtuple
 from itertools import repeat
 
-from drgn import FaultError, Object, cast, offsetof
-from drgn.helpers.linux.mm import page_to_virt
+from drgn import FaultError, offsetof
 
 from ..access.memory import Members, is_running, read_each, words
 from ..status import CollectError
 from . import memcg_caches, superblocks
 from .memmap import Memmap
-from .slab import object_info, slab_count
+from .slab import count_slabs, find_slots, object_info
 
 # Bounds the memory for one bulk read: a slab has 4 to 32 KB.
 _SLABS_PER_READ = 256
@@ -98,8 +97,7 @@ class _Scan:
                     read_objects(self.caches[address], unread_slabs.pop(address))
         for address, slabs in unread_slabs.items():
             read_objects(self.caches[address], slabs)
-        for address in self.caches:
-            self.check_slab_count(address, slab_counts[address])
+        self.check_slab_counts(slab_counts)
         self.charges.read_bytes += self.memmap.read_bytes
         self.resolve_owners()
         return self.charges
@@ -118,13 +116,14 @@ class _Scan:
             if list_lru and memcg and memcg.parent:
                 self.charges.by_list_lru[list_lru].add(memcg)
 
-    def check_slab_count(self, address, count):
+    def check_slab_counts(self, counts):
         """Compare the slabs found in the memmap with the kernel's count: a core can lack pages of the memmap."""
         if is_running(self.prog):
             return
-        nr_slabs = slab_count(Object(self.prog, "struct kmem_cache *", address))
-        if count < nr_slabs:
-            raise CollectError("bad_core", "the memmap has %d of %d slabs of a slab cache" % (count, nr_slabs))
+        for address, nr_slabs in count_slabs(self.prog, self.caches).items():
+            if counts[address] < nr_slabs:
+                message = "the memmap has %d of %d slabs of a slab cache" % (counts[address], nr_slabs)
+                raise CollectError("bad_core", message)
 
     def find_caches(self, sbs):
         """Return the _SlabCache at each address. The root of each filesystem is an object of its caches.
@@ -137,11 +136,15 @@ class _Scan:
         child_caches = memcg_caches.owners(self.prog)
         # Address of a root cache -> the fields lru and sb_offset of its _SlabCache.
         layouts = {self.prog["radix_tree_node_cachep"].value_(): (None, None)}
-        for dentry in {sb.fstype: sb.root for sb in sbs if sb.root}.values():
-            inode = d_inode.read(self.prog, dentry).d_inode
+        roots = {sb.fstype: sb.root for sb in sbs if sb.root}.values()
+        data = read_each(self.prog, roots, d_inode.end)
+        inodes = {dentry: d_inode.decode(data[dentry]).d_inode for dentry in roots}
+        # An object outside slabs is part of the kernel image and not charged.
+        slots = find_slots(self.prog, {*inodes, *inodes.values()})
+        for dentry, inode in inodes.items():
             for address, lru, member_offset in ((dentry, "s_dentry_lru", d_sb), (inode, "s_inode_lru", i_sb)):
-                cache, offset = self.locate_in_slab(address)
-                if cache:
+                if address in slots:
+                    cache, offset = slots[address]
                     root_cache, _ = child_caches.get(cache, (cache, None))
                     layout = lru, offset + member_offset
                     if layouts.setdefault(root_cache, layout) != layout:
@@ -149,20 +152,10 @@ class _Scan:
         size = Members(self.prog, "struct kmem_cache", size="size")
         caches = [(root, root, None) for root in layouts]
         caches += [(child, root, memcg) for child, (root, memcg) in child_caches.items() if root in layouts]
+        data = read_each(self.prog, (cache for cache, _, _ in caches), size.end)
         return {
-            cache: _SlabCache(size.read(self.prog, cache).size, *layouts[root], memcg) for cache, root, memcg in caches
+            cache: _SlabCache(size.decode(data[cache]).size, *layouts[root], memcg) for cache, root, memcg in caches
         }
-
-    def locate_in_slab(self, address):
-        """Return the slab cache of an object and its offset in the slot, red zone included.
-
-        None and None for an object outside slabs, which is part of the kernel image and not charged.
-        """
-        info = object_info(self.prog, address)
-        if info is None:
-            return None, None
-        slab_address = page_to_virt(cast("struct page *", info.slab)).value_()
-        return info.slab_cache.value_(), (address - slab_address) % info.slab_cache.size.value_()
 
     def read_charged_objects(self, cache, slabs):
         """Add the charged objects of slabs: their owner, an obj_cgroup, and their superblock.

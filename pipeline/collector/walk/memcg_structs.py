@@ -58,8 +58,8 @@ def count(prog, memcg_list, pointers=None):
             if target_name in structs:
                 structs[target_name].update(targets)
             kinds.append((target_name, targets))
-    for name, owners in kinds:
-        object_bytes = slab.uniform_bytes(prog, list(owners), sizeof(prog.type(name)))
+    sizes = slab.uniform_bytes(prog, [(list(owners), sizeof(prog.type(name))) for name, owners in kinds])
+    for object_bytes, (_, owners) in zip(sizes, kinds):
         for memcg in owners.values():
             held_bytes[memcg] += object_bytes
     return Held.of_memcgs(held_bytes)

@@ -56,9 +56,8 @@ def count(prog, memcg_list, pointers=None):
     sizes = slab.allocated_bytes(prog, addresses, sizeof(info_type) + _WORD_BYTES * -(-ids // _WORD_BITS))
     if has_member(info_type, "unit"):
         units = _units(prog, info_type, addresses)
-        unit_bytes = slab.uniform_bytes(
-            prog, [unit for info in addresses for unit in units[info]], sizeof(prog.type("struct shrinker_info_unit"))
-        )
+        all_units = [unit for info in addresses for unit in units[info]]
+        (unit_bytes,) = slab.uniform_bytes(prog, [(all_units, sizeof(prog.type("struct shrinker_info_unit")))])
         sizes = {info: sizes[info] + len(units[info]) * unit_bytes for info in addresses}
     held_bytes = {memcg: sum(sizes[info] for info in infos[memcg] if info) for memcg in memcg_list}
     return Count(Held.of_memcgs(held_bytes), ids)

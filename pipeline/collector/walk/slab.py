@@ -1,9 +1,10 @@
 """Slab caches, and the bytes that the kernel allocated for an object."""
 
 import re
+import struct
 from collections import namedtuple
 
-from drgn import FaultError, offsetof, sizeof
+from drgn import FaultError, Object, offsetof, sizeof
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.mm import (
     compound_head,
@@ -16,7 +17,7 @@ from drgn.helpers.linux.mm import (
 )
 from drgn.helpers.linux.slab import slab_object_info
 
-from ..access.memory import Members, c_string, has_member, is_running, read_each, read_words, walk_list
+from ..access.memory import Members, c_string, has_member, is_running, read_each, struct_prefix, walk_list
 from ..status import CollectError
 from .memmap import compound_order_location, slab_test, slab_type
 from .nodes import nodes_in_state
@@ -35,6 +36,9 @@ _SAMPLES = 64
 _WORD_BYTES = 8
 # The low byte has the order.
 _ORDER_MASK = (1 << 8) - 1
+# The memmap is mapped in pages of this size or larger.
+_PIECE_BYTES = 4096
+_NO_SIZE = "the slab cache of the object at 0x%x has a size of 0"
 
 
 Allocation = namedtuple("Allocation", "allocated_bytes usable_bytes")
@@ -70,10 +74,35 @@ def direct_map_allocations(prog, addresses):
     # Before commit 1d798ca3f164 ("mm: make compound_head() robust") (in v4.4) a tail page has first_page instead.
     if _compound_member(prog) is None:
         return {address: _allocation_of(*allocation(prog, address)) for address in addresses}
-    pages = _pages(prog, addresses)
-    heads = _heads(prog, set(pages.values()))
-    allocations = _head_allocations(prog, set(heads.values()))
+    pages, structs = _pages(prog, addresses), _PageStructs(prog)
+    heads = _heads(prog, structs, set(pages.values()))
+    allocations = _head_allocations(prog, structs, set(heads.values()))
     return {address: allocations[heads[page]] for address, page in pages.items()}
+
+
+def find_slots(prog, addresses):
+    """Return for each of many addresses that is in a slab its slab cache and its offset in the slot: dict by address.
+
+    A red zone in front of the object is part of the slot.
+
+    :raises CollectError: ``bad_core``: a slab cache has a size of 0.
+    """
+    allocators, structs = Allocators(prog), _PageStructs(prog)
+    pages = _pages(prog, [address for address in addresses if allocators.of(address) == "kmalloc"])
+    heads = _heads(prog, structs, set(pages.values()))
+    caches_by_head = _slab_caches(prog, structs, set(heads.values()))
+    fields = _read_caches(prog, set(caches_by_head.values()))
+    struct_bytes, page_bytes = sizeof(prog.type("struct page")), prog["PAGE_SIZE"].value_()
+    slots = {}
+    for address, page in pages.items():
+        head = heads[page]
+        if head in caches_by_head:
+            cache = caches_by_head[head]
+            if not fields[cache].size:
+                raise CollectError("bad_core", _NO_SIZE % address)
+            offset = (page - head) // struct_bytes * page_bytes + address % page_bytes
+            slots[address] = cache, offset % fields[cache].size
+    return slots
 
 
 def allocated_bytes(prog, addresses, request_bytes):
@@ -95,20 +124,24 @@ def allocated_bytes(prog, addresses, request_bytes):
     return {address: allocations[address].allocated_bytes for address in addresses}
 
 
-def uniform_bytes(prog, addresses, request_bytes):
-    """Return the bytes of each of many kmalloc() objects that have one size, 0 without any; measures samples.
+def uniform_bytes(prog, kinds):
+    """Return for each kind of kmalloc() objects the bytes that each of them has, 0 without any; measures samples.
 
-    :param addresses: list.
-    :param request_bytes: that the kernel requested for each.
-    :raises CollectError: ``bad_core``: the samples differ, or one is smaller.
+    :param kinds: pairs (addresses, bytes that the kernel requested for each).
+    :raises CollectError: ``bad_core``: the samples of a kind differ, or one is smaller.
     """
-    allocations = direct_map_allocations(prog, samples(addresses))
-    _check_requests(allocations, request_bytes)
-    sizes = {allocation.allocated_bytes for allocation in allocations.values()}
-    if len(sizes) > 1:
-        message = "objects of one kind, the first at 0x%x, have %s bytes"
-        raise CollectError("bad_core", message % (addresses[0], " and ".join(map(str, sorted(sizes)))))
-    return max(sizes, default=0)
+    samples_by_kind = [samples(addresses) for addresses, _ in kinds]
+    allocations = direct_map_allocations(prog, set().union(*samples_by_kind))
+    bytes_by_kind = []
+    for addresses, (_, request_bytes) in zip(samples_by_kind, kinds):
+        of_kind = {address: allocations[address] for address in addresses}
+        _check_requests(of_kind, request_bytes)
+        sizes = {allocation.allocated_bytes for allocation in of_kind.values()}
+        if len(sizes) > 1:
+            message = "objects of one kind, the first at 0x%x, have %s bytes"
+            raise CollectError("bad_core", message % (addresses[0], " and ".join(map(str, sorted(sizes)))))
+        bytes_by_kind.append(max(sizes, default=0))
+    return bytes_by_kind
 
 
 def _check_requests(allocations, request_bytes):
@@ -164,11 +197,41 @@ def _pages(prog, addresses):
     return pages
 
 
-def _heads(prog, pages):
+class _PageStructs:
+    """The memmap around ``struct page``s that are asked for.
+
+    A whole page of the memmap is read at a time: it mostly has the head of a compound page, too, and its order.
+    """
+
+    def __init__(self, prog):
+        self._prog = prog
+        self._word = struct.Struct(struct_prefix(prog) + "Q")
+        self._pieces = {}
+
+    def read(self, addresses, size):
+        """Return the bytes at each of many addresses: dict by address."""
+        starts = {place & -_PIECE_BYTES for address in addresses for place in (address, address + size - 1)}
+        self._pieces.update(read_each(self._prog, starts - self._pieces.keys(), _PIECE_BYTES))
+        data = {}
+        for address in addresses:
+            start = address & -_PIECE_BYTES
+            data[address] = self._pieces[start][address - start : address - start + size]
+            if len(data[address]) < size:
+                data[address] += self._pieces[start + _PIECE_BYTES][: size - len(data[address])]
+        return data
+
+    def words(self, addresses):
+        """Return the 64-bit word at each of many addresses: dict by address."""
+        return {address: self._word.unpack(data)[0] for address, data in self.read(addresses, _WORD_BYTES).items()}
+
+
+def _heads(prog, structs, pages):
     """Return the head of each ``struct page``'s compound page, the page itself without one: dict by address."""
     member = _compound_member(prog)
+    if member is None:
+        return {page: compound_head(Object(prog, "struct page *", page)).value_() for page in pages}
     offset = offsetof(prog.type("struct page"), member)
-    links = read_words(prog, [page + offset for page in pages])
+    links = structs.words([page + offset for page in pages])
     has_mask = member == "compound_info" and _has_compound_mask(prog)
     heads = {}
     for page in pages:
@@ -186,35 +249,40 @@ def _has_compound_mask(prog):
     return not struct_bytes & struct_bytes - 1 and has_member(prog.type("struct zone"), "vmemmap_tails")
 
 
-def _head_allocations(prog, heads):
-    """Return the Allocation of an object in each slab, or of the pages of each large kmalloc(): dict by head page."""
-    page_type = prog.type("struct page")
-    data = read_each(prog, heads, sizeof(page_type))
+def _slab_caches(prog, structs, heads):
+    """Return the ``struct kmem_cache`` of each head page that is a slab's: dict by address."""
     is_slab = slab_test(prog)
     slab = Members(prog, slab_type(prog), cache="slab_cache")
-    caches = {head: slab.decode(data[head]).cache for head in heads if is_slab(data[head])}
-    cache = Members(prog, "struct kmem_cache", size="size", object_size="object_size")
-    cache_fields = {address: cache.read(prog, address) for address in set(caches.values())}
-    flags = Members(prog, page_type, flags="flags")
+    data = structs.read(heads, sizeof(prog.type("struct page")))
+    return {head: slab.decode(data[head]).cache for head in heads if is_slab(data[head])}
+
+
+def _read_caches(prog, addresses):
+    """Return the sizes of each ``struct kmem_cache``: dict by address."""
+    members = Members(prog, "struct kmem_cache", size="size", object_size="object_size")
+    return {address: members.decode(data) for address, data in read_each(prog, addresses, members.end).items()}
+
+
+def _head_allocations(prog, structs, heads):
+    """Return the Allocation of an object in each slab, or of the pages of each large kmalloc(): dict by head page."""
+    caches_by_head = _slab_caches(prog, structs, heads)
+    fields = _read_caches(prog, set(caches_by_head.values()))
+    flags_offset = offsetof(prog.type("struct page"), "flags")
     head_mark = 1 << prog.constant("PG_head").value_()
-    compound = [head for head in heads if head not in caches and flags.decode(data[head]).flags & head_mark]
-    orders = _compound_orders(prog, compound)
+    pages = [head for head in heads if head not in caches_by_head]
+    flags = structs.words([page + flags_offset for page in pages])
+    orders = _compound_orders(prog, structs, [page for page in pages if flags[page + flags_offset] & head_mark])
     page_bytes = prog["PAGE_SIZE"].value_()
-    allocations = {}
-    for head in heads:
-        if head in caches:
-            fields = cache_fields[caches[head]]
-            allocations[head] = Allocation(fields.size, fields.object_size)
-        else:
-            size = page_bytes << orders.get(head, 0)
-            allocations[head] = Allocation(size, size)
+    allocations = {page: Allocation(*[page_bytes << orders.get(page, 0)] * 2) for page in pages}
+    for head, cache in caches_by_head.items():
+        allocations[head] = Allocation(fields[cache].size, fields[cache].object_size)
     return allocations
 
 
-def _compound_orders(prog, heads):
+def _compound_orders(prog, structs, heads):
     """Return the order of each compound page: dict by head page."""
     word, shift = compound_order_location(prog)
-    orders = read_words(prog, [head + _WORD_BYTES * word for head in heads])
+    orders = structs.words([head + _WORD_BYTES * word for head in heads])
     return {head: orders[head + _WORD_BYTES * word] >> shift & _ORDER_MASK for head in heads}
 
 
@@ -235,8 +303,7 @@ def object_info(prog, address):
     try:
         return slab_object_info(prog, address)
     except ZeroDivisionError as e:
-        message = "the slab cache of the object at 0x%x has a size of 0" % address
-        raise CollectError("bad_core", message, "ZeroDivisionError") from e
+        raise CollectError("bad_core", _NO_SIZE % address, "ZeroDivisionError") from e
 
 
 def kmalloc_sizes(prog):
@@ -285,20 +352,21 @@ def _walk_caches(prog, members):
     return walk_list(prog, members, head.next.value_(), head.address_of_().value_(), offset, _MAX_CACHES)
 
 
-def slab_count(cache):
-    """Return the number of slabs of a ``struct kmem_cache *``: kmem_cache_node.nr_slabs of CONFIG_SLUB_DEBUG.
+def count_slabs(prog, addresses):
+    """Return the number of slabs of each of many slab caches: kmem_cache_node.nr_slabs of CONFIG_SLUB_DEBUG.
 
-    :raises LookupError, AttributeError: this kernel does not count them.
+    :param addresses: of ``struct kmem_cache``.
+    :return: dict by address.
+    :raises LookupError: this kernel does not count them.
     """
-    prog = cache.prog_
     # Since commit 5ba6bc27b1f9 ("slab: decouple pointer to barn from kmem_cache_node") (in v7.1).
-    has_per_node = has_member(prog.type("struct kmem_cache"), "per_node")
-    count = 0
-    for nid in nodes_in_state(prog, "N_ONLINE"):
-        node = cache.per_node[nid].node if has_per_node else cache.node[nid]
-        if node:
-            count += node.nr_slabs.counter.value_()
-    return count
+    path = "per_node[%d].node" if has_member(prog.type("struct kmem_cache"), "per_node") else "node[%d]"
+    nids = nodes_in_state(prog, "N_ONLINE")
+    caches = Members(prog, "struct kmem_cache", **{"node%d" % nid: path % nid for nid in nids})
+    nodes = {address: caches.decode(data) for address, data in read_each(prog, addresses, caches.end).items()}
+    count = Members(prog, "struct kmem_cache_node", slabs="nr_slabs.counter")
+    data = read_each(prog, {node for row in nodes.values() for node in row if node}, count.end)
+    return {address: sum(count.decode(data[node]).slabs for node in row if node) for address, row in nodes.items()}
 
 
 def cache_usage(cache):

@@ -47,9 +47,9 @@ def test_an_allocation_smaller_than_the_request_is_no_number(kernel: SyntheticKe
 
 def test_objects_of_one_kind_have_one_size(kernel: SyntheticKernel) -> None:
     addresses = [kernel.slab("kmalloc-64") for _ in range(200)]
-    assert slab.uniform_bytes(kernel.prog, addresses, 64) == 64
+    assert slab.uniform_bytes(kernel.prog, [(addresses, 64), ([], 64)]) == [64, 0]
     with pytest.raises(CollectError, match="have 64 and 192 bytes"):
-        slab.uniform_bytes(kernel.prog, [*addresses, kernel.slab("kmalloc-192")], 64)
+        slab.uniform_bytes(kernel.prog, [([*addresses, kernel.slab("kmalloc-192")], 64)])
 
 
 def test_few_objects_are_measured(kernel: SyntheticKernel) -> None:

@@ -359,7 +359,7 @@ def _dying_memcg_page_rows(prog, dying_pages, sbs):
 
 def _target_row(kernel, findings, sbs, memcg_list):
     prog = kernel.prog
-    uts = prog["init_uts_ns"].name
+    uts = prog["init_uts_ns"].name.read_()
     captured_s, uptime_s, booted_us = _clock(prog)
     page_bytes = prog["PAGE_SIZE"].value_()
     memory_bytes = _totalram_pages(prog) * page_bytes
@@ -486,7 +486,7 @@ def _core_id(kernel, captured_s, uptime_s):
     """Return a name that all copies of a core have in common, or None for a running kernel or an unreadable clock."""
     if kernel.core_bytes is None or captured_s is None:
         return None
-    node_name = kernel.prog["init_uts_ns"].name.nodename.string_()
+    node_name = kernel.prog["init_uts_ns"].name.nodename.read_().string_()
     identity = b"%s %s %d" % (kernel.prog["VMCOREINFO"].string_(), node_name, captured_s - uptime_s)
     return "%x-%x-%08x" % (captured_s, kernel.core_bytes, zlib.crc32(identity))
 

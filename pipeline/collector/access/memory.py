@@ -56,6 +56,13 @@ class Members:
         """Read and decode the members of the struct at an address, in one read."""
         return self._fields._make(self._struct.unpack(read(prog, address + self._start, self._struct.size)))
 
+    def read_each(self, prog, addresses):
+        """Read and decode the struct at each of many addresses, several in each read: dict by address."""
+        data = read_each(prog, {address + self._start for address in addresses}, self._struct.size)
+        return {
+            start - self._start: self._fields._make(self._struct.unpack(members)) for start, members in data.items()
+        }
+
     def decode(self, data, offset=0):
         """Decode the members of the struct that starts at an offset of data."""
         return self._fields._make(self._struct.unpack_from(data, offset + self._start))
@@ -63,7 +70,11 @@ class Members:
 
 def byte_order(prog):
     """Return the byte order of the kernel, ``little`` or ``big``."""
-    return "little" if prog.platform.flags & PlatformFlags.IS_LITTLE_ENDIAN else "big"
+    order = prog.cache.get(byte_order)
+    if order is None:
+        is_little_endian = prog.platform.flags & PlatformFlags.IS_LITTLE_ENDIAN
+        order = prog.cache[byte_order] = "little" if is_little_endian else "big"
+    return order
 
 
 def struct_prefix(prog):
@@ -237,6 +248,17 @@ def c_string(prog, address):
         if terminator:
             break
     return string[:_MAX_STRING_BYTES]
+
+
+def c_strings(prog, addresses):
+    """Return what c_string() does for each of many addresses, several in each read: dict by address."""
+    size = _STRING_CHUNK_BYTES
+    data = read_each(prog, (address for address in addresses if address % _PAGE_BYTES <= _PAGE_BYTES - size), size)
+    strings = {}
+    for address in addresses:
+        string, terminator, _ = data.get(address, b"").partition(b"\0")
+        strings[address] = string if terminator else c_string(prog, address)
+    return strings
 
 
 def text(data):

@@ -137,8 +137,7 @@ class _Scan:
         # Address of a root cache -> the fields lru and sb_offset of its _SlabCache.
         layouts = {self.prog["radix_tree_node_cachep"].value_(): (None, None)}
         roots = {sb.fstype: sb.root for sb in sbs if sb.root}.values()
-        data = read_each(self.prog, roots, d_inode.end)
-        inodes = {dentry: d_inode.decode(data[dentry]).d_inode for dentry in roots}
+        inodes = {dentry: fields.d_inode for dentry, fields in d_inode.read_each(self.prog, roots).items()}
         # An object outside slabs is part of the kernel image and not charged.
         slots = find_slots(self.prog, {*inodes, *inodes.values()})
         for dentry, inode in inodes.items():
@@ -152,10 +151,8 @@ class _Scan:
         size = Members(self.prog, "struct kmem_cache", size="size")
         caches = [(root, root, None) for root in layouts]
         caches += [(child, root, memcg) for child, (root, memcg) in child_caches.items() if root in layouts]
-        data = read_each(self.prog, (cache for cache, _, _ in caches), size.end)
-        return {
-            cache: _SlabCache(size.decode(data[cache]).size, *layouts[root], memcg) for cache, root, memcg in caches
-        }
+        sizes = size.read_each(self.prog, (cache for cache, _, _ in caches))
+        return {cache: _SlabCache(sizes[cache].size, *layouts[root], memcg) for cache, root, memcg in caches}
 
     def read_charged_objects(self, cache, slabs):
         """Add the charged objects of slabs: their owner, an obj_cgroup, and their superblock.

@@ -5,7 +5,7 @@ from array import array
 
 from drgn import offsetof
 
-from ..access.memory import Members, c_string, has_member, read_each, struct_prefix, walk_list
+from ..access.memory import Members, c_strings, has_member, read_each, struct_prefix, walk_list
 from ..status import CollectError
 from .nodes import nr_node_ids
 
@@ -110,24 +110,32 @@ def walk(prog):
         kernfs_member_paths["dir_rev"] = "dir.rev"
     kernfs_node = Members(prog, "struct kernfs_node", **kernfs_member_paths)
 
-    def read_directory(fields):
-        return kernfs_node.read(prog, cgroup.read(prog, fields.cgroup).kn)
+    def read_directories(cgroups):
+        nodes = {address: fields.kn for address, fields in cgroup.read_each(prog, cgroups).items()}
+        directories = kernfs_node.read_each(prog, nodes.values())
+        return {address: directories[node] for address, node in nodes.items()}
 
     root_address = prog["root_mem_cgroup"].value_()
     root_fields = members.read(prog, root_address)
-    root_rev = getattr(read_directory(root_fields), "dir_rev", None)
-    memcgs = [Memcg(root_address, root_fields, b"/", root_rev, None)]
+    (root_directory,) = read_directories([root_fields.cgroup]).values()
+    memcgs = [Memcg(root_address, root_fields, b"/", getattr(root_directory, "dir_rev", None), None)]
     first_children = [root_fields.first_child]
     addresses = {root_address}
     # The loop body appends to both lists, so the walk is breadth first, with parents before children.
     for parent, first_child in zip(memcgs, first_children):
         head = parent.address + children_offset
+        children = {}
         for address, fields in walk_list(prog, members, first_child, head, sibling_offset, _MAX_MEMCGS):
             if address in addresses or len(addresses) == _MAX_MEMCGS:
-                raise CollectError("bad_core", "the tree of memory cgroups does not end after %d cgroups" % len(memcgs))
+                message = "the tree of memory cgroups does not end after %d cgroups"
+                raise CollectError("bad_core", message % len(addresses))
             addresses.add(address)
-            directory = read_directory(fields)
-            path = (b"" if parent.parent is None else parent.path) + b"/" + c_string(prog, directory.name)
+            children[address] = fields
+        directories = read_directories(fields.cgroup for fields in children.values())
+        names = c_strings(prog, {directory.name for directory in directories.values()})
+        for address, fields in children.items():
+            directory = directories[fields.cgroup]
+            path = (b"" if parent.parent is None else parent.path) + b"/" + names[directory.name]
             memcgs.append(Memcg(address, fields, path, getattr(directory, "dir_rev", None), parent))
             first_children.append(fields.first_child)
     return memcgs

@@ -53,9 +53,9 @@ def count(prog, memcg_list, pointers=None):
     # The kernel lengthens all arrays before it raises shrinker_nr_max.
     ids = check_range(0, prog["shrinker_nr_max"].value_(), _MAX_IDS, "shrinker_nr_max")
     info_type = prog.type("struct memcg_shrinker_map" if name == "shrinker_map" else "struct shrinker_info")
-    sizes = slab.allocated_bytes(prog, addresses, sizeof(info_type) + _WORD_BYTES * -(-ids // _WORD_BITS))
+    sizes = slab.allocated_bytes(prog, addresses, _end(sizeof(info_type), ids))
     if has_member(info_type, "unit"):
-        units = _units(prog, info_type, addresses)
+        units = _units(prog, info_type, addresses, ids)
         all_units = [unit for info in addresses for unit in units[info]]
         (unit_bytes,) = slab.uniform_bytes(prog, [(all_units, sizeof(prog.type("struct shrinker_info_unit")))])
         sizes = {info: sizes[info] + len(units[info]) * unit_bytes for info in addresses}
@@ -63,23 +63,29 @@ def count(prog, memcg_list, pointers=None):
     return Count(Held.of_memcgs(held_bytes), ids)
 
 
-def _units(prog, info_type, infos):
+def _units(prog, info_type, infos, ids):
     """Return the addresses of the units of each ``struct shrinker_info``: dict by its address.
 
     The struct has units since commit 307bececcd12 ("mm: shrinker: add a secondary array for shrinker_info::{map,
     nr_deferred}") (in v6.7); before that, map and counters follow it in one allocation.
+
+    :param ids: for which each has room at least.
     """
-    members = Members(prog, info_type, ids="map_nr_max")
-    data = read_each(prog, infos, members.end)
-    infos_by_ids = {}
-    for info in infos:
-        infos_by_ids.setdefault(members.decode(data[info]).ids, []).append(info)
-    header_bytes = sizeof(info_type)
-    units = {}
-    for ids, group in infos_by_ids.items():
-        if not 0 <= ids <= _MAX_IDS:
-            raise CollectError("bad_core", "the shrinker_info at 0x%x is for %d ids" % (group[0], ids))
-        size = header_bytes + _WORD_BYTES * -(-ids // _WORD_BITS)
-        for info, array in read_each(prog, group, size).items():
-            units[info] = [unit for unit in words(prog, array[header_bytes:]) if unit]
+    members, header_bytes = Members(prog, info_type, ids="map_nr_max"), sizeof(info_type)
+    units, infos_by_ids = {}, {ids: infos}
+    while infos_by_ids:
+        ids, group = infos_by_ids.popitem()
+        for info, data in read_each(prog, group, _end(header_bytes, ids)).items():
+            own_ids = members.decode(data).ids
+            if not 0 <= own_ids <= _MAX_IDS:
+                raise CollectError("bad_core", "the shrinker_info at 0x%x is for %d ids" % (info, own_ids))
+            if own_ids > ids:
+                infos_by_ids.setdefault(own_ids, []).append(info)
+            else:
+                units[info] = [unit for unit in words(prog, data[header_bytes : _end(header_bytes, own_ids)]) if unit]
     return units
+
+
+def _end(header_bytes, ids):
+    """Return the offset behind an array with a word for each _WORD_BITS ids."""
+    return header_bytes + _WORD_BYTES * -(-ids // _WORD_BITS)

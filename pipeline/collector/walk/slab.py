@@ -17,7 +17,7 @@ from drgn.helpers.linux.mm import (
 )
 from drgn.helpers.linux.slab import slab_object_info
 
-from ..access.memory import Members, c_string, has_member, is_running, read_each, struct_prefix, walk_list
+from ..access.memory import Members, c_strings, has_member, is_running, read_each, struct_prefix, walk_list
 from ..status import CollectError
 from .memmap import compound_order_location, slab_test, slab_type
 from .nodes import nodes_in_state
@@ -259,8 +259,7 @@ def _slab_caches(prog, structs, heads):
 
 def _read_caches(prog, addresses):
     """Return the sizes of each ``struct kmem_cache``: dict by address."""
-    members = Members(prog, "struct kmem_cache", size="size", object_size="object_size")
-    return {address: members.decode(data) for address, data in read_each(prog, addresses, members.end).items()}
+    return Members(prog, "struct kmem_cache", size="size", object_size="object_size").read_each(prog, addresses)
 
 
 def _head_allocations(prog, structs, heads):
@@ -315,8 +314,9 @@ def kmalloc_sizes(prog):
     """
     sizes = prog.cache.get(kmalloc_sizes)
     if sizes is None:
-        all_caches = caches(prog, name="name", object_size="object_size", size="size")
-        kmalloc = [fields for _, fields in all_caches if _KMALLOC_NAME.fullmatch(c_string(prog, fields.name))]
+        all_caches = [fields for _, fields in caches(prog, name="name", object_size="object_size", size="size")]
+        names = c_strings(prog, {fields.name for fields in all_caches})
+        kmalloc = [fields for fields in all_caches if _KMALLOC_NAME.fullmatch(names[fields.name])]
         if not kmalloc:
             raise CollectError("bad_core", "the list of slab caches has none that is named kmalloc-<size>")
         sizes = tuple(sorted((fields.object_size, fields.size) for fields in kmalloc))
@@ -363,10 +363,10 @@ def count_slabs(prog, addresses):
     path = "per_node[%d].node" if has_member(prog.type("struct kmem_cache"), "per_node") else "node[%d]"
     nids = nodes_in_state(prog, "N_ONLINE")
     caches = Members(prog, "struct kmem_cache", **{"node%d" % nid: path % nid for nid in nids})
-    nodes = {address: caches.decode(data) for address, data in read_each(prog, addresses, caches.end).items()}
+    nodes = {address: [node for node in row if node] for address, row in caches.read_each(prog, addresses).items()}
     count = Members(prog, "struct kmem_cache_node", slabs="nr_slabs.counter")
-    data = read_each(prog, {node for row in nodes.values() for node in row if node}, count.end)
-    return {address: sum(count.decode(data[node]).slabs for node in row if node) for address, row in nodes.items()}
+    counts = count.read_each(prog, (node for row in nodes.values() for node in row))
+    return {address: sum(counts[node].slabs for node in row) for address, row in nodes.items()}
 
 
 def cache_usage(cache):

@@ -1,5 +1,7 @@
 """Every superblock of the kernel: its filesystem, device, mounts and list_lrus."""
 
+from contextlib import suppress
+
 from drgn import FaultError
 
 from ..access.memory import Members, c_string, has_member, walk_list
@@ -89,7 +91,7 @@ def walk(prog):
     mounts = _Mounts(prog, is_singly_linked)
     s_mounts_offset = prog.type("struct super_block").member("s_mounts").offset
     fstypes = {}
-    sbs = []
+    sbs, shown_mounts = [], {}
     super_blocks = prog["super_blocks"]
     # In every version s_list is the first member of struct super_block, and name of struct file_system_type.
     first, head = super_blocks.next.value_(), super_blocks.address_of_().value_()
@@ -107,12 +109,15 @@ def walk(prog):
         sb.lru_links = {lru: getattr(fields, lru + "_next", None) for lru in LRUS}
         sb.mounts, mount, sb.namespaces = mounts.summarize(fields.s_mounts, address + s_mounts_offset)
         if mount:
-            sb.mountpoint, sb.mount_root = mounts.path(mount), mounts.root(mount)
+            shown_mounts[sb] = mount
         if not sb.mounts:
             sb.kernel_internal = bool(sb.s_flags & (SB_KERNMOUNT | _SB_NOUSER))
             is_alive = sb.s_flags & _SB_BORN and fields.s_root and fields.s_active
             sb.detached = bool(is_alive) and not sb.kernel_internal
         sbs.append(sb)
+    mounts.load_paths(shown_mounts.values())
+    for sb, mount in shown_mounts.items():
+        sb.mountpoint, sb.mount_root = mounts.path(mount), mounts.root(mount)
     return sbs
 
 
@@ -195,6 +200,12 @@ class _Mounts:
     def root(self, address):
         """Return the address of the dentry at the root of a mount."""
         return self._mount_at(address).root
+
+    def load_paths(self, addresses):
+        """Read the dentries that path() follows from each of many mounts, in few reads."""
+        mounts = [(address, self._mount_at(address)) for address in addresses]
+        with suppress(FaultError):  # path() reads those that this cannot.
+            self._dentries.load(mount.mountpoint for address, mount in mounts if mount.parent != address)
 
     def path(self, address):
         """Return the path of a mount in its namespace, as fs/d_path.c builds it, or None if the walk does not end."""

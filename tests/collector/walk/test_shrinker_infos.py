@@ -121,6 +121,14 @@ def test_each_array_is_measured_while_the_ids_grow(kernel: SyntheticKernel) -> N
     assert shrinker_infos.count(kernel.prog, memcg_list).held == Held((3 * 8 + 3 * 4) * 4096, 0, 0)
 
 
+def test_units_of_arrays_that_are_longer_than_the_kernel_counts() -> None:
+    """shrinker_nr_max follows when all arrays have grown."""
+    prog = open_kernel(str(BY_NAME["deb612-n4"].path)).prog
+    expected = count(BY_NAME["deb612-n4"])
+    overlay(prog, prog["shrinker_nr_max"].address_, (1).to_bytes(4, "little"))
+    assert shrinker_infos.count(prog, memcgs.walk(prog)) == (expected.held, 1)
+
+
 def test_an_impossible_number_of_ids_is_not_read() -> None:
     """The pointers to its units would take 256 MB."""
     prog = open_kernel(str(BY_NAME["deb7-n2"].path)).prog

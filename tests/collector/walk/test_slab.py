@@ -6,9 +6,12 @@ import itertools
 import struct
 
 import pytest
+from drgn import Object
+from drgn.helpers.linux.slab import slab_object_info
 
 from pipeline.collector.status import CollectError
-from pipeline.collector.walk import slab
+from pipeline.collector.walk import slab, superblocks
+from tests.collector.conftest import Core
 from tests.collector.made import SyntheticKernel
 
 
@@ -68,6 +71,30 @@ def test_bulk_reads(kernel: SyntheticKernel) -> None:
     kernel.reads = 0
     slab.allocated_bytes(kernel.prog, addresses, 64)
     assert kernel.reads < 20
+
+
+def test_slots_are_those_that_drgn_finds(core: Core) -> None:
+    """A variable of the kernel and an address of vmalloc() are in none."""
+    prog = core.kernel.prog
+    roots = list({sb.fstype: sb.root for sb in superblocks.walk(prog) if sb.root}.values())
+    addresses = [*roots, *(Object(prog, "struct dentry *", root).d_inode.value_() for root in roots)]
+    expected = {}
+    for address in addresses:
+        info = slab_object_info(prog, address)
+        if info:
+            pad = getattr(info.slab_cache, "red_left_pad", 0)
+            expected[address] = info.slab_cache.value_(), address - info.address + int(pad)
+    outside = [prog["super_blocks"].address_, prog["vmemmap"].value_()]
+    assert slab.find_slots(prog, [*addresses, *outside]) == expected
+    assert len(expected) > 10
+
+
+def test_a_slab_cache_without_a_size_has_no_slots(kernel: SyntheticKernel) -> None:
+    address = kernel.slab("kmalloc-64")
+    kernel.put(kernel.caches["kmalloc-64"][0], "struct kmem_cache", size=0)
+    with pytest.raises(CollectError, match=f"the object at 0x{address:x} has a size of 0") as e:
+        slab.find_slots(kernel.prog, [address])
+    assert e.value.status == "bad_core"
 
 
 def put_caches(kernel: SyntheticKernel, count: int) -> None:

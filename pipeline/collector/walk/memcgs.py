@@ -131,6 +131,8 @@ def walk(prog):
                 raise CollectError("bad_core", message % len(addresses))
             addresses.add(address)
             children[address] = fields
+        if not children:
+            continue
         directories = read_directories(fields.cgroup for fields in children.values())
         names = c_strings(prog, {directory.name for directory in directories.values()})
         for address, fields in children.items():

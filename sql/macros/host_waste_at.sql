@@ -1,14 +1,16 @@
 -- Which machines of a given run waste most?
+-- A lower bound below 0 says nothing: it ranks as 0.
 CREATE MACRO host_waste_at(run) AS TABLE
 WITH hosts AS (
     SELECT
         *,
-        list_lru_bytes - lazy_bytes AS wasted_bytes
+        list_lru_bytes - lazy_bytes AS wasted_bytes,
+        _is_lower_bound(lazy_basis) AS lower_bound
     FROM _summed_targets_at(run)
 )
 
 SELECT
-    rank() OVER (ORDER BY wasted_bytes DESC) AS rank,
+    rank() OVER (ORDER BY CASE WHEN lower_bound THEN greatest(wasted_bytes, 0) ELSE wasted_bytes END DESC) AS rank,
     run_id,
     target,
     host,
@@ -27,6 +29,7 @@ SELECT
     lazy_high_bytes,
     lazy_basis,
     wasted_bytes,
-    round(100.0 * wasted_bytes / nullif(memory_bytes, 0), 2) AS wasted_pct_of_memory
+    round(100.0 * wasted_bytes / nullif(memory_bytes, 0), 2) AS wasted_pct_of_memory,
+    lower_bound
 FROM hosts
 ORDER BY rank, target;

@@ -8,7 +8,8 @@ SELECT
     CAST(sum(list_lru_bytes) AS BIGINT) AS list_lru_bytes,
     CAST(sum(lazy_bytes) AS BIGINT) AS lazy_bytes,
     CAST(sum(wasted_bytes) AS BIGINT) AS wasted_bytes,
-    bool_and(lazy_basis IS NULL) AS lazy
+    bool_and(lazy_basis IS NULL) AS lazy,
+    bool_or(lower_bound) AS lower_bound
 FROM host_waste_at(run)
 GROUP BY kernel_release, layout
 ORDER BY wasted_bytes DESC, kernel_release, layout;

@@ -9,7 +9,8 @@ WITH hosts AS (
         CAST(w.target IS NOT NULL AS INTEGER) AS host,
         coalesce(w.list_lru_bytes, 0) AS list_lru_bytes,
         coalesce(w.lazy_bytes, 0) AS lazy_bytes,
-        coalesce(w.wasted_bytes, 0) AS wasted_bytes
+        coalesce(w.wasted_bytes, 0) AS wasted_bytes,
+        CAST(coalesce(w.lower_bound, false) AS INTEGER) AS lower_bound
     FROM targets AS t
     LEFT JOIN host_waste_at(run) AS w USING (target)
     WHERE t.run_id = run
@@ -21,7 +22,8 @@ fleet AS (
         sum(host) AS hosts,
         sum(list_lru_bytes) AS list_lru_bytes,
         sum(lazy_bytes) AS lazy_bytes,
-        sum(wasted_bytes) AS wasted_bytes
+        sum(wasted_bytes) AS wasted_bytes,
+        sum(lower_bound) AS lower_bounds
     FROM hosts
 ),
 
@@ -33,7 +35,8 @@ label_values AS (
         sum(host) AS hosts,
         sum(list_lru_bytes) AS list_lru_bytes,
         sum(lazy_bytes) AS lazy_bytes,
-        sum(wasted_bytes) AS wasted_bytes
+        sum(wasted_bytes) AS wasted_bytes,
+        sum(lower_bound) AS lower_bounds
     FROM (SELECT *, unnest(map_entries(labels)) AS entry FROM hosts)
     GROUP BY label, value
 ),
@@ -45,7 +48,8 @@ label_sums AS (
         sum(hosts) AS hosts,
         sum(list_lru_bytes) AS list_lru_bytes,
         sum(lazy_bytes) AS lazy_bytes,
-        sum(wasted_bytes) AS wasted_bytes
+        sum(wasted_bytes) AS wasted_bytes,
+        sum(lower_bounds) AS lower_bounds
     FROM label_values
     GROUP BY label
 ),
@@ -60,7 +64,8 @@ parts AS (
         f.hosts - s.hosts AS hosts,
         f.list_lru_bytes - s.list_lru_bytes AS list_lru_bytes,
         f.lazy_bytes - s.lazy_bytes AS lazy_bytes,
-        f.wasted_bytes - s.wasted_bytes AS wasted_bytes
+        f.wasted_bytes - s.wasted_bytes AS wasted_bytes,
+        f.lower_bounds - s.lower_bounds AS lower_bounds
     FROM label_sums AS s
     CROSS JOIN fleet AS f
 )
@@ -72,7 +77,8 @@ SELECT
     CAST(hosts AS BIGINT) AS hosts,
     CAST(list_lru_bytes AS BIGINT) AS list_lru_bytes,
     CAST(lazy_bytes AS BIGINT) AS lazy_bytes,
-    CAST(wasted_bytes AS BIGINT) AS wasted_bytes
+    CAST(wasted_bytes AS BIGINT) AS wasted_bytes,
+    lower_bounds > 0 AS lower_bound
 FROM parts
 WHERE targets > 0
 ORDER BY label, wasted_bytes DESC, value;

@@ -7,8 +7,8 @@ WITH machines AS (
 hosts AS (
     SELECT
         w.target,
-        w.lazy_basis,
         w.wasted_bytes,
+        w.lower_bound,
         sum(w.wasted_bytes) OVER (ORDER BY w.wasted_bytes DESC, w.target) AS running_bytes,
         sum(w.wasted_bytes) OVER () AS all_bytes
     FROM host_waste_at($run) AS w
@@ -56,7 +56,7 @@ doublings AS (
 SELECT
     CAST(count(*) AS BIGINT) AS eager_hosts,
     CAST(coalesce(sum(hosts.wasted_bytes), 0) AS BIGINT) AS wasted_bytes,
-    coalesce(bool_or(hosts.lazy_basis = 'online'), false) AS lower_bound,
+    coalesce(bool_or(hosts.lower_bound), false) AS lower_bound,
     CAST(count(*) FILTER (hosts.running_bytes - hosts.wasted_bytes < 0.9 * hosts.all_bytes) AS BIGINT) AS few_hosts,
     CAST(
         coalesce(

@@ -19,6 +19,7 @@ SELECT
     CAST(sum(n.frees_bytes) AS BIGINT) AS frees_bytes,
     CAST(sum(n.takes_bytes) AS BIGINT) AS takes_bytes,
     CAST(sum(n.net_bytes) AS BIGINT) AS net_bytes,
+    bool_or(n.lower_bound) AS lower_bound,
     CAST(coalesce(any_value(s.upgraded_bytes), 0) AS BIGINT) AS shrinker_info_bytes
 FROM upgrade_net_at($run) AS n
 SEMI JOIN hosts USING (target)

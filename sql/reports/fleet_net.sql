@@ -5,7 +5,7 @@ SELECT
     CAST(sum(n.frees_bytes) AS BIGINT) AS frees_bytes,
     CAST(sum(n.takes_bytes) AS BIGINT) AS takes_bytes,
     CAST(sum(n.net_bytes) AS BIGINT) AS net_bytes,
-    coalesce(bool_or(m.lazy_basis = 'online'), false) AS lower_bound
+    bool_or(n.lower_bound) AS lower_bound
 FROM upgrade_net_at($run) AS n
-JOIN _machines_at($run) AS m USING (target)
+SEMI JOIN _machines_at($run) USING (target)
 HAVING count(*) > 0;

@@ -11,8 +11,7 @@ SELECT
     CAST(sum(left_bytes) AS BIGINT) AS left_bytes,
     CASE WHEN count(upgraded_bytes) > 0 THEN CAST(sum(coalesce(upgraded_bytes, held_bytes)) AS BIGINT) END
         AS upgraded_bytes,
-    coalesce(bool_or(part = 'list_lru' AND upgraded_bytes IS NOT NULL AND lazy_basis = 'online'), false)
-        AS upgraded_at_most
+    bool_or(part = 'list_lru' AND upgraded_bytes IS NOT NULL AND _is_lower_bound(lazy_basis)) AS upgraded_at_most
 FROM memcg_memory
 JOIN _machines_at($run) USING (target)
 WHERE run_id = $run

@@ -6,8 +6,10 @@ SELECT
     CAST(count(superblock) AS BIGINT) AS superblocks,
     min(mountpoint) AS mountpoint,
     CAST(sum(list_lru_bytes) AS BIGINT) AS list_lru_bytes,
-    CAST(sum(wasted_bytes) AS BIGINT) AS wasted_bytes
+    CAST(sum(wasted_bytes) AS BIGINT) AS wasted_bytes,
+    bool_or(_is_lower_bound(t.lazy_basis)) AS lower_bound
 FROM superblock_waste_at($run)
+JOIN (SELECT target, lazy_basis FROM targets WHERE run_id = $run) AS t USING (target)
 WHERE list_contains($targets, target)
 GROUP BY target, fstype
 QUALIFY row_number() OVER (PARTITION BY target ORDER BY sum(wasted_bytes) DESC, fstype) <= 10

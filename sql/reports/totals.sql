@@ -1,11 +1,15 @@
 -- What do the targets of a run hold and waste together, and how many machines are they?
--- The sums named machines_ count each machine once, the others each target.
+-- The sums named machines_ count each machine once, the others each target. expected_hosts are the eager hosts whose
+-- waste is no lower bound.
 SELECT
     CAST(count(*) AS BIGINT) AS hosts,
     CAST(count(*) FILTER (relation = 'machine') AS BIGINT) AS machines,
     CAST(count(*) FILTER (relation = 'copy') AS BIGINT) AS copies,
     CAST(count(*) FILTER (relation = 'older core') AS BIGINT) AS older_cores,
     CAST(count(*) FILTER (relation = 'again') AS BIGINT) AS further_audits,
+    CAST(count(*) FILTER (lazy_basis IS NOT NULL AND NOT lower_bound) AS BIGINT) AS expected_hosts,
+    coalesce(bool_or(lower_bound), false) AS lower_bound,
+    coalesce(bool_or(lower_bound) FILTER (relation = 'machine'), false) AS machines_lower_bound,
     CAST(coalesce(sum(memory_bytes), 0) AS BIGINT) AS memory_bytes,
     CAST(coalesce(sum(list_lru_bytes), 0) AS BIGINT) AS list_lru_bytes,
     CAST(coalesce(sum(lazy_bytes), 0) AS BIGINT) AS lazy_bytes,

@@ -6,7 +6,8 @@ SELECT
     h.targets,
     h.hosts,
     h.list_lru_bytes,
-    h.wasted_bytes
+    h.wasted_bytes,
+    h.lower_bound_hosts > 0 AS lower_bound
 FROM fleet_history AS h
 JOIN _ordered_runs AS o USING (run_id)
 JOIN _ordered_runs AS r ON r.run_id = $run AND h.audit = r.audit AND o.position <= r.position

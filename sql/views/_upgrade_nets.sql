@@ -30,7 +30,8 @@ SELECT
     t.target_kernel,
     s.frees_bytes,
     s.takes_bytes,
-    s.net_bytes
+    s.net_bytes,
+    _is_lower_bound(t.lazy_basis) AS lower_bound
 FROM targets AS t
 JOIN sums AS s USING (run_id, target)
 WHERE t.status = 'ok' AND t.target_kernel IS NOT NULL;

@@ -8,7 +8,7 @@ WITH run_sums AS (
         run_id,
         CAST(count(*) AS BIGINT) AS hosts,
         CAST(count(lazy_basis) AS BIGINT) AS eager_hosts,
-        CAST(count(*) FILTER (lazy_basis = 'online') AS BIGINT) AS lower_bound_hosts,
+        CAST(count(*) FILTER (_is_lower_bound(lazy_basis)) AS BIGINT) AS lower_bound_hosts,
         CAST(sum(memory_bytes) AS BIGINT) AS memory_bytes,
         CAST(sum(list_lru_bytes) AS BIGINT) AS list_lru_bytes,
         CAST(sum(lazy_bytes) AS BIGINT) AS lazy_bytes,

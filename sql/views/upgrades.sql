@@ -12,6 +12,7 @@ WITH kernel_changes AS (
         -list_lru_bytes_delta AS freed_bytes,
         CASE WHEN to_lazy_basis IS NULL THEN from_target_kernel END AS predicted_kernel,
         CASE WHEN to_lazy_basis IS NULL THEN from_net_bytes END AS predicted_net_bytes,
+        to_lazy_basis IS NULL AND _is_lower_bound(from_lazy_basis) AS lower_bound,
         from_slab_unreclaimable_bytes + from_percpu_bytes - to_slab_unreclaimable_bytes - to_percpu_bytes
             AS totals_freed_bytes
     FROM growth
@@ -44,7 +45,8 @@ SELECT
     predicted_kernel,
     predicted_net_bytes,
     totals_freed_bytes,
-    round(100.0 * totals_freed_bytes / nullif(predicted_net_bytes, 0), 2) AS pct_of_net
+    round(100.0 * totals_freed_bytes / nullif(predicted_net_bytes, 0), 2) AS pct_of_net,
+    lower_bound
 FROM kernel_changes
 JOIN _ordered_runs AS o ON to_run_id = o.run_id
 ORDER BY kernel_changes.audit, target, o.position;

@@ -23,7 +23,7 @@ DAY_US = 86_400_000_000
 VIEWS = {
     "host_waste": """rank run_id target host kernel_release layout memcg_nr_cache_ids nr_node_ids superblocks list_lrus
         online_memcgs list_lru_bytes formula_bytes lazy_low_bytes lazy_bytes lazy_high_bytes lazy_basis wasted_bytes
-        wasted_pct_of_memory""",
+        wasted_pct_of_memory lower_bound""",
     "lazy_savings": "target saves_objects_bytes saves_transpose_bytes saves_xarray_bytes saves_bytes",
     "coverage": "run_id status error_type targets pct",
     "slab_reconciliation": """target kernel_release layout slab_cache slab_cache_active_objects list_lru_one_in_cache
@@ -34,10 +34,10 @@ VIEWS = {
         in_use_bytes wasted_bytes""",
     "cgroup_waste": """target parent path online_children dying_children last_serial_nr dir_rev ids list_lru_bytes
         lazy_bytes wasted_bytes""",
-    "kernel_waste": "kernel_release layout hosts list_lru_bytes lazy_bytes wasted_bytes lazy",
+    "kernel_waste": "kernel_release layout hosts list_lru_bytes lazy_bytes wasted_bytes lazy lower_bound",
     "next_doubling": """target kernel_release memcg_nr_cache_ids online_ids ids_left next_cache_ids next_object_bytes
         next_array_bytes next_bytes""",
-    "label_waste": "label value targets hosts list_lru_bytes lazy_bytes wasted_bytes",
+    "label_waste": "label value targets hosts list_lru_bytes lazy_bytes wasted_bytes lower_bound",
     "fstype_waste": "target fstype superblocks list_lrus list_lru_bytes lazy_bytes wasted_bytes",
     "superblock_waste": """target superblock fstype s_id mounts mountpoint kernel_internal detached owner
         list_lrus list_lru_bytes lazy_bytes wasted_bytes""",
@@ -51,8 +51,9 @@ VIEWS = {
     "upgrades": """audit target from_run_id to_run_id from_captured_at to_captured_at from_kernel_release
         to_kernel_release rebooted comparable predicted_saves_bytes freed_bytes pct_of_predicted from_uptime_s
         to_uptime_s memcg_nr_cache_ids_delta superblocks_delta online_memcgs_delta list_lru_bytes_delta
-        wasted_bytes_delta from_layout to_layout predicted_kernel predicted_net_bytes totals_freed_bytes pct_of_net""",
-    "upgrade_net": "target target_kernel frees_bytes takes_bytes net_bytes",
+        wasted_bytes_delta from_layout to_layout predicted_kernel predicted_net_bytes totals_freed_bytes pct_of_net
+        lower_bound""",
+    "upgrade_net": "target target_kernel frees_bytes takes_bytes net_bytes lower_bound",
     "dying_cgroups": """target kernel_release online_memcgs dying_memcgs pct_dying memcg_ids parent path dying_children
         dying_bytes dying_memcg_bytes dying_children_bytes""",
     "dying_causes": """target kernel_release cgroup cause fstype mountpoint file deleted inode files memcgs

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from pipeline.common.text import counted, human_bytes, printable
+from pipeline.report import waste
 from pipeline.report.model import Report
 
 _MAX_RELEASES = 3
@@ -58,8 +59,8 @@ def _lazy_kernel_step(figures: dict[str, Any]) -> Step:
         "lazy_kernel",
         figures["wasted_bytes"],
         f"Reboot {counted(figures['eager_hosts'], 'host')} into a kernel that allocates list_lrus lazily (Linux 5.18, "
-        f"RHEL 9.1, UEK7 U1): frees {'at least ' if figures['lower_bound'] else ''}"
-        f"{human_bytes(figures['wasted_bytes'])}{worst_hosts}.{_net_sentences(figures)}{lazy_hosts}",
+        f"RHEL 9.1, UEK7 U1): frees {waste.text(figures['wasted_bytes'], figures['lower_bound'])}"
+        f"{worst_hosts}.{_net_sentences(figures)}{lazy_hosts}",
     )
 
 
@@ -69,11 +70,11 @@ def _net_sentences(figures: dict[str, Any]) -> str:
     if not net:
         return ""
     kernels = " or ".join(map(printable, net["target_kernels"]))
-    at_least, at_most = ("at least ", "at most ") if figures["lower_bound"] else ("", "")
+    at_least, at_most = ("at least ", "at most ") if net["lower_bound"] else ("", "")
     text = (
         f" With all else that memory cgroups cost, an upgrade to Linux {kernels} frees "
         f"{at_least}{human_bytes(net['frees_bytes'])} and takes {at_most}{human_bytes(net['takes_bytes'])}: "
-        f"net {at_least}{human_bytes(net['net_bytes'])}."
+        f"net {waste.text(net['net_bytes'], net['lower_bound'])}."
     )
     if net["shrinker_info_bytes"] > min(_NAMED_SHRINKER_INFO_BYTES, _NAMED_SHRINKER_INFO_SHARE * net["frees_bytes"]):
         text += (

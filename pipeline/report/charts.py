@@ -35,6 +35,14 @@ class StackedBar(NamedTuple):
     text: str
 
 
+class Point(NamedTuple):
+    """A point of a line: its place, and its y as text."""
+
+    x: float
+    y: float
+    text: str
+
+
 def bars(title: str, rows: Sequence[Bar]) -> Markup:
     """Return horizontal bars, the longest as wide as there is room."""
     max_value = max((row.value for row in rows), default=0) or 1
@@ -96,24 +104,24 @@ def stacked_bars(title: str, legend: Sequence[str], rows: Sequence[StackedBar]) 
 
 def line(
     title: str,
-    points: Sequence[tuple[float, float]],
+    points: Sequence[Point],
     x_label: Callable[[float], str],
     y_label: Callable[[float], str],
 ) -> Markup:
-    """Return a line through points sorted by x. The y scale starts at 0.
+    """Return a line through points sorted by x. The y scale starts at 0, where points below it are drawn.
 
     :param x_label: text of an x, for both ends of the scale and each point.
-    :param y_label: text of a y.
+    :param y_label: text of a y, for the scale.
     """
-    min_x, max_x = points[0][0], points[-1][0]
-    max_y = max(y for _, y in points) or 1
+    min_x, max_x = points[0].x, points[-1].x
+    max_y = max(0, *(point.y for point in points)) or 1
     width, height = _WIDTH - _LINE_SCALE_WIDTH - _VALUE_WIDTH, _LINE_HEIGHT - 40
 
-    def position(x: float, y: float) -> tuple[float, float]:
-        share = (x - min_x) / (max_x - min_x) if max_x > min_x else 0.5
-        return _LINE_SCALE_WIDTH + share * width, 10 + height - y / max_y * height
+    def position(point: Point) -> tuple[float, float]:
+        share = (point.x - min_x) / (max_x - min_x) if max_x > min_x else 0.5
+        return _LINE_SCALE_WIDTH + share * width, 10 + height - max(0, point.y) / max_y * height
 
-    positions = [position(*point) for point in points]
+    positions = [position(point) for point in points]
     grid = [
         Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(
             _LINE_SCALE_WIDTH, _LINE_SCALE_WIDTH + width, top, top
@@ -132,9 +140,9 @@ def line(
     ]
     dots = [
         Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="3"><title>{}: {}</title></circle>').format(
-            *center, x_label(x), y_label(y)
+            *center, x_label(point.x), point.text
         )
-        for center, (x, y) in zip(positions, points, strict=True)
+        for center, point in zip(positions, points, strict=True)
     ]
     ends = [
         Markup('<text class="value" x="{}" y="{}">{}</text>').format(

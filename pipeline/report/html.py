@@ -17,10 +17,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.common.text import human_bytes, printable
-from pipeline.report import charts, machines, rows
+from pipeline.report import charts, machines, rows, waste
 from pipeline.report.advice import steps
-from pipeline.report.charts import Bar, StackedBar
-from pipeline.report.model import NO_KNOWN_WASTE, Report
+from pipeline.report.charts import Bar, Point, StackedBar
+from pipeline.report.model import Report
 
 MAX_HOSTS = 10_000
 """Hosts in the ranking of the page, so that a browser can sort them quickly. CSV and Parquet have all hosts."""
@@ -31,7 +31,7 @@ _MAX_LABELS = 12
 _MAX_NOT_OK = 200
 _RANKING_COLUMNS = (
     "rank", "target", "host", "kernel_release", "memcg_nr_cache_ids", "nr_node_ids", "superblocks", "online_memcgs",
-    "list_lru_bytes", "lazy_bytes", "lazy_basis", "wasted_bytes", "wasted_pct_of_memory",
+    "list_lru_bytes", "lazy_bytes", "wasted_bytes", "wasted_pct_of_memory", "lower_bound",
 )  # fmt: skip
 _PAGE = Path(__file__).parent / "page"
 
@@ -43,10 +43,11 @@ def html(report: Report, file: TextIO) -> None:
     )
     environment.filters.update(
         bytes=_bytes,
-        waste=lambda count: _bytes(count) if report.is_waste_known(count) else NO_KNOWN_WASTE,
+        waste=_waste,
         printable=lambda text: printable(str(text)),
         number=_number,
     )
+    environment.tests["known"] = lambda row: waste.is_known(row["wasted_bytes"], row["lower_bound"])
     script, style = ((_PAGE / name).read_text(encoding="utf-8") for name in ("report.js", "report.css"))
     page = environment.get_template("report.html").stream(
         report=report,
@@ -63,11 +64,10 @@ def html(report: Report, file: TextIO) -> None:
         doublings=rows.records(report.doublings),
         memcg_costs=rows.records(report.memcg_costs),
         nets=_nets(report),
-        no_known_waste=NO_KNOWN_WASTE,
+        no_known_waste=waste.NO_KNOWN_WASTE,
         ranking=_ranking(report),
         ranking_hosts=min(len(report.host_waste), MAX_HOSTS),
         first_hosts=rows.records(report.host_waste.slice(0, _PAGE_HOSTS)),
-        bases=report.lazy_bases,
         script=Markup(script),
         style=Markup(style),
         script_hash=_hash(script),
@@ -80,11 +80,11 @@ def _charts(report: Report) -> dict[str, Markup]:
     section_charts = {
         "kernels": charts.bars(
             "Bytes that each kernel wastes",
-            _waste_bars(report, report.kernels.to_pylist(), "kernel_release", "(no release)"),
+            _waste_bars(report.kernels.to_pylist(), "kernel_release", "(no release)"),
         ),
         "fstypes": charts.bars(
             "Bytes wasted by filesystem type",
-            _waste_bars(report, report.fstypes.to_pylist(), "fstype", "(no superblock)"),
+            _waste_bars(report.fstypes.to_pylist(), "fstype", "(no superblock)"),
         ),
         "distribution": charts.bars("Hosts by wasted bytes", _distribution_bars(report.distribution.to_pylist())),
     }
@@ -96,7 +96,7 @@ def _charts(report: Report) -> dict[str, Markup]:
     if len(trend) > 1:
         section_charts["trend"] = charts.line(
             "Bytes wasted in each run",
-            [(row["started_at"].timestamp(), row["wasted_bytes"]) for row in trend],
+            [Point(row["started_at"].timestamp(), row["wasted_bytes"], _waste_text(row)) for row in trend],
             x_label=_day,
             y_label=lambda value: human_bytes(round(value)),
         )
@@ -120,12 +120,10 @@ def _memcg_bars(report: Report) -> tuple[list[str], list[StackedBar]]:
 
 
 def _nets(report: Report) -> list[dict[str, Any]]:
-    """Return the largest nets of an upgrade, and whether each is a lower bound; that of the fleet is the first."""
+    """Return the largest nets of an upgrade; that of the fleet is the first."""
     if not report.fleet_net:
         return []
-    basis_by_target = dict(rows.values(report.host_waste.select(["target", "lazy_basis"])))
-    nets = rows.records(report.upgrade_net.slice(0, _MAX_BARS))
-    hosts = [row | {"lower_bound": basis_by_target[row["target"]] == "online"} for row in nets]
+    hosts = rows.records(report.upgrade_net.slice(0, _MAX_BARS))
     return [{"target": f"(all, {report.fleet_net['hosts']:,})", **report.fleet_net}, *hosts]
 
 
@@ -137,27 +135,29 @@ def _label_charts(report: Report) -> dict[str, Markup]:
     labels = sorted(label for label, label_rows in rows_by_label.items() if len(label_rows) > 1)
     return {
         _unambiguous(label): charts.bars(
-            f"Bytes wasted by {_unambiguous(label)}", _waste_bars(report, rows_by_label[label], "value", "(without it)")
+            f"Bytes wasted by {_unambiguous(label)}", _waste_bars(rows_by_label[label], "value", "(without it)")
         )
         for label in labels[:_MAX_LABELS]
     }
 
 
-def _waste_bars(report: Report, waste_rows: list[dict[str, Any]], name_column: str, null_name: str) -> list[Bar]:
+def _waste_bars(waste_rows: list[dict[str, Any]], name_column: str, null_name: str) -> list[Bar]:
     """Return bars of the rows with the largest waste, and a last bar for the sum of all others."""
     bars = [
         Bar(
             null_name if row[name_column] is None else _unambiguous(row[name_column]),
             row["wasted_bytes"],
-            report.waste_text(row["wasted_bytes"]),
+            _waste_text(row),
         )
-        for row in waste_rows
+        for row in waste_rows[:_MAX_BARS]
     ]
-    largest, others = bars[:_MAX_BARS], bars[_MAX_BARS:]
-    if not others:
-        return largest
-    others_bytes = sum(bar.value for bar in others)
-    return [*largest, Bar(f"({len(others)} others)", others_bytes, report.waste_text(round(others_bytes)))]
+    if others := waste_rows[_MAX_BARS:]:
+        others_sum = {
+            "wasted_bytes": sum(row["wasted_bytes"] for row in others),
+            "lower_bound": any(row["lower_bound"] for row in others),
+        }
+        bars.append(Bar(f"({len(others)} others)", others_sum["wasted_bytes"], _waste_text(others_sum)))
+    return bars
 
 
 def _unambiguous(name: str) -> str:
@@ -188,14 +188,13 @@ def _ranking(report: Report) -> Mapping[str, Any]:
     ranking = report.host_waste.slice(0, MAX_HOSTS).select(_RANKING_COLUMNS)
     labels_by_target = report.labels_by_target
     return {
-        "columns": [*_RANKING_COLUMNS, "labels", "bounded"],
+        "columns": [*_RANKING_COLUMNS, "labels"],
         "rows": [
             [
                 rank,
                 printable(report.ranking_name(target)),
                 *(printable(cell) if isinstance(cell, str) else cell for cell in others),
                 _labels(labels_by_target.get(target, {})),
-                target in report.bounded_targets,
             ]
             for rank, target, *others in rows.values(ranking)
         ],
@@ -215,6 +214,20 @@ def _bytes(count: int | None) -> Markup:
     if count is None:
         return Markup("")
     return Markup('<data value="{}" title="{:,} bytes">{}</data>').format(count, count, human_bytes(count))
+
+
+def _waste(row: Mapping[str, Any], column: str = "wasted_bytes") -> Markup:
+    """Return bytes that may be a lower bound, with its mark, for reading."""
+    count = row[column]
+    if count is None or not row["lower_bound"]:
+        return _bytes(count)
+    if not waste.is_known(count, lower_bound=True):
+        return Markup(waste.NO_KNOWN_WASTE)
+    return Markup('<span role="img" aria-label="at least">≥</span> {}').format(_bytes(count))
+
+
+def _waste_text(row: Mapping[str, Any]) -> str:
+    return waste.text(row["wasted_bytes"], row["lower_bound"], "≥ ")
 
 
 def _number(value: float | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.common.text import human_bytes, printable
-from pipeline.report import rows
+from pipeline.report import rows, waste
 from pipeline.report.model import Report
 
 # A directory of crash dumps may have hundreds of older cores. The view `machines` has all.
@@ -39,11 +39,12 @@ def _repetitions(report: Report) -> Iterator[str]:
     if not counts:
         return
     repetitions = f"{', '.join(counts[:-1])} and {counts[-1]}" if len(counts) > 1 else counts[0]
-    hosts = "1 host wastes" if totals["machines"] == 1 else f"{totals['machines']:,} hosts waste"
-    waste = f"{hosts} {human_bytes(totals['machines_wasted_bytes'])}"
-    if not report.is_waste_known(totals["machines_wasted_bytes"]):
-        waste = "nothing is known to be wasted"
-    yield f"These sums include {repetitions}; the advice counts each host once. Without them {waste}."
+    wasted_bytes, lower_bound = totals["machines_wasted_bytes"], totals["machines_lower_bound"]
+    remainder = "nothing is known to be wasted"
+    if waste.is_known(wasted_bytes, lower_bound):
+        hosts = "1 host wastes" if totals["machines"] == 1 else f"{totals['machines']:,} hosts waste"
+        remainder = f"{hosts} {waste.text(wasted_bytes, lower_bound)}"
+    yield f"These sums include {repetitions}; the advice counts each host once. Without them {remainder}."
     named = [row for row in rows.records(report.machines) if row["relation"] != "copy"]
     yield from map(_repetition, named[:_MAX_EXAMPLES])
     if len(named) > _MAX_EXAMPLES:

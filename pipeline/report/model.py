@@ -8,13 +8,10 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.common import clock, data
-from pipeline.common.text import human_bytes
 from pipeline.query import QueryError, Session
 
 MAX_DETAILED_HOSTS = 20
 """The worst hosts, up to this many, have a section each."""
-NO_KNOWN_WASTE = "none known"
-"""Text for wasted bytes that are a lower bound below 0."""
 
 
 class Report:
@@ -30,10 +27,11 @@ class Report:
         self._session = session
 
     @cached_property
-    def totals(self) -> dict[str, int]:
+    def totals(self) -> dict[str, Any]:
         """Sums over the ranking: `hosts`, `memory_bytes`, `list_lru_bytes`, `lazy_bytes`, `wasted_bytes`, the three
         `saves_*_bytes` that sum to it, and `machines` with the sums `machines_*_bytes`, which count each machine once;
-        `older_cores`, `copies` and `further_audits` are the other targets."""
+        `older_cores`, `copies` and `further_audits` are the other targets. Where `lower_bound` is true (of the sums of
+        machines, `machines_lower_bound`), the waste is a lower bound and lazy_bytes an upper one."""
         return self._row("totals") or {}
 
     @cached_property
@@ -68,28 +66,6 @@ class Report:
     def host_waste(self) -> pa.Table:
         """The ranking: rows of `host_waste`."""
         return self._rows("host_waste")
-
-    @cached_property
-    def lazy_bases(self) -> set[str]:
-        """The `lazy_basis` values of the eager hosts. On basis `online`, lazy_bytes is an upper bound and wasted_bytes
-        a lower bound."""
-        return set(self.host_waste["lazy_basis"].to_pylist()) - {None}
-
-    def is_waste_known(self, wasted_bytes: int) -> bool:
-        """Whether a sum of `wasted_bytes` says something: below 0, one with a lower bound does not."""
-        return wasted_bytes >= 0 or "online" not in self.lazy_bases
-
-    def waste_text(self, wasted_bytes: int) -> str:
-        """Return a sum of `wasted_bytes` as text."""
-        return human_bytes(wasted_bytes) if self.is_waste_known(wasted_bytes) else NO_KNOWN_WASTE
-
-    @cached_property
-    def bounded_targets(self) -> set[str]:
-        """Targets of basis `online` in a ranking that also has targets of basis `charged`, to mark the difference."""
-        if self.lazy_bases != {"online", "charged"}:
-            return set()
-        ranking = self.host_waste.select(["target", "lazy_basis"]).to_pylist()
-        return {row["target"] for row in ranking if row["lazy_basis"] == "online"}
 
     @cached_property
     def memory_bytes_by_target(self) -> dict[str, int]:

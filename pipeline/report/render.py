@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.common.text import counted, human_bytes, printable
-from pipeline.report import advice, escape, machines, rows
-from pipeline.report.model import NO_KNOWN_WASTE, Report
+from pipeline.report import advice, escape, machines, rows, waste
+from pipeline.report.model import Report
 
 # Limits of the text format: a terminal shows the worst hosts.
 MAX_HOSTS = 50
@@ -60,15 +60,17 @@ def text(report: Report, file: TextIO) -> None:
         _print_more(console, len(report.not_ok), MAX_NOT_OK, "SELECT * FROM targets WHERE status <> 'ok'")
     if len(report.host_waste):
         console.print()
-        ranking_console.print(_ranking(report, is_wide=console.width >= _WIDE_COLUMNS))
+        is_wide = console.width >= _WIDE_COLUMNS
+        ranking_console.print(_ranking(report, is_wide=is_wide))
         _print_more(console, len(report.host_waste), MAX_HOSTS, "SELECT * FROM host_waste")
         console.print()
-        console.print(_legend(report))
+        console.print(_legend(report, is_wide=is_wide))
     if len(report.memcg_costs) > 1:
         console.print()
         kernels = printable(" or ".join(report.target_kernels))
         upgrade = f"; upgraded: with Linux {kernels}" if kernels else ""
-        console.print(f"What else memory cgroups cost here (each host once{upgrade}):")
+        at_most = "; <=: at most" if any(report.memcg_costs["upgraded_at_most"].to_pylist()) else ""
+        console.print(f"What else memory cgroups cost here (each host once{upgrade}{at_most}):")
         console.print(_memcg_costs(report))
     if net := report.fleet_net:
         console.print()
@@ -116,9 +118,9 @@ def markdown(report: Report, file: TextIO) -> None:
         file.write("\n## What to do\n\n")
         for number, step in enumerate(steps, 1):
             file.write(f"{number}. {escape.markdown(step.text)}\n")
-    bounds_note = "Where lazy_basis is online, lazy_bytes is an upper bound, and wasted_bytes a lower one.\n\n"
+    bounds_note = "Where lower_bound is true, lazy_bytes is an upper bound, and wasted_bytes a lower one.\n\n"
     for section, note, table in (
-        ("Ranking", bounds_note if "online" in report.lazy_bases else "", report.host_waste),
+        ("Ranking", bounds_note if report.totals["lower_bound"] else "", report.host_waste),
         *((section, "", getattr(report, name)) for name, section in _BREAKDOWNS.items()),
         ("Coverage", "", report.coverage),
         ("Not ok", "", report.not_ok),
@@ -149,20 +151,20 @@ def _summary(report: Report) -> list[str]:
         + f", finished {run['finished_at'][:19].replace('T', ' ')} UTC.",
     ]
     if totals["hosts"]:
-        share = 100 * totals["wasted_bytes"] / max(1, totals["memory_bytes"])
-        at_least, at_most = ("at least ", "at most ") if "online" in report.lazy_bases else ("", "")
+        wasted_bytes, lower_bound = totals["wasted_bytes"], totals["lower_bound"]
+        share = 100 * wasted_bytes / max(1, totals["memory_bytes"])
         hosts = "1 host" if totals["hosts"] == 1 else f"{totals['hosts']} hosts"
         verb = "wastes" if totals["hosts"] == 1 else "waste"
         if totals["machines"] < totals["hosts"]:
             hosts = f"{totals['hosts']} targets of {totals['machines']} host{'' if totals['machines'] == 1 else 's'}"
         memory = f"{human_bytes(totals['memory_bytes'])} memory"
-        is_known = report.is_waste_known(totals["wasted_bytes"])
+        is_known = waste.is_known(wasted_bytes, lower_bound)
         lines += [
-            f"{hosts} {verb} {at_least}{human_bytes(totals['wasted_bytes'])}, {share:.1f} % of {memory}:"
+            f"{hosts} {verb} {waste.text(wasted_bytes, lower_bound)}, {share:.1f} % of {memory}:"
             if is_known
             else f"Nothing is known to be wasted on {hosts} with {memory}:",
             f"list_lrus hold {human_bytes(totals['list_lru_bytes'])}, "
-            f"a lazy kernel would hold {at_most}{human_bytes(totals['lazy_bytes'])}.",
+            f"a lazy kernel would hold {'at most ' if lower_bound else ''}{human_bytes(totals['lazy_bytes'])}.",
         ]
         if is_known:
             lines.append(
@@ -189,16 +191,17 @@ def _not_ok(report: Report) -> Table:
 
 
 def _ranking(report: Report, *, is_wide: bool) -> Table:
-    wide_columns = (">nodes", ">formula", "layout") if is_wide else ()
+    nets = {row["target"]: row for row in report.upgrade_net.to_pylist()} if is_wide else {}
+    wide_columns = (*((">net",) if nets else ()), ">nodes", ">formula", "layout") if is_wide else ()
     table = _table(
         ">#", "target", "kernel", ">ids", ">sb", ">memcgs", ">list_lru", ">lazy", ">wasted", ">%mem", *wide_columns
     )
+    # Marks take room that names need: they only tell lower bounds from the expected figures of other hosts.
+    at_most, at_least = ("<= ", ">= ") if report.totals["expected_hosts"] else ("", "")
     for row in rows.records(report.host_waste.slice(0, MAX_HOSTS)):
-        at_most, at_least = ("<= ", ">= ") if row["target"] in report.bounded_targets else ("", "")
-        wasted = at_least + human_bytes(row["wasted_bytes"])
-        pct = row["wasted_pct_of_memory"]
-        if row["lazy_basis"] == "online" and row["wasted_bytes"] < 0:
-            wasted, pct = NO_KNOWN_WASTE, None
+        is_known = waste.is_known(row["wasted_bytes"], row["lower_bound"])
+        pct = row["wasted_pct_of_memory"] if is_known else None
+        net = nets.get(row["target"])
         formula = None if row["formula_bytes"] is None else human_bytes(row["formula_bytes"])
         _add_row(
             table,
@@ -209,9 +212,10 @@ def _ranking(report: Report, *, is_wide: bool) -> Table:
             row["superblocks"],
             row["online_memcgs"],
             human_bytes(row["list_lru_bytes"]),
-            at_most + human_bytes(row["lazy_bytes"]),
-            wasted,
+            (at_most if row["lower_bound"] else "") + human_bytes(row["lazy_bytes"]),
+            waste.text(row["wasted_bytes"], row["lower_bound"], at_least),
             None if pct is None else f"{pct:.1f}",
+            *((waste.text(net["net_bytes"], net["lower_bound"], at_least) if net else None,) if nets else ()),
             *((row["nr_node_ids"], formula, row["layout"]) if is_wide else ()),
         )
     return table
@@ -229,11 +233,9 @@ def _memcg_costs(report: Report) -> Table:
 
 
 def _fleet_net(net: dict[str, Any]) -> str:
-    hosts = counted(net["hosts"], "host")
-    if net["lower_bound"] and net["net_bytes"] < 0:
-        return f"Net of the upgrade of {hosts}: {NO_KNOWN_WASTE}."
-    at_least = "at least " if net["lower_bound"] else ""
-    return f"Net of the upgrade of {hosts}: {at_least}{human_bytes(net['net_bytes'])} freed."
+    freed = " freed" if waste.is_known(net["net_bytes"], net["lower_bound"]) else ""
+    net_text = waste.text(net["net_bytes"], net["lower_bound"])
+    return f"Net of the upgrade of {counted(net['hosts'], 'host')}: {net_text}{freed}."
 
 
 def _version(kernel_release: str | None) -> str:
@@ -243,18 +245,23 @@ def _version(kernel_release: str | None) -> str:
     return numbers[0] if numbers else release
 
 
-def _legend(report: Report) -> str:
-    bases = report.lazy_bases
+def _legend(report: Report, *, is_wide: bool) -> str:
     legend = (
         "ids: memcg_nr_cache_ids, never shrinks; sb: superblocks; memcgs: online; "
         f"lazy: what Linux {printable(' or '.join(report.lazy_targets) or 'v5.18+')} would hold"
     )
-    online_basis = "if every online memcg used every list, an upper bound: the waste is at least this"
-    if report.bounded_targets:
-        return f"{legend} for the memcgs that own objects, or, where marked <=, {online_basis}."
-    if "online" in bases:
-        return f"{legend} {online_basis}."
-    return f"{legend} for the memcgs that own objects." if "charged" in bases else f"{legend}."
+    if report.totals["expected_hosts"]:
+        legend += " for the memcgs that own objects"
+    if is_wide and report.target_kernels:
+        kernels = printable(" or ".join(report.target_kernels))
+        legend += f"; net: what an upgrade to Linux {kernels} frees of all that memcgs cost"
+    if not report.totals["lower_bound"]:
+        return f"{legend}."
+    bounds = "where marked <= and >=" if report.totals["expected_hosts"] else "here"
+    return (
+        f"{legend}. Charged objects were not read {bounds}: lazy is at most this, if every online memcg used every "
+        "list, and the waste at least this."
+    )
 
 
 def _print_more(console: Console, count: int, max_rows: int, query: str) -> None:

@@ -50,8 +50,8 @@ def test_the_exact_bytes_of_the_views_are_in_it(root):
             assert f'<data value="{row[column]}"' in section_of(text, "Ranking")
 
 
-def test_bounds_are_marked_among_expected_figures(tmp_path):
-    for bases, mark_count in ((("charged", "online", None), 1), (("online", None), 0), (("charged", None), 0)):
+def test_bounds_are_marked(tmp_path):
+    for bases, mark_count in ((("charged", "online", None), 1), (("online", None), 1), (("charged", None), 0)):
         hosts = [host(f"host-{basis}") for basis in bases]
         for outcome, basis in zip(hosts, bases, strict=True):
             outcome["row"]["lazy_basis"] = basis
@@ -61,11 +61,11 @@ def test_bounds_are_marked_among_expected_figures(tmp_path):
         rows = re.findall(r"<tr><td.*?</tr>", ranking)
         assert len(rows) == len(bases)
         for row in rows:
-            signs = [("at most", "≤"), ("at least", "≥")] if mark_count and "host-online" in row else []
+            signs = [("at most", "≤"), ("at least", "≥")] if "host-online" in row else []
             assert re.findall(r'<span role="img" aria-label="([^"]*)">(.)</span> <data', row) == signs
         assert ranking.count("≤ and ≥ mark hosts") == mark_count
         script_rows = json.loads(re.search(r'id="ranking-rows">(.*?)</script>', text, re.DOTALL)[1])
-        bounded_index = script_rows["columns"].index("bounded")
+        bounded_index = script_rows["columns"].index("lower_bound")
         assert [row[1] for row in script_rows["rows"] if row[bounded_index]] == ["host-online"] * mark_count
 
 
@@ -130,6 +130,41 @@ def test_a_lower_bound_below_0_is_no_known_waste(tmp_path):
     assert '<td class="n">none known</td><td class="n"></td></tr>' in ranking
     assert "<b>none known</b><span>wasted, of" in text
     assert "-2.23 KiB" not in text
+
+
+def test_each_row_decides_what_is_known_of_its_waste(tmp_path):
+    """A kernel's and a label's waste is a bound if one of its hosts has one; the waste of the others is exact."""
+    hosts = [ok(f"web-{n}") for n in range(3)]
+    releases = ("5.10.1", "5.10.2", "5.10.2")
+    for outcome, basis, release in zip(hosts, ("charged", "charged", "online"), releases, strict=True):
+        outcome["row"] |= {"lazy_basis": basis, "kernel_release": release, "labels": {"release": release}}
+    publish(tmp_path / "a", *hosts)
+    text = page(tmp_path / "a")
+    # 5 list_lrus of 256 bytes, and lazy ones of 712
+    kernels = section_of(text, "By kernel")
+    assert re.findall(r'<text class="value"[^>]*>([^<]*)<', kernels) == ["-2.23 KiB", "none known"]
+    assert re.findall(r'<td class="n">([^<]*|<data[^>]*>[^<]*</data>)</td></tr>', kernels) == [
+        '<data value="-2280" title="-2,280 bytes">-2.23 KiB</data>',
+        "none known",
+    ]
+    labels = section_of(text, "By label release")
+    assert re.findall(r'<text class="value"[^>]*>([^<]*)<', labels) == ["-2.23 KiB", "none known"]
+    nets = text.partition("<caption>Net of an upgrade")[2].partition("</table>")[0]
+    assert nets.count("none known") == 2  # the fleet and web-2
+    assert nets.count(">-5.04 KiB<") == 2
+
+
+def test_the_trend_shows_bounds_and_draws_nothing_below_0(tmp_path):
+    runs = ((4, "charged"), (4, "online"), (382, "online"), (382, "charged"))
+    for n, (cache_ids, basis) in enumerate(runs, 1):
+        outcome = ok("web-1", cache_ids=cache_ids)
+        outcome["row"]["lazy_basis"] = basis
+        run_id = f"2025010{n}T000000Z-0000000{n}"
+        publish(tmp_path, outcome, audit="prod", run_id=run_id, started_at=STARTED_AT + n * DAY_US)
+    trend = section_of(page(tmp_path), "Trend of this audit")
+    waste = human_bytes(5 * (382 * 32 + 128 - 712))
+    dots = re.findall(r'cy="([\d.]+)" r="3"><title>[\d-]+: ([^<]*)</title>', trend)
+    assert dots == [("150.0", "-2.23 KiB"), ("150.0", "none known"), ("10.0", f"≥ {waste}"), ("10.0", waste)]
 
 
 def test_each_label_that_tells_hosts_apart_has_a_chart(root, tmp_path):

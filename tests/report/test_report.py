@@ -151,23 +151,23 @@ def test_text_says_that_the_waste_is_a_lower_bound_where_it_is(tmp_path):
     text = text_for_bases(tmp_path, "online", None)
     assert "hosts waste at least" in text
     assert "a lazy kernel would hold at most" in text
-    assert (
-        "v6.13+ would hold if every online memcg used every list, an upper bound: the waste is at least this." in text
-    )
+    assert "v6.13+ would hold; net: what an upgrade to Linux 6.12 frees of all that memcgs cost. Charged" in text
+    assert "not read here: lazy is at most this, if every online memcg used every list, and the waste at least" in text
     assert "<=" not in text.partition("What else")[0]
 
 
 def test_text_says_that_the_waste_is_expected_where_owners_are_known(tmp_path):
     text = text_for_bases(tmp_path, "charged", None)
-    assert "v6.13+ would hold for the memcgs that own objects." in text
+    assert "v6.13+ would hold for the memcgs that own objects; net: what" in text
     assert not re.search("upper|at least|at most|=", text)
 
 
 def test_text_marks_the_bounds_among_expected_figures(tmp_path):
     text = text_for_bases(tmp_path, "charged", "online")
-    assert "for the memcgs that own objects, or, where marked <=, if every online memcg used" in text
-    assert text.count(">= ") == 1
-    assert re.search(r"host-online .* <= [\d.]+ \w+ >= -?[\d.]+ \w+ ", text)
+    assert "v6.13+ would hold for the memcgs that own objects; net:" in text
+    assert "Charged objects were not read where marked <= and >=: lazy is at most this, if every online" in text
+    assert text.count(">= ") == 2  # wasted and net
+    assert re.search(r"host-online .* <= [\d.]+ \w+ >= [\d.]+ \w+ ", text)
 
 
 def test_text_gives_the_net_of_the_fleet(tmp_path):
@@ -179,6 +179,7 @@ def test_text_gives_the_net_of_the_fleet(tmp_path):
 def test_text_marks_what_list_lrus_hold_at_most_after_an_upgrade(tmp_path):
     # 5 list_lrus of 64 + 64 + 584 bytes; shrinker_info does not depend on charged objects.
     text = text_for_bases(tmp_path / "online", "online")
+    assert "upgraded: with Linux 6.12; <=: at most):" in text
     assert re.search(r" list_lru [^|]*? <= 3.48 KiB shrinker_info [^<]* 3.00 KiB ", text)
     assert "<=" not in text_for_bases(tmp_path / "charged", "charged")
 
@@ -187,7 +188,7 @@ def test_a_lower_bound_below_0_is_no_known_waste(tmp_path):
     # 5 list_lrus of 4 * 32 + 64 + 64 bytes, and lazy ones of at most 64 + 64 + 584
     text = text_for_bases(tmp_path, "online", cache_ids=4)
     assert "Nothing is known to be wasted on 1 host with 4.00 GiB memory:" in text
-    assert re.search(r"host-online .* 1.25 KiB 3.48 KiB none known \d ", text)
+    assert re.search(r"host-online .* 1.25 KiB 3.48 KiB none known none known \d ", text)
     assert "-2.23 KiB" not in render(tmp_path, "text")
     assert "The difference" not in text
     assert json.loads(render(tmp_path, "json"))["host_waste"][-1]["wasted_bytes"] == 5 * (256 - 712)
@@ -199,17 +200,37 @@ def test_an_exact_waste_below_0_is_shown(tmp_path):
     assert "known" not in text
 
 
+def test_each_row_decides_what_is_known_of_its_waste(tmp_path):
+    # As above; the exact waste below 0 is less than the bound, of which nothing is known.
+    text = text_for_bases(tmp_path, "charged", "online", cache_ids=4)
+    assert "Nothing is known to be wasted on 2 hosts" in text
+    assert re.search(r" 1 host-online .* 3.48 KiB none known none known 1 ", text)
+    assert re.search(r" 2 host-charged .* 3.48 KiB -2.23 KiB -0.0 -5.04 KiB 1 ", text)
+    assert "Net of the upgrade of 2 hosts: none known." in text
+
+
+def test_what_is_left_without_older_cores_has_its_own_bound(tmp_path):
+    hosts = [ok(name, cache_ids=382) for name in ("web-1", "web-1/older")]
+    hosts[0]["row"] |= {"kind": "ssh", "lazy_basis": "charged"}
+    hosts[1]["row"] |= {"host": "web-1", "captured_at": STARTED_AT - DAY_US}
+    publish(tmp_path, *hosts)
+    wasted_bytes = 5 * (382 * 32 + 128 - 712)
+    text = render(tmp_path, "text")
+    assert f"waste at least {human_bytes(2 * wasted_bytes)}" in text
+    assert f"Without them 1 host wastes {human_bytes(wasted_bytes)}." in text
+
+
 def test_markdown_says_which_figures_are_bounds(tmp_path):
-    note = "Where lazy_basis is online, lazy_bytes is an upper bound, and wasted_bytes a lower one.\n\n| rank |"
+    note = "Where lower_bound is true, lazy_bytes is an upper bound, and wasted_bytes a lower one.\n\n| rank |"
     text_for_bases(tmp_path / "mixed", "charged", "online")
     assert note in render(tmp_path / "mixed", "markdown")
     text_for_bases(tmp_path / "charged", "charged", None)
-    assert "bound" not in render(tmp_path / "charged", "markdown")
+    assert "bound," not in render(tmp_path / "charged", "markdown")
 
 
 def test_text_of_lazy_kernels_alone_speaks_of_no_bound(tmp_path):
     text = text_for_bases(tmp_path, None)
-    assert "v5.18+ would hold." in text
+    assert "v5.18+ would hold; net" in text
     assert "at least" not in text
 
 
@@ -253,7 +274,12 @@ def test_csv_is_the_ranking_with_the_views_columns(root):
     rows = list(csv.DictReader(io.StringIO(render(root, "csv"))))
     expected_rows = session(root).rows("FROM host_waste")
     assert [{k: v for k, v in row.items() if k != "wasted_pct_of_memory"} for row in rows] == [
-        {k: "" if v is None else str(v) for k, v in row.items() if k != "wasted_pct_of_memory"} for row in expected_rows
+        {
+            k: "" if v is None else str(v).lower() if isinstance(v, bool) else str(v)
+            for k, v in row.items()
+            if k != "wasted_pct_of_memory"
+        }
+        for row in expected_rows
     ]
 
 

@@ -32,9 +32,9 @@
     return mark;
   }
 
-  // A lower bound below 0 says nothing.
+  // A lower bound of 0 or less says nothing.
   function isUnknownWaste(row) {
-    return row[columns.indexOf("lazy_basis")] === "online" && row[columns.indexOf("wasted_bytes")] < 0;
+    return row[columns.indexOf("lower_bound")] && row[columns.indexOf("wasted_bytes")] <= 0;
   }
 
   function cellOf(row, head) {
@@ -49,7 +49,7 @@
       return cell;
     }
     if (head.dataset.column.endsWith("_bytes")) {
-      const bound = row[columns.indexOf("bounded")] && BOUNDS[head.dataset.column];
+      const bound = row[columns.indexOf("lower_bound")] && BOUNDS[head.dataset.column];
       if (bound) cell.append(boundMark(...bound), " ");
       cell.append(humanBytes(value));
       cell.title = `${value.toLocaleString("en")} bytes`;
@@ -90,8 +90,10 @@
     const firstSign = head.classList.contains("n") && head.dataset.column !== "rank" ? -1 : 1;
     const sign = wasAscending ? -1 : wasDescending ? 1 : firstSign;
     const hasValue = (value) => value !== null && value !== "";
+    const isWaste = head.dataset.column.startsWith("wasted_");
+    const sortValue = (row) => (isWaste && isUnknownWaste(row) ? 0 : row[column]);
     order.sort((a, b) => {
-      const [x, y] = [rows[a][column], rows[b][column]];
+      const [x, y] = [rows[a], rows[b]].map(sortValue);
       if (!hasValue(x) || !hasValue(y)) return hasValue(y) - hasValue(x) || a - b;
       return (typeof x === "number" ? x - y : x < y ? -1 : x > y ? 1 : 0) * sign || a - b;
     });

@@ -76,6 +76,7 @@ def host_waste(outcome: Mapping[str, Any]) -> dict[str, Any]:
         "saves_xarray_bytes": one_array_bytes + sums["xa_node_bytes"] - sums["lazy_xa_node_bytes"],
         "wasted_bytes": wasted_bytes,
         "wasted_pct_of_memory": round(100 * wasted_bytes / row["memory_bytes"], 2),
+        "lower_bound": row["lazy_basis"] == "online",
         "memcg_memory": memcg_memory,
         "net_bytes": _net_bytes(memcg_memory),
     }
@@ -154,7 +155,7 @@ def _lazy_estimate(f: Mapping[str, Any]) -> list[str]:
     """The bytes of a lazy kernel: expected between two bounds if objects' owners are known, else the upper bound."""
     name = f"lazy {f['lazy_target']}"
     share = f", {f['wasted_pct_of_memory']:.2f} % of memory"
-    if f["lazy_basis"] == "online":
+    if f["lower_bound"]:
         return [
             _bytes_line(name, f["lazy_bytes"], "at most, {}: every online memcg, every list"),
             _bytes_line("", f["lazy_low_bytes"], "at least, {}: memcgs with items on a list now"),
@@ -232,7 +233,7 @@ def _memcg_memory(f: Mapping[str, Any]) -> list[str]:
         lines.append(_line(row["part"], row["held_bytes"], "; ".join(remarks)))
     if f["net_bytes"] is not None:
         remark = f" freed by an upgrade to Linux {printable(f['target_kernel'])}, list_lrus included"
-        if f["lazy_basis"] == "online":
+        if f["lower_bound"]:
             lines.append(_lower_bound_line("net", f["net_bytes"], remark))
         else:
             lines.append(_bytes_line("net", f["net_bytes"], "{}" + remark))
@@ -254,8 +255,8 @@ def _cache(f: Mapping[str, Any]) -> list[str]:
 
 
 def _lower_bound_line(name: str, count: int, remark: str) -> str:
-    """Return a line of bytes that may be more; a bound below 0 says nothing."""
-    if count < 0:
+    """Return a line of bytes that may be more; a bound of 0 or less says nothing."""
+    if count <= 0:
         return f"{name:<20}{'none known':>18}"
     return _bytes_line(name, count, "at least, {}" + remark)
 

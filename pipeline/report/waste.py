@@ -1,0 +1,22 @@
+"""Text of bytes that are wasted, or that an upgrade frees, where they may be a lower bound."""
+
+from __future__ import annotations
+
+from pipeline.common.text import human_bytes
+
+NO_KNOWN_WASTE = "none known"
+
+
+def is_known(count: int, lower_bound: bool) -> bool:
+    """Whether bytes say something: a lower bound of 0 or less does not."""
+    return count > 0 or not lower_bound
+
+
+def text(count: int, lower_bound: bool, at_least: str = "at least ") -> str:
+    """Return bytes as text, or `NO_KNOWN_WASTE`.
+
+    :param at_least: the mark of a lower bound.
+    """
+    if not is_known(count, lower_bound):
+        return NO_KNOWN_WASTE
+    return (at_least if lower_bound else "") + human_bytes(count)

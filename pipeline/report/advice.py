@@ -70,9 +70,10 @@ def _net_sentences(figures: dict[str, Any]) -> str:
     if not net:
         return ""
     kernels = " or ".join(map(printable, net["target_kernels"]))
+    of_hosts = f" of {net['hosts']:,} of them" if net["hosts"] < figures["eager_hosts"] else ""
     at_least, at_most = ("at least ", "at most ") if net["lower_bound"] else ("", "")
     text = (
-        f" With all else that memory cgroups cost, an upgrade to Linux {kernels} frees "
+        f" With all else that memory cgroups cost, an upgrade{of_hosts} to Linux {kernels} frees "
         f"{at_least}{human_bytes(net['frees_bytes'])} and takes {at_most}{human_bytes(net['takes_bytes'])}: "
         f"net {waste.text(net['net_bytes'], net['lower_bound'])}."
     )

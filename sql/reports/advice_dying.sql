@@ -56,7 +56,7 @@ machines AS (
     SELECT
         d.target,
         d.dying_memcgs - coalesce(stays.memcgs, 0) AS dying_memcgs,
-        d.dying_bytes * (d.dying_memcgs - coalesce(stays.memcgs, 0)) // d.dying_memcgs AS dying_bytes
+        CAST(d.dying_bytes AS HUGEINT) * (d.dying_memcgs - coalesce(stays.memcgs, 0)) // d.dying_memcgs AS dying_bytes
     FROM dying_cgroups_at($run) AS d
     SEMI JOIN files USING (target)
     LEFT JOIN stays USING (target)

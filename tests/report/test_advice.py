@@ -116,6 +116,9 @@ def test_the_net_is_a_bound_where_charged_objects_were_not_read_and_unknown_with
     assert ": net none known." in steps(tmp_path / "costly", costly)["lazy_kernel"].text
     assert "net" not in steps(tmp_path / "old", host("web-1", target_kernel=None))["lazy_kernel"].text
     uncounted = set_parts(host("web-1"), memcg_percpu={"online_bytes": 1})
+    text = steps(tmp_path / "some", host("web-2"), uncounted)["lazy_kernel"].text
+    assert "Reboot 2 hosts" in text
+    assert "an upgrade of 1 of them to Linux 6.12 frees 243 MiB" in text
     assert "net" not in steps(tmp_path / "uncounted", uncounted)["lazy_kernel"].text
 
 

@@ -36,6 +36,8 @@ _BREAKDOWNS = {
 # Terminal width for the wide ranking, which pipes and logs get as well, and for the narrow one.
 _WIDE_COLUMNS = 140
 _MIN_COLUMNS = 80
+# From here on the net of an upgrade leaves names as much room as they have in the narrow ranking.
+_NET_COLUMNS = 93
 # Wide enough that no name is folded.
 _UNFOLDED_COLUMNS = 10_000
 
@@ -60,11 +62,10 @@ def text(report: Report, file: TextIO) -> None:
         _print_more(console, len(report.not_ok), MAX_NOT_OK, "SELECT * FROM targets WHERE status <> 'ok'")
     if len(report.host_waste):
         console.print()
-        is_wide = console.width >= _WIDE_COLUMNS
-        ranking_console.print(_ranking(report, is_wide=is_wide))
+        ranking_console.print(_ranking(report, console.width))
         _print_more(console, len(report.host_waste), MAX_HOSTS, "SELECT * FROM host_waste")
         console.print()
-        console.print(_legend(report, is_wide=is_wide))
+        console.print(_legend(report, console.width))
     if len(report.memcg_costs) > 1:
         console.print()
         kernels = printable(" or ".join(report.target_kernels))
@@ -190,12 +191,11 @@ def _not_ok(report: Report) -> Table:
     return table
 
 
-def _ranking(report: Report, *, is_wide: bool) -> Table:
-    nets = {row["target"]: row for row in report.upgrade_net.to_pylist()} if is_wide else {}
-    wide_columns = (*((">net",) if nets else ()), ">nodes", ">formula", "layout") if is_wide else ()
-    table = _table(
-        ">#", "target", "kernel", ">ids", ">sb", ">memcgs", ">list_lru", ">lazy", ">wasted", ">%mem", *wide_columns
-    )
+def _ranking(report: Report, width: int) -> Table:
+    is_wide = width >= _WIDE_COLUMNS
+    nets = {row["target"]: row for row in report.upgrade_net.to_pylist()} if width >= _NET_COLUMNS else {}
+    columns = (">#", "target", "kernel", ">ids", ">sb", ">memcgs", ">list_lru", ">lazy", ">wasted", ">%mem")
+    table = _table(*columns, *((">net",) if nets else ()), *((">nodes", ">formula", "layout") if is_wide else ()))
     # Marks take room that names need: they only tell lower bounds from the expected figures of other hosts.
     at_most, at_least = ("<= ", ">= ") if report.totals["expected_hosts"] else ("", "")
     for row in rows.records(report.host_waste.slice(0, MAX_HOSTS)):
@@ -245,14 +245,14 @@ def _version(kernel_release: str | None) -> str:
     return numbers[0] if numbers else release
 
 
-def _legend(report: Report, *, is_wide: bool) -> str:
+def _legend(report: Report, width: int) -> str:
     legend = (
         "ids: memcg_nr_cache_ids, never shrinks; sb: superblocks; memcgs: online; "
         f"lazy: what Linux {printable(' or '.join(report.lazy_targets) or 'v5.18+')} would hold"
     )
     if report.totals["expected_hosts"]:
         legend += " for the memcgs that own objects"
-    if is_wide and report.target_kernels:
+    if width >= _NET_COLUMNS and report.target_kernels:
         kernels = printable(" or ".join(report.target_kernels))
         legend += f"; net: what an upgrade to Linux {kernels} frees of all that memcgs cost"
     if not report.totals["lower_bound"]:

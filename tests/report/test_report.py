@@ -121,6 +121,17 @@ def test_text_fits_80_columns_and_truncates_no_number(root, monkeypatch):
     ]
 
 
+def test_the_net_of_an_upgrade_is_in_the_ranking_where_it_leaves_room_for_names(root, monkeypatch):
+    net_bytes = session(root).rows("SELECT net_bytes FROM upgrade_net WHERE target = 'web-1'")[0]["net_bytes"]
+    for columns in (92, 93):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        text = render(root, "text")
+        assert max(map(len, text.splitlines())) <= columns
+        (row,) = [line for line in text.splitlines() if line.startswith("1")]
+        assert row.endswith(human_bytes(net_bytes)) is (columns == 93)
+        assert ("net: what an upgrade" in " ".join(text.split())) is (columns == 93)
+
+
 def test_a_wide_terminal_and_a_pipe_show_more(root, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     text = render(root, "text")

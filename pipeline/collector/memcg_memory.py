@@ -51,7 +51,8 @@ def parts(prog, findings, memcg_list, dying_pages, machine, target_kernel):
     if "memcg_percpu" in counts:
         parts_held = [counts["memcg_percpu"].held, *(count.percpu_held for count in counts.values())]
         held = Held(*map(sum, zip(*filter(None, parts_held))))
-        counts["memcg_percpu"] = _exact(held, memcg_percpu_bytes=held.total_bytes)
+        facts = dict(counts["memcg_percpu"].facts, memcg_percpu_bytes=held.total_bytes)
+        counts["memcg_percpu"] = _exact(held, **facts)
     predictions = {}
     if target_kernel is not None:
         facts = {name: value for count in counts.values() for name, value in count.facts.items()}
@@ -67,7 +68,7 @@ def _counters(prog, findings, memcg_list, dying_pages, machine):
         "list_lru": lambda: _exact(_list_lrus(findings, memcg_list)),
         "shrinker_info": lambda: _shrinker_infos(prog, memcg_list, pointers, machine.shrinker_ids),
         "memcg_structs": lambda: _exact(memcg_structs.count(prog, memcg_list, pointers)),
-        "memcg_percpu": lambda: _exact(percpu.memcgs(prog, memcg_list, pointers)),
+        "memcg_percpu": lambda: _percpu(prog, memcg_list, pointers),
         "percpu_left": lambda: _percpu_left(prog),
         "memcg_kmem_caches": lambda: _memcg_kmem_caches(prog, memcg_list),
         "memcg_caches_arrays": lambda: _exact(memcg_caches.count_arrays(prog, memcg_list)),
@@ -98,6 +99,11 @@ def _shrinker_infos(prog, memcg_list, pointers, superblock_ids):
     if count is None:
         return _Count(Held(0, 0, 0), "this kernel has none", {}, None)
     return _exact(count.held, shrinker_ids=min(count.ids, superblock_ids))
+
+
+def _percpu(prog, memcg_list, pointers):
+    held = percpu.memcgs(prog, memcg_list, pointers)
+    return _exact(held, **percpu.cgroup_form(prog, memcg_list, pointers)._asdict())
 
 
 def _percpu_left(prog):

@@ -257,6 +257,10 @@ def _machine(prog, memcg_list, superblocks, lru_rows, target_kernel):
         percpu_chunks=None,
         memcg_percpu_bytes=None,
         shared_caches_bytes=None,
+        # Unless the cgroups of this kernel can be read.
+        has_psi=True,
+        has_perf_events=True,
+        is_cgroup_v1=False,
     )
 
 

@@ -14,6 +14,7 @@ from pipeline.collector.model.target_kernels import TargetKernel
 from tests.lab.kernels import SUITES, Kernel, LabError
 
 FLAGS: dict[str, Callable[[Program], bool]] = {
+    "has_memcg_v1": lambda prog: _has(prog.variable, "mem_cgroup_legacy_files"),
     "has_memcg_caches": lambda prog: _has(prog.variable, "memcg_cachep"),
     "has_objcg_of_nodes": lambda prog: prog.type("struct mem_cgroup_per_node").has_member("objcg"),
     "reparents_folios": lambda prog: _has(prog.function, "lru_reparent_memcg"),

@@ -14,8 +14,8 @@ class TargetKernel(
         "TargetKernel",
         "name list_lru_one mem_cgroup mem_cgroup_per_node cgroup memcg_vmstats lruvec_stats psi_group obj_cgroup "
         "percpu_ref_data shrinker_info shrinker_info_unit memcg_vmstats_percpu lruvec_stats_percpu cgroup_rstat_cpu "
-        "cgroup_rstat_base_cpu css_rstat_cpu psi_group_cpu perf_cgroup_info has_memcg_caches has_objcg_of_nodes "
-        "reparents_folios",
+        "cgroup_rstat_base_cpu css_rstat_cpu psi_group_cpu perf_cgroup_info has_memcg_v1 has_memcg_caches "
+        "has_objcg_of_nodes reparents_folios",
     )
 ):
     """A kernel to upgrade to, as Debian builds it for x86_64 in the cloud.
@@ -23,6 +23,9 @@ class TargetKernel(
     name: major and minor release.
 
     list_lru_one to perf_cgroup_info: sizeof() the struct, None if this kernel does not allocate it by itself.
+
+    has_memcg_v1: memcgs can be in a hierarchy of cgroup v1, which is a choice since
+    commit e93d4166b40a ("mm: memcg: put cgroup v1-specific code under a config option") (in v6.11).
 
     has_memcg_caches: mem_cgroup and mem_cgroup_per_node have slab caches of their own, since
     commit 97e4fc4b35dc ("mm/memcg: use kmem_cache when alloc memcg") and

@@ -23,7 +23,7 @@ class Machine(
     namedtuple(
         "Machine",
         "sizes possible_nodes percpu_units online_memcgs dying_memcgs shrinker_ids list_lru_bytes percpu_chunks "
-        "memcg_percpu_bytes shared_caches_bytes",
+        "memcg_percpu_bytes shared_caches_bytes has_psi has_perf_events is_cgroup_v1",
     )
 ):
     """What the prediction depends on of an audited machine. None is what is not known.
@@ -32,7 +32,8 @@ class Machine(
     pcpu_nr_units; online_memcgs, dying_memcgs: numbers of memcgs, the root among them; shrinker_ids: number of ids that
     memcg-aware shrinkers have needed; list_lru_bytes: bytes of all list_lrus with these sizes; percpu_chunks:
     percpu.Chunks; memcg_percpu_bytes: per-CPU bytes of all memcgs; shared_caches_bytes: what the objects in slab caches
-    of memcgs would take besides their own bytes in shared caches, as since v5.9.
+    of memcgs would take besides their own bytes in shared caches, as since v5.9; has_psi, has_perf_events,
+    is_cgroup_v1: the fields of percpu.CgroupForm.
     """
 
     __slots__ = ()
@@ -49,12 +50,18 @@ def predict(machine, kernel):
     :param kernel: TargetKernel.
     """
     count = "%d memcgs" % (machine.online_memcgs + machine.dying_memcgs)
+    if not kernel.has_memcg_v1 and machine.is_cgroup_v1:
+        # They have to move to cgroup2.
+        machine = machine._replace(is_cgroup_v1=False, has_perf_events=True)
     if kernel.reparents_folios and machine.dying_memcgs:
         machine = machine._replace(dying_memcgs=0)
         count = "%d online memcgs (dying ones end since v7.1)" % machine.online_memcgs
     memcgs, nodes = machine.online_memcgs + machine.dying_memcgs, machine.possible_nodes
+    form = "for %d nodes" % nodes
+    form += "" if machine.has_psi else ", PSI off"
+    form += ", cgroup v1" if machine.is_cgroup_v1 else ""
     predictions = {
-        "memcg_structs": Prediction(_struct_bytes(machine, kernel), "%s * structs for %d nodes" % (count, nodes)),
+        "memcg_structs": Prediction(_struct_bytes(machine, kernel), "%s * structs %s" % (count, form)),
         "memcg_caches_arrays": Prediction(0, "none since v5.9"),
     }
     if machine.list_lru_bytes is not None:
@@ -65,7 +72,7 @@ def predict(machine, kernel):
         rule = "%s * %d nodes * shrinker_info of %d ids" % (count, nodes, machine.shrinker_ids)
         predictions["shrinker_info"] = Prediction(memcgs * nodes * info_bytes, rule)
     if machine.percpu_units is not None:
-        rule = "%s * %d per-CPU units * counters for %d nodes" % (count, machine.percpu_units, nodes)
+        rule = "%s * %d per-CPU units * counters %s" % (count, machine.percpu_units, form)
         percpu_bytes = machine.percpu_units * _unit_bytes(machine, kernel)
         predictions["memcg_percpu"] = Prediction(percpu_bytes, rule)
         if machine.percpu_chunks is not None and machine.memcg_percpu_bytes:
@@ -132,8 +139,12 @@ def _struct_bytes(machine, kernel):
         node_bytes += kmalloc(kernel.lruvec_stats)
     memcg_bytes += kmalloc(kernel.memcg_vmstats) + nodes * node_bytes
     refcnt_bytes = kmalloc(kernel.percpu_ref_data)
-    # css and cgroup have a percpu_ref each, cgroup_bpf one until the cgroup is removed.
-    cgroup_bytes = kmalloc(kernel.cgroup) + kmalloc(kernel.psi_group) + 2 * refcnt_bytes
+    # css and cgroup have a percpu_ref each, cgroup_bpf one until the cgroup is removed, but not with cgroup v1 since
+    # commit 2190df6c9137 ("cgroup/bpf: only cgroup v2 can be attached by bpf programs") (in v6.13, and in stable
+    # kernels).
+    cgroup_bytes = kmalloc(kernel.cgroup) + (2 - machine.is_cgroup_v1) * refcnt_bytes
+    if machine.has_psi:
+        cgroup_bytes += kmalloc(kernel.psi_group)
     objcg_bytes = kmalloc(kernel.obj_cgroup) + refcnt_bytes
     memcgs = machine.online_memcgs + machine.dying_memcgs
     cgroups = memcgs - 1
@@ -148,24 +159,25 @@ def _struct_bytes(machine, kernel):
 def _unit_bytes(machine, kernel):
     """Return the bytes of the per-CPU allocations of all memcgs and their cgroups on one CPU.
 
-    The root's cgroup has static ones in part. A cgroup of cgroup2 has a perf_cgroup, until it is removed. So do the
-    percpu_refs: of the css of memcg and perf_event, which the root lacks, of cgroup, cgroup_bpf and obj_cgroup.
+    The root's cgroup has no psi_group, and in cgroup2 static counters of cgroup_rstat. A perf_cgroup is freed when the
+    cgroup is removed. So are the percpu_refs: of the css of memcg and perf_event, which the root lacks, of cgroup,
+    cgroup_bpf and obj_cgroup.
     """
     nodes, online_memcgs = machine.possible_nodes, machine.online_memcgs
     memcgs = online_memcgs + machine.dying_memcgs
     memcg_bytes = kernel.memcg_vmstats_percpu + nodes * kernel.lruvec_stats_percpu + _COUNTER_BYTES
-    cgroup_bytes = kernel.psi_group_cpu
-    if kernel.cgroup_rstat_cpu is None:
+    rstat_bytes = kernel.cgroup_rstat_cpu
+    if rstat_bytes is None:
         # Since commit 5da3bfa029d6 ("cgroup: use separate rstat trees for each subsystem") (in v6.16).
         memcg_bytes += kernel.css_rstat_cpu
-        cgroup_bytes += kernel.cgroup_rstat_base_cpu + kernel.css_rstat_cpu
-    else:
-        cgroup_bytes += kernel.cgroup_rstat_cpu
-    refcnts = 2 * online_memcgs + 2 * (online_memcgs - 1) + _objcgs(kernel, nodes, online_memcgs)
+        rstat_bytes = kernel.cgroup_rstat_base_cpu + kernel.css_rstat_cpu
+    refcnts = (2 - machine.is_cgroup_v1) * online_memcgs + (1 + machine.has_perf_events) * (online_memcgs - 1)
+    refcnts += _objcgs(kernel, nodes, online_memcgs)
     return (
         memcgs * memcg_bytes
-        + (memcgs - 1) * cgroup_bytes
-        + online_memcgs * kernel.perf_cgroup_info
+        + (memcgs - 1) * machine.has_psi * kernel.psi_group_cpu
+        + (memcgs - 1 + machine.is_cgroup_v1) * rstat_bytes
+        + machine.has_perf_events * online_memcgs * kernel.perf_cgroup_info
         + refcnts * _LONG_BYTES
     )
 

@@ -22,6 +22,7 @@ FIELDS = {
     "css_rstat_cpu": None,
     "psi_group_cpu": 128,
     "perf_cgroup_info": 32,
+    "has_memcg_v1": True,
     "has_memcg_caches": False,
     "has_objcg_of_nodes": False,
     "reparents_folios": False,

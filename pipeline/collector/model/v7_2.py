@@ -22,6 +22,7 @@ FIELDS = {
     "css_rstat_cpu": 32,
     "psi_group_cpu": 128,
     "perf_cgroup_info": 56,
+    "has_memcg_v1": False,
     "has_memcg_caches": True,
     "has_objcg_of_nodes": True,
     "reparents_folios": True,

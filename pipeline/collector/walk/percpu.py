@@ -136,6 +136,43 @@ def pointer_paths(prog):
     return {name: (*allocations, *parts) for name, allocations, parts in _structs(prog)}
 
 
+class CgroupForm(namedtuple("CgroupForm", "has_psi has_perf_events is_cgroup_v1")):
+    """What the cgroups of memcgs have besides, by the kernel's configuration, command line and mounts.
+
+    has_psi: a psi_group. has_perf_events: a perf_cgroup. is_cgroup_v1: whether memcgs are in a hierarchy of cgroup v1.
+    """
+
+    __slots__ = ()
+
+
+def cgroup_form(prog, memcg_list, pointers):
+    """Return the CgroupForm of a kernel, by the pointers of the cgroups of online memcgs.
+
+    A kernel before commit 2ce7135adc9a ("psi: cgroup support") (in v4.20) has no psi_group: a newer one is expected to.
+
+    :param memcg_list: list of Memcg, with the root.
+    :param pointers: memcgs.Pointers with pointer_paths().
+    """
+    root = memcg_list[0]
+    cgroups = [memcg.cgroup for memcg in memcg_list if memcg.online and memcg.parent] or [root.cgroup]
+    cgroup_type = prog.type("struct cgroup")
+    # Without CONFIG_PSI, struct psi_group is empty.
+    psi_paths = _target_types(cgroup_type, ("psi", "psi.pcpu"))
+    perf_paths = _target_types(cgroup_type, [path for path in _cgroup_parts(prog) if path != "psi"])
+
+    def has_any(paths):
+        return any(any(found) for _, found in pointers.each("struct cgroup", cgroups, list(paths)))
+
+    hierarchy = Members(prog, "struct cgroup", root="root").read(prog, root.cgroup).root
+    hierarchy_id = Members(prog, "struct cgroup_root", id="hierarchy_id").read(prog, hierarchy).id
+    return CgroupForm(
+        has_psi=has_any(psi_paths) or not has_member(cgroup_type, "psi"),
+        has_perf_events=has_any(perf_paths),
+        # cgroup2's cgrp_dfl_root is the first hierarchy.
+        is_cgroup_v1=hierarchy_id != 0,
+    )
+
+
 def memcgs(prog, memcg_list, pointers=None):
     """Return the Held of the per-CPU allocations of memcgs, of their cgroups, and of the perf events of these.
 
@@ -177,11 +214,6 @@ def _structs(prog):
     No kernel has all of these members. A struct comes behind those that point to it.
     """
     nodes = {"nodeinfo[%d]" % nid: "struct mem_cgroup_per_node" for nid in range(nr_node_ids(prog))}
-    # Since commit 5f69a6577bc3 ("psi: dont alloc memory for psi by default") (in v6.0) it is not in struct cgroup.
-    cgroup_parts = {"psi": "struct psi_group"}
-    with suppress(LookupError):  # without CONFIG_CGROUP_PERF
-        # The one controller that every cgroup of cgroup2 has.
-        cgroup_parts["subsys[%d]" % prog.constant("perf_event_cgrp_id")] = "struct perf_cgroup"
     # percpu_ref has a long for each CPU. Since commit 7d9ab9b6adff ("percpu_ref: release percpu memory early without
     # PERCPU_REF_ALLOW_REINIT") (in v5.3) those of what is removed are freed at once.
     refcnt = "refcnt." + _REF_POINTER
@@ -193,6 +225,8 @@ def _structs(prog):
                 "css.rstat_cpu",
                 "cgwb_domain.completions.events.counters",
                 "vmstats_percpu",
+                # Since commit 1009687a5135 ("memcg: allocate v1 event percpu only on v1 deployment") (in v6.12).
+                "events_percpu",
                 # From commit 815744d75152 ("mm: memcontrol: don't batch updates of local VM stats and events") (in
                 # v5.2) to commit 2d146aa3aa84 ("mm: memcontrol: switch to rstat") (in v5.13).
                 "vmstats_local",
@@ -233,11 +267,21 @@ def _structs(prog):
                 "cpu_stat",
                 "psi.pcpu",
             ),
-            cgroup_parts,
+            _cgroup_parts(prog),
         ),
         ("struct psi_group", ("pcpu",), {}),
         ("struct perf_cgroup", ("css." + refcnt, "info"), {}),
     )
+
+
+def _cgroup_parts(prog):
+    """Return the names of the structs that a cgroup points to and that have per-CPU memory, by path."""
+    # Since commit 5f69a6577bc3 ("psi: dont alloc memory for psi by default") (in v6.0) it is not in struct cgroup.
+    parts = {"psi": "struct psi_group"}
+    with suppress(LookupError):  # without CONFIG_CGROUP_PERF
+        # The one controller that every cgroup of cgroup2 has.
+        parts["subsys[%d]" % prog.constant("perf_event_cgrp_id")] = "struct perf_cgroup"
+    return parts
 
 
 def _target_types(struct_type, paths):

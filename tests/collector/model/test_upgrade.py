@@ -22,6 +22,7 @@ def machine(nodes: int, **facts: Any) -> upgrade.Machine:
     """A Machine with x86_64's sizes of which only some facts are known."""
     unknown = dict.fromkeys(upgrade.Machine._fields)
     facts = {"sizes": cost.x86_64(nodes), "possible_nodes": nodes, "online_memcgs": 1, "dying_memcgs": 0, **facts}
+    facts = {"has_psi": True, "has_perf_events": True, "is_cgroup_v1": False, **facts}
     return upgrade.Machine(**{**unknown, **facts})
 
 
@@ -132,6 +133,29 @@ def test_the_structs_of_v6_12_by_hand() -> None:
     # cgroup, psi_group, percpu_ref_data of css and cgroup; obj_cgroup and its percpu_ref_data
     cgroup_bytes = 4096 + 1024 + 2 * 64 + 64 + 64
     assert predicted_bytes("memcg_structs", "6.12", facts) == 4 * memcg_bytes + 3 * cgroup_bytes + 2 * 64
+
+
+def test_a_kernel_without_psi_takes_no_psi_group() -> None:
+    """The root and two memcgs on one node, for two CPUs."""
+    with_psi = machine(1, online_memcgs=3, percpu_units=2)
+    without = with_psi._replace(has_psi=False)
+    for part, saved_bytes in {"memcg_structs": 2 * 1024, "memcg_percpu": 2 * 2 * 128}.items():
+        assert predicted_bytes(part, "6.12", with_psi) - predicted_bytes(part, "6.12", without) == saved_bytes
+    assert upgrade.predict(without, KERNELS["6.12"])["memcg_percpu"].rule.endswith("for 1 nodes, PSI off")
+
+
+def test_memcgs_of_cgroup_v1_have_no_perf_events_and_no_bpf() -> None:
+    """Of the root and two memcgs perf_cgroup_info, and a percpu_ref of each cgroup_bpf and each perf_event css.
+
+    The root's cgroup is not the static one, and has a cgroup_rstat_cpu of 64 bytes.
+    """
+    cgroup2 = machine(1, online_memcgs=3, percpu_units=2)
+    v1 = cgroup2._replace(has_perf_events=False, is_cgroup_v1=True)
+    for part, saved_bytes in {"memcg_structs": 2 * 64, "memcg_percpu": 2 * (3 * 32 + (3 + 2) * 8 - 64)}.items():
+        assert predicted_bytes(part, "6.1", cgroup2) - predicted_bytes(part, "6.1", v1) == saved_bytes
+        # Without CONFIG_MEMCG_V1 they have to move to cgroup2.
+        assert upgrade.predict(v1, KERNELS["6.12"])[part] == upgrade.predict(cgroup2, KERNELS["6.12"])[part]
+    assert upgrade.predict(v1, KERNELS["6.1"])["memcg_structs"].rule.endswith("for 1 nodes, cgroup v1")
 
 
 def test_objects_of_v7_2_are_in_caches_of_their_own() -> None:

@@ -262,3 +262,49 @@ def test_a_cgroup_of_two_memcgs_is_counted_once_with_the_online_one(order: int) 
     cgroup = kernel.cgroup()
     memcg_list = [kernel.memcg(cgroup), kernel.memcg(cgroup, online=False)][::order]
     assert percpu.memcgs(kernel.prog, memcg_list) == ((MEMCG_BYTES + CGROUP_BYTES) * UNITS, MEMCG_BYTES * UNITS, 0)
+
+
+FORM = """
+struct cgroup_root { int hierarchy_id; };
+struct cgroup_subsys_state { struct cgroup *cgroup; };
+struct perf_cgroup { struct cgroup_subsys_state css; };
+struct psi_group_cpu { int tasks[4]; };
+struct psi_group { %s };
+struct mem_cgroup { struct mem_cgroup_per_node *nodeinfo[0]; };
+struct cgroup { struct cgroup_root *root; struct cgroup_subsys_state *subsys[2]; %s };
+"""
+BY_POINTER = ("struct psi_group_cpu *pcpu;", "struct psi_group *psi;")  # since v6.0
+EMBEDDED = ("struct psi_group_cpu *pcpu;", "struct psi_group psi;")
+WITHOUT_CONFIG_PSI = ("", "struct psi_group psi;")
+BEFORE_V4_20 = ("", "")
+
+
+@pytest.mark.parametrize(
+    ("psi", "words", "hierarchy", "expected"),
+    [
+        (BY_POINTER, [0, DYNAMIC, DYNAMIC], 0, (True, True, False)),
+        (BY_POINTER, [0, DYNAMIC, 0], 0, (False, True, False)),
+        (EMBEDDED, [0, DYNAMIC, DYNAMIC], 0, (True, True, False)),
+        (EMBEDDED, [0, DYNAMIC, 0], 0, (False, True, False)),
+        (EMBEDDED, [0, 0, DYNAMIC], 3, (True, False, True)),
+        (WITHOUT_CONFIG_PSI, [0, DYNAMIC], 0, (False, True, False)),
+        (BEFORE_V4_20, [0, 0], 3, (True, False, True)),
+    ],
+)
+def test_pointers_show_what_cgroups_have(
+    psi: tuple[str, str], words: list[int], hierarchy: int, expected: tuple[bool, bool, bool]
+) -> None:
+    """subsys[1], of perf_event, and the psi_group of cgroups that are not the root."""
+    kernel = SyntheticKernel(FORM % psi)
+    kernel.variable("nr_node_ids", "unsigned int", 1)
+    kernel.cache("kmalloc-64", 64)
+    constant(kernel.prog, "perf_event_cgrp_id", 1)
+    cgroup_root = kernel.put(kernel.slab("kmalloc-64"), "struct cgroup_root", hierarchy_id=hierarchy)
+    memcg_list = []
+    for cgroup_words in ([0, 0, 0], words, words):
+        cgroup = kernel.slab("kmalloc-64")
+        kernel.words(cgroup, cgroup_root, *cgroup_words)
+        parent = memcg_list[0] if memcg_list else None
+        memcg_list.append(SimpleNamespace(cgroup=cgroup, parent=parent, online=True))
+    pointers = memcgs.Pointers(kernel.prog, percpu.pointer_paths(kernel.prog))
+    assert percpu.cgroup_form(kernel.prog, memcg_list, pointers) == expected

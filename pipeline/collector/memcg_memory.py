@@ -7,24 +7,24 @@ from collections import namedtuple
 
 from .access.memory import UNREADABLE, is_running
 from .model import upgrade
-from .walk import layouts, memcg_caches, memcg_structs, memcgs, percpu, shrinker_infos
+from .walk import layouts, memcg_caches, memcg_slabs, memcg_structs, memcgs, percpu, shrinker_infos
 from .walk.held import Held
 
 # Bounds the attempts to count a part of a running kernel.
 _MAX_LIVE_ATTEMPTS = 3
 
 
-class _Count(namedtuple("_Count", "held basis facts percpu_held")):
-    """A counted part: its Held or None, the basis, what upgrade.Machine has of it by field, and per-CPU memory besides.
+class _Count(namedtuple("_Count", "held basis facts percpu_held addresses")):
+    """A counted part: its Held or None, the basis, what upgrade.Machine has of it by field, and what others need of it.
 
-    percpu_held: the Held that belongs to memcg_percpu, or None.
+    percpu_held: the Held that belongs to memcg_percpu, or None. addresses: of objects of memcgs in slabs.
     """
 
     __slots__ = ()
 
 
-def _exact(held, **facts):
-    return _Count(held, "exact", facts, None)
+def _exact(held, addresses=(), **facts):
+    return _Count(held, "exact", facts, None, addresses)
 
 
 def parts(prog, findings, memcg_list, dying_pages, machine, target_kernel):
@@ -36,8 +36,8 @@ def parts(prog, findings, memcg_list, dying_pages, machine, target_kernel):
     :param machine: upgrade.Machine; what is counted here replaces its fields.
     :param target_kernel: target_kernels.TargetKernel, or None if this kernel is not older.
     """
-    counters = _counters(prog, findings, memcg_list, dying_pages, machine)
     counts, notes = {}, []
+    counters = _counters(prog, findings, memcg_list, dying_pages, machine, counts)
     for part in list(counters):
         for attempts_left in reversed(range(_MAX_LIVE_ATTEMPTS if is_running(prog) else 1)):
             try:
@@ -47,7 +47,7 @@ def parts(prog, findings, memcg_list, dying_pages, machine, target_kernel):
                 if not attempts_left:
                     notes.append("%s is not counted: %s" % (part, e))
                     break
-            counters = _counters(prog, findings, memcgs.walk(prog), dying_pages, machine)
+            counters = _counters(prog, findings, memcgs.walk(prog), dying_pages, machine, counts)
     if "memcg_percpu" in counts:
         parts_held = [counts["memcg_percpu"].held, *(count.percpu_held for count in counts.values())]
         held = Held(*map(sum, zip(*filter(None, parts_held))))
@@ -61,13 +61,17 @@ def parts(prog, findings, memcg_list, dying_pages, machine, target_kernel):
     return rows, notes
 
 
-def _counters(prog, findings, memcg_list, dying_pages, machine):
-    """Return a function for each part that returns its _Count, in the order of the rows: dict by part."""
+def _counters(prog, findings, memcg_list, dying_pages, machine, counts):
+    """Return a function for each part that returns its _Count, in the order of the rows: dict by part.
+
+    :param counts: dict of part to _Count, of the parts before.
+    """
     pointers = memcgs.Pointers(prog, shrinker_infos.POINTERS, memcg_structs.POINTERS, percpu.pointer_paths(prog))
     counters = {
         "list_lru": lambda: _exact(_list_lrus(findings, memcg_list)),
         "shrinker_info": lambda: _shrinker_infos(prog, memcg_list, pointers, machine.shrinker_ids),
-        "memcg_structs": lambda: _exact(memcg_structs.count(prog, memcg_list, pointers)),
+        "memcg_structs": lambda: _exact(*memcg_structs.count(prog, memcg_list, pointers)),
+        "memcg_slab_left": lambda: _slab_left(prog, counts),
         "memcg_percpu": lambda: _percpu(prog, memcg_list, pointers),
         "percpu_left": lambda: _percpu_left(prog),
         "memcg_kmem_caches": lambda: _memcg_kmem_caches(prog, memcg_list),
@@ -97,8 +101,21 @@ def _shrinker_infos(prog, memcg_list, pointers, superblock_ids):
     """
     count = shrinker_infos.count(prog, memcg_list, pointers)
     if count is None:
-        return _Count(Held(0, 0, 0), "this kernel has none", {}, None)
-    return _exact(count.held, shrinker_ids=min(count.ids, superblock_ids))
+        return _Count(Held(0, 0, 0), "this kernel has none", {}, None, ())
+    return _exact(count.held, count.addresses, shrinker_ids=min(count.ids, superblock_ids))
+
+
+def _slab_left(prog, counts):
+    """Return the _Count of the free slots of slabs with structs and arrays of memcgs.
+
+    :raises LookupError: these could not be counted.
+    """
+    addresses = []
+    for part in ("memcg_structs", "shrinker_info"):
+        if part not in counts:
+            raise LookupError("%s is not" % part)
+        addresses += counts[part].addresses
+    return _exact(Held(0, 0, memcg_slabs.free_bytes(prog, addresses)))
 
 
 def _percpu(prog, memcg_list, pointers):
@@ -143,4 +160,4 @@ def _memcg_kmem_caches(prog, memcg_list):
     count = memcg_caches.count(prog, memcg_list)
     if count is None:
         return _exact(None)
-    return _Count(count.held, count.basis, {"shared_caches_bytes": count.shared_bytes}, count.percpu_held)
+    return _Count(count.held, count.basis, {"shared_caches_bytes": count.shared_bytes}, count.percpu_held, ())

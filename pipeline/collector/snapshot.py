@@ -257,6 +257,8 @@ def _machine(prog, memcg_list, superblocks, lru_rows, target_kernel):
         percpu_chunks=None,
         memcg_percpu_bytes=None,
         shared_caches_bytes=None,
+        css_ids=[memcg.css_id for memcg in sorted(memcg_list, key=lambda memcg: not memcg.online)],
+        present_cpus=totals.present_cpus(prog),
         # Unless the cgroups of this kernel can be read.
         has_psi=True,
         has_perf_events=True,

@@ -5,7 +5,7 @@ WITH parts AS (
     SELECT
         run_id,
         target,
-        sum(held_bytes) FILTER (part = 'memcg_structs') AS slab_bytes,
+        sum(held_bytes) FILTER (part IN ('memcg_structs', 'memcg_slab_left')) AS slab_bytes,
         -- percpu_left has no row where the chunks of per-CPU memory and the total contradict each other.
         CASE
             WHEN bool_or(part = 'percpu_left')

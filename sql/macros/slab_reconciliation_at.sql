@@ -34,7 +34,9 @@ memory AS (
     FROM memcg_memory
     WHERE
         run_id = run
-        AND part IN ('list_lru', 'shrinker_info', 'memcg_structs', 'memcg_kmem_caches', 'memcg_caches_arrays')
+        AND part IN (
+            'list_lru', 'shrinker_info', 'memcg_structs', 'memcg_slab_left', 'memcg_kmem_caches', 'memcg_caches_arrays'
+        )
     GROUP BY target
 )
 

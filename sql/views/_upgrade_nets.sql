@@ -1,6 +1,7 @@
 -- What would the upgrade to its target_kernel free and take on each target of each run?
 -- Of each part that is predicted. dying_page_cache is a count, not a cost. The parts that an upgrade may enlarge must
--- all be predicted: without one of them net_bytes would be too high, so the target has no row.
+-- all be predicted: without one of them net_bytes would be too high, so the target has no row. Of what churn leaves,
+-- percpu_left and memcg_slab_left, some kernels have no count.
 CREATE VIEW _upgrade_nets AS
 WITH parts AS (
     SELECT

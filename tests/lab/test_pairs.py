@@ -10,7 +10,7 @@ import pytest
 
 from tests import campaign
 from tests.lab import kernels, pairs
-from tests.lab.pairs import EAGER, LAZY, PAIRS, PERCPU_LEFT, Guest
+from tests.lab.pairs import EAGER, LAZY, PAIRS, PERCPU_LEFT, SLAB_LEFT, Guest
 
 pytestmark = pytest.mark.lab
 
@@ -36,4 +36,5 @@ def test_an_upgrade_gives_back_what_is_predicted(name: str, series: str) -> None
     predicted_bytes = big.predicted.total()
     assert predicted_bytes > 100e6
     assert abs(removed.rest_bytes) < max(0.01 * predicted_bytes, 1e6)
+    assert abs(removed.errors[SLAB_LEFT]) < 0.01 * predicted_bytes
     assert abs(removed.errors[PERCPU_LEFT]) < 0.1 * predicted_bytes

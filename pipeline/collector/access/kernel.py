@@ -18,6 +18,7 @@ from .memory import is_running
 _DECLARATIONS = {
     "__cpu_online_mask": "struct cpumask",
     "__cpu_possible_mask": "struct cpumask",
+    "__cpu_present_mask": "struct cpumask",
     "__per_cpu_offset": "unsigned long []",
     "_totalram_pages": "atomic_long_t",
     "cgroup_memory_nokmem": "_Bool",

@@ -4,7 +4,7 @@ Importable without drgn. The sizes of structs are those of the TargetKernel. The
 kmalloc() allocates them.
 """
 
-from collections import namedtuple
+from collections import Counter, namedtuple
 
 _POINTER_BYTES = 8
 _LONG_BYTES = 8
@@ -12,6 +12,8 @@ _LONG_BYTES = 8
 _COUNTER_BYTES = 4
 # The caches of memcgs have SLAB_HWCACHE_ALIGN. Kernels for x86_64 align to 64 bytes.
 _CACHE_LINE_BYTES = 64
+# PAGE_ALLOC_COSTLY_ORDER, the largest order of a slab with more than one slot.
+_MAX_SLAB_ORDER = 3
 # The state of shrinkers is allocated for each 64 ids: a bit and nr_deferred of each.
 _IDS_PER_UNIT = 64
 _UNIT_BYTES = _LONG_BYTES + _IDS_PER_UNIT * _LONG_BYTES
@@ -23,7 +25,7 @@ class Machine(
     namedtuple(
         "Machine",
         "sizes possible_nodes percpu_units online_memcgs dying_memcgs shrinker_ids list_lru_bytes percpu_chunks "
-        "memcg_percpu_bytes shared_caches_bytes has_psi has_perf_events is_cgroup_v1",
+        "memcg_percpu_bytes shared_caches_bytes css_ids present_cpus has_psi has_perf_events is_cgroup_v1",
     )
 ):
     """What the prediction depends on of an audited machine. None is what is not known.
@@ -32,7 +34,8 @@ class Machine(
     pcpu_nr_units; online_memcgs, dying_memcgs: numbers of memcgs, the root among them; shrinker_ids: number of ids that
     memcg-aware shrinkers have needed; list_lru_bytes: bytes of all list_lrus with these sizes; percpu_chunks:
     percpu.Chunks; memcg_percpu_bytes: per-CPU bytes of all memcgs; shared_caches_bytes: what the objects in slab caches
-    of memcgs would take besides their own bytes in shared caches, as since v5.9; has_psi, has_perf_events,
+    of memcgs would take besides their own bytes in shared caches, as since v5.9; css_ids: list of the
+    css.id of each online memcg, then of each dying one; present_cpus: number of them; has_psi, has_perf_events,
     is_cgroup_v1: the fields of percpu.CgroupForm.
     """
 
@@ -54,7 +57,8 @@ def predict(machine, kernel):
         # They have to move to cgroup2.
         machine = machine._replace(is_cgroup_v1=False, has_perf_events=True)
     if kernel.reparents_folios and machine.dying_memcgs:
-        machine = machine._replace(dying_memcgs=0)
+        css_ids = machine.css_ids and machine.css_ids[: machine.online_memcgs]
+        machine = machine._replace(dying_memcgs=0, css_ids=css_ids)
         count = "%d online memcgs (dying ones end since v7.1)" % machine.online_memcgs
     memcgs, nodes = machine.online_memcgs + machine.dying_memcgs, machine.possible_nodes
     form = "for %d nodes" % nodes
@@ -64,6 +68,9 @@ def predict(machine, kernel):
         "memcg_structs": Prediction(_struct_bytes(machine, kernel), "%s * structs %s" % (count, form)),
         "memcg_caches_arrays": Prediction(0, "none since v5.9"),
     }
+    if machine.css_ids is not None:
+        rule = "free slots of slabs with structs in the order of css ids up to %d" % max(machine.css_ids)
+        predictions["memcg_slab_left"] = Prediction(slab_left_bytes(machine, kernel), rule)
     if machine.list_lru_bytes is not None:
         rule = "lazy_bytes with list_lru_memcg of %d bytes" % machine.sizes.list_lru_memcg_bytes()
         predictions["list_lru"] = Prediction(machine.list_lru_bytes, rule)
@@ -95,11 +102,17 @@ def shrinker_info_bytes(sizes, kernel, ids):
     :param kernel: TargetKernel.
     :param ids: number of ids of shrinkers.
     """
+    return sum(size * number for size, number in _shrinker_allocations(sizes, kernel, ids).items())
+
+
+def _shrinker_allocations(sizes, kernel, ids):
+    """Return the number of allocations of each size for a shrinker_info: dict by bytes."""
     units = -(-ids // _IDS_PER_UNIT)
     if kernel.shrinker_info_unit is None:
-        return sizes.kmalloc_bytes(kernel.shrinker_info + units * _UNIT_BYTES)
-    pointers = sizes.kmalloc_bytes(kernel.shrinker_info + units * _POINTER_BYTES)
-    return pointers + units * sizes.kmalloc_bytes(kernel.shrinker_info_unit)
+        return {sizes.kmalloc_bytes(kernel.shrinker_info + units * _UNIT_BYTES): 1}
+    allocations = Counter({sizes.kmalloc_bytes(kernel.shrinker_info_unit): units})
+    allocations[sizes.kmalloc_bytes(kernel.shrinker_info + units * _POINTER_BYTES)] += 1
+    return allocations
 
 
 def percpu_left_bytes(chunks):
@@ -123,37 +136,108 @@ def shrinker_map_bytes(sizes, ids):
     return sizes.kmalloc_bytes(_SHRINKER_MAP_BYTES + -(-ids // _IDS_PER_UNIT) * _LONG_BYTES)
 
 
+class _Struct(namedtuple("_Struct", "cache slot_bytes number of_node")):
+    """One struct of each memcg, or of each of its nodes.
+
+    cache: name of the slab cache, empty for kmalloc()'s. slot_bytes: bytes as allocated. number: structs of all memcgs.
+    of_node: whether each node has one, in its own memory.
+    """
+
+    __slots__ = ()
+
+
 def _struct_bytes(machine, kernel):
-    """Return the bytes of the structs that mem_cgroup_css_alloc(), cgroup_create() and their callees allocate.
+    """Return the bytes of the structs that mem_cgroup_css_alloc(), cgroup_create() and their callees allocate."""
+    return sum(struct.slot_bytes * struct.number for struct in _structs(machine, kernel))
+
+
+def _structs(machine, kernel):
+    """Return the list of _Struct of a kernel.
 
     The cgroup of the root memcg is static. Pointers to a cgroup's ancestors do not change its kmalloc() size up to a
     depth of 30.
     """
     kmalloc, nodes = machine.sizes.kmalloc_bytes, machine.possible_nodes
     memcg = kernel.mem_cgroup + machine.sizes.nodes * _POINTER_BYTES
-    if kernel.has_memcg_caches:
-        memcg_bytes, node_bytes = _align(memcg), _align(kernel.mem_cgroup_per_node)
-    else:
-        memcg_bytes, node_bytes = kmalloc(memcg), kmalloc(kernel.mem_cgroup_per_node)
-    if kernel.lruvec_stats is not None:
-        node_bytes += kmalloc(kernel.lruvec_stats)
-    memcg_bytes += kmalloc(kernel.memcg_vmstats) + nodes * node_bytes
-    refcnt_bytes = kmalloc(kernel.percpu_ref_data)
-    # css and cgroup have a percpu_ref each, cgroup_bpf one until the cgroup is removed, but not with cgroup v1 since
-    # commit 2190df6c9137 ("cgroup/bpf: only cgroup v2 can be attached by bpf programs") (in v6.13, and in stable
-    # kernels).
-    cgroup_bytes = kmalloc(kernel.cgroup) + (2 - machine.is_cgroup_v1) * refcnt_bytes
-    if machine.has_psi:
-        cgroup_bytes += kmalloc(kernel.psi_group)
-    objcg_bytes = kmalloc(kernel.obj_cgroup) + refcnt_bytes
     memcgs = machine.online_memcgs + machine.dying_memcgs
     cgroups = memcgs - 1
-    return (
-        memcgs * memcg_bytes
-        + cgroups * cgroup_bytes
-        + (machine.online_memcgs - 1) * refcnt_bytes
-        + _objcgs(kernel, nodes, memcgs) * objcg_bytes
-    )
+    if kernel.has_memcg_caches:
+        structs = [
+            _Struct("mem_cgroup", _align(memcg), memcgs, False),
+            _Struct("mem_cgroup_per_node", _align(kernel.mem_cgroup_per_node), memcgs * nodes, True),
+        ]
+    else:
+        structs = [
+            _Struct("", kmalloc(memcg), memcgs, False),
+            _Struct("", kmalloc(kernel.mem_cgroup_per_node), memcgs * nodes, True),
+        ]
+    if kernel.lruvec_stats is None:
+        structs.append(_Struct("", kmalloc(kernel.memcg_vmstats), memcgs, False))
+    else:
+        # Both are charged to the parent, from caches of their own.
+        structs.append(_Struct("kmalloc-cg", kmalloc(kernel.memcg_vmstats), memcgs, False))
+        structs.append(_Struct("kmalloc-cg", kmalloc(kernel.lruvec_stats), memcgs * nodes, True))
+    structs.append(_Struct("", kmalloc(kernel.cgroup), cgroups, False))
+    if machine.has_psi:
+        structs.append(_Struct("", kmalloc(kernel.psi_group), cgroups, False))
+    objcgs = _objcgs(kernel, nodes, memcgs)
+    structs.append(_Struct("", kmalloc(kernel.obj_cgroup), objcgs, kernel.has_objcg_of_nodes))
+    # css, cgroup and obj_cgroup have a percpu_ref each, cgroup_bpf one until the cgroup is removed, but not with cgroup
+    # v1 since commit 2190df6c9137 ("cgroup/bpf: only cgroup v2 can be attached by bpf programs") (in v6.13, and in
+    # stable kernels).
+    refcnt = kmalloc(kernel.percpu_ref_data)
+    structs.append(_Struct("", refcnt, machine.online_memcgs - 1, False))
+    structs += [_Struct("", refcnt, cgroups, False)] * (2 - machine.is_cgroup_v1)
+    structs.append(_Struct("", refcnt, objcgs, kernel.has_objcg_of_nodes))
+    return structs
+
+
+def slab_left_bytes(machine, kernel):
+    """Return the bytes of free slots of the slabs that hold the structs of memcgs, after the same churn.
+
+    css ids are given again, the lowest first, and so are free slots: a memcg is taken to have its structs in the order
+    of its id. The slabs in between are freed. What is not of a node is taken to be on one. The arrays for shrinkers are
+    made anew when filesystems are mounted, and fill free slots of their size.
+    """
+    sizes, nodes = machine.sizes, machine.possible_nodes
+    arrays = Counter()
+    if machine.shrinker_ids is not None:
+        arrays.update({("", size): n for size, n in _shrinker_allocations(sizes, kernel, machine.shrinker_ids).items()})
+    every_node, first_node = Counter(), Counter()
+    for struct in _structs(machine, kernel):
+        (every_node if struct.of_node else first_node)[struct.cache, struct.slot_bytes] += 1
+    total_bytes = 0
+    for counts, number in ((every_node + first_node, 1), (every_node, nodes - 1)):
+        for (cache, slot_bytes), structs in counts.items():
+            slots = slab_slots(slot_bytes, machine.present_cpus, sizes.page_bytes)
+            free_slots = _free_slots(machine.css_ids, structs, slots) - arrays[cache, slot_bytes] * len(machine.css_ids)
+            total_bytes += number * max(0, free_slots) * slot_bytes
+    return total_bytes
+
+
+def _free_slots(ids, structs, slots):
+    """Return the free slots of slabs when each id has its structs in turn, and slabs without any are freed."""
+    slabs = set()
+    for css_id in ids:
+        slabs.update(range(css_id * structs // slots, (css_id * structs + structs - 1) // slots + 1))
+    return len(slabs) * slots - len(ids) * structs
+
+
+def slab_slots(slot_bytes, cpus, page_bytes):
+    """Return the number of slots of a slab: calculate_order() of mm/slub.c.
+
+    As since commit 0fe2735d5e2e ("mm/slub: remove min_objects loop from calculate_order()") (in v6.8). Before that the
+    sizes of kmalloc() have the same.
+
+    :param cpus: number of CPUs that are present.
+    """
+    min_slots = min(4 * (cpus.bit_length() + 1), max(1, (page_bytes << _MAX_SLAB_ORDER) // slot_bytes))
+    for fraction in (16, 8, 4, 2):
+        for order in range(_MAX_SLAB_ORDER + 1):
+            slab_bytes = page_bytes << order
+            if slab_bytes >= min_slots * slot_bytes and slab_bytes % slot_bytes <= slab_bytes // fraction:
+                return slab_bytes // slot_bytes
+    return 1
 
 
 def _unit_bytes(machine, kernel):

@@ -9,7 +9,7 @@ from collections import Counter, namedtuple
 
 from drgn import Object, sizeof
 
-from ..access.memory import has_member
+from ..access.memory import Members, has_member
 from ..status import CollectError
 from . import slab, slub, totals
 from .held import Held
@@ -39,6 +39,14 @@ def owners(prog):
     """Return the children: dict of address to (address of the root cache, address of the memcg)."""
     caches = _caches(prog, memcg=_PARAMS + "memcg")
     return {address: (fields.root_cache, fields.memcg) for address, fields in caches if not _is_root(fields)}
+
+
+def root_caches(prog, caches):
+    """Return those of some slab caches that are no children: set of addresses."""
+    if not _has_children(prog):
+        return set(caches)
+    members = Members(prog, "struct kmem_cache", **_root_paths(prog))
+    return {cache for cache in caches if _is_root(members.read(prog, cache))}
 
 
 def count(prog, memcgs):
@@ -119,11 +127,16 @@ def _caches(prog, **paths):
     """Yield the address and the decoded members of each slab cache, of none on a kernel without children."""
     if not _has_children(prog):
         return ()
-    paths["root_cache"] = _PARAMS + "root_cache"
+    return slab.caches(prog, **paths, **_root_paths(prog))
+
+
+def _root_paths(prog):
+    """Return the paths of the members that _is_root() needs."""
+    paths = {"root_cache": _PARAMS + "root_cache"}
     # Before commit 9eeadc8b6e8c ("slab: reorganize memcg_cache_params") (in v4.11).
     if has_member(prog.type("struct kmem_cache"), _PARAMS + "is_root_cache"):
         paths["is_root_cache"] = _PARAMS + "is_root_cache"
-    return slab.caches(prog, **paths)
+    return paths
 
 
 def _children(prog):

@@ -5,6 +5,8 @@ memory, thresholds and events, which a process adds, and an obj_cgroup that a re
 cgroup of the root memcg is part of its hierarchy's cgroup_root.
 """
 
+from collections import namedtuple
+
 from drgn import TypeKind, sizeof
 
 from ..access.memory import has_member, member_type
@@ -32,8 +34,12 @@ _OBJCG_NAMES = ("orig_objcg", "objcg")
 POINTERS = {name: paths + _OBJCG_NAMES for name, paths in _POINTERS.items()}
 
 
+Count = namedtuple("Count", "held addresses")
+"""The Held of all structs, and the address of each."""
+
+
 def count(prog, memcg_list, pointers=None):
-    """Return the Held of all structs. Each is counted; its bytes are those of an object of its slab cache.
+    """Return the Count of a kernel. Each struct is counted; its bytes are those of an object of its slab cache.
 
     Objects of one kind are measured by a sample.
 
@@ -62,7 +68,7 @@ def count(prog, memcg_list, pointers=None):
     for object_bytes, (_, owners) in zip(sizes, kinds):
         for memcg in owners.values():
             held_bytes[memcg] += object_bytes
-    return Held.of_memcgs(held_bytes)
+    return Count(Held.of_memcgs(held_bytes), [address for _, owners in kinds for address in owners])
 
 
 def _by_level(cgroups, memcg_list):

@@ -28,8 +28,14 @@ _NAMES = ("shrinker_info", "shrinker_map")
 POINTERS = {"struct mem_cgroup_per_node": _NAMES}
 
 
-Count = namedtuple("Count", "held ids")
-"""The Held of all arrays, and shrinker_nr_max: one more than the highest id so far, since v6.4 rounded up to 64."""
+class Count(namedtuple("Count", "held ids addresses")):
+    """All arrays.
+
+    held: Held. ids: shrinker_nr_max, one more than the highest id so far, since v6.4 rounded up to 64. addresses: of
+    each array and unit.
+    """
+
+    __slots__ = ()
 
 
 def count(prog, memcg_list, pointers=None):
@@ -54,13 +60,14 @@ def count(prog, memcg_list, pointers=None):
     ids = check_range(0, prog["shrinker_nr_max"].value_(), _MAX_IDS, "shrinker_nr_max")
     info_type = prog.type("struct memcg_shrinker_map" if name == "shrinker_map" else "struct shrinker_info")
     sizes = slab.allocated_bytes(prog, addresses, _end(sizeof(info_type), ids))
+    all_units = []
     if has_member(info_type, "unit"):
         units = _units(prog, info_type, addresses, ids)
         all_units = [unit for info in addresses for unit in units[info]]
         (unit_bytes,) = slab.uniform_bytes(prog, [(all_units, sizeof(prog.type("struct shrinker_info_unit")))])
         sizes = {info: sizes[info] + len(units[info]) * unit_bytes for info in addresses}
     held_bytes = {memcg: sum(sizes[info] for info in infos[memcg] if info) for memcg in memcg_list}
-    return Count(Held.of_memcgs(held_bytes), ids)
+    return Count(Held.of_memcgs(held_bytes), ids, addresses + all_units)
 
 
 def _units(prog, info_type, infos, ids):

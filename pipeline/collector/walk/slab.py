@@ -105,6 +105,24 @@ def find_slots(prog, addresses):
     return slots
 
 
+def heads(prog, addresses):
+    """Return the head of the compound page, or the page, of each of many addresses from kmalloc(): dict by address.
+
+    Addresses from vmalloc() are left out.
+
+    :raises LookupError: before commit 1d798ca3f164 ("mm: make compound_head() robust") (in v4.4).
+    """
+    allocators = Allocators(prog)
+    addresses = [address for address in addresses if allocators.of(address) == "kmalloc"]
+    if not addresses:
+        return {}
+    if _compound_member(prog) is None:
+        raise LookupError("struct page has no member compound_head")
+    pages = _pages(prog, addresses)
+    heads_by_page = _heads(prog, _PageStructs(prog), set(pages.values()))
+    return {address: heads_by_page[page] for address, page in pages.items()}
+
+
 def allocated_bytes(prog, addresses, request_bytes):
     """Return the bytes of each of many kmalloc() or vmalloc() addresses: dict by address.
 

@@ -3,6 +3,7 @@
 from collections import namedtuple
 
 from drgn import FaultError
+from drgn.helpers.linux.cpumask import for_each_present_cpu
 
 # Since commit d42f3245c7e2 ("mm: memcg: convert vmstat slab counters to bytes") (in v5.9) the items have the suffix _B.
 # The global counters stay in pages.
@@ -52,6 +53,14 @@ def percpu_units(prog):
         return prog["pcpu_nr_units"].value_()
     except (LookupError, FaultError):
         return None
+
+
+def present_cpus(prog):
+    """Return the number of CPUs that are present, or that are possible where the symbols lack the former, or None."""
+    try:
+        return sum(1 for _ in for_each_present_cpu(prog))
+    except (LookupError, FaultError):
+        return percpu_units(prog)
 
 
 def _percpu_bytes(prog):

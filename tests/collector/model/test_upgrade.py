@@ -164,6 +164,54 @@ def test_objects_of_v7_2_are_in_caches_of_their_own() -> None:
     assert predicted_bytes("memcg_structs", "7.2", machine(1)) == 1728 + 1920 + 2048 + 2048 + 64 + 64
 
 
+def test_slabs_have_the_slots_that_the_kernels_own_have(core: Core) -> None:
+    """In slabinfo, of kmalloc() and of the caches of memcgs: of machines with 2, 8 and 64 CPUs."""
+    cpus = totals.present_cpus(core.kernel.prog)
+    assert cpus
+    for row in core.truth("slabinfo").splitlines()[2:]:
+        name, _, _, slot_bytes, slots, *_ = row.split()
+        if re.match(r"(kmalloc|dma-kmalloc)-|mem_cgroup", name):
+            assert upgrade.slab_slots(int(slot_bytes), cpus, core.target["page_bytes"]) == int(slots), name
+
+
+# Structs of a memcg and their slots on v6.12 with one CPU: mem_cgroup and mem_cgroup_per_node in kmalloc-2k with 8,
+# memcg_vmstats with 8, cgroup with 8 in kmalloc-4k, lruvec_stats and psi_group with 8, 5 small structs with 64.
+@pytest.mark.parametrize(
+    ("css_ids", "free_slots"),
+    [
+        # 33 memcgs in a row, from the start of a slab of each: 66, 33 and 165 structs.
+        (range(64, 97), {2048: 6 + 7, 4096: 7, 1024: 2 * 7, 64: 27}),
+        # One in each slab. With an offset of 5, 60 + 5 > 64: small ones of some lie in two slabs.
+        (range(0, 64 * 40, 64), {2048: 40 * (6 + 7), 4096: 40 * 7, 1024: 40 * 2 * 7, 64: 40 * 59}),
+    ],
+    ids=["without churn", "churn"],
+)
+def test_kept_memcgs_pin_slabs_as_far_as_their_ids_are_spread(css_ids: range, free_slots: dict[int, int]) -> None:
+    memcgs = len(css_ids)
+    facts = machine(1, online_memcgs=memcgs, css_ids=list(css_ids), present_cpus=1)
+    expected_bytes = sum(slot_bytes * slots for slot_bytes, slots in free_slots.items())
+    assert predicted_bytes("memcg_slab_left", "6.12", facts) == expected_bytes
+    # A unit of shrinker_info for each memcg, in kmalloc-1k, and the array with its pointer in kmalloc-32.
+    with_arrays = facts._replace(shrinker_ids=10)
+    filled_bytes = min(memcgs, free_slots[1024] // 2) * 1024
+    assert predicted_bytes("memcg_slab_left", "6.12", with_arrays) == expected_bytes - filled_bytes
+
+
+def test_each_node_has_slabs_of_its_own() -> None:
+    """On v7.2: mem_cgroup_per_node, 17 in a slab, and lruvec_stats in kmalloc-cg-2k, the first node's with vmstats."""
+    one, two = (machine(nodes, css_ids=[1], present_cpus=2, sizes=cost.x86_64(2)) for nodes in (1, 2))
+    objcg_bytes = 64 * (64 - 2)
+    more_bytes = predicted_bytes("memcg_slab_left", "7.2", two) - predicted_bytes("memcg_slab_left", "7.2", one)
+    assert more_bytes == 16 * 1920 + 15 * 2048 + objcg_bytes
+
+
+@pytest.mark.parametrize("lazy", LAZY, ids=lambda core: core.name)
+def test_free_slots_of_slabs_are_about_those_that_are_counted(lazy: Core) -> None:
+    predicted = part_rows(snapshot.take(EAGER.kernel, target=target_name(lazy)))["memcg_slab_left"]
+    counted = part_rows(lazy.snapshot)["memcg_slab_left"]
+    assert predicted["upgraded_bytes"] == pytest.approx(counted["held_bytes"], rel=0.15)
+
+
 @pytest.mark.parametrize(
     ("partly_used_pages", "kept_pages"),
     [

@@ -53,7 +53,7 @@ def test_bytes_by_hand(name: str, series: str, nodes: int) -> None:
     # The root's css has no reference count, and its cgroup is not a slab object. It has obj_cgroups since v7.1.
     root = structs + (objcgs if series == "7" else 0)
     prog = core.kernel.prog
-    assert memcg_structs.count(prog, memcgs.walk(prog)) == Held(
+    assert memcg_structs.count(prog, memcgs.walk(prog)).held == Held(
         core.target["online_memcgs"] * online + root, core.target["dying_memcgs"] * dying, 0
     )
 
@@ -72,7 +72,7 @@ def test_structs_are_in_the_guests_slabs(core: Core) -> None:
     objects = [line.split() for line in core.truth("slabinfo").splitlines()[2:]]
     active_bytes = sum(int(fields[1]) * int(fields[3]) for fields in objects)
     prog = core.kernel.prog
-    assert 0 < memcg_structs.count(prog, memcgs.walk(prog)).total_bytes < active_bytes
+    assert 0 < memcg_structs.count(prog, memcgs.walk(prog)).held.total_bytes < active_bytes
 
 
 DECLARATIONS = """
@@ -105,7 +105,7 @@ def test_a_deeper_cgroup_can_be_of_a_larger_slab_cache(kernel: SyntheticKernel) 
     outer = [memcg(kernel, root) for _ in range(3)]
     inner = [memcg(kernel, outer[0], "kmalloc-256"), memcg(kernel, outer[2], "kmalloc-256")]
     memcg_list = [root, *outer, *inner]
-    assert memcg_structs.count(kernel.prog, memcg_list) == Held(6 * 64 + 3 * 192 + 2 * 256, 0, 0)
+    assert memcg_structs.count(kernel.prog, memcg_list).held == Held(6 * 64 + 3 * 192 + 2 * 256, 0, 0)
 
 
 def test_cgroups_of_a_level_are_measured_by_a_sample(kernel: SyntheticKernel) -> None:
@@ -117,5 +117,5 @@ def test_cgroups_of_a_level_are_measured_by_a_sample(kernel: SyntheticKernel) ->
         memcg_list.append(memcg(kernel, root, "kmalloc-4k"))
         kernel.next_pfn += 256
     kernel.reads = 0
-    assert memcg_structs.count(kernel.prog, memcg_list) == Held(201 * 64 + 200 * 4096, 0, 0)
+    assert memcg_structs.count(kernel.prog, memcg_list).held == Held(201 * 64 + 200 * 4096, 0, 0)
     assert kernel.reads < 200

@@ -108,7 +108,7 @@ def test_arrays_that_no_slab_cache_has(kernel: SyntheticKernel) -> None:
         memcg(kernel, False, [kernel.vmalloc(3), kernel.vmalloc(3)]),
         memcg(kernel, False, [0, 0]),
     ]
-    assert shrinker_infos.count(kernel.prog, memcg_list) == (Held(7 * 4096, 6 * 4096, 0), 1000)
+    assert shrinker_infos.count(kernel.prog, memcg_list)[:2] == (Held(7 * 4096, 6 * 4096, 0), 1000)
 
 
 def test_each_array_is_measured_while_the_ids_grow(kernel: SyntheticKernel) -> None:

@@ -174,7 +174,9 @@ def _structs(machine, kernel):
     if kernel.lruvec_stats is None:
         structs.append(_Struct("", kmalloc(kernel.memcg_vmstats), memcgs, False))
     else:
-        # Both are charged to the parent, from caches of their own.
+        # Both are charged since commit aab6103b97f1 ("mm: memcg: account memory used for memcg vmstats and lruvec
+        # stats") (in v6.10). What is charged has caches of its own since commit 494c1dfe855e ("mm: memcg/slab: create
+        # a new set of kmalloc-cg-<n> caches") (in v5.14).
         structs.append(_Struct("kmalloc-cg", kmalloc(kernel.memcg_vmstats), memcgs, False))
         structs.append(_Struct("kmalloc-cg", kmalloc(kernel.lruvec_stats), memcgs * nodes, True))
     structs.append(_Struct("", kmalloc(kernel.cgroup), cgroups, False))

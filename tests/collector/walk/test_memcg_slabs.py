@@ -27,7 +27,7 @@ def test_few_free_slots_of_these_caches_are_in_other_slabs(core: Core) -> None:
     addresses = memcg_structs.count(prog, memcgs.walk(prog)).addresses
     caches = {find_containing_slab_cache(prog, address).name.string_().decode() for address in addresses}
     all_bytes = slabinfo_free_bytes(core, caches)
-    assert 0.7 * all_bytes < memcg_slabs.free_bytes(prog, addresses) < 1.02 * all_bytes
+    assert 0.85 * all_bytes < memcg_slabs.free_bytes(prog, addresses) < 1.02 * all_bytes
 
 
 class SlabKernel(SyntheticKernel):

@@ -68,7 +68,7 @@ def predict(machine, kernel):
         "memcg_structs": Prediction(_struct_bytes(machine, kernel), "%s * structs %s" % (count, form)),
         "memcg_caches_arrays": Prediction(0, "none since v5.9"),
     }
-    if machine.css_ids is not None:
+    if machine.css_ids and machine.present_cpus is not None:
         rule = "free slots of slabs with structs in the order of css ids up to %d" % max(machine.css_ids)
         predictions["memcg_slab_left"] = Prediction(slab_left_bytes(machine, kernel), rule)
     if machine.list_lru_bytes is not None:
@@ -233,7 +233,10 @@ def slab_slots(slot_bytes, cpus, page_bytes):
 
     :param cpus: number of CPUs that are present.
     """
-    min_slots = min(4 * (cpus.bit_length() + 1), max(1, (page_bytes << _MAX_SLAB_ORDER) // slot_bytes))
+    max_bytes = page_bytes << _MAX_SLAB_ORDER
+    if not 0 < slot_bytes <= max_bytes:
+        return 1
+    min_slots = min(4 * (cpus.bit_length() + 1), max_bytes // slot_bytes)
     for fraction in (16, 8, 4, 2):
         for order in range(_MAX_SLAB_ORDER + 1):
             slab_bytes = page_bytes << order

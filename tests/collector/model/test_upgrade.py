@@ -240,7 +240,12 @@ def test_dying_memcgs_stay_until_v7_1() -> None:
 
 
 def test_what_is_not_known_is_not_predicted() -> None:
-    assert upgrade.predict(machine(1), KERNELS["6.12"]).keys() == {"memcg_structs", "memcg_caches_arrays"}
+    for facts in (machine(1), machine(1, css_ids=[1]), machine(1, present_cpus=2)):
+        assert upgrade.predict(facts, KERNELS["6.12"]).keys() == {"memcg_structs", "memcg_caches_arrays"}
+
+
+def test_a_cache_of_a_broken_size_has_no_free_slots() -> None:
+    assert [upgrade.slab_slots(slot_bytes, 2, 4096) for slot_bytes in (-8, 0, 1 << 40)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -32,9 +32,12 @@ def main(argv=None):
     parser.add_argument("--vmcoreinfo", help="file with the VMCOREINFO of a core or a QEMU guest")
     charged_group = parser.add_mutually_exclusive_group()
     charged_group.add_argument(
-        "--charged", action="store_true", default=None, help="scan memory for charged objects; the default for cores"
+        "--charged",
+        action="store_true",
+        default=None,
+        help="scan all memory for charged objects; the default for cores. A running host's is scanned up to a limit",
     )
-    charged_group.add_argument("--no-charged", action="store_false", dest="charged")
+    charged_group.add_argument("--no-charged", action="store_false", dest="charged", help="scan no memory for them")
     parser.add_argument("--target-kernel", choices=tuple(target_kernels.KERNELS), help="kernel to upgrade to")
     parser.add_argument("--target-layout", choices=tuple(target_kernels.LAYOUTS), help="older form of --target-kernel")
     parser.add_argument("--verify", action="store_true", help="check every pointer array instead of a sample")
@@ -83,13 +86,17 @@ def _take_snapshot(args):
     _import_helpers()
     from . import snapshot
     from .access import core_file, kernel, memory
+    from .walk import charges
 
     try:
         opened_kernel = kernel.open_kernel(args.source, args.vmlinux, args.debug_dir, args.btf_dir, args.vmcoreinfo)
         is_running = memory.is_running(opened_kernel.prog)
-        scan_charges = not is_running if args.charged is None else args.charged
+        # A guest's memory may be read through QEMU's monitor, which takes too long for a scan.
+        is_limited = args.charged is None and memory.is_own(opened_kernel.prog)
+        scan_charges = is_limited or (not is_running if args.charged is None else args.charged)
         target = args.target_kernel or args.target_layout or target_kernels.DEFAULT
-        take = functools.partial(snapshot.take, opened_kernel, scan_charges, target, args.verify)
+        max_scan_bytes = charges.LIVE_BYTES if is_limited else None
+        take = functools.partial(snapshot.take, opened_kernel, scan_charges, target, args.verify, max_scan_bytes)
         if is_running:
             return _retry_on_change(take)
         with core_file.explained(opened_kernel.note):

@@ -4,6 +4,7 @@
 """
 
 import zlib
+from math import ceil
 
 from drgn import FaultError, Object, alignof, sizeof
 
@@ -81,11 +82,12 @@ class Snapshot:
         self.unsupported_reason = None
 
 
-def take(kernel, scan_charges=True, target=target_kernels.DEFAULT, verify=False):
+def take(kernel, scan_charges=True, target=target_kernels.DEFAULT, verify=False, max_scan_bytes=None):
     """Audit an opened kernel.
 
     :param kernel: kernel.Kernel.
     :param scan_charges: scan the memmap for charged objects.
+    :param max_scan_bytes: limit of that scan, whose figures only an eager kernel needs, or None for a whole scan.
     :param target: the kernel to upgrade to, a key of target_kernels.KERNELS or .LAYOUTS.
     :param verify: check every pointer array of an eager kernel instead of a sample.
     :return: Snapshot.
@@ -106,8 +108,8 @@ def take(kernel, scan_charges=True, target=target_kernels.DEFAULT, verify=False)
         findings = list_lrus.Findings(layout)
     else:
         memcg_list = memcgs.walk(prog)
-        if scan_charges:
-            object_charges, dying_pages, charges_notes = _scan_charges(prog, layout, sbs, memcg_list)
+        if scan_charges and (max_scan_bytes is None or layout in layouts.EAGER):
+            object_charges, dying_pages, charges_notes = _scan_charges(prog, layout, sbs, memcg_list, max_scan_bytes)
         likely_memcgs = object_charges and object_charges.by_list_lru
         findings = list_lrus.walk(prog, layout, sbs, memcg_list, likely_memcgs, verify)
         sbs = [sb for sb in sbs if sb.address not in findings.departed_superblocks]
@@ -137,6 +139,9 @@ def take(kernel, scan_charges=True, target=target_kernels.DEFAULT, verify=False)
     if findings.layout in layouts.EAGER:
         row["lazy_target"], _ = estimate.TARGETS[target_kernel.lazy_layout]
         row["lazy_basis"] = "charged" if object_charges else "online"
+        if object_charges and object_charges.error_pairs is not None:
+            row["lazy_basis"] = "sampled"
+            row["lazy_error_bytes"] = ceil(object_charges.error_pairs * estimator.max_pair_bytes())
     row["charged_scan_bytes"] = object_charges and object_charges.read_bytes
     notes = [
         kernel.note,
@@ -153,8 +158,8 @@ def take(kernel, scan_charges=True, target=target_kernels.DEFAULT, verify=False)
     return snapshot
 
 
-def _scan_charges(prog, layout, sbs, memcg_list):
-    """Scan for charged objects, and for pages of dying memcgs.
+def _scan_charges(prog, layout, sbs, memcg_list, max_bytes=None):
+    """Scan for charged objects and, without a limit, for pages of dying memcgs.
 
     :return: the Charges and the DyingMemcgPages, each None if they could not be counted, and a list of notes.
     """
@@ -168,12 +173,15 @@ def _scan_charges(prog, layout, sbs, memcg_list):
         note = "%d memcgs are not charged for kernel memory here and would be on a lazy kernel" % uncharged_memcgs
         return None, None, [note, *uncounted_notes]
     dying_pages, notes = None, []
+    if max_bytes is None:
+        try:
+            dying_pages = dying_memcg_pages.DyingMemcgPages(prog, memcg_list)
+        except UNREADABLE as e:
+            notes.append(_DYING_NOTE % e)
+    elif has_dying:
+        notes.append(_DYING_NOTE % "only the part of memory with slabs is read without --charged")
     try:
-        dying_pages = dying_memcg_pages.DyingMemcgPages(prog, memcg_list)
-    except UNREADABLE as e:
-        notes.append(_DYING_NOTE % e)
-    try:
-        object_charges = charges.scan(prog, sbs, memcg_list, dying_pages)
+        object_charges = charges.scan(prog, sbs, memcg_list, dying_pages, max_bytes)
     except charges.NotScanned as e:
         return None, None, [str(e), *uncounted_notes]
     if is_running(prog):
@@ -204,7 +212,13 @@ def lazy_estimate(prog, sbs, memcg_list, object_charges, target):
     transient_lists = transient_objects.list_lrus(prog, sbs)
     kernel_mounts = transient_objects.kernel_mounts(sbs)
     return estimate.LazyEstimate(
-        sizes, memcg_list, object_charges.by_list_lru, is_kmem_disabled, transient_lists, kernel_mounts
+        sizes,
+        memcg_list,
+        object_charges.by_list_lru,
+        is_kmem_disabled,
+        transient_lists,
+        kernel_mounts,
+        object_charges.imputed_by_list_lru,
     )
 
 
@@ -410,6 +424,7 @@ def _target_row(kernel, findings, sbs, memcg_list):
         "list_lru_one_in_cache": cached_objects,
         "lazy_target": None,
         "lazy_basis": None,
+        "lazy_error_bytes": None,
         "target_kernel": None,
         "consistency": "raced" if findings.race_notes else "exact",
     }

@@ -20,7 +20,7 @@ MEMORY_MB = 512
 _ROOT = Path(__file__).parents[2]
 _CORE = _ROOT / "tests/vmcores/deb510-n1/vmcore"
 _AUDIT = """
-import runpy, sys  # python -m needs runpy
+import random, runpy, sys  # python -m needs runpy, the sample of a live audit random
 from pipeline.collector.__main__ import main
 if main(sys.argv[1:]):
     sys.exit("the audit failed")

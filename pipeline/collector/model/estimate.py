@@ -36,12 +36,23 @@ class LazyEstimate:
     :param is_kmem_disabled: whether memcgs are not charged for kernel memory, so that none has an entry.
     :param transient_lists: list_lrus in which every running program allocates, pairs (superblock's address, name).
     :param kernel_mounts: addresses of superblocks whose objects can be opened but not named.
+    :param imputed_memcgs: as charged_memcgs, the Memcgs that are expected to own objects outside of a sample of slabs.
     :ivar lists_charged: for each Memcg, the number of the list_lrus so far with objects that it is charged for.
     """
 
-    def __init__(self, sizes, memcgs, charged_memcgs, is_kmem_disabled=False, transient_lists=(), kernel_mounts=()):
+    def __init__(
+        self,
+        sizes,
+        memcgs,
+        charged_memcgs,
+        is_kmem_disabled=False,
+        transient_lists=(),
+        kernel_mounts=(),
+        imputed_memcgs=None,
+    ):
         self._sizes = sizes
         self._charged_memcgs = charged_memcgs
+        self._imputed_memcgs = imputed_memcgs or {}
         self._by_cache_id = {memcg.cache_id: memcg for memcg in memcgs if memcg.cache_id is not None}
         self._entries_by_memcgs = {}
         online_memcgs = [memcg for memcg in memcgs if memcg.online and memcg.parent]
@@ -64,8 +75,10 @@ class LazyEstimate:
             owners = with_items | (self._charged_memcgs.get(lru.address, set()) if lru.memcg_aware else set())
             self.lists_charged.update(owners)
             entries = charged_entries = self._entries(owners)
-            if self._has_all_active_memcgs(lru, charged_entries):
-                entries = self._entries(charged_entries.memcgs | self._active_memcgs)
+            if self._imputed_memcgs and lru.memcg_aware:
+                entries = self._entries(owners | self._imputed_memcgs.get(lru.address, set()))
+            if self._has_all_active_memcgs(lru, entries):
+                entries = self._entries(entries.memcgs | self._active_memcgs)
         self._list_counts[entries.memcgs] += 1
         return {
             "memcgs_charged": owners if owners is None else len(owners),
@@ -89,7 +102,11 @@ class LazyEstimate:
                 lists[memcg] += count
         return lists
 
-    def _has_all_active_memcgs(self, lru, charged_entries):
+    def max_pair_bytes(self):
+        """Return the most bytes that one more memcg in a list_lru takes: those of an online memcg in an empty one."""
+        return max(self._entries((memcg,)).total_bytes for memcg in self._all_entries.memcgs)
+
+    def _has_all_active_memcgs(self, lru, entries):
         """Whether each memcg that is charged for any object is expected to have an entry in a list_lru.
 
         True for a transient list, and for a kernel mount once a fifth of these memcgs own an object there now.
@@ -97,7 +114,7 @@ class LazyEstimate:
         """
         if (lru.superblock, lru.name) in self._transient_lists:
             return True
-        return lru.superblock in self._kernel_mounts and 5 * len(charged_entries.memcgs) >= len(self._active_memcgs) > 0
+        return lru.superblock in self._kernel_mounts and 5 * len(entries.memcgs) >= len(self._active_memcgs) > 0
 
     def _entries(self, memcgs):
         """Return the Entries of memcgs and their ancestors."""

@@ -4,18 +4,21 @@ A lazy kernel makes the entry when it allocates a charged dentry, inode or page 
 introduce kmem_cache_alloc_lru") (in v5.18). An eager kernel charges the same objects. The scan reads the memmap to find
 the slabs of their caches, the slabs' object cgroup vectors for the owner of each object, and the slabs for the object's
 superblock. It reads all of these in bulk, so the number of reads depends on memory and slabs, not on superblocks and
-memcgs.
+memcgs. With a limit it starts with the pageblocks that nearly all slabs are in, and reads a random sample of the slabs
+if it cannot read all.
 """
 
 from collections import Counter, defaultdict, namedtuple
 from itertools import repeat
+from operator import itemgetter
 
 from drgn import FaultError, offsetof
 
 from ..access.memory import Members, is_running, read_each, words
+from ..model import unseen
 from ..status import CollectError
-from . import memcg_caches, superblocks
-from .memmap import Memmap
+from . import memcg_caches, pageblocks, superblocks
+from .memmap import Memmap, pfn_spans
 from .slab import count_slabs, find_slots, object_info
 
 # Bounds the memory for one bulk read: a slab has 4 to 32 KB.
@@ -23,6 +26,13 @@ _SLABS_PER_READ = 256
 _WORD_BYTES = 8
 # Bounds the calls of drgn's slab helper, which takes a millisecond each time.
 _MAX_LOOKUPS = 100000
+# Limit of the scan of a running host: half of it is the memmap of 2 GB, the other half 2,000 to 8,000 slabs.
+LIVE_BYTES = 64 << 20
+_MAX_LIVE_LOOKUPS = 3000
+# Slabs of a cache that are read in turn with those of the other caches, so that each cache has a sample.
+_SLABS_PER_TURN = 64
+# Stands for no slab in a fraction: half of one.
+_NO_SLABS = 0.5
 
 
 class NotScanned(Exception):
@@ -34,40 +44,54 @@ class Charges:
 
     :ivar by_list_lru: address of each ``struct list_lru`` with charged objects to the set of online Memcgs that own
         one, without their ancestors and without the root.
+    :ivar imputed_by_list_lru: the same for pairs of a list_lru and a Memcg that stand for those without an object in
+        the sampled slabs.
+    :ivar error_pairs: half width of the 95 % interval of the number of pairs, None if all slabs were read.
     :ivar read_bytes: bytes of kernel memory that were read.
     """
 
     def __init__(self):
         self.by_list_lru = defaultdict(set)
+        self.imputed_by_list_lru = defaultdict(set)
+        self.error_pairs = None
         self.read_bytes = 0
 
 
-class _SlabCache(namedtuple("_SlabCache", "size lru sb_offset memcg")):
+class _SlabCache(namedtuple("_SlabCache", "address size lru sb_offset memcg")):
     """A slab cache of charged objects.
 
-    size: bytes of a slot. lru: member of ``struct super_block`` that lists the objects, None for xa_nodes. sb_offset:
-    offset in a slot of the superblock's address. memcg: before v5.9 the address of the only owner, else None.
+    address: of the ``struct kmem_cache``. size: bytes of a slot. lru: member of ``struct super_block`` that lists the
+    objects, None for xa_nodes. sb_offset: offset in a slot of the superblock's address. memcg: before v5.9 the address
+    of the only owner, else None.
     """
 
     __slots__ = ()
 
 
-def scan(prog, sbs, memcgs, dying_pages=None):
+def scan(prog, sbs, memcgs, dying_pages=None, max_bytes=None):
     """Find the owners of all charged dentries, inodes and page cache xa_nodes.
 
     :param sbs: list of SuperBlock.
     :param memcgs: list of Memcg.
     :param dying_pages: DyingMemcgPages, which count their pages in the memmap, or None.
+    :param max_bytes: limit of the bytes to read, or None for all. Then the pages of dying memcgs are not counted.
     :return: Charges.
-    :raises NotScanned: memory is missing, a structure is broken, or the slab allocator is not SLUB.
+    :raises NotScanned: memory is missing, a structure is broken, the slab allocator is not SLUB, or the limit does not
+        allow for a sample.
     """
     try:
-        return _Scan(prog, sbs, memcgs).run(dying_pages)
+        if max_bytes is None:
+            return _Scan(prog, sbs, memcgs).run(dying_pages)
+        return _LimitedScan(prog, sbs, memcgs).run_within(max_bytes)
     except (FaultError, LookupError, AttributeError, ValueError, CollectError) as e:
         raise NotScanned("charged objects are not counted: %s" % e) from e
 
 
 class _Scan:
+    """A scan of all slabs."""
+
+    max_lookups = _MAX_LOOKUPS
+
     def __init__(self, prog, sbs, memcgs):
         self.prog = prog
         self.memcg_by_address = {memcg.address: memcg for memcg in memcgs}
@@ -84,37 +108,45 @@ class _Scan:
         self.charged_objects = set()
         self.lookups = 0
         self.charges = Charges()
+        self.read_objects = self.read_charged_objects if self.memmap.has_vectors else self.read_allocated_objects
 
     def run(self, dying_pages):
-        read_objects = self.read_charged_objects if self.memmap.has_vectors else self.read_allocated_objects
         unread_slabs = defaultdict(list)
         slab_counts = Counter()
         for address, slab in self.memmap.slabs(self.caches, dying_pages):
             slab_counts[address] += 1
-            if slab.vector or not self.memmap.has_vectors:
+            if self.can_have_charged_objects(slab):
                 unread_slabs[address].append(slab)
                 if len(unread_slabs[address]) == _SLABS_PER_READ:
-                    read_objects(self.caches[address], unread_slabs.pop(address))
+                    self.read_objects(self.caches[address], unread_slabs.pop(address))
         for address, slabs in unread_slabs.items():
-            read_objects(self.caches[address], slabs)
+            self.read_objects(self.caches[address], slabs)
         self.check_slab_counts(slab_counts)
         self.charges.read_bytes += self.memmap.read_bytes
-        self.resolve_owners()
+        for list_lru, memcg in self.pairs().values():
+            self.charges.by_list_lru[list_lru].add(memcg)
         return self.charges
 
-    def resolve_owners(self):
-        """Fill the Charges from the charged objects."""
+    def can_have_charged_objects(self, slab):
+        return bool(slab.vector) or not self.memmap.has_vectors
+
+    def pairs(self):
+        """Return the list_lru and the Memcg of each charged object that needs an entry, by its triple."""
+        owners = {owner for owner, _, _ in self.charged_objects if owner}
+        memcgs = {owner: owner for owner in owners}
         if self.memmap.has_vectors:
             obj_cgroup = Members(self.prog, "struct obj_cgroup", memcg="memcg")
-            data = read_each(self.prog, {owner for owner, _, _ in self.charged_objects if owner}, obj_cgroup.end)
-            memcgs = {owner: obj_cgroup.decode(data[owner]).memcg for owner in data}
-            self.charged_objects = {(memcgs[owner], lru, sb) for owner, lru, sb in self.charged_objects if owner}
-        for owner, lru, sb in self.charged_objects:
-            memcg = self.online_memcg(owner)
+            data = read_each(self.prog, owners, obj_cgroup.end)
+            memcgs = {owner: obj_cgroup.decode(data[owner]).memcg for owner in owners}
+        pairs = {}
+        for charged_object in self.charged_objects:
+            owner, lru, sb = charged_object
+            memcg = self.online_memcg(memcgs[owner]) if owner else None
             list_lru = self.list_lrus.get((lru, sb))
             # A superblock that is not on super_blocks is being destroyed. The root memcg needs no entry.
             if list_lru and memcg and memcg.parent:
-                self.charges.by_list_lru[list_lru].add(memcg)
+                pairs[charged_object] = list_lru, memcg
+        return pairs
 
     def check_slab_counts(self, counts):
         """Compare the slabs found in the memmap with the kernel's count: a core can lack pages of the memmap."""
@@ -152,7 +184,7 @@ class _Scan:
         caches = [(root, root, None) for root in layouts]
         caches += [(child, root, memcg) for child, (root, memcg) in child_caches.items() if root in layouts]
         sizes = size.read_each(self.prog, (cache for cache, _, _ in caches))
-        return {cache: _SlabCache(sizes[cache].size, *layouts[root], memcg) for cache, root, memcg in caches}
+        return {cache: _SlabCache(cache, sizes[cache].size, *layouts[root], memcg) for cache, root, memcg in caches}
 
     def read_charged_objects(self, cache, slabs):
         """Add the charged objects of slabs: their owner, an obj_cgroup, and their superblock.
@@ -168,7 +200,11 @@ class _Scan:
         for address, slab_sbs in self.read_superblocks(cache, slabs).items():
             if 0 in slab_sbs:
                 self.check_initialized(address, zip(owners[address], slab_sbs))
-            self.charged_objects.update(zip(owners[address], repeat(cache.lru), slab_sbs))
+            self.add_charged_objects(cache, address, zip(owners[address], repeat(cache.lru), slab_sbs))
+
+    def add_charged_objects(self, cache, address, charged_objects):
+        """Add the triples of the objects of the slab at an address, some of them without an owner."""
+        self.charged_objects.update(charged_objects)
 
     def check_initialized(self, address, objects):
         """Check that at most one charged object of a slab has no superblock: a CPU initializes one at a time.
@@ -198,7 +234,7 @@ class _Scan:
     def is_allocated(self, address):
         """Whether the object at an address is allocated, according to drgn, which walks the free lists."""
         self.lookups += 1
-        info = object_info(self.prog, address) if self.lookups <= _MAX_LOOKUPS else None
+        info = object_info(self.prog, address) if self.lookups <= self.max_lookups else None
         if info is None or info.allocated is None:
             raise CollectError("bad_core", "cannot determine which slab objects are allocated")
         return info.allocated
@@ -237,6 +273,137 @@ class _Scan:
                 return None
             raise CollectError("bad_core", "an object is charged to 0x%x, which is not a memcg" % address)
         return self.memcg_by_address[address].nearest_online()
+
+
+class _LimitedScan(_Scan):
+    """A scan of the slabs that a limit allows for: all, or a random sample.
+
+    Half of the limit is for the memmap, in which the slabs are found, the rest for the slabs themselves.
+    """
+
+    max_lookups = _MAX_LIVE_LOOKUPS
+
+    def __init__(self, prog, sbs, memcgs):
+        from random import Random  # takes 3 ms of CPU time, which an audit of a core does not need
+
+        super().__init__(prog, sbs, memcgs)
+        self.random = Random(0)
+        self.fstypes = {sb.address: sb.fstype for sb in sbs}
+        self.is_memmap_read = False
+        self.slabs = {address: [] for address in self.caches}
+        # Addresses of the slabs with each charged object, by cache.
+        self.slabs_by_object = defaultdict(lambda: defaultdict(set))
+
+    def run_within(self, max_bytes):
+        counts = count_slabs(self.prog, self.caches)
+        for address, slab in self.memmap.slabs(self.caches, spans=self.spans(max_bytes // 2, counts)):
+            self.slabs[address].append(slab)
+        self.charges.read_bytes += self.memmap.read_bytes
+        sampled = self.read_sample(max_bytes)
+        fractions = self.fractions(sampled, counts)
+        pairs = self.pairs()
+        for list_lru, memcg in pairs.values():
+            self.charges.by_list_lru[list_lru].add(memcg)
+        if any(fraction < 1 for fraction in fractions.values()):
+            if not self.memmap.has_vectors:
+                raise CollectError("over_budget", "this kernel's slabs are not sampled, and there are too many to read")
+            self.estimate_unseen(pairs, sampled, fractions)
+        return self.charges
+
+    def spans(self, max_bytes, counts):
+        """Yield ranges of page frame numbers in random order, until all slabs are found or the limit is reached.
+
+        The movable ones are the last. All others are read even if the number of slabs is already right: meanwhile some
+        may have been freed, and others allocated.
+
+        :param counts: the kernel's number of slabs of each cache, by its address.
+        """
+        spans = pfn_spans(self.prog)
+        try:
+            ranges = pageblocks.ranges(self.prog, spans[-1][1])
+        except LookupError:
+            ranges = pageblocks.Ranges(list(pageblocks.split(spans)), [])
+        for page_ranges in ranges:
+            self.random.shuffle(page_ranges)
+            for page_range in page_ranges:
+                if self.memmap.read_bytes >= max_bytes:
+                    return
+                has_all = all(len(self.slabs[address]) >= count for address, count in counts.items())
+                if page_ranges is ranges.movable and has_all:
+                    return
+                yield page_range
+        self.is_memmap_read = True
+
+    def read_sample(self, max_bytes):
+        """Read slabs of each cache in random order, until the limit is reached.
+
+        :return: number of slabs that were read, by the cache's address.
+        """
+        turns = []
+        for address, slabs in self.slabs.items():
+            slabs = [slab for slab in slabs if self.can_have_charged_objects(slab)]
+            self.random.shuffle(slabs)
+            turns += [(i, address, slabs[i : i + _SLABS_PER_TURN]) for i in range(0, len(slabs), _SLABS_PER_TURN)]
+        sampled = Counter()
+        for _, address, slabs in sorted(turns, key=itemgetter(0)):
+            if self.charges.read_bytes >= max_bytes:
+                break
+            self.read_objects(self.caches[address], slabs)
+            sampled[address] += len(slabs)
+        return sampled
+
+    def fractions(self, sampled, counts):
+        """Return the fraction of the slabs of each cache that was read, by the cache's address.
+
+        :param sampled: number of slabs that were read, by the cache's address.
+        :param counts: the kernel's number of slabs of each cache at the start.
+        """
+        last_counts = count_slabs(self.prog, self.caches)
+        fractions = {}
+        for address, slabs in self.slabs.items():
+            # Slabs come and go during the scan.
+            count = 0 if self.is_memmap_read else min(counts[address], last_counts[address])
+            found = max(len(slabs), _NO_SLABS) / max(len(slabs), count, _NO_SLABS)
+            with_vector = sum(map(self.can_have_charged_objects, slabs))
+            fractions[address] = found * max(sampled[address], _NO_SLABS) / max(with_vector, _NO_SLABS)
+        return fractions
+
+    def add_charged_objects(self, cache, address, charged_objects):
+        charged_objects = set(charged_objects)
+        super().add_charged_objects(cache, address, charged_objects)
+        for charged_object in charged_objects:
+            self.slabs_by_object[cache.address][charged_object].add(address)
+
+    def estimate_unseen(self, pairs, sampled, fractions):
+        """Fill in what the Charges have for pairs that the sample does not show.
+
+        :param pairs: pairs().
+        """
+        groups = defaultdict(list)
+        for (lru, sb), list_lru in self.list_lrus.items():
+            groups[lru, self.fstypes.get(sb)].append(list_lru)
+        group_of = {list_lru: group for group in groups.values() for list_lru in group}
+        # The slabs of a range of memory are often of one memcg. Where a part of the memmap was not read, ranges were
+        # sampled, not slabs.
+        unit_bytes = 1 if self.is_memmap_read else pageblocks.RANGE_PAGES * self.prog["PAGE_SIZE"].value_()
+        self.charges.error_pairs = 0
+        for address, fraction in fractions.items():
+            slabs_by_pair = defaultdict(set)
+            for charged_object, slabs in self.slabs_by_object[address].items():
+                if charged_object in pairs:
+                    slabs_by_pair[pairs[charged_object]].update(slab // unit_bytes for slab in slabs)
+            slab_counts = {pair: len(slabs) for pair, slabs in slabs_by_pair.items()}
+            estimate = unseen.estimate(slab_counts.values(), sampled[address], fraction)
+            self.charges.error_pairs += estimate.error
+            once = sorted((pair for pair, count in slab_counts.items() if count == 1), key=_by_address)
+            count = round(estimate.pairs)
+            for list_lru, memcg in unseen.impute(self.charges.by_list_lru, once, count, group_of, self.random):
+                self.charges.imputed_by_list_lru[list_lru].add(memcg)
+
+
+def _by_address(pair):
+    list_lru, memcg = pair
+    return list_lru, memcg.address
 
 
 def _shadow_nodes(prog):

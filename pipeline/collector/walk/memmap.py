@@ -71,16 +71,18 @@ class Memmap:
         self.objcg_word = objcg_offset // _WORD_BYTES
         self.read_bytes = 0
 
-    def slabs(self, caches, dying_pages=None):
+    def slabs(self, caches, dying_pages=None, spans=None):
         """Yield (cache, Slab) for each slab of the caches.
 
         :param caches: addresses of ``struct kmem_cache``.
         :param dying_pages: DyingMemcgPages, which count their pages in each piece, or None.
+        :param spans: the page frame numbers to read, pairs (start, end), or None for all. They are taken one by one, so
+            that a generator can end the reading.
         :raises CollectError: ``bad_core``: a slab has an impossible stride.
         """
         step, column = self._struct_bytes // _WORD_BYTES, self._slab_cache // _WORD_BYTES
         finder = WordFinder(caches)
-        for first, data in self._pieces():
+        for first, data in self._pieces(pfn_spans(self._prog) if spans is None else spans):
             self.read_bytes += len(data)
             page_words = words(self._prog, data)
             if dying_pages:
@@ -105,10 +107,10 @@ class Memmap:
         is_full = self._inuse.extract(page) == objects and not self._frozen.extract(page)
         return Slab(self._direct_map + pfn * self._page_bytes, objects, is_full, vector, stride)
 
-    def _pieces(self):
+    def _pieces(self, spans):
         """Yield the first page frame number and the data of each readable piece of the memmap."""
         max_pages = _READ_BYTES // self._struct_bytes
-        for start, end in _pfn_spans(self._prog):
+        for start, end in spans:
             for pfn in range(start, end, max_pages):
                 piece_start = self._start + pfn * self._struct_bytes
                 piece_bytes = min(max_pages, end - pfn) * self._struct_bytes
@@ -225,7 +227,7 @@ def _vector_layout(prog, slab):
     return None, _POINTER_BYTES, 0
 
 
-def _pfn_spans(prog):
+def pfn_spans(prog):
     """Return ranges of page frame numbers that contain all memory: pairs (start, end), ascending and disjoint.
 
     Nodes can be interleaved and have holes.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import struct
+from collections.abc import Mapping
 
 import pytest
 from drgn import FaultError, Object, Program, offsetof
-from drgn.helpers.linux.mm import virt_to_page
+from drgn.helpers.linux.mm import page_to_pfn, virt_to_page
 from drgn.helpers.linux.slab import find_slab_cache, for_each_slab_cache, slab_object_info
 
+from pipeline.collector import snapshot
 from pipeline.collector.access import kernel
-from pipeline.collector.walk import charges, memcgs, superblocks
+from pipeline.collector.walk import charges, layouts, list_lrus, memcgs, pageblocks, superblocks
 from pipeline.collector.walk.memmap import Memmap
 from tests.collector.conftest import CORES
 from tests.collector.made import MemcgCache, free_slot, overlay, word
@@ -18,11 +21,17 @@ from tests.collector.made import MemcgCache, free_slot, overlay, word
 EAGER = next(core for core in CORES if core.name == "deb510-n2")
 
 
-def scan(prog: Program) -> charges.Charges:
-    return charges.scan(prog, superblocks.walk(prog), memcgs.walk(prog))
+def scan(prog: Program, max_bytes: int | None = None) -> charges.Charges:
+    return charges.scan(prog, superblocks.walk(prog), memcgs.walk(prog), max_bytes=max_bytes)
 
 
-def test_a_memcgs_own_caches_before_v5_9() -> None:
+def pairs(memcgs_by_list_lru: Mapping[int, set[memcgs.Memcg]]) -> set[tuple[int, int]]:
+    """Pairs of a list_lru and a memcg, by their addresses."""
+    return {(list_lru, memcg.address) for list_lru, owners in memcgs_by_list_lru.items() for memcg in owners}
+
+
+@pytest.mark.parametrize("max_bytes", [None, 64 << 20])
+def test_a_memcgs_own_caches_before_v5_9(max_bytes: int | None) -> None:
     """Every allocated object of a memcg's copy of a cache is charged to the memcg; free objects are ignored.
 
     The test moves a slab of dentries to a copy of their cache. The slab's second slot is free, but looks like a dentry
@@ -44,7 +53,7 @@ def test_a_memcgs_own_caches_before_v5_9() -> None:
     MemcgCache(prog, dentries, memcg.address, slab.address)
 
     offset = offsetof(prog.type("struct super_block"), "s_dentry_lru")
-    owners_by_lru = scan(prog).by_list_lru
+    owners_by_lru = scan(prog, max_bytes).by_list_lru
     assert {lru: {owner.path for owner in owners} for lru, owners in owners_by_lru.items()} == {
         sb + offset: {memcg.path} for sb in owner_sbs
     }
@@ -142,3 +151,66 @@ def test_extensions_that_cannot_be_are_refused() -> None:
         overlay(prog, stride_address, struct.pack("<I", stride))
         with pytest.raises(charges.NotScanned, match="extensions"):
             scan(prog)
+
+
+def test_a_limit_that_is_not_reached_changes_nothing() -> None:
+    whole = scan(kernel.open_kernel(str(EAGER.path)).prog)
+    limited = scan(kernel.open_kernel(str(EAGER.path)).prog, max_bytes=64 << 20)
+    assert pairs(limited.by_list_lru) == pairs(whole.by_list_lru)
+    assert (limited.error_pairs, limited.imputed_by_list_lru) == (None, {})
+
+
+def test_movable_memory_is_not_read_once_all_slabs_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the ranges with a slab of any cache are fixed; on a kernel some of those slabs lie in movable pageblocks."""
+    prog = kernel.open_kernel(str(EAGER.path)).prog
+    whole = scan(prog)
+    slabs = [slab for _, slab in Memmap(prog).slabs({cache.value_() for cache in for_each_slab_cache(prog)})]
+    blocks = {page_to_pfn(virt_to_page(prog, slab.address)).value_() // 512 for slab in slabs}
+    fixed = [(512 * block, 512 * block + 512) for block in blocks]
+    movable = [(512 * block, 512 * block + 512) for block in set(range(128)) - blocks]
+    monkeypatch.setattr(pageblocks, "ranges", lambda *_: pageblocks.Ranges(fixed, movable))
+    limited = scan(prog, max_bytes=64 << 20)
+    assert pairs(limited.by_list_lru) == pairs(whole.by_list_lru)
+    assert limited.error_pairs is None
+    assert limited.read_bytes < whole.read_bytes
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.9])
+def test_a_sample_of_slabs_has_the_whole_figure_in_its_interval(
+    fraction: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lazy_bytes of samples, in several random orders, against that of all slabs."""
+    prog = kernel.open_kernel(str(EAGER.path)).prog
+    sbs, cgroups = superblocks.walk(prog), memcgs.walk(prog)
+    whole = charges.scan(prog, sbs, cgroups)
+    lrus = list_lrus.walk(prog, layouts.detect(prog), sbs, cgroups, whole.by_list_lru).list_lrus
+
+    def lazy_bytes(found: charges.Charges) -> tuple[int, int]:
+        estimator = snapshot.lazy_estimate(prog, sbs, cgroups, found, "5.18")
+        return sum(estimator.columns(lru)["lazy_bytes"] for lru in lrus), estimator.max_pair_bytes()
+
+    whole_bytes, _ = lazy_bytes(whole)
+    # The core is small: only the slabs are sampled, a few at a time.
+    memmap = Memmap(prog)
+    list(memmap.slabs(()))
+    spans, generator = charges._LimitedScan.spans, random.Random
+    monkeypatch.setattr(charges._LimitedScan, "spans", lambda scan, _, counts: spans(scan, 1 << 40, counts))
+    monkeypatch.setattr(charges, "_SLABS_PER_TURN", 2)
+    limit = memmap.read_bytes + int(fraction * (whole.read_bytes - memmap.read_bytes))
+    for seed in range(5):
+        monkeypatch.setattr(random, "Random", lambda _, seed=seed: generator(seed))
+        sample = charges.scan(prog, sbs, cgroups, max_bytes=limit)
+        assert pairs(sample.by_list_lru) < pairs(whole.by_list_lru)
+        assert sample.error_pairs
+        sample_bytes, pair_bytes = lazy_bytes(sample)
+        assert abs(sample_bytes - whole_bytes) <= sample.error_pairs * pair_bytes
+
+
+def test_what_was_not_sampled_is_not_taken_for_known() -> None:
+    """With room for a tenth of the memmap, the interval still has the number of pairs."""
+    prog = kernel.open_kernel(str(EAGER.path)).prog
+    whole, sample = scan(prog), scan(prog, max_bytes=1 << 20)
+    unseen = pairs(whole.by_list_lru) - pairs(sample.by_list_lru)
+    assert unseen
+    assert sample.error_pairs
+    assert abs(len(unseen) - len(pairs(sample.imputed_by_list_lru))) <= sample.error_pairs

@@ -52,6 +52,11 @@ def human_bytes(count: int) -> str:
     return f"{'-' if count < 0 else ''}{size:.{digits}f} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB')[unit]}"
 
 
+def human_error(count: int | None) -> str:
+    """Return the half width of an interval of bytes, to follow its middle, or nothing without one: ` ± 12.0 KiB`."""
+    return "" if count is None else f" ± {human_bytes(count)}"
+
+
 def parse_bytes(text: str) -> float:
     """Return a written size in bytes: `4GiB` is 4 * 2^30, `4GB` and `4G` are 4 * 10^9, `4` is 4.
 

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.common.text import human_bytes, printable
+from pipeline.common.text import human_bytes, human_error, printable
 from pipeline.report import charts, machines, rows, waste
 from pipeline.report.advice import steps
 from pipeline.report.charts import Bar, Point, StackedBar
@@ -31,7 +31,7 @@ _MAX_LABELS = 12
 _MAX_NOT_OK = 200
 _RANKING_COLUMNS = (
     "rank", "target", "host", "kernel_release", "memcg_nr_cache_ids", "nr_node_ids", "superblocks", "online_memcgs",
-    "list_lru_bytes", "lazy_bytes", "wasted_bytes", "wasted_pct_of_memory", "lower_bound",
+    "list_lru_bytes", "lazy_bytes", "lazy_error_bytes", "wasted_bytes", "wasted_pct_of_memory", "lower_bound",
 )  # fmt: skip
 _PAGE = Path(__file__).parent / "page"
 
@@ -43,6 +43,7 @@ def html(report: Report, file: TextIO) -> None:
     )
     environment.filters.update(
         bytes=_bytes,
+        error=human_error,
         waste=_waste,
         printable=lambda text: printable(str(text)),
         number=_number,

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.common.text import counted, human_bytes, printable
+from pipeline.common.text import counted, human_bytes, human_error, printable
 from pipeline.report import advice, escape, machines, rows, waste
 from pipeline.report.model import Report
 
@@ -165,7 +165,8 @@ def _summary(report: Report) -> list[str]:
             if is_known
             else f"Nothing is known to be wasted on {hosts} with {memory}:",
             f"list_lrus hold {human_bytes(totals['list_lru_bytes'])}, "
-            f"a lazy kernel would hold {'at most ' if lower_bound else ''}{human_bytes(totals['lazy_bytes'])}.",
+            f"a lazy kernel would hold {'at most ' if lower_bound else ''}{human_bytes(totals['lazy_bytes'])}"
+            f"{human_error(totals['lazy_error_bytes'])}.",
         ]
         if is_known:
             lines.append(
@@ -212,7 +213,9 @@ def _ranking(report: Report, width: int) -> Table:
             row["superblocks"],
             row["online_memcgs"],
             human_bytes(row["list_lru_bytes"]),
-            (at_most if row["lower_bound"] else "") + human_bytes(row["lazy_bytes"]),
+            (at_most if row["lower_bound"] else "")
+            + human_bytes(row["lazy_bytes"])
+            + human_error(row["lazy_error_bytes"]),
             waste.text(row["wasted_bytes"], row["lower_bound"], at_least),
             None if pct is None else f"{pct:.1f}",
             *((waste.text(net["net_bytes"], net["lower_bound"], at_least) if net else None,) if nets else ()),
@@ -255,11 +258,14 @@ def _legend(report: Report, width: int) -> str:
     if width >= _NET_COLUMNS and report.target_kernels:
         kernels = printable(" or ".join(report.target_kernels))
         legend += f"; net: what an upgrade to Linux {kernels} frees of all that memcgs cost"
+    legend += "."
+    if report.totals["lazy_error_bytes"] is not None:
+        legend += " ±: half of the 95 % interval, from a sample of the objects; that of the waste is the same."
     if not report.totals["lower_bound"]:
-        return f"{legend}."
+        return legend
     bounds = "where marked <= and >=" if report.totals["expected_hosts"] else "here"
     return (
-        f"{legend}. Charged objects were not read {bounds}: lazy is at most this, if every online memcg used every "
+        f"{legend} Charged objects were not read {bounds}: lazy is at most this, if every online memcg used every "
         "list, and the waste at least this."
     )
 

@@ -13,6 +13,8 @@ SELECT
     CAST(coalesce(sum(memory_bytes), 0) AS BIGINT) AS memory_bytes,
     CAST(coalesce(sum(list_lru_bytes), 0) AS BIGINT) AS list_lru_bytes,
     CAST(coalesce(sum(lazy_bytes), 0) AS BIGINT) AS lazy_bytes,
+    -- The errors of hosts are independent, but each also covers what a sample cannot tell: a bound for the sum.
+    CAST(sum(lazy_error_bytes) AS BIGINT) AS lazy_error_bytes,
     CAST(coalesce(sum(wasted_bytes), 0) AS BIGINT) AS wasted_bytes,
     CAST(coalesce(sum(memory_bytes) FILTER (relation = 'machine'), 0) AS BIGINT) AS machines_memory_bytes,
     CAST(coalesce(sum(list_lru_bytes) FILTER (relation = 'machine'), 0) AS BIGINT) AS machines_list_lru_bytes,

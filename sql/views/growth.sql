@@ -1,9 +1,10 @@
 -- What grew or shrank on each machine between one ok snapshot of an audit and the next?
--- Snapshots with different model_version, lazy_basis or lazy_target are not comparable: their deltas are null. A lazy
--- kernel has no estimate, so a pair across an upgrade to one is comparable. A machine rebooted if its two intervals
--- from boot to snapshot do not overlap. Setting the clock moves booted_at too, but not that far. The deltas of
--- consecutive snapshots add up to the growth over the whole time. Snapshots follow one another as their runs do
--- (runs.sequence), whatever the machine's clock said: to_captured_at is before from_captured_at if it was set back.
+-- Snapshots with different model_version or lazy_target are not comparable, nor is a lower bound (lazy_basis `online`)
+-- with an expected figure (`charged`, `sampled`): their deltas are null. A lazy kernel has no estimate, so a pair
+-- across an upgrade to one is comparable. A machine rebooted if its two intervals from boot to snapshot do not
+-- overlap. Setting the clock moves booted_at too, but not that far. The deltas of consecutive snapshots add up to the
+-- growth over the whole time. Snapshots follow one another as their runs do (runs.sequence), whatever the machine's
+-- clock said: to_captured_at is before from_captured_at if it was set back.
 CREATE VIEW growth AS
 WITH pairs AS (
     SELECT
@@ -16,7 +17,7 @@ comparisons AS (
     SELECT
         *,
         model_version = from_snapshot.model_version
-        AND coalesce(lazy_basis = from_snapshot.lazy_basis, true)
+        AND coalesce((lazy_basis = 'online') = (from_snapshot.lazy_basis = 'online'), true)
         AND coalesce(lazy_target = from_snapshot.lazy_target, true) AS comparable
     FROM pairs
     WHERE from_snapshot.run_id IS NOT NULL

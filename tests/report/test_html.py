@@ -69,6 +69,19 @@ def test_bounds_are_marked(tmp_path):
         assert [row[1] for row in script_rows["rows"] if row[bounded_index]] == ["host-online"] * mark_count
 
 
+def test_the_error_of_a_sample_stands_beside_its_figure(tmp_path):
+    sampled = host("sampled")
+    sampled["row"] |= {"lazy_basis": "sampled", "lazy_error_bytes": 3072}
+    publish(tmp_path, sampled, host("charged"))
+    text = page(tmp_path)
+    rows = re.findall(r"<tr><td.*?</tr>", section_of(text, "Ranking"))
+    assert ["KiB</data> ± 3.00 KiB</td>" in row for row in rows] == ["sampled" in row for row in rows]
+    script_rows = json.loads(re.search(r'id="ranking-rows">(.*?)</script>', text, re.DOTALL)[1])
+    error_index = script_rows["columns"].index("lazy_error_bytes")
+    assert {row[1]: row[error_index] for row in script_rows["rows"]} == {"sampled": 3072, "charged": None}
+    assert "± is half of the 95 % interval, of the waste too" in text
+
+
 def test_what_an_upgrade_freed_stands_beside_what_was_predicted(root):
     (upgrade,) = session(root).rows("FROM upgrades")
     section = section_of(page(root), "Kernels that changed")

@@ -181,6 +181,20 @@ def test_text_marks_the_bounds_among_expected_figures(tmp_path):
     assert re.search(r"host-online .* <= [\d.]+ \w+ >= [\d.]+ \w+ ", text)
 
 
+def test_text_gives_the_error_of_samples_beside_their_figures(tmp_path):
+    hosts = [ok(f"host-{basis}", cache_ids=382) for basis in ("charged", "sampled", "online")]
+    for host, basis in zip(hosts, ("charged", "sampled", "online"), strict=True):
+        host["row"] |= {"lazy_basis": basis, "lazy_error_bytes": 3072 if basis == "sampled" else None}
+    publish(tmp_path, *hosts)
+    text = re.sub(r"\s+", " ", render(tmp_path, "text")).partition("What to do")[0]
+    # 5 list_lrus of 712 bytes on each of three hosts.
+    assert "a lazy kernel would hold at most 10.4 KiB ± 3.00 KiB." in text
+    assert re.search(r"host-sampled [^±]* 3.48 KiB ± 3.00 KiB \d", text)
+    assert text.count("± 3.00") == 2
+    assert "±: half of the 95 % interval, from a sample of the objects" in text
+    assert text.count(">= ") == 1
+
+
 def test_text_gives_the_net_of_the_fleet(tmp_path):
     # 5 list_lrus of 256 bytes and then 712; 192 bytes of shrinker_info and then 3,072: -5,160.
     assert "Net of the upgrade of 1 host: -5.04 KiB freed." in text_for_bases(tmp_path / "a", "charged", cache_ids=4)

@@ -51,7 +51,8 @@
     if (head.dataset.column.endsWith("_bytes")) {
       const bound = row[columns.indexOf("lower_bound")] && BOUNDS[head.dataset.column];
       if (bound) cell.append(boundMark(...bound), " ");
-      cell.append(humanBytes(value));
+      const error = head.dataset.column === "lazy_bytes" ? row[columns.indexOf("lazy_error_bytes")] : null;
+      cell.append(humanBytes(value), error === null ? "" : ` ± ${humanBytes(error)}`);
       cell.title = `${value.toLocaleString("en")} bytes`;
     } else {
       cell.textContent = typeof value === "number" ? value.toLocaleString("en") : value;

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.collector.model import cost
-from pipeline.common.text import human_bytes, printable
+from pipeline.common.text import human_bytes, human_error, printable
 
 _SUMMED_COLUMNS = (
     "list_lru_one_objects",
@@ -161,8 +161,9 @@ def _lazy_estimate(f: Mapping[str, Any]) -> list[str]:
             _bytes_line("", f["lazy_low_bytes"], "at least, {}: memcgs with items on a list now"),
             _lower_bound_line("wasted", f["wasted_bytes"], share),
         ]
+    error = human_error(f["lazy_error_bytes"])
     return [
-        _bytes_line(name, f["lazy_bytes"], "{} expected, entries that outlive their objects included"),
+        _bytes_line(name, f["lazy_bytes"], f"{{}}{error} expected, entries that outlive their objects included"),
         _bytes_line("", f["lazy_charged_bytes"], "at least, {}: memcgs charged for objects now"),
         _bytes_line("", f["lazy_high_bytes"], "at most, {}: every online memcg, every list"),
         _bytes_line("wasted", f["wasted_bytes"], "{}" + share),

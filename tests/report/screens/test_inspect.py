@@ -23,12 +23,18 @@ def host(basis: str | None, **cells: Any) -> dict[str, Any]:
     outcome["tables"]["list_lrus"] = {"columns": list(rows[0]), "rows": [list(row.values()) for row in rows]}
     lazy_cells = {"layout": "xarray", "memcg_nr_cache_ids": None, "lazy_target": None} if basis is None else {}
     target_cells = {"types_source": "btf", "notes": None, "slab_cache": None, "lazy_target": "v5.18-6.12"}
+    target_cells["lazy_error_bytes"] = 10 if basis == "sampled" else None
     outcome["row"] |= {**target_cells, "lazy_basis": basis, **lazy_cells}
     return outcome
 
 
 def screen(outcome: dict[str, Any]) -> str:
     return re.sub(" +", " ", inspect.text(inspect.host_waste(outcome)))
+
+
+def test_the_figure_of_a_sample_has_its_error() -> None:
+    lines = screen(host("sampled", lazy_low_bytes=70, lazy_charged_bytes=90, lazy_bytes=100, lazy_high_bytes=200))
+    assert "lazy v5.18-6.12 500 500 B ± 10 B expected, entries that outlive their objects included" in lines
 
 
 def test_on_the_basis_charged_the_figure_is_expected_between_two_bounds() -> None:

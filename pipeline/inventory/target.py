@@ -44,7 +44,7 @@ class Target:
       program;
     - timeout_s: seconds; default that of the run;
     - charged: whether to read the objects that memcgs are charged for; default the collector's: yes for cores, no for
-      ``live:``;
+      QEMU guests, up to a limit for running hosts;
     - target_kernel: kernel to upgrade to, a key of target_kernels.KERNELS; default the collector's;
     - target_layout: an older form of it, a key of target_kernels.LAYOUTS;
     - verify: whether to check every pointer array of an eager kernel rather than a sample;

@@ -74,7 +74,7 @@ def scan(prog, sbs, memcgs, dying_pages=None, max_bytes=None):
     :param sbs: list of SuperBlock.
     :param memcgs: list of Memcg.
     :param dying_pages: DyingMemcgPages, which count their pages in the memmap, or None.
-    :param max_bytes: limit of the bytes to read, or None for all. Then the pages of dying memcgs are not counted.
+    :param max_bytes: limit of the bytes to read, with which dying_pages are not counted; None for all.
     :return: Charges.
     :raises NotScanned: memory is missing, a structure is broken, the slab allocator is not SLUB, or the limit does not
         allow for a sample.

@@ -465,10 +465,10 @@ def _add_collector_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--charged",
         action=argparse.BooleanOptionalAction,
-        help="find the memcgs that own objects of each list, whether on the list or not: reads 16 MB and takes 0.03 "
-        "CPU s per GB of memory, and up to 0.4 s more per GB of page cache of removed cgroups, most where files are "
-        "small (default: yes for cores, no for qmp:; on running hosts at most 64 MB of the parts of memory with such "
-        "objects, or else a sample); with --no-charged wasted_bytes is a lower bound",
+        help="find the memcgs that own objects of each list, whether on the list or not. A whole scan reads 16 MB and "
+        "takes 0.03 CPU s per GB of memory, and up to 0.4 s more per GB of page cache of removed cgroups, most where "
+        "files are small. Default: a whole scan of cores; on running hosts at most 64 MB, if need be as a sample; none "
+        "of qmp:. Without a scan wasted_bytes is a lower bound",
     )
     _add_target_kernel(parser)
     parser.add_argument(

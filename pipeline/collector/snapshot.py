@@ -186,7 +186,7 @@ def _scan_charges(prog, layout, sbs, memcg_list, max_bytes=None):
         return None, None, [str(e), *uncounted_notes]
     if is_running(prog):
         # Slabs are freed and reused during the scan.
-        notes.append("charged objects were counted while the kernel ran: a lower bound")
+        notes.append("charged objects were counted while the kernel ran: some can be missing")
     return object_charges, dying_pages, notes
 
 

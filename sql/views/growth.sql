@@ -17,7 +17,11 @@ comparisons AS (
     SELECT
         *,
         model_version = from_snapshot.model_version
-        AND coalesce((lazy_basis = 'online') = (from_snapshot.lazy_basis = 'online'), true)
+        AND (
+            lazy_basis IS NULL
+            OR from_snapshot.lazy_basis IS NULL
+            OR _is_lower_bound(lazy_basis) = _is_lower_bound(from_snapshot.lazy_basis)
+        )
         AND coalesce(lazy_target = from_snapshot.lazy_target, true) AS comparable
     FROM pairs
     WHERE from_snapshot.run_id IS NOT NULL

@@ -103,8 +103,8 @@ class LazyEstimate:
         return lists
 
     def max_pair_bytes(self):
-        """Return the most bytes that one more memcg in a list_lru takes: those of an online memcg in an empty one."""
-        return max(self._entries((memcg,)).total_bytes for memcg in self._all_entries.memcgs)
+        """Return the most bytes that one more memcg in a list_lru takes, those in an empty one; 0 without a memcg."""
+        return max((self._entries((memcg,)).total_bytes for memcg in self._all_entries.memcgs), default=0)
 
     def _has_all_active_memcgs(self, lru, entries):
         """Whether each memcg that is charged for any object is expected to have an entry in a list_lru.

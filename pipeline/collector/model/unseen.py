@@ -21,8 +21,10 @@ from collections import Counter, namedtuple
 _Z = 1.96
 # Added to the number of pairs in its variance: half the square of _Z, as in the interval of Agresti and Coull (1998).
 _SMALL_SAMPLE_PAIRS = 2
-# Attempts to find a pair that is not yet known; after half of them any list_lru of the kind will do.
-_MAX_ATTEMPTS = 64
+# Attempts to draw a new pair; after half of them any list_lru of the kind will do.
+_MAX_ATTEMPTS = 16
+# Bounds the time of impute(): a second. More unseen pairs are no estimate: most of what there is was not seen.
+MAX_PAIRS = 50000
 
 Unseen = namedtuple("Unseen", "pairs error")
 """The estimated number of unseen pairs, and the half width of its 95 % interval."""
@@ -55,23 +57,23 @@ def estimate(slab_counts, sampled, fraction):
 def impute(owners, once, count, groups, random):
     """Return pairs that stand for unseen ones: as the pairs that were seen once, of the same kinds of list_lrus.
 
-    Where one seen once is the only pair of its list_lru, the other is in a list_lru without a pair, and costs as much.
+    A pair that is the only one of its list_lru stands for one in a list_lru that has none so far, which costs as much.
 
     :param owners: seen pairs: the memcgs of each list_lru.
     :param once: list of the pairs that were seen once.
-    :param count: number of pairs to return, which are fewer if there are not so many.
+    :param count: number of pairs to return, up to MAX_PAIRS. They are fewer if there are not so many.
     :param groups: list_lrus of the same kind, by list_lru.
     :param random: random.Random.
     """
     imputed = set()
-    used = {list_lru for list_lru, memcgs in owners.items() if memcgs}
+    with_pairs = {list_lru for list_lru, memcgs in owners.items() if memcgs}
     for list_lru, _ in random.choices(once, k=count) if once else ():
         is_only = len(owners[list_lru]) == 1
         for attempt in range(_MAX_ATTEMPTS):
             pair = random.choice(groups[list_lru]), random.choice(once)[1]
-            is_as_wanted = (pair[0] not in used) == is_only or attempt > _MAX_ATTEMPTS // 2
+            is_as_wanted = (pair[0] not in with_pairs) == is_only or attempt > _MAX_ATTEMPTS // 2
             if is_as_wanted and pair not in imputed and pair[1] not in owners.get(pair[0], ()):
                 imputed.add(pair)
-                used.add(pair[0])
+                with_pairs.add(pair[0])
                 break
     return imputed

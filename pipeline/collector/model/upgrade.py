@@ -188,8 +188,9 @@ def _structs(machine, kernel):
     # v1 since commit 2190df6c9137 ("cgroup/bpf: only cgroup v2 can be attached by bpf programs") (in v6.13, and in
     # stable kernels).
     refcnt = kmalloc(kernel.percpu_ref_data)
-    structs.append(_Struct("", refcnt, machine.online_memcgs - 1, False))
-    structs += [_Struct("", refcnt, cgroups, False)] * (2 - machine.is_cgroup_v1)
+    structs += [_Struct("", refcnt, cgroups, False)] * 2
+    if not machine.is_cgroup_v1:
+        structs.append(_Struct("", refcnt, machine.online_memcgs - 1, False))
     structs.append(_Struct("", refcnt, objcgs, kernel.has_objcg_of_nodes))
     return structs
 

@@ -9,12 +9,13 @@ if it cannot read all.
 """
 
 from collections import Counter, defaultdict, namedtuple
+from contextlib import suppress
 from itertools import repeat
 from operator import itemgetter
 
 from drgn import FaultError, offsetof
 
-from ..access.memory import Members, is_running, read_each, words
+from ..access.memory import UNREADABLE, Members, is_running, read_each, words
 from ..model import unseen
 from ..status import CollectError
 from . import memcg_caches, pageblocks, superblocks
@@ -28,10 +29,10 @@ _WORD_BYTES = 8
 _MAX_LOOKUPS = 100000
 # Limit of the scan of a running host: half of it is the memmap of 2 GB, the other half 2,000 to 8,000 slabs.
 LIVE_BYTES = 64 << 20
-_MAX_LIVE_LOOKUPS = 3000
+_MAX_LIVE_LOOKUPS = 500
 # Slabs of a cache that are read in turn with those of the other caches, so that each cache has a sample.
 _SLABS_PER_TURN = 64
-# Stands for no slab in a fraction: half of one.
+# Half a slab, so that a cache without sampled slabs has a fraction above 0.
 _NO_SLABS = 0.5
 
 
@@ -132,21 +133,35 @@ class _Scan:
 
     def pairs(self):
         """Return the list_lru and the Memcg of each charged object that needs an entry, by its triple."""
-        owners = {owner for owner, _, _ in self.charged_objects if owner}
-        memcgs = {owner: owner for owner in owners}
-        if self.memmap.has_vectors:
-            obj_cgroup = Members(self.prog, "struct obj_cgroup", memcg="memcg")
-            data = read_each(self.prog, owners, obj_cgroup.end)
-            memcgs = {owner: obj_cgroup.decode(data[owner]).memcg for owner in owners}
+        # A superblock that is not on super_blocks is being destroyed.
+        charged_objects = [(owner, lru, sb) for owner, lru, sb in self.charged_objects if (lru, sb) in self.list_lrus]
+        memcgs = self.memcgs_of({owner for owner, _, _ in charged_objects if owner})
         pairs = {}
-        for charged_object in self.charged_objects:
+        for charged_object in charged_objects:
             owner, lru, sb = charged_object
-            memcg = self.online_memcg(memcgs[owner]) if owner else None
-            list_lru = self.list_lrus.get((lru, sb))
-            # A superblock that is not on super_blocks is being destroyed. The root memcg needs no entry.
+            memcg = self.online_memcg(memcgs[owner]) if owner in memcgs else None
+            list_lru = self.list_lrus[lru, sb]
+            # The root memcg needs no entry.
             if list_lru and memcg and memcg.parent:
                 pairs[charged_object] = list_lru, memcg
         return pairs
+
+    def memcgs_of(self, owners):
+        """Return the address of the memcg of each owner: dict by the owner's address."""
+        if not self.memmap.has_vectors:
+            return {owner: owner for owner in owners}
+        obj_cgroup = Members(self.prog, "struct obj_cgroup", memcg="memcg")
+        try:
+            fields = obj_cgroup.read_each(self.prog, owners)
+        except UNREADABLE:
+            if not is_running(self.prog):
+                raise
+            # The vector of a slab that was freed during the scan can have any words.
+            fields = {}
+            for owner in owners:
+                with suppress(*UNREADABLE):
+                    fields[owner] = obj_cgroup.read(self.prog, owner)
+        return {owner: fields.memcg for owner, fields in fields.items()}
 
     def check_slab_counts(self, counts):
         """Compare the slabs found in the memmap with the kernel's count: a core can lack pages of the memmap."""
@@ -234,7 +249,10 @@ class _Scan:
     def is_allocated(self, address):
         """Whether the object at an address is allocated, according to drgn, which walks the free lists."""
         self.lookups += 1
-        info = object_info(self.prog, address) if self.lookups <= self.max_lookups else None
+        if self.lookups > self.max_lookups:
+            message = "before v5.9 each object of a slab that is not full is looked up, here more than %d"
+            raise CollectError("over_budget", message % self.max_lookups)
+        info = object_info(self.prog, address)
         if info is None or info.allocated is None:
             raise CollectError("bad_core", "cannot determine which slab objects are allocated")
         return info.allocated
@@ -306,7 +324,9 @@ class _LimitedScan(_Scan):
             self.charges.by_list_lru[list_lru].add(memcg)
         if any(fraction < 1 for fraction in fractions.values()):
             if not self.memmap.has_vectors:
-                raise CollectError("over_budget", "this kernel's slabs are not sampled, and there are too many to read")
+                raise CollectError(
+                    "over_budget", "before v5.9 slabs are not sampled, and here are too many to read all"
+                )
             self.estimate_unseen(pairs, sampled, fractions)
         return self.charges
 
@@ -321,15 +341,14 @@ class _LimitedScan(_Scan):
         spans = pfn_spans(self.prog)
         try:
             ranges = pageblocks.ranges(self.prog, spans[-1][1])
-        except LookupError:
+        except (LookupError, FaultError):
             ranges = pageblocks.Ranges(list(pageblocks.split(spans)), [])
         for page_ranges in ranges:
             self.random.shuffle(page_ranges)
             for page_range in page_ranges:
                 if self.memmap.read_bytes >= max_bytes:
                     return
-                has_all = all(len(self.slabs[address]) >= count for address, count in counts.items())
-                if page_ranges is ranges.movable and has_all:
+                if page_ranges is ranges.movable and all(len(self.slabs[cache]) >= counts[cache] for cache in counts):
                     return
                 yield page_range
         self.is_memmap_read = True
@@ -337,12 +356,16 @@ class _LimitedScan(_Scan):
     def read_sample(self, max_bytes):
         """Read slabs of each cache in random order, until the limit is reached.
 
+        Ranges of the memmap are in random order already. Where a part of them was not read, slabs stay in it, so that
+        all slabs of a range are sampled, or none.
+
         :return: number of slabs that were read, by the cache's address.
         """
         turns = []
         for address, slabs in self.slabs.items():
             slabs = [slab for slab in slabs if self.can_have_charged_objects(slab)]
-            self.random.shuffle(slabs)
+            if self.is_memmap_read:
+                self.random.shuffle(slabs)
             turns += [(i, address, slabs[i : i + _SLABS_PER_TURN]) for i in range(0, len(slabs), _SLABS_PER_TURN)]
         sampled = Counter()
         for _, address, slabs in sorted(turns, key=itemgetter(0)):
@@ -394,10 +417,14 @@ class _LimitedScan(_Scan):
                     slabs_by_pair[pairs[charged_object]].update(slab // unit_bytes for slab in slabs)
             slab_counts = {pair: len(slabs) for pair, slabs in slabs_by_pair.items()}
             estimate = unseen.estimate(slab_counts.values(), sampled[address], fraction)
-            self.charges.error_pairs += estimate.error
             once = sorted((pair for pair, count in slab_counts.items() if count == 1), key=_by_address)
             count = round(estimate.pairs)
-            for list_lru, memcg in unseen.impute(self.charges.by_list_lru, once, count, group_of, self.random):
+            if count > unseen.MAX_PAIRS:
+                message = "a sample of %.2g of the slabs of a slab cache is too small"
+                raise CollectError("over_budget", message % fraction)
+            imputed = unseen.impute(self.charges.by_list_lru, once, count, group_of, self.random)
+            self.charges.error_pairs += estimate.error + count - len(imputed)
+            for list_lru, memcg in imputed:
                 self.charges.imputed_by_list_lru[list_lru].add(memcg)
 
 

@@ -46,7 +46,7 @@ def root_caches(prog, caches):
     if not _has_children(prog):
         return set(caches)
     members = Members(prog, "struct kmem_cache", **_root_paths(prog))
-    return {cache for cache in caches if _is_root(members.read(prog, cache))}
+    return {cache for cache, fields in members.read_each(prog, caches).items() if _is_root(fields)}
 
 
 def count(prog, memcgs):

@@ -11,7 +11,7 @@ from drgn import sizeof
 from ..access.memory import Members, byte_order, is_running, read_each
 from ..status import CollectError
 from . import memcg_caches, slab
-from .memmap import bits, slab_test, slab_type
+from .memmap import bits, require_slub, slab_test, slab_type
 
 
 def free_bytes(prog, addresses):
@@ -24,6 +24,7 @@ def free_bytes(prog, addresses):
     :raises LookupError: the kernel has another slab allocator, or it is older than v4.4.
     :raises CollectError: ``bad_core``: a slab has more objects than slots.
     """
+    require_slub(prog)
     page_type, struct_type = prog.type("struct page"), slab_type(prog)
     slots, used = (
         bits(prog, page_type, member.bit_offset, member.bit_field_size)
@@ -42,5 +43,6 @@ def free_bytes(prog, addresses):
         if free < 0 and not is_running(prog):
             raise CollectError("bad_core", "the slab at 0x%x has more objects than slots" % head)
         free_slots[cache_of.decode(page).cache] += max(0, free)
-    size = Members(prog, "struct kmem_cache", size="size")
-    return sum(free_slots[cache] * size.read(prog, cache).size for cache in memcg_caches.root_caches(prog, free_slots))
+    caches = memcg_caches.root_caches(prog, free_slots)
+    sizes = Members(prog, "struct kmem_cache", size="size").read_each(prog, caches)
+    return sum(free_slots[cache] * sizes[cache].size for cache in caches)

@@ -51,7 +51,7 @@ class Memmap:
         self._direct_map = page_to_virt(pfn_to_page(prog, 0)).value_()
         page = prog.type("struct page")
         self._struct_bytes = sizeof(page)
-        offsetof(prog.type("struct kmem_cache"), "oo")  # Only SLUB has it.
+        require_slub(prog)
         slab = slab_type(prog)
         self._slab_cache = offsetof(slab, "slab_cache")
         self._byte_order = byte_order(prog)
@@ -225,6 +225,14 @@ def _vector_layout(prog, slab):
         if has_member(slab, member):
             return offsetof(slab, member), _POINTER_BYTES, 0
     return None, _POINTER_BYTES, 0
+
+
+def require_slub(prog):
+    """Check that the slab allocator is SLUB.
+
+    :raises LookupError: it is another.
+    """
+    offsetof(prog.type("struct kmem_cache"), "oo")
 
 
 def pfn_spans(prog):

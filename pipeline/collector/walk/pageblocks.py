@@ -42,19 +42,19 @@ def ranges(prog, end_pfn):
     flags_offset = offsetof(prog.type("struct mem_section_usage"), "pageblock_flags")
     block_bits = prog.constant("NR_PAGEBLOCK_BITS").value_()
     blocks = 8 * (usage_bytes - flags_offset) // block_bits
-    if not 0 < blocks <= section_pages:
+    if not 0 < blocks <= section_pages or section_pages % blocks:
         raise LookupError("the size of pageblocks is unknown")
     block_pages = section_pages // blocks
     movable = prog.constant("MIGRATE_MOVABLE").value_()
     flags_by_address = read_each(prog, addresses, usage_bytes)
-    found = Ranges([], [])
+    by_mobility = Ranges([], [])
     for section, address in sorted(usages.items()):
         flag_words = words(prog, flags_by_address[address][flags_offset:])
         for block in range(blocks):
             word, bit = divmod(block * block_bits, _WORD_BITS)
             is_movable = flag_words[word] >> bit & _MIGRATETYPE_MASK == movable
-            _append(found[is_movable], section * section_pages + block * block_pages, block_pages)
-    return found
+            _append(by_mobility[is_movable], section * section_pages + block * block_pages, block_pages)
+    return by_mobility
 
 
 def _usages(prog, sections):

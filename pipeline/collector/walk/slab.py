@@ -88,7 +88,10 @@ def find_slots(prog, addresses):
     :raises CollectError: ``bad_core``: a slab cache has a size of 0.
     """
     allocators, structs = Allocators(prog), _PageStructs(prog)
-    pages = _pages(prog, [address for address in addresses if allocators.of(address) == "kmalloc"])
+    addresses = [address for address in addresses if allocators.of(address) == "kmalloc"]
+    if not addresses:
+        return {}
+    pages = _pages(prog, addresses)
     heads = _heads(prog, structs, set(pages.values()))
     caches_by_head = _slab_caches(prog, structs, set(heads.values()))
     fields = _read_caches(prog, set(caches_by_head.values()))

@@ -156,6 +156,10 @@ def test_memcgs_of_cgroup_v1_have_no_perf_events_and_no_bpf() -> None:
         # Without CONFIG_MEMCG_V1 they have to move to cgroup2.
         assert upgrade.predict(v1, KERNELS["6.12"])[part] == upgrade.predict(cgroup2, KERNELS["6.12"])[part]
     assert upgrade.predict(v1, KERNELS["6.1"])["memcg_structs"].rule.endswith("for 1 nodes, cgroup v1")
+    # A dying memcg has no cgroup_bpf any more.
+    cgroup2, v1 = (memcgs._replace(dying_memcgs=5) for memcgs in (cgroup2, v1))
+    saved_bytes = predicted_bytes("memcg_structs", "6.1", cgroup2) - predicted_bytes("memcg_structs", "6.1", v1)
+    assert saved_bytes == 2 * 64
 
 
 def test_objects_of_v7_2_are_in_caches_of_their_own() -> None:

@@ -28,9 +28,9 @@ SELECT
     lazy_bytes,
     lazy_high_bytes,
     lazy_basis,
-    lazy_error_bytes,
     wasted_bytes,
     round(100.0 * wasted_bytes / nullif(memory_bytes, 0), 2) AS wasted_pct_of_memory,
-    lower_bound
+    lower_bound,
+    lazy_error_bytes
 FROM hosts
 ORDER BY rank, target;

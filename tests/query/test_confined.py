@@ -62,7 +62,7 @@ READ_STATEMENTS = {
     "VALUES (1)": 1,
     "EXPLAIN FROM host_waste": 1,
     "EXPLAIN ANALYZE FROM host_waste": 1,
-    "DESCRIBE host_waste": 20,
+    "DESCRIBE host_waste": 21,
     "SUMMARIZE runs": len(schema.tables()["runs"].arrow),
     "FROM host_waste_at('20250101T000000Z-00000001')": 2,
     "-- a comment\nSELECT 1;": 1,

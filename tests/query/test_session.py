@@ -23,7 +23,7 @@ DAY_US = 86_400_000_000
 VIEWS = {
     "host_waste": """rank run_id target host kernel_release layout memcg_nr_cache_ids nr_node_ids superblocks list_lrus
         online_memcgs list_lru_bytes formula_bytes lazy_low_bytes lazy_bytes lazy_high_bytes lazy_basis wasted_bytes
-        wasted_pct_of_memory lower_bound""",
+        wasted_pct_of_memory lower_bound lazy_error_bytes""",
     "lazy_savings": "target saves_objects_bytes saves_transpose_bytes saves_xarray_bytes saves_bytes",
     "coverage": "run_id status error_type targets pct",
     "slab_reconciliation": """target kernel_release layout slab_cache slab_cache_active_objects list_lru_one_in_cache

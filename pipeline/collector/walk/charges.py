@@ -32,6 +32,8 @@ LIVE_BYTES = 64 << 20
 _MAX_LIVE_LOOKUPS = 500
 # Slabs of a cache that are read in turn with those of the other caches, so that each cache has a sample.
 _SLABS_PER_TURN = 64
+# Part of the slabs that a whole memmap has at least, although some are allocated during the scan.
+_MIN_FOUND = 0.9
 # Half a slab, so that a cache without sampled slabs has a fraction above 0.
 _NO_SLABS = 0.5
 
@@ -308,14 +310,16 @@ class _LimitedScan(_Scan):
         self.random = Random(0)
         self.fstypes = {sb.address: sb.fstype for sb in sbs}
         self.is_memmap_read = False
-        self.slabs = {address: [] for address in self.caches}
+        self.range_bytes = 0
+        # Slabs of each cache by their address, in the order in which they were found.
+        self.slabs = {address: {} for address in self.caches}
         # Addresses of the slabs with each charged object, by cache.
         self.slabs_by_object = defaultdict(lambda: defaultdict(set))
 
     def run_within(self, max_bytes):
         counts = count_slabs(self.prog, self.caches)
         for address, slab in self.memmap.slabs(self.caches, spans=self.spans(max_bytes // 2, counts)):
-            self.slabs[address].append(slab)
+            self.slabs[address][slab.address] = slab
         self.charges.read_bytes += self.memmap.read_bytes
         sampled = self.read_sample(max_bytes)
         fractions = self.fractions(sampled, counts)
@@ -324,9 +328,7 @@ class _LimitedScan(_Scan):
             self.charges.by_list_lru[list_lru].add(memcg)
         if any(fraction < 1 for fraction in fractions.values()):
             if not self.memmap.has_vectors:
-                raise CollectError(
-                    "over_budget", "before v5.9 slabs are not sampled, and here are too many to read all"
-                )
+                raise CollectError("over_budget", "there are too many slabs, of which none are sampled before v5.9")
             self.estimate_unseen(pairs, sampled, fractions)
         return self.charges
 
@@ -342,16 +344,23 @@ class _LimitedScan(_Scan):
         try:
             ranges = pageblocks.ranges(self.prog, spans[-1][1])
         except (LookupError, FaultError):
-            ranges = pageblocks.Ranges(list(pageblocks.split(spans)), [])
-        for page_ranges in ranges:
-            self.random.shuffle(page_ranges)
-            for page_range in page_ranges:
+            ranges = pageblocks.split(spans)
+        self.range_bytes = ranges.pages * self.prog["PAGE_SIZE"].value_()
+        for starts in (ranges.fixed, ranges.movable):
+            for start in self.in_random_order(starts):
                 if self.memmap.read_bytes >= max_bytes:
                     return
-                if page_ranges is ranges.movable and all(len(self.slabs[cache]) >= counts[cache] for cache in counts):
+                if starts is ranges.movable and all(len(self.slabs[cache]) >= counts[cache] for cache in counts):
                     return
-                yield page_range
+                yield start, start + ranges.pages
         self.is_memmap_read = True
+
+    def in_random_order(self, items):
+        """Yield the items of an array, and change their order: a shuffle of as many as are taken."""
+        for count in range(len(items), 0, -1):
+            chosen = self.random.randrange(count)
+            items[chosen], items[count - 1] = items[count - 1], items[chosen]
+            yield items[count - 1]
 
     def read_sample(self, max_bytes):
         """Read slabs of each cache in random order, until the limit is reached.
@@ -363,7 +372,7 @@ class _LimitedScan(_Scan):
         """
         turns = []
         for address, slabs in self.slabs.items():
-            slabs = [slab for slab in slabs if self.can_have_charged_objects(slab)]
+            slabs = [slab for slab in slabs.values() if self.can_have_charged_objects(slab)]
             if self.is_memmap_read:
                 self.random.shuffle(slabs)
             turns += [(i, address, slabs[i : i + _SLABS_PER_TURN]) for i in range(0, len(slabs), _SLABS_PER_TURN)]
@@ -380,14 +389,20 @@ class _LimitedScan(_Scan):
 
         :param sampled: number of slabs that were read, by the cache's address.
         :param counts: the kernel's number of slabs of each cache at the start.
+        :raises CollectError: ``bad_core``: all of the memmap was read, and slabs are missing.
         """
+        # Slabs come and go during the scan.
         last_counts = count_slabs(self.prog, self.caches)
+        counts = {address: min(counts[address], last_counts[address]) for address in counts}
+        if self.is_memmap_read:
+            found, count = sum(map(len, self.slabs.values())), sum(counts.values())
+            if found < _MIN_FOUND * count:
+                raise CollectError("bad_core", "the memmap has %d of %d slabs of charged objects" % (found, count))
+            counts = dict.fromkeys(counts, 0)
         fractions = {}
         for address, slabs in self.slabs.items():
-            # Slabs come and go during the scan.
-            count = 0 if self.is_memmap_read else min(counts[address], last_counts[address])
-            found = max(len(slabs), _NO_SLABS) / max(len(slabs), count, _NO_SLABS)
-            with_vector = sum(map(self.can_have_charged_objects, slabs))
+            found = max(len(slabs), _NO_SLABS) / max(len(slabs), counts[address], _NO_SLABS)
+            with_vector = sum(map(self.can_have_charged_objects, slabs.values()))
             fractions[address] = found * max(sampled[address], _NO_SLABS) / max(with_vector, _NO_SLABS)
         return fractions
 
@@ -408,7 +423,7 @@ class _LimitedScan(_Scan):
         group_of = {list_lru: group for group in groups.values() for list_lru in group}
         # The slabs of a range of memory are often of one memcg. Where a part of the memmap was not read, ranges were
         # sampled, not slabs.
-        unit_bytes = 1 if self.is_memmap_read else pageblocks.RANGE_PAGES * self.prog["PAGE_SIZE"].value_()
+        unit_bytes = 1 if self.is_memmap_read else self.range_bytes
         self.charges.error_pairs = 0
         for address, fraction in fractions.items():
             slabs_by_pair = defaultdict(set)

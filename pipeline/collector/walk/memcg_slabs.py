@@ -13,6 +13,9 @@ from ..status import CollectError
 from . import memcg_caches, slab
 from .memmap import bits, require_slub, slab_test, slab_type
 
+# The bits of struct kmem_cache_order_objects that are the slots of a new slab, which no slab has more of.
+_OO_SLOTS = (1 << 16) - 1
+
 
 def free_bytes(prog, addresses):
     """Return the bytes of all free slots of the slabs that hold some objects.
@@ -22,7 +25,7 @@ def free_bytes(prog, addresses):
 
     :param addresses: of the objects. Those that are not in a slab, such as large arrays, are skipped.
     :raises LookupError: the kernel has another slab allocator, or it is older than v4.4.
-    :raises CollectError: ``bad_core``: a slab has more objects than slots.
+    :raises CollectError: ``bad_core``: a slab has more objects than slots, or more slots than its cache lays out.
     """
     require_slub(prog)
     page_type, struct_type = prog.type("struct page"), slab_type(prog)
@@ -33,7 +36,7 @@ def free_bytes(prog, addresses):
     heads = slab.heads(prog, addresses)
     objects = Counter(heads.values())
     is_slab, cache_of = slab_test(prog), Members(prog, struct_type, cache="slab_cache")
-    free_slots = Counter()
+    free_slots, max_slots = Counter(), Counter()
     for head, page in read_each(prog, objects, sizeof(page_type)).items():
         if not is_slab(page):
             continue
@@ -42,7 +45,12 @@ def free_bytes(prog, addresses):
         free = slots.extract(number) - max(used.extract(number), objects[head])
         if free < 0 and not is_running(prog):
             raise CollectError("bad_core", "the slab at 0x%x has more objects than slots" % head)
-        free_slots[cache_of.decode(page).cache] += max(0, free)
+        cache = cache_of.decode(page).cache
+        free_slots[cache] += max(0, free)
+        max_slots[cache] = max(max_slots[cache], slots.extract(number))
     caches = memcg_caches.root_caches(prog, free_slots)
-    sizes = Members(prog, "struct kmem_cache", size="size").read_each(prog, caches)
-    return sum(free_slots[cache] * sizes[cache].size for cache in caches)
+    fields = Members(prog, "struct kmem_cache", size="size", oo="oo.x").read_each(prog, caches)
+    for cache in caches:
+        if max_slots[cache] > fields[cache].oo & _OO_SLOTS and not is_running(prog):
+            raise CollectError("bad_core", "a slab of the slab cache at 0x%x has %d slots" % (cache, max_slots[cache]))
+    return sum(free_slots[cache] * fields[cache].size for cache in caches)

@@ -5,26 +5,37 @@ no other free page (``steal_suitable_fallback()``), so nearly all of them are in
 """
 
 import re
+from array import array
 from collections import namedtuple
 
 from drgn import offsetof, sizeof
 
 from ..access.memory import Members, read_each, words
+from ..status import CollectError
 
 # section_mem_map has this bit if the section has a memmap.
 _SECTION_HAS_MEM_MAP = 1 << 1
 # The bits of a pageblock that are its enum migratetype.
 _MIGRATETYPE_MASK = (1 << 3) - 1
-# Pages of a range, a pageblock on most machines: few enough for a random sample of many ranges, 32 KB of the memmap.
-RANGE_PAGES = 1 << 9
+# Pages of a range without pageblocks, as many as a pageblock has on most machines: few enough for a random sample of
+# many ranges, 32 KB of the memmap.
+_RANGE_PAGES = 1 << 9
+# Bounds the memory for ranges: 128 MB, for 32 TB of memory in ranges of 2 MB.
+_MAX_RANGES = 1 << 24
 _WORD_BITS = 64
 
-Ranges = namedtuple("Ranges", "fixed movable")
-"""Ranges of neighbouring page frame numbers, pairs (start, end): movable pageblocks, and all others."""
+
+class Ranges(namedtuple("Ranges", "fixed movable pages")):
+    """Ranges of page frame numbers.
+
+    fixed, movable: arrays of the starts of all pageblocks that are not movable, and of those that are. pages: of each.
+    """
+
+    __slots__ = ()
 
 
 def ranges(prog, end_pfn):
-    """Return the Ranges of memory below a page frame number.
+    """Return the Ranges of memory below a page frame number, by its pageblocks.
 
     :raises LookupError: this kernel does not tell where it has its pageblocks. VMCOREINFO has the size of a section
         since commit 4f5aecdff25f ("crash_core, vmcoreinfo: append 'SECTION_SIZE_BITS' to vmcoreinfo") (in v5.14 and in
@@ -47,14 +58,15 @@ def ranges(prog, end_pfn):
     block_pages = section_pages // blocks
     movable = prog.constant("MIGRATE_MOVABLE").value_()
     flags_by_address = read_each(prog, addresses, usage_bytes)
-    by_mobility = Ranges([], [])
+    _check_count(len(usages) * blocks)
+    by_mobility = array("Q"), array("Q")
     for section, address in sorted(usages.items()):
         flag_words = words(prog, flags_by_address[address][flags_offset:])
         for block in range(blocks):
             word, bit = divmod(block * block_bits, _WORD_BITS)
             is_movable = flag_words[word] >> bit & _MIGRATETYPE_MASK == movable
-            _append(by_mobility[is_movable], section * section_pages + block * block_pages, block_pages)
-    return by_mobility
+            by_mobility[is_movable].append(section * section_pages + block * block_pages)
+    return Ranges(*by_mobility, pages=block_pages)
 
 
 def _usages(prog, sections):
@@ -75,15 +87,18 @@ def _usages(prog, sections):
 
 
 def split(spans):
-    """Yield parts of ranges of page frame numbers that are as long as one of Ranges."""
+    """Return the Ranges of page frame numbers of which no mobility is known. The last of a span can reach beyond it.
+
+    :raises CollectError: ``bad_core``: there are too many.
+    """
+    spans = [(start - start % _RANGE_PAGES, end) for start, end in spans]
+    _check_count(sum(end - start for start, end in spans) // _RANGE_PAGES)
+    starts = array("Q")
     for start, end in spans:
-        for part in range(start, end, RANGE_PAGES):
-            yield part, min(part + RANGE_PAGES, end)
+        starts.extend(range(start, end, _RANGE_PAGES))
+    return Ranges(starts, array("Q"), pages=_RANGE_PAGES)
 
 
-def _append(page_ranges, start, pages):
-    """Append pages to the last range if they follow it and it stays short, else as a new range."""
-    if page_ranges and page_ranges[-1][1] == start and start + pages - page_ranges[-1][0] <= RANGE_PAGES:
-        page_ranges[-1] = page_ranges[-1][0], start + pages
-    else:
-        page_ranges.append((start, start + pages))
+def _check_count(ranges):
+    if ranges > _MAX_RANGES:
+        raise CollectError("bad_core", "memory has %d ranges of pages" % ranges)

@@ -1,6 +1,7 @@
 """The kernel's own totals of slab and per-CPU memory, as /proc/meminfo has them."""
 
 from collections import namedtuple
+from contextlib import suppress
 
 from drgn import FaultError
 from drgn.helpers.linux.cpumask import for_each_present_cpu
@@ -56,11 +57,15 @@ def percpu_units(prog):
 
 
 def present_cpus(prog):
-    """Return the number of CPUs that are present, or that are possible where the symbols lack the former, or None."""
-    try:
-        return sum(1 for _ in for_each_present_cpu(prog))
-    except (LookupError, FaultError):
-        return percpu_units(prog)
+    """Return the number of CPUs that slabs are sized for, or None: those that are present.
+
+    If that is one, or the symbols lack them, it is the number of possible ones. So does calculate_order().
+    """
+    with suppress(LookupError, FaultError):
+        count = sum(1 for _ in for_each_present_cpu(prog))
+        if count > 1:
+            return count
+    return percpu_units(prog)
 
 
 def _percpu_bytes(prog):

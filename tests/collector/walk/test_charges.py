@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from array import array
 from collections.abc import Mapping
 
 import pytest
@@ -166,9 +167,8 @@ def test_movable_memory_is_not_read_once_all_slabs_are_found(monkeypatch: pytest
     whole = scan(prog)
     slabs = [slab for _, slab in Memmap(prog).slabs({cache.value_() for cache in for_each_slab_cache(prog)})]
     blocks = {page_to_pfn(virt_to_page(prog, slab.address)).value_() // 512 for slab in slabs}
-    fixed = [(512 * block, 512 * block + 512) for block in blocks]
-    movable = [(512 * block, 512 * block + 512) for block in set(range(128)) - blocks]
-    monkeypatch.setattr(pageblocks, "ranges", lambda *_: pageblocks.Ranges(fixed, movable))
+    fixed, movable = (array("Q", [512 * block for block in starts]) for starts in (blocks, set(range(128)) - blocks))
+    monkeypatch.setattr(pageblocks, "ranges", lambda *_: pageblocks.Ranges(fixed, movable, 512))
     limited = scan(prog, max_bytes=64 << 20)
     assert pairs(limited.by_list_lru) == pairs(whole.by_list_lru)
     assert limited.error_pairs is None
@@ -221,6 +221,15 @@ def test_ranges_of_the_memmap_are_sampled_as_a_whole(max_bytes: int, monkeypatch
         assert sample.error_pairs
         covered += abs(len(unseen) - len(pairs(sample.imputed_by_list_lru))) <= sample.error_pairs
     assert covered >= 9
+
+
+def test_a_memmap_that_cannot_be_read_has_no_figure() -> None:
+    """The nodes are where no memory is, so that the whole memmap is read and no slab found."""
+    prog = kernel.open_kernel(str(EAGER.path)).prog
+    for nid in range(2):
+        word(prog, prog["node_data"][nid].node_start_pfn.address_, 1 << 30)
+    with pytest.raises(charges.NotScanned, match="0 of"):
+        scan(prog, 64 << 20)
 
 
 def test_a_slab_that_was_freed_during_the_scan_loses_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

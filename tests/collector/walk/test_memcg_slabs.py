@@ -36,6 +36,7 @@ class SlabKernel(SyntheticKernel):
     def __init__(self) -> None:
         super().__init__(STRUCTS + CACHE.format(params=PARAMS["f0a3a24b532d"], random=""))
         self.kmalloc = self.cache("kmalloc-1k", SIZE)
+        self.put(self.kmalloc, "struct kmem_cache", oo__x=2 << 16 | SLOTS)
 
     def filled(self, objects: int, cache: int, slots: int = SLOTS) -> int:
         """Allocate a slab with a number of objects, and return the address of its first slot."""
@@ -80,3 +81,9 @@ def test_more_objects_than_slots_are_damage(monkeypatch: pytest.MonkeyPatch) -> 
         memcg_slabs.free_bytes(kernel.prog, addresses)
     monkeypatch.setattr(memcg_slabs, "is_running", lambda prog: True)
     assert memcg_slabs.free_bytes(kernel.prog, addresses) == 2 * SIZE
+
+
+def test_a_slab_of_more_slots_than_its_cache_lays_out_is_broken() -> None:
+    kernel = SlabKernel()
+    with pytest.raises(CollectError, match="has 17 slots"):
+        memcg_slabs.free_bytes(kernel.prog, [kernel.filled(1, kernel.kmalloc, slots=17)])

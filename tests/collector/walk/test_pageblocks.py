@@ -8,6 +8,7 @@ import pytest
 from drgn import Program, offsetof
 
 from pipeline.collector.access import kernel
+from pipeline.collector.status import CollectError
 from pipeline.collector.walk import pageblocks
 from tests.collector.conftest import CORES
 from tests.collector.made import overlay
@@ -39,8 +40,22 @@ def prog() -> Program:
 
 def test_ranges_are_split_by_mobility(prog: Program) -> None:
     ranges = pageblocks.ranges(prog, 2 << 15)
-    assert ranges.fixed == [(0, 512), (512, 1024), (1024, 1536), (65024, 65536)]
-    assert ranges.movable == [(page, page + 512) for page in range(1536, 65024, 512)]
+    assert list(ranges.fixed) == [0, 512, 1024, 65024]
+    assert list(ranges.movable) == list(range(1536, 65024, 512))
+    assert ranges.pages == 512
+
+
+def test_a_size_that_does_not_divide_a_section_is_none(prog: Program) -> None:
+    """Two structs that are further apart than one is long: 112 blocks of 4 bits do not fill a section."""
+    overlay(prog, prog["mem_section"][0][1].usage.address_, struct.pack("<Q", USAGES + 72))
+    with pytest.raises(LookupError):
+        pageblocks.ranges(prog, 2 << 15)
+
+
+def test_ranges_without_pageblocks_have_all_pages() -> None:
+    assert list(pageblocks.split([(1, 1000), (4096, 4097)]).fixed) == [0, 512, 4096]
+    with pytest.raises(CollectError, match="ranges"):
+        pageblocks.split([(0, 1 << 35)])
 
 
 def test_a_section_without_a_memmap_has_no_range(prog: Program) -> None:

@@ -65,12 +65,17 @@ def prometheus(report: Report, file: TextIO, max_series: int = MAX_SERIES) -> No
         len(hosts) - len(series_hosts)
     )
     host_gauges = {name: gauge(name, description, "target") for name, description in figures.items()}
+    error = gauge(
+        "lazy_error_bytes", "Half of the 95 % interval of lazy_bytes and wasted_bytes, where they are sampled", "target"
+    )
     info = gauge("target_info", "1 for each host", "target", "host", "kernel_release", "layout", "lazy_basis")
     for row in series_hosts:
         target = printable(row["target"])
         host_figures = row | {"memory_bytes": report.memory_bytes_by_target[row["target"]]}
         for name, metric in host_gauges.items():
             metric.labels(audit, target).set(host_figures[name])
+        if row["lazy_error_bytes"] is not None:
+            error.labels(audit, target).set(row["lazy_error_bytes"])
         names = (printable(row[name] or "") for name in ("host", "kernel_release", "layout", "lazy_basis"))
         info.labels(audit, target, *names).set(1)
     held = gauge("memcg_memory_bytes", "Bytes that a part of what memory cgroups cost holds", "target", "part")

@@ -46,6 +46,15 @@ def test_every_host_and_status_is_a_series_with_its_exact_bytes(tmp_path):
     }  # fmt: skip
 
 
+def test_the_error_of_a_sample_is_a_series_and_that_of_no_other_host(tmp_path):
+    sampled = ok("web-1")
+    sampled["row"] |= {"lazy_basis": "sampled", "lazy_error_bytes": 3072}
+    publish(tmp_path, sampled, ok("web-2"), audit="prod")
+    metrics = samples(tmp_path)
+    assert metrics["list_lru_audit_lazy_error_bytes"] == [({"audit": "prod", "target": "web-1"}, 3072)]
+    assert len(metrics["list_lru_audit_lazy_bytes"]) == 2
+
+
 def test_every_part_of_what_memory_cgroups_cost_is_a_series(tmp_path):
     old, new = ok("old"), ok("new")
     new["row"]["target_kernel"] = None

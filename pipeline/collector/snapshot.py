@@ -141,7 +141,7 @@ def take(kernel, scan_charges=True, target=target_kernels.DEFAULT, verify=False,
         row["lazy_basis"] = "charged" if object_charges else "online"
         if object_charges and object_charges.error_pairs is not None:
             row["lazy_basis"] = "sampled"
-            row["lazy_error_bytes"] = ceil(object_charges.error_pairs * estimator.max_pair_bytes())
+            row["lazy_error_bytes"] = _error_bytes(object_charges.error_pairs * estimator.max_pair_bytes(), lru_rows)
     row["charged_scan_bytes"] = object_charges and object_charges.read_bytes
     notes = [
         kernel.note,
@@ -247,6 +247,18 @@ def _sizes(prog, list_lru_one_bytes):
         xa_chunk_shift=xarrays.chunk_shift(prog),
         nodes=nr_node_ids(prog),
     )
+
+
+def _error_bytes(error_bytes, lru_rows):
+    """Return the half width of the interval of lazy_bytes, which need not leave its certain bounds.
+
+    :param error_bytes: the half width without them.
+    :param lru_rows: rows of the table list_lrus.
+    """
+    low, lazy, high = (
+        sum(row[name] for row in lru_rows) for name in ("lazy_charged_bytes", "lazy_bytes", "lazy_high_bytes")
+    )
+    return min(ceil(error_bytes), max(high - lazy, lazy - low))
 
 
 def _machine(prog, memcg_list, superblocks, lru_rows, target_kernel):

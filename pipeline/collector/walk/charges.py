@@ -378,9 +378,12 @@ class _LimitedScan(_Scan):
             turns += [(i, address, slabs[i : i + _SLABS_PER_TURN]) for i in range(0, len(slabs), _SLABS_PER_TURN)]
         sampled = Counter()
         for _, address, slabs in sorted(turns, key=itemgetter(0)):
-            if self.charges.read_bytes >= max_bytes:
+            cache = self.caches[address]
+            object_bytes = cache.size if cache.lru else 0
+            slabs_bytes = sum(slab.objects * (slab.stride + object_bytes) for slab in slabs)
+            if self.charges.read_bytes + slabs_bytes > max_bytes:
                 break
-            self.read_objects(self.caches[address], slabs)
+            self.read_objects(cache, slabs)
             sampled[address] += len(slabs)
         return sampled
 

@@ -175,6 +175,15 @@ def test_movable_memory_is_not_read_once_all_slabs_are_found(monkeypatch: pytest
     assert limited.read_bytes < whole.read_bytes
 
 
+def test_the_error_of_a_sample_does_not_leave_the_certain_bounds() -> None:
+    """By hand: 140 is between 100, what the sample shows, and 300, which leaves at most 160."""
+    rows = [
+        {"lazy_charged_bytes": 30, "lazy_bytes": 60, "lazy_high_bytes": 100},
+        {"lazy_charged_bytes": 70, "lazy_bytes": 80, "lazy_high_bytes": 200},
+    ]
+    assert [snapshot._error_bytes(error_bytes, rows) for error_bytes in (0.5, 159.5, 160.5)] == [1, 160, 160]
+
+
 @pytest.mark.parametrize("fraction", [0.2, 0.5, 0.9])
 def test_a_sample_of_slabs_has_the_whole_figure_in_its_interval(
     fraction: float, monkeypatch: pytest.MonkeyPatch
@@ -202,6 +211,7 @@ def test_a_sample_of_slabs_has_the_whole_figure_in_its_interval(
         sample = charges.scan(prog, sbs, cgroups, max_bytes=limit)
         assert pairs(sample.by_list_lru) < pairs(whole.by_list_lru)
         assert sample.error_pairs
+        assert sample.read_bytes <= limit
         sample_bytes, pair_bytes = lazy_bytes(sample)
         assert abs(sample_bytes - whole_bytes) <= sample.error_pairs * pair_bytes
 

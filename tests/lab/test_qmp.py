@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,8 +122,9 @@ def over_ssh(target: Target, work: Path) -> dict[str, Any]:
 
 def save_note(work: Path) -> Path:
     """Have QEMU write the guest's VMCOREINFO note to a file; the guest's report has its address and size."""
-    report = work / "report"
-    address_and_size = subprocess.check_output(["tar", "-xzOf", report, "./vmcoreinfo"], text=True)
+    # Other files follow the archive.
+    archive = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress((work / "report").read_bytes())
+    address_and_size = subprocess.check_output(["tar", "-xO", "./vmcoreinfo"], input=archive)
     address, size = (int(number, 16) for number in address_and_size.split())
     with Monitor(work / "qmp") as monitor:
         monitor.call("pmemsave", val=address, size=size, filename=str(work / "note"))

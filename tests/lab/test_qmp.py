@@ -31,6 +31,8 @@ CHANGING_COLUMNS = {
     "uptime_s",
     "slab_cache_active_objects",
     "slab_cache_bytes",
+    "slab_unreclaimable_bytes",
+    "slab_reclaimable_bytes",
     "notes",
 }
 """Columns of targets with times, or that an idle kernel changes slightly; notes say that the guest ran."""

@@ -298,7 +298,7 @@ def test_killed_at_any_step_a_run_is_whole_or_absent_and_can_be_finished(tmp_pat
 @pytest.mark.faults
 def test_memory_does_not_grow_with_the_number_of_outcomes(tmp_path):
     peaks, spools = [], []
-    for outcomes in (1_250, 5_000):  # the tables of the first already fill a row group
+    for outcomes in (1_250, 10_000):  # the tables of the first already fill a row group
         child = script(
             """
             import resource

@@ -154,16 +154,16 @@ class _Scan:
             return {owner: owner for owner in owners}
         obj_cgroup = Members(self.prog, "struct obj_cgroup", memcg="memcg")
         try:
-            fields = obj_cgroup.read_each(self.prog, owners)
+            obj_cgroups = obj_cgroup.read_each(self.prog, owners)
         except UNREADABLE:
             if not is_running(self.prog):
                 raise
             # The vector of a slab that was freed during the scan can have any words.
-            fields = {}
+            obj_cgroups = {}
             for owner in owners:
                 with suppress(*UNREADABLE):
-                    fields[owner] = obj_cgroup.read(self.prog, owner)
-        return {owner: fields.memcg for owner, fields in fields.items()}
+                    obj_cgroups[owner] = obj_cgroup.read(self.prog, owner)
+        return {owner: fields.memcg for owner, fields in obj_cgroups.items()}
 
     def check_slab_counts(self, counts):
         """Compare the slabs found in the memmap with the kernel's count: a core can lack pages of the memmap."""

@@ -5,7 +5,7 @@ from array import array
 
 from drgn import offsetof
 
-from ..access.memory import Members, c_strings, has_member, read_each, struct_prefix, walk_list
+from ..access.memory import Members, c_strings, has_member, is_running, read_each, struct_prefix, walk_list
 from ..status import CollectError
 from .nodes import nr_node_ids
 
@@ -15,6 +15,8 @@ _POINTER_BYTES = 8
 # Bounds the memory for structs of 2 to 4 KB of which a few pointers are kept.
 _STRUCTS_AT_ONCE = 1024
 _CSS_ONLINE = 1 << 1
+# Set by css_release_work_fn(), an RCU grace period before the cgroup and its name are freed.
+_CSS_RELEASED = 1 << 2
 # Since commit 33c35aa48178 ("cgroup: Prevent kill_css() from being called more than once") (in v4.12, and in stable
 # kernels); no kernel used the bit before.
 _CSS_DYING = 1 << 4
@@ -135,12 +137,26 @@ def walk(prog):
             continue
         directories = read_directories(fields.cgroup for fields in children.values())
         names = c_strings(prog, {directory.name for directory in directories.values()})
+        if is_running(prog):
+            children = _unreleased(children, members.read_each(prog, children))
         for address, fields in children.items():
             directory = directories[fields.cgroup]
             path = (b"" if parent.parent is None else parent.path) + b"/" + names[directory.name]
             memcgs.append(Memcg(address, fields, path, getattr(directory, "dir_rev", None), parent))
             first_children.append(fields.first_child)
     return memcgs
+
+
+def _unreleased(first_reads, second_reads):
+    """Return those of the first reads, fields by address, whose memcgs were there until the second ones.
+
+    Only their cgroups and names, read in between, had not been freed.
+    """
+    return {
+        address: fields
+        for address, fields in first_reads.items()
+        if second_reads[address].serial_nr == fields.serial_nr and not second_reads[address].flags & _CSS_RELEASED
+    }
 
 
 class Pointers:

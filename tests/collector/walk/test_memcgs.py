@@ -1,13 +1,17 @@
-"""The pointers in the structs of memcgs: each struct is read once, whichever parts of an audit need some of them."""
+"""The walk over memcgs that come and go, and their pointers: each struct is read once, for all parts of an audit."""
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Iterable
 
+import pytest
+from drgn import Program, offsetof
+
+from pipeline.collector.access import kernel as kernels
 from pipeline.collector.access import memory
 from pipeline.collector.walk import memcg_structs, memcgs, percpu, shrinker_infos
 from tests.collector.conftest import Core
-from tests.collector.made import SyntheticKernel
+from tests.collector.made import SyntheticKernel, overlay
 
 DECLARATIONS = """
 struct css { long flags; void *parent; };
@@ -72,3 +76,30 @@ def test_an_audit_reads_each_struct_once(core: Core, monkeypatch: pytest.MonkeyP
     pointers = memcgs.Pointers(prog, *tables)
     assert [count(prog, memcg_list, pointers) for count in parts] == expected
     assert len(addresses) == len(set(addresses)) > len(memcg_list)
+
+
+CSS_RELEASED = 1 << 2
+
+
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [("css.flags", CSS_RELEASED), ("css.serial_nr", 2**40)],
+    ids=["released", "freed, and another memcg in its place"],
+)
+def test_a_memcg_that_goes_away_before_its_name_is_read_is_left_out(
+    core: Core, monkeypatch: pytest.MonkeyPatch, member: str, value: int
+) -> None:
+    prog = kernels.open_kernel(str(core.path)).prog
+    everything = memcgs.walk(prog)
+    monkeypatch.setattr(memcgs, "is_running", lambda prog: True)
+    assert [memcg.path for memcg in memcgs.walk(prog)] == [memcg.path for memcg in everything]
+    gone = next(memcg for memcg in everything[1:] if memcg not in {child.parent for child in everything})
+
+    def names_and_changes(prog: Program, addresses: Iterable[int]) -> dict[int, bytes]:
+        offset = offsetof(prog.type("struct mem_cgroup"), member)
+        size = 4 if member == "css.flags" else 8
+        overlay(prog, gone.address + offset, value.to_bytes(size, "little"))
+        return dict.fromkeys(addresses, b"of another")
+
+    monkeypatch.setattr(memcgs, "c_strings", names_and_changes)
+    assert {memcg.address for memcg in memcgs.walk(prog)} == {memcg.address for memcg in everything} - {gone.address}

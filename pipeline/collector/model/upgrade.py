@@ -200,15 +200,19 @@ def slab_left_bytes(machine, kernel):
 
     css ids are given again, the lowest first, and so are free slots: a memcg is taken to have its structs in the order
     of its id. The slabs in between are freed. What is not of a node is taken to be on one. The arrays for shrinkers are
-    made anew when filesystems are mounted, and fill free slots of their size.
+    made anew when filesystems are mounted, and fill free slots of their size. So do their units, but for the first one,
+    which is made with its memcg and stays.
     """
     sizes, nodes = machine.sizes, machine.possible_nodes
-    arrays = Counter()
-    if machine.shrinker_ids is not None:
-        arrays.update({("", size): n for size, n in _shrinker_allocations(sizes, kernel, machine.shrinker_ids).items()})
-    every_node, first_node = Counter(), Counter()
+    every_node, first_node, arrays = Counter(), Counter(), Counter()
     for struct in _structs(machine, kernel):
         (every_node if struct.of_node else first_node)[struct.cache, struct.slot_bytes] += 1
+    if machine.shrinker_ids is not None:
+        arrays.update({("", size): n for size, n in _shrinker_allocations(sizes, kernel, machine.shrinker_ids).items()})
+        if kernel.shrinker_info_unit is not None:
+            unit = "", sizes.kmalloc_bytes(kernel.shrinker_info_unit)
+            every_node[unit] += 1
+            arrays[unit] -= 1
     total_bytes = 0
     for counts, number in ((every_node + first_node, 1), (every_node, nodes - 1)):
         for (cache, slot_bytes), structs in counts.items():

@@ -169,8 +169,8 @@ class Report:
 
     @cached_property
     def fleet_net(self) -> dict[str, Any] | None:
-        """`hosts`, `frees_bytes`, `takes_bytes` and `net_bytes` of the upgrades of all machines, and whether they are
-        a `lower_bound`; None if nothing is predicted."""
+        """`hosts`, `frees_bytes`, `takes_bytes`, `net_bytes` and `lazy_error_bytes` of the upgrades of all machines,
+        and whether they are a `lower_bound`; None if nothing is predicted."""
         return self._row("fleet_net")
 
     @cached_property

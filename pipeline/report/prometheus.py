@@ -66,7 +66,9 @@ def prometheus(report: Report, file: TextIO, max_series: int = MAX_SERIES) -> No
     )
     host_gauges = {name: gauge(name, description, "target") for name, description in figures.items()}
     error = gauge(
-        "lazy_error_bytes", "Half of the 95 % interval of lazy_bytes and wasted_bytes, where they are sampled", "target"
+        "lazy_error_bytes",
+        "Half of the 95 % interval of lazy_bytes, wasted_bytes and upgrade_net_bytes, where they are sampled",
+        "target",
     )
     info = gauge("target_info", "1 for each host", "target", "host", "kernel_release", "layout", "lazy_basis")
     for row in series_hosts:

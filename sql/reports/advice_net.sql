@@ -23,6 +23,7 @@ SELECT
     CAST(sum(n.takes_bytes) AS BIGINT) AS takes_bytes,
     CAST(sum(n.net_bytes) AS BIGINT) AS net_bytes,
     bool_or(n.lower_bound) AS lower_bound,
+    CAST(sum(n.lazy_error_bytes) AS BIGINT) AS lazy_error_bytes,
     CAST(coalesce(any_value(s.upgraded_bytes), 0) AS BIGINT) AS shrinker_info_bytes
 FROM nets AS n
 CROSS JOIN shrinker_infos AS s

@@ -5,7 +5,8 @@ SELECT
     CAST(sum(n.frees_bytes) AS BIGINT) AS frees_bytes,
     CAST(sum(n.takes_bytes) AS BIGINT) AS takes_bytes,
     CAST(sum(n.net_bytes) AS BIGINT) AS net_bytes,
-    bool_or(n.lower_bound) AS lower_bound
+    bool_or(n.lower_bound) AS lower_bound,
+    CAST(sum(n.lazy_error_bytes) AS BIGINT) AS lazy_error_bytes
 FROM upgrade_net_at($run) AS n
 SEMI JOIN _machines_at($run) USING (target)
 HAVING count(*) > 0;

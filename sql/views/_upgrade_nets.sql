@@ -32,7 +32,8 @@ SELECT
     s.frees_bytes,
     s.takes_bytes,
     s.net_bytes,
-    _is_lower_bound(t.lazy_basis) AS lower_bound
+    _is_lower_bound(t.lazy_basis) AS lower_bound,
+    t.lazy_error_bytes
 FROM targets AS t
 JOIN sums AS s USING (run_id, target)
 WHERE t.status = 'ok' AND t.target_kernel IS NOT NULL;

@@ -53,7 +53,7 @@ VIEWS = {
         to_uptime_s memcg_nr_cache_ids_delta superblocks_delta online_memcgs_delta list_lru_bytes_delta
         wasted_bytes_delta from_layout to_layout predicted_kernel predicted_net_bytes totals_freed_bytes pct_of_net
         lower_bound""",
-    "upgrade_net": "target target_kernel frees_bytes takes_bytes net_bytes lower_bound",
+    "upgrade_net": "target target_kernel frees_bytes takes_bytes net_bytes lower_bound lazy_error_bytes",
     "dying_cgroups": """target kernel_release online_memcgs dying_memcgs pct_dying memcg_ids parent path dying_children
         dying_bytes dying_memcg_bytes dying_children_bytes""",
     "dying_causes": """target kernel_release cgroup cause fstype mountpoint file deleted inode files memcgs

@@ -112,6 +112,8 @@ def test_shrinker_info_after_the_upgrade_is_named_if_it_is_not_small(tmp_path):
 def test_the_net_is_a_bound_where_charged_objects_were_not_read_and_unknown_without_a_prediction(tmp_path):
     text = steps(tmp_path / "online", host("web-1", lazy_basis="online"))["lazy_kernel"].text
     assert "frees at least 243 MiB and takes at most 2.81 KiB: net at least 243 MiB." in text
+    sampled = host("web-1", lazy_basis="sampled", lazy_error_bytes=3 << 20)
+    assert ": net 243 MiB ± 3.00 MiB." in steps(tmp_path / "sampled", sampled)["lazy_kernel"].text
     costly = set_parts(host("web-1", lazy_basis="online"), memcg_structs={"upgraded_bytes": 2**30})
     assert ": net none known." in steps(tmp_path / "costly", costly)["lazy_kernel"].text
     assert "net" not in steps(tmp_path / "old", host("web-1", target_kernel=None))["lazy_kernel"].text

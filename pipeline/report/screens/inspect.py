@@ -237,7 +237,7 @@ def _memcg_memory(f: Mapping[str, Any]) -> list[str]:
         if f["lower_bound"]:
             lines.append(_lower_bound_line("net", f["net_bytes"], remark))
         else:
-            lines.append(_bytes_line("net", f["net_bytes"], "{}" + remark))
+            lines.append(_bytes_line("net", f["net_bytes"], "{}" + human_error(f["lazy_error_bytes"]) + remark))
     return lines
 
 

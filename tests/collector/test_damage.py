@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 from drgn import FaultError, Object, Program, offsetof
@@ -141,6 +141,24 @@ def test_a_superblock_that_went_away_is_left_out_with_its_lists(monkeypatch: pyt
     assert (target["consistency"], target["notes"]) == ("raced", "1 superblocks went away during the walk")
     assert superblock not in {row[0] for row in audit.superblocks.rows}
     assert superblock not in {row[audit.list_lrus.columns.index("superblock")] for row in audit.list_lrus.rows}
+
+
+@pytest.mark.parametrize("member", ["mnt_mountpoint", "mnt_ns"])
+def test_a_mount_that_is_moved_before_its_path_is_read_has_none(monkeypatch: pytest.MonkeyPatch, member: str) -> None:
+    """Another directory could be where its dentries were."""
+    prog = kernel.open_kernel(str(EAGER.path)).prog
+    superblock = Object(prog, "struct super_block *", tmpfs7())
+    moved = superblock.s_mounts.next.value_() - offsetof(prog.type("struct mount"), "mnt_instance")
+    load_paths = superblocks._Mounts.load_paths
+
+    def load_and_move(self: superblocks._Mounts, mounts: Iterable[int]) -> None:
+        load_paths(self, mounts)
+        word(prog, moved + offsetof(prog.type("struct mount"), member), 0)
+
+    monkeypatch.setattr(superblocks._Mounts, "load_paths", load_and_move)
+    monkeypatch.setattr(superblocks, "is_running", lambda prog: True)
+    paths = {sb["address"]: sb["mountpoint"] for sb in EAGER.rows("superblocks")} | {superblock.value_(): None}
+    assert {sb.address: sb.mountpoint and sb.mountpoint.decode() for sb in superblocks.walk(prog)} == paths
 
 
 def tmpfs7() -> int:

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 from drgn import FaultError
 
-from ..access.memory import Members, c_string, has_member, walk_list
+from ..access.memory import Members, c_string, has_member, is_running, walk_list
 from ..status import CollectError
 from .dentries import MAX_PATH_DEPTH, Dentries
 
@@ -118,6 +118,11 @@ def walk(prog):
     mounts.load_paths(shown_mounts.values())
     for sb, mount in shown_mounts.items():
         sb.mountpoint, sb.mount_root = mounts.path(mount), mounts.root(mount)
+    if is_running(prog):
+        moved_mounts = mounts.moved(shown_mounts.values())
+        for sb, mount in shown_mounts.items():
+            if mount in moved_mounts:
+                sb.mountpoint, sb.mount_root = None, 0
     return sbs
 
 
@@ -226,6 +231,18 @@ class _Mounts:
             names.append(name)
             dentry = parent
         return None
+
+    def moved(self, addresses):
+        """Return those of many mounts that were moved or unmounted since they were first read.
+
+        Their dentries may have been freed before path() read them.
+        """
+        mounts = self._mount.read_each(self._prog, addresses)
+        return {
+            address
+            for address, mount in mounts.items()
+            if mount._replace(next=0) != self._mounts[address]._replace(next=0)
+        }
 
     def _mount_at(self, address):
         if address not in self._mounts:

@@ -39,15 +39,16 @@ def parts(prog, findings, memcg_list, dying_pages, machine, target_kernel):
     counts, notes = {}, []
     counters = _counters(prog, findings, memcg_list, dying_pages, machine, counts)
     for part in list(counters):
-        for attempts_left in reversed(range(_MAX_LIVE_ATTEMPTS if is_running(prog) else 1)):
+        for attempt in range(_MAX_LIVE_ATTEMPTS if is_running(prog) else 1):
             try:
+                if attempt:
+                    counters = _counters(prog, findings, memcgs.walk(prog), dying_pages, machine, counts)
                 counts[part] = counters[part]()
                 break
             except UNREADABLE as e:
-                if not attempts_left:
-                    notes.append("%s is not counted: %s" % (part, e))
-                    break
-            counters = _counters(prog, findings, memcgs.walk(prog), dying_pages, machine, counts)
+                error = e
+        else:
+            notes.append("%s is not counted: %s" % (part, error))
     if "memcg_percpu" in counts:
         parts_held = [counts["memcg_percpu"].held, *(count.percpu_held for count in counts.values())]
         held = Held(*map(sum, zip(*filter(None, parts_held))))

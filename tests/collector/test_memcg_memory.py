@@ -134,6 +134,20 @@ def test_a_part_of_a_running_kernel_is_tried_again(core: Core, monkeypatch: pyte
 
 
 @with_cores(lambda core: core.name == "deb510-n2")
+def test_memcgs_that_change_while_they_are_walked_again_end_no_audit(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened_kernel = kernel.open_kernel(str(core.path))
+    memcg_list = memcg_memory.memcgs.walk(opened_kernel.prog)
+    monkeypatch.setattr(shrinker_infos, "count", Mock(side_effect=FaultError("freed", 0)))
+    monkeypatch.setattr(memcg_memory, "is_running", lambda prog: True)
+    errors = [CollectError("bad_core", "a list does not end"), FaultError("freed", 0)]
+    monkeypatch.setattr(memcg_memory.memcgs, "walk", Mock(side_effect=[memcg_list, *errors, *errors]))
+    audit = snapshot.take(opened_kernel)
+    assert "percpu_left" in {row[audit.memcg_memory.columns.index("part")] for row in audit.memcg_memory.rows}
+
+
+@with_cores(lambda core: core.name == "deb510-n2")
 def test_ids_of_superblocks_that_are_gone_are_not_predicted(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a reboot ids are needed for the superblocks that are there: on this core there were never more."""
     real_count = shrinker_infos.count

@@ -148,9 +148,9 @@ def walk(prog):
 
 
 def _unreleased(first_reads, second_reads):
-    """Return those of the first reads, fields by address, whose memcgs were there until the second ones.
+    """Return the first reads, fields by address, of the memcgs that are not released at the second.
 
-    Only their cgroups and names, read in between, had not been freed.
+    A name that was read in between is theirs: a cgroup is freed after its memcg.
     """
     return {
         address: fields

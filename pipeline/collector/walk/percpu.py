@@ -160,14 +160,16 @@ def cgroup_form(prog, memcg_list, pointers):
     psi_paths = _target_types(cgroup_type, ("psi", "psi.pcpu"))
     perf_paths = _target_types(cgroup_type, [path for path in _cgroup_parts(prog) if path != "psi"])
 
-    def has_any(paths):
-        return any(any(found) for _, found in pointers.each("struct cgroup", cgroups, list(paths)))
+    def most_have_any(paths):
+        # All cgroups agree, but on a running kernel one may have been freed since.
+        found_by_cgroup = pointers.each("struct cgroup", cgroups, list(paths))
+        return 2 * sum(any(found) for _, found in found_by_cgroup) > len(cgroups)
 
     hierarchy = Members(prog, "struct cgroup", root="root").read(prog, root.cgroup).root
     hierarchy_id = Members(prog, "struct cgroup_root", id="hierarchy_id").read(prog, hierarchy).id
     return CgroupForm(
-        has_psi=has_any(psi_paths) or not has_member(cgroup_type, "psi"),
-        has_perf_events=has_any(perf_paths),
+        has_psi=most_have_any(psi_paths) or not has_member(cgroup_type, "psi"),
+        has_perf_events=most_have_any(perf_paths),
         # cgroup2's cgrp_dfl_root is the first hierarchy.
         is_cgroup_v1=hierarchy_id != 0,
     )

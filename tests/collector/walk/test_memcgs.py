@@ -17,6 +17,7 @@ DECLARATIONS = """
 struct css { long flags; void *parent; };
 struct mem_cgroup { long id; struct css css; void *vmstats; long stat[2]; void *nodeinfo[0]; };
 """
+CSS_RELEASED = 1 << 2
 PATHS = {"struct mem_cgroup": ("vmstats", "css.parent", "vmstats_percpu")}
 
 
@@ -76,9 +77,6 @@ def test_an_audit_reads_each_struct_once(core: Core, monkeypatch: pytest.MonkeyP
     pointers = memcgs.Pointers(prog, *tables)
     assert [count(prog, memcg_list, pointers) for count in parts] == expected
     assert len(addresses) == len(set(addresses)) > len(memcg_list)
-
-
-CSS_RELEASED = 1 << 2
 
 
 @pytest.mark.parametrize(

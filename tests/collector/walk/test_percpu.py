@@ -294,14 +294,15 @@ BEFORE_V4_20 = ("", "")
 def test_pointers_show_what_cgroups_have(
     psi: tuple[str, str], words: list[int], hierarchy: int, expected: tuple[bool, bool, bool]
 ) -> None:
-    """subsys[1], of perf_event, and the psi_group of cgroups that are not the root."""
+    """subsys[1], of perf_event, and the psi_group of cgroups that are not the root. One was freed and reused."""
     kernel = SyntheticKernel(FORM % psi)
     kernel.variable("nr_node_ids", "unsigned int", 1)
     kernel.cache("kmalloc-64", 64)
     constant(kernel.prog, "perf_event_cgrp_id", 1)
     cgroup_root = kernel.put(kernel.slab("kmalloc-64"), "struct cgroup_root", hierarchy_id=hierarchy)
     memcg_list = []
-    for cgroup_words in ([0, 0, 0], words, words):
+    reused_words = [0 if word else DYNAMIC for word in words]
+    for cgroup_words in ([0, 0, 0], words, reused_words, words):
         cgroup = kernel.slab("kmalloc-64")
         kernel.words(cgroup, cgroup_root, *cgroup_words)
         parent = memcg_list[0] if memcg_list else None

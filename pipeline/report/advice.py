@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from pipeline.common.text import counted, human_bytes, human_error, printable
+from pipeline.common.text import counted, human_bytes, printable
 from pipeline.report import waste
 from pipeline.report.model import Report
 
@@ -75,7 +75,7 @@ def _net_sentences(figures: dict[str, Any]) -> str:
     text = (
         f" With all else that memory cgroups cost, an upgrade{of_hosts} to Linux {kernels} frees "
         f"{at_least}{human_bytes(net['frees_bytes'])} and takes {at_most}{human_bytes(net['takes_bytes'])}: "
-        f"net {waste.text(net['net_bytes'], net['lower_bound'])}{human_error(net['lazy_error_bytes'])}."
+        f"net {waste.text(net['net_bytes'], net['lower_bound'], error_bytes=net['lazy_error_bytes'])}."
     )
     if net["shrinker_info_bytes"] > min(_NAMED_SHRINKER_INFO_BYTES, _NAMED_SHRINKER_INFO_SHARE * net["frees_bytes"]):
         text += (

@@ -67,7 +67,7 @@ def prometheus(report: Report, file: TextIO, max_series: int = MAX_SERIES) -> No
     host_gauges = {name: gauge(name, description, "target") for name, description in figures.items()}
     error = gauge(
         "lazy_error_bytes",
-        "Half of the 95 % interval of lazy_bytes, wasted_bytes and upgrade_net_bytes, where they are sampled",
+        "Half of the 95 % interval of lazy_bytes from a sample; wasted_bytes and upgrade_net_bytes have it, too",
         "target",
     )
     info = gauge("target_info", "1 for each host", "target", "host", "kernel_release", "layout", "lazy_basis")

@@ -237,7 +237,7 @@ def _memcg_costs(report: Report) -> Table:
 
 def _fleet_net(net: dict[str, Any]) -> str:
     freed = " freed" if waste.is_known(net["net_bytes"], net["lower_bound"]) else ""
-    net_text = waste.text(net["net_bytes"], net["lower_bound"]) + human_error(net["lazy_error_bytes"])
+    net_text = waste.text(net["net_bytes"], net["lower_bound"], error_bytes=net["lazy_error_bytes"])
     return f"Net of the upgrade of {counted(net['hosts'], 'host')}: {net_text}{freed}."
 
 
@@ -260,7 +260,9 @@ def _legend(report: Report, width: int) -> str:
         legend += f"; net: what an upgrade to Linux {kernels} frees of all that memcgs cost"
     legend += "."
     if report.totals["lazy_error_bytes"] is not None:
-        legend += " ±: half of the 95 % interval, from a sample of the objects; the waste and the net have the same."
+        legend += (
+            " ±: half of the 95 % interval, from a sample of the objects; the waste and the net have this error, too."
+        )
     if not report.totals["lower_bound"]:
         return legend
     bounds = "where marked <= and >=" if report.totals["expected_hosts"] else "here"

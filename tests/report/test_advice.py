@@ -116,6 +116,8 @@ def test_the_net_is_a_bound_where_charged_objects_were_not_read_and_unknown_with
     assert ": net 243 MiB ± 3.00 MiB." in steps(tmp_path / "sampled", sampled)["lazy_kernel"].text
     costly = set_parts(host("web-1", lazy_basis="online"), memcg_structs={"upgraded_bytes": 2**30})
     assert ": net none known." in steps(tmp_path / "costly", costly)["lazy_kernel"].text
+    costly_fleet = costly, host("web-2", lazy_basis="sampled", lazy_error_bytes=3 << 20)
+    assert ": net none known." in steps(tmp_path / "costly fleet", *costly_fleet)["lazy_kernel"].text
     assert "net" not in steps(tmp_path / "old", host("web-1", target_kernel=None))["lazy_kernel"].text
     uncounted = set_parts(host("web-1"), memcg_percpu={"online_bytes": 1})
     text = steps(tmp_path / "some", host("web-2"), uncounted)["lazy_kernel"].text

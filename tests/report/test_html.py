@@ -79,7 +79,7 @@ def test_the_error_of_a_sample_stands_beside_its_figure(tmp_path):
     script_rows = json.loads(re.search(r'id="ranking-rows">(.*?)</script>', text, re.DOTALL)[1])
     error_index = script_rows["columns"].index("lazy_error_bytes")
     assert {row[1]: row[error_index] for row in script_rows["rows"]} == {"sampled": 3072, "charged": None}
-    assert "± is half of the 95 % interval, of the waste and the net too" in text
+    assert "± is half of the 95 % interval from that; the waste and the net have this error, too" in text
 
 
 def test_what_an_upgrade_freed_stands_beside_what_was_predicted(root):

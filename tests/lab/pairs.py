@@ -45,16 +45,14 @@ SLAB_LEFT = "memcg_slab_left"
 
 PAIRS = {
     # Arrays of 3070 pointers on each of four nodes; they are not slab objects.
-    "ids": Shape("ids", EAGER, nodes=4, possible_cpus=8, memory_mb=1536, mounts_first=True, memcgs=3000, kept=50,
+    "ids": Shape("ids", EAGER, nodes=4, possible_cpus=8, memory_mb=1536, memcgs=3000, kept=50,
                  tmpfs=400, users=6, files=4),
-    "mounts": Shape("mounts", EAGER, nodes=1, memory_mb=1024, mounts_first=True, memcgs=1500, kept=40,
-                    tmpfs=1500, users=6, files=4),
+    "mounts": Shape("mounts", EAGER, nodes=1, memory_mb=1024, memcgs=1500, kept=40, tmpfs=1500, users=6, files=4),
     # Entries of many memcgs, also nested ones, on filesystems with and without a disk; sockets.
-    "work": Shape("work", EAGER, nodes=2, memory_mb=1024, mounts_first=True, memcgs=3000, kept=60, nested=(2, 1),
+    "work": Shape("work", EAGER, nodes=2, memory_mb=1024, memcgs=3000, kept=60, nested=(2, 1),
                   tmpfs=200, ext4=6, overlay=6, users=60, files=40, proc=6, sockets=20),
     # Per-CPU memory, most of which an eager kernel before v5.14 does not give back.
-    "cpus": Shape("cpus", EAGER, nodes=1, possible_cpus=64, memory_mb=1536, mounts_first=True, memcgs=3000, kept=50,
-                  tmpfs=20),
+    "cpus": Shape("cpus", EAGER, nodes=1, possible_cpus=64, memory_mb=1536, memcgs=3000, kept=50, tmpfs=20),
 }  # fmt: skip
 LARGEST = "bytedance"
 """The commit message's server, 10 GB. It runs only on request, on one lazy kernel."""

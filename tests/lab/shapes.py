@@ -36,8 +36,6 @@ class Shape:
     """Children at each level below every kept memcg, created before any memcg is removed."""
     dying: int = 0
     """Removed memcgs that still exist because a page in a tmpfs is charged to them."""
-    mounts_first: bool = False
-    """Whether the mounts are there before the memcgs, as most are on a host that has run for long."""
     tmpfs: int = 0
     ext4: int = 0
     overlay: int = 0

@@ -199,22 +199,27 @@ def slab_left_bytes(machine, kernel):
     """Return the bytes of free slots of the slabs that hold the structs of memcgs, after the same churn.
 
     css ids are given again, the lowest first, and so are free slots: a memcg is taken to have its structs in the order
-    of its id, and its arrays for shrinkers with them. The slabs in between are freed. What is not of a node is taken to
-    be on one. Arrays that are made anew fill free slots instead: those of memcgs that are older than a superblock with
-    which there were more than ever before.
+    of its id. The slabs in between are freed. What is not of a node is taken to be on one. When there are more
+    superblocks than ever, the arrays for shrinkers are made anew and get further units, which fill free slots of their
+    size. Only the first unit is made with its memcg. A memcg that was created since then has all of them from the
+    start: no core shows how many have, so that more can be left (docs/accuracy.md).
     """
     sizes, nodes = machine.sizes, machine.possible_nodes
-    every_node, first_node = Counter(), Counter()
+    every_node, first_node, arrays = Counter(), Counter(), Counter()
     for struct in _structs(machine, kernel):
         (every_node if struct.of_node else first_node)[struct.cache, struct.slot_bytes] += 1
     if machine.shrinker_ids is not None:
-        for size, count in _shrinker_allocations(sizes, kernel, machine.shrinker_ids).items():
-            every_node["", size] += count
+        arrays.update({("", size): n for size, n in _shrinker_allocations(sizes, kernel, machine.shrinker_ids).items()})
+        if kernel.shrinker_info_unit is not None and machine.shrinker_ids:
+            unit = "", sizes.kmalloc_bytes(kernel.shrinker_info_unit)
+            every_node[unit] += 1
+            arrays[unit] -= 1
     total_bytes = 0
     for counts, number in ((every_node + first_node, 1), (every_node, nodes - 1)):
-        for (_, slot_bytes), structs in counts.items():
+        for (cache, slot_bytes), structs in counts.items():
             slots = slab_slots(slot_bytes, machine.present_cpus, sizes.page_bytes)
-            total_bytes += number * _free_slots(machine.css_ids, structs, slots) * slot_bytes
+            free_slots = _free_slots(machine.css_ids, structs, slots) - arrays[cache, slot_bytes] * len(machine.css_ids)
+            total_bytes += number * max(0, free_slots) * slot_bytes
     return total_bytes
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests import campaign
 from tests.lab import kernels, server
 from tests.lab.kernels import CACHE
 from tests.lab.server import SERVERS
@@ -25,7 +26,7 @@ def boot(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return audit, json.loads((folder / "charges.json").read_text())
 
 
-@pytest.mark.parametrize("userland", ["systemd", "runc"])
+@pytest.mark.parametrize("userland", campaign.sample(["systemd", "runc"], 1))
 def test_an_eager_kernel_predicts_what_a_lazy_one_holds(userland: str, tmp_path: Path) -> None:
     eager, _ = boot(f"{userland}-510", tmp_path / "eager")
     lazy, charges = boot(f"{userland}-61", tmp_path / "lazy")

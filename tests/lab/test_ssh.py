@@ -16,6 +16,7 @@ import pytest
 
 from pipeline.fanout import runner
 from pipeline.inventory import Target
+from tests import campaign
 from tests.fanout.transports.pythons import archive
 from tests.lab import kernels, reachable
 from tests.lab.test_live import CHANGING_COLUMNS, rows
@@ -53,7 +54,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=PYTHONS)
+@pytest.fixture(scope="module", params=campaign.sample(list(PYTHONS), 2))
 def audited_guest(
     request: pytest.FixtureRequest, wheels: Path, archive: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[AuditedGuest]:

@@ -12,6 +12,7 @@ from pipeline.fanout.runner.frame import Snapshot
 from tests.lab import kernels, scripted
 from tests.lab.initramfs import GUEST
 from tests.lab.shapes import SHAPES
+from tests.lab.test_live import rows
 
 pytestmark = pytest.mark.lab
 
@@ -45,8 +46,7 @@ def audits(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Snapshot]:
 
 
 def total(snapshot: Snapshot, column: str) -> int:
-    table = snapshot.tables["list_lrus"]
-    return sum(row[table["columns"].index(column)] for row in table["rows"])
+    return sum(row[column] for row in rows(snapshot.tables["list_lrus"]))
 
 
 @pytest.mark.parametrize("limit_mb", LIMITS_MB)

@@ -13,7 +13,11 @@ from drgn import Program
 
 from pipeline.collector.access import kallsyms, kernel
 from pipeline.collector.access.symbol_names import SymbolNames
+from tests.collector.conftest import CORES, Core
 
+CORE_BY_BUILD = {core.truth("version"): core for core in CORES}
+"""One core of each build: all cores of a build have the same names."""
+each_build = pytest.mark.parametrize("core", CORE_BY_BUILD.values(), ids=lambda core: core.name)
 DRGN_ARGUMENTS = ("names", "token_table", "token_index", "num_syms", "offsets", "relative_base", "addresses")
 
 
@@ -31,7 +35,8 @@ def addresses_by_name(prog: Program) -> dict[str, list[int]]:
     return addresses
 
 
-def test_what_is_found_is_what_drgn_decompresses(core) -> None:
+@each_build
+def test_what_is_found_is_what_drgn_decompresses(core: Core) -> None:
     prog = core.kernel.prog
     find = kallsyms._read_kallsyms(prog)
     expected = addresses_by_name(prog)
@@ -47,7 +52,8 @@ def test_what_is_found_is_what_drgn_decompresses(core) -> None:
         assert addresses == sorted(expected.get(name, [])), name
 
 
-def test_the_symbols_at_an_address_are_those_that_drgn_decompresses(core) -> None:
+@each_build
+def test_the_symbols_at_an_address_are_those_that_drgn_decompresses(core: Core) -> None:
     prog = core.kernel.prog
     find = kallsyms._read_kallsyms(prog)
     names_by_address = defaultdict(set)

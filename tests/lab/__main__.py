@@ -117,7 +117,7 @@ def parse_shape(name: str) -> Shape:
 
 def kernel(series: str, args: argparse.Namespace, arch: str = "amd64", flavour: str = "cloud") -> kernels.Kernel:
     """The kernel of a series; it is downloaded and unpacked if it is not in the cache."""
-    with kernels.lock(args.cache):
+    with kernels.lock(args.cache, f"{kernels.SUITES[series]}-{arch}"):
         packages = kernels.source(series, arch, args.debs, args.cache, flavour)
         step(f"the {series} {flavour} kernel for {arch} from {packages}")
         return kernels.get(series, packages, args.cache, args.dwarf, flavour)

@@ -77,7 +77,7 @@ class Packages(Protocol):
 def debian_kernel(series: str, arch: str = "amd64", dwarf: bool = False, flavour: str = "cloud") -> Kernel:
     """The newest kernel of a series, from $LAB_DEBS or the mirror, unpacked in CACHE; `dwarf` as in get()."""
     debs = os.environ.get("LAB_DEBS")
-    with lock(CACHE):
+    with lock(CACHE, f"{SUITES[series]}-{arch}"):
         return get(series, source(series, arch, Path(debs) if debs else None, CACHE, flavour), CACHE, dwarf, flavour)
 
 
@@ -87,7 +87,7 @@ def makedumpfile(series: str, arch: str) -> Path:
 
     An older one leaves out pages that are in use: on 6.12, 1.7.2 takes pages of slab caches for pages of processes.
     """
-    with lock(CACHE):
+    with lock(CACHE, f"{SUITES[series]}-{arch}"):
         packages = mirror(SUITES[series], arch, CACHE)
         root = CACHE / "tools" / f"{SUITES[series]}-{arch}"
         for name in MAKEDUMPFILE_PACKAGES:
@@ -97,10 +97,14 @@ def makedumpfile(series: str, arch: str) -> Path:
 
 
 @contextlib.contextmanager
-def lock(cache: Path) -> Iterator[None]:
-    """Wait until no other process fills `cache`, and make others wait until the end of the `with` block."""
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "lock").open("w") as file:
+def lock(cache: Path, part: str) -> Iterator[None]:
+    """Wait until no other process fills a part of `cache`, and make others wait until the end of the `with` block.
+
+    :param part: SUITE-ARCH of packages, or the name of a disk.
+    """
+    locks = cache / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with (locks / part).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -261,8 +265,8 @@ class Mirror:
         cache = cache.resolve()
         self.suite = suite
         self.arch = arch
-        self.debs = cache / "debs"
         self.apt = cache / "apt" / f"{suite}-{arch}"
+        self.debs = self.apt / "debs"
         for folder in (self.debs, self.apt / "lists/partial", self.apt / "cache/archives/partial"):
             folder.mkdir(parents=True, exist_ok=True)
         sources = self.apt / "sources.list"

@@ -105,7 +105,7 @@ def examine(server: Server, kernel: Kernel, folder: Path, cache: Path) -> None:
 def image(name: str, cache: Path) -> Path:
     """A disk of DISKS; it is built if it does not exist, which takes about a minute and 310 to 700 MB."""
     disk = cache / f"debian-{name}-{zlib.crc32(' '.join(DISKS[name].packages).encode()):08x}.ext4"
-    with kernels.lock(cache):
+    with kernels.lock(cache, name):
         if not disk.exists():
             suite, packages = DISKS[name]
             with tempfile.TemporaryDirectory(dir=cache) as scratch:

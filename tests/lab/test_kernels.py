@@ -129,10 +129,10 @@ import sys
 from pathlib import Path
 from tests.lab import kernels
 print("ready", flush=True)
-with kernels.lock(Path(sys.argv[1])):
+with kernels.lock(Path(sys.argv[1]), "part"):
     print(Path(sys.argv[1], "filled").exists())
 """
-    with kernels.lock(tmp_path):
+    with kernels.lock(tmp_path, "part"):
         other = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE)
         assert other.stdout
         other.stdout.readline()

@@ -44,7 +44,7 @@ def core(guest_kernel: kernels.Kernel, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="module")
 def older_vmlinux(guest_kernel: kernels.Kernel) -> Path:
     """The vmlinux of the release of the same series before the guest's."""
-    with kernels.lock(kernels.CACHE):
+    with kernels.lock(kernels.CACHE, f"{kernels.SUITES[SHAPE.series]}-amd64"):
         packages = kernels.source(SHAPE.series, "amd64", None, kernels.CACHE)
         pattern = re.compile(rf"linux-image-({re.escape(SHAPE.series)}\..*-cloud-amd64)-dbg")
         releases = [match[1] for name in packages.versions() if (match := pattern.fullmatch(name))]

@@ -21,7 +21,7 @@ import pytest
 
 from pipeline import inventory
 from pipeline.inventory import InventoryError, Target, cores
-from tests import dumps
+from tests import campaign, dumps
 
 ELF_CORE = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<H", 4)
 ELF_CORE_BIG_ENDIAN = b"\x7fELF\x02\x02\x01" + bytes(9) + struct.pack(">H", 4)
@@ -786,18 +786,18 @@ def many_of_ansible() -> str:
     return json.dumps({"_meta": {"hostvars": variables}, **groups, "all": {"children": [*groups]}})
 
 
-@pytest.mark.parametrize(
-    ("name", "make"),
-    [
-        ("-", many_lines),
-        pytest.param("f.yaml", many_yaml, marks=pytest.mark.faults),
-        pytest.param("f.json", many_json, marks=pytest.mark.faults),
-        pytest.param("f.csv", many_csv, marks=pytest.mark.faults),
-        pytest.param("a.json", many_of_ansible, marks=pytest.mark.faults),
-    ],
-)
-def test_a_hundred_thousand_targets_load_in_seconds(tmp_path, monkeypatch, name, make):
-    text = make().encode()
+MANY_BY_FILE = {
+    "-": many_lines,
+    "f.yaml": many_yaml,
+    "f.json": many_json,
+    "f.csv": many_csv,
+    "a.json": many_of_ansible,
+}
+
+
+@pytest.mark.parametrize("name", campaign.example_and_faults(list(MANY_BY_FILE), 2))
+def test_a_hundred_thousand_targets_load_in_seconds(tmp_path, monkeypatch, name):
+    text = MANY_BY_FILE[name]().encode()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
     file = name if name == "-" else write(tmp_path / name, text)
     start = time.thread_time()  # other tests have left threads

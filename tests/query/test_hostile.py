@@ -27,7 +27,7 @@ SECRET = f"canary-{secrets.token_hex(8)}"
 LIMITS = query.Limits(timeout_s=240, memory_bytes=256 << 20, result_bytes=4 << 20)
 NEEDS_LANDLOCK = pytest.mark.skipif(landlock.abi() == 0, reason="needs Landlock")
 # The number of statements of a kind that `make test-faults` samples.
-SAMPLE = 5
+SAMPLE = 3
 
 REFUSED_STATEMENTS = {
     "writing": [

@@ -39,7 +39,7 @@ lab: $(TESTING)
 # Boot and audit real kernels, and open the report in a browser; TEST_FULL=1 and TEST_SEED=N as for test-faults.
 lab-test: $(BROWSER)
 	sh tests/lab/install-tools.sh
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m lab
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder -m lab
 
 # Benchmark every part at the size of its budget: an hour or two on two idle cores, and 10 GB of disk. With
 # BEFORE=REVISION also as it was in that revision.

@@ -7,6 +7,8 @@ INSTALLED := .venv/installed
 TESTING := .venv/testing
 FAULTS := .venv/faults
 BROWSER := .venv/browser
+# One more than CPUs, for tests that wait: for a guest, a host, a timeout.
+WORKERS = -n $$(($$(nproc) + 1)) --maxprocesses 8
 
 .PHONY: audit test test-faults test-oldest-duckdb lint lab lab-test bench clean
 
@@ -18,7 +20,7 @@ test: $(TESTING) lint
 
 # A random part of what is about time, chance and repetition; TEST_FULL=1 runs all of it, TEST_SEED=N the same part again.
 test-faults: $(FAULTS)
-	$(BIN)/python -m pytest -v -n auto --maxprocesses 8 --dist worksteal -m "faults and not lab"
+	$(BIN)/python -m pytest -v $(WORKERS) --dist worksteal -m "faults and not lab"
 
 # The tests that use DuckDB, with the oldest supported version.
 test-oldest-duckdb: $(TESTING)
@@ -39,7 +41,7 @@ lab: $(TESTING)
 # Boot and audit real kernels, and open the report in a browser; TEST_FULL=1 and TEST_SEED=N as for test-faults.
 lab-test: $(BROWSER)
 	sh tests/lab/install-tools.sh
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder -m lab
+	$(BIN)/python -m pytest $(WORKERS) --dist loadfile --no-loadscope-reorder -m lab
 
 # Benchmark every part at the size of its budget: an hour or two on two idle cores, and 10 GB of disk. With
 # BEFORE=REVISION also as it was in that revision.

@@ -7,10 +7,11 @@ INSTALLED := .venv/installed
 TESTING := .venv/testing
 FAULTS := .venv/faults
 BROWSER := .venv/browser
+TOOLS := .venv/tools/installed
 # One more than CPUs, for tests that wait: for a guest, a host, a timeout.
 WORKERS = -n $$(($$(nproc) + 1)) --maxprocesses 8
 
-.PHONY: audit test test-faults test-oldest-duckdb lint lab lab-test bench clean
+.PHONY: audit test test-faults test-oldest-duckdb lint lab lab-test bench dist lock advisories clean
 
 audit: $(INSTALLED)
 	$(BIN)/lru-audit run tests/vmcores --audit bundled --warehouse warehouse
@@ -48,12 +49,31 @@ lab-test: $(BROWSER)
 bench: $(TESTING)
 	$(BIN)/python -m tests.bench --full --json bench.json $(if $(BEFORE),--before $(BEFORE))
 
-$(TESTING): EXTRAS := [test]
-$(FAULTS): EXTRAS := [test,faults,readers]
-$(BROWSER): EXTRAS := [test,browser]
-$(INSTALLED) $(TESTING) $(FAULTS) $(BROWSER): setup.cfg pyproject.toml
+# The wheel and the sdist of the last commit, the same bytes wherever they are built.
+dist: $(INSTALLED)
+	$(BIN)/python -m tests.dist
+
+# Lock the newest versions that setup.cfg allows.
+lock: $(TOOLS)
+	.venv/tools/bin/python -m tests.lock
+
+# Known vulnerabilities of the locked versions, from the index; says so when it has no answer.
+advisories: $(TOOLS)
+	.venv/tools/bin/python -m tests.advisories
+
+$(TOOLS): $(INSTALLED)
+	$(PYTHON) -m venv .venv/tools
+	.venv/tools/bin/pip install --quiet --disable-pip-version-check uv pip-audit
+	touch $@
+
+$(INSTALLED): LOCKS := run
+$(TESTING): LOCKS := run test
+$(FAULTS): LOCKS := run test faults
+$(BROWSER): LOCKS := run test browser
+$(INSTALLED) $(TESTING) $(FAULTS) $(BROWSER): setup.cfg pyproject.toml $(wildcard requirements/*.txt)
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.$(EXTRAS)'
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes $(LOCKS:%=--requirement requirements/%.txt)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m compileall -q pipeline  # pip does not compile an editable install
 	touch $(INSTALLED) $@
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests import dist
 
 ROOT = Path(__file__).parents[1]
 
@@ -16,14 +19,16 @@ ROOT = Path(__file__).parents[1]
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from a copy of the files that git has."""
     folder = tmp_path_factory.mktemp("wheel")
-    copy = folder / "source"
-    for name in tracked_files():
-        target = copy / name
+    return build_copy(folder / "source", folder / "dist", tracked_files())[0]
+
+
+def build_copy(source: Path, folder: Path, names: list[str]) -> list[Path]:
+    """Build the wheel and the sdist from a copy of files, copied in this order."""
+    for name in names:
+        target = source / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((ROOT / name).read_bytes())
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(copy)]
-    subprocess.run(build, check=True)
-    return next(folder.glob("*.whl"))
+    return dist.build(source, folder, epoch_s=1_700_000_001)
 
 
 def tracked_files() -> list[str]:
@@ -40,6 +45,18 @@ def test_the_wheel_has_every_file_that_git_has(wheel: Path) -> None:
             assert name in wheel_files
         elif top_folder in ("sql", "schemas", "jobs") and path:
             assert f"pipeline/{name}" in wheel_files
+
+
+def test_another_machine_builds_the_same_bytes(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Kathmandu")
+    monkeypatch.setenv("LC_ALL", "C")
+    umask = os.umask(0o077)
+    try:
+        built = build_copy(tmp_path / "elsewhere/with a space", tmp_path / "dist", tracked_files()[::-1])
+    finally:
+        os.umask(umask)
+    for path in built:
+        assert path.read_bytes() == (wheel.parent / path.name).read_bytes(), path.name
 
 
 def test_site_packages_gets_one_name(wheel: Path) -> None:

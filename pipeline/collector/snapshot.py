@@ -9,7 +9,7 @@ from math import ceil
 from drgn import FaultError, Object, alignof, sizeof
 
 from . import __version__, budget, identity, memcg_memory
-from .access.memory import UNREADABLE, has_member, is_running, text
+from .access.memory import UNREADABLE, c_string, has_member, is_running, text
 from .model import cost, estimate, target_kernels, upgrade
 from .walk import (
     charges,
@@ -430,7 +430,7 @@ def _target_row(kernel, findings, sbs, memcg_list):
         "max_online_id": max((memcg.cache_id for memcg in online_memcgs if memcg.cache_id is not None), default=None),
         "superblocks": len(sbs),
         "list_lrus": len(findings.list_lrus),
-        "slab_cache": findings.object_cache and text(findings.object_cache.name.string_())[0],
+        "slab_cache": findings.object_cache and text(c_string(prog, findings.object_cache.name.value_()))[0],
         "slab_cache_active_objects": active_objects,
         "slab_cache_bytes": cache_bytes,
         "list_lru_one_in_cache": cached_objects,

@@ -22,7 +22,11 @@ _MAX_READ_BYTES = 1 << 20
 _STRING_CHUNK_BYTES = 64
 # Places in a word, as in memory, of the bytes that differ most between addresses of page-sized objects: bits 8 to 39.
 _DISTINCTIVE_BYTES = [place for place, byte in enumerate(array("Q", [0xFFFFFFFF << 8]).tobytes()) if byte]
-_MAX_STRING_BYTES = 256
+# PATH_MAX: no system call takes a longer name or path. But directories can be nested to a longer path, and a broken
+# string or path has no end.
+MAX_PATH_BYTES = 4096
+# In the place of what is left out of a longer one. No path of the kernel has it: each slash is before a name.
+CUT = b"//..."
 
 
 class Members:
@@ -237,17 +241,21 @@ def _group_addresses(addresses, size):
 
 
 def c_string(prog, address):
-    """Return the bytes of a string without its NUL, at most 256; drgn 0.0.31 lacks read_c_string()."""
+    """Return the bytes of a string without its NUL; of one that is longer than MAX_PATH_BYTES the start, then CUT.
+
+    drgn 0.0.31 lacks read_c_string().
+    """
     string = b""
-    while len(string) < _MAX_STRING_BYTES:
-        # No read crosses into the next page, which could be missing.
+    while len(string) <= MAX_PATH_BYTES:
+        # No read crosses into the next page, which could be missing. Few strings need more than one read.
         start = address + len(string)
-        size = min(_STRING_CHUNK_BYTES, _PAGE_BYTES - start % _PAGE_BYTES)
+        rest_of_page = _PAGE_BYTES - start % _PAGE_BYTES
+        size = rest_of_page if string else min(_STRING_CHUNK_BYTES, rest_of_page)
         chunk, terminator, _ = read(prog, start, size).partition(b"\0")
         string += chunk
         if terminator:
             break
-    return string[:_MAX_STRING_BYTES]
+    return string if len(string) <= MAX_PATH_BYTES else string[:MAX_PATH_BYTES] + CUT
 
 
 def c_strings(prog, addresses):
@@ -259,6 +267,11 @@ def c_strings(prog, addresses):
         string, terminator, _ = data.get(address, b"").partition(b"\0")
         strings[address] = string if terminator else c_string(prog, address)
     return strings
+
+
+def bounded_path(path):
+    """Return a path, or CUT and the end of one that is longer than MAX_PATH_BYTES, which may be cut already."""
+    return path if len(path) <= MAX_PATH_BYTES else CUT + path[len(CUT) :][-MAX_PATH_BYTES:]
 
 
 def text(data):

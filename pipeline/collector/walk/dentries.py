@@ -5,10 +5,10 @@ Each dentry is read once, although paths share them.
 
 from drgn import sizeof
 
-from ..access.memory import Members, c_string, read, read_each
+from ..access.memory import MAX_PATH_BYTES, Members, c_string, read, read_each
 
-# Steps from a dentry or mount up to its root; PATH_MAX (4,096 bytes) allows no more components.
-MAX_PATH_DEPTH = 4096
+# Steps from a dentry up to its root: a longer path has more than MAX_PATH_BYTES, two for a slash and a name.
+MAX_PATH_DEPTH = MAX_PATH_BYTES // 2
 
 
 class Dentries:
@@ -37,17 +37,30 @@ class Dentries:
             addresses = {self._dentries[address][0] for address in addresses}
 
     def path(self, address, root):
-        """Return the path of a dentry below a root as bytes, or None if it is not below it."""
+        """Return the path of a dentry below a root as bytes, or None if it is not below it, or too far."""
+        path, top = self.path_up(address, root)
+        return path or b"/" if top == root else None
+
+    def path_up(self, address, root):
+        """Return the path of a dentry below a root and the root, or below its file system's root and that.
+
+        The root itself has an empty path. A path of more than MAX_PATH_BYTES begins below the ancestor that is
+        returned with it. In a cycle both are None.
+        """
         names = []
-        for _ in range(MAX_PATH_DEPTH):
-            if address == root:
-                return b"/" + b"/".join(reversed(names))
+        length = 0
+        visited = set()
+        while address != root and length <= MAX_PATH_BYTES:
+            if address in visited:
+                return None, None
+            visited.add(address)
             parent, name = self.parent_and_name(address)
             if parent == address:
-                return None
+                break
             names.append(name)
+            length += len(b"/") + len(name)
             address = parent
-        return None
+        return b"".join(b"/" + name for name in reversed(names)), address
 
     def _decode(self, address, data):
         fields = self._members.decode(data)

@@ -13,7 +13,7 @@ from operator import itemgetter
 
 from drgn import FaultError, offsetof, sizeof
 
-from ..access.memory import Members, WordFinder, has_member, read, read_each
+from ..access.memory import MAX_PATH_BYTES, Members, WordFinder, has_member, read, read_each
 from .dentries import Dentries
 from .memmap import compound_order_location
 
@@ -21,8 +21,6 @@ from .memmap import compound_order_location
 _MAX_FILES = 1000
 # Bounds the size of a broken compound page: hugetlbfs has 16 GB as 2^22 pages of 4 KB.
 _MAX_ORDER = 22
-# PATH_MAX: the kernel itself gives no longer path.
-_MAX_PATH_BYTES = 4096
 _WORD_BYTES = 8
 # Flags in the pointer to a memcg. In v5.11 and v5.12 kernel pages have the second, MEMCG_DATA_KMEM.
 _MEMCG_FLAGS = (0, 2)
@@ -252,6 +250,6 @@ def _path(dentries, dentry, sb):
         path = dentries.path(dentry, sb.mount_root or sb.root)
     except FaultError:
         return None
-    if path is None or len(path) > _MAX_PATH_BYTES:
+    if path is None or len(path) > MAX_PATH_BYTES:
         return None
     return (sb.mountpoint or b"").rstrip(b"/") + path

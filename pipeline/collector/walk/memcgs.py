@@ -5,7 +5,16 @@ from array import array
 
 from drgn import offsetof
 
-from ..access.memory import Members, c_strings, has_member, is_running, read_each, struct_prefix, walk_list
+from ..access.memory import (
+    Members,
+    bounded_path,
+    c_strings,
+    has_member,
+    is_running,
+    read_each,
+    struct_prefix,
+    walk_list,
+)
 from ..status import CollectError
 from .nodes import nr_node_ids
 
@@ -30,7 +39,8 @@ class Memcg:
         not online, whose lists were reparented.
     :ivar memcg_id: ``id.id``, None before v4.7.
     :ivar cgroup: address of its ``struct cgroup``.
-    :ivar path: bytes, as from cgroup_path().
+    :ivar path: bytes, as from cgroup_path(). Of a path that is longer than PATH_MAX the end, as memory.bounded_path()
+        returns it.
     :ivar parent: Memcg, None for the root.
     :ivar online: CSS_ONLINE, and its lists are its own.
     :ivar serial_nr: ``css.serial_nr``, which increases with each css of any controller that the kernel creates.
@@ -141,7 +151,7 @@ def walk(prog):
             children = _unreleased(children, members.read_each(prog, children))
         for address, fields in children.items():
             directory = directories[fields.cgroup]
-            path = (b"" if parent.parent is None else parent.path) + b"/" + names[directory.name]
+            path = bounded_path((b"" if parent.parent is None else parent.path) + b"/" + names[directory.name])
             memcgs.append(Memcg(address, fields, path, getattr(directory, "dir_rev", None), parent))
             first_children.append(fields.first_child)
     return memcgs

@@ -86,7 +86,7 @@ def _identify_owner(prog, address):
         return "symbol", None, min(names, key=len)
     info = slab.object_info(prog, address)
     if info:
-        cache = info.slab_cache.name.string_().decode(errors="backslashreplace")
+        cache, _ = text(c_string(prog, info.slab_cache.name.value_()))
         return "slab", None, "%s+%d" % (cache, address - info.address)
     return "unknown", None, None
 

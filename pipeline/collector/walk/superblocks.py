@@ -4,9 +4,9 @@ from contextlib import suppress
 
 from drgn import FaultError
 
-from ..access.memory import Members, c_string, has_member, is_running, walk_list
+from ..access.memory import Members, bounded_path, c_string, has_member, is_running, walk_list
 from ..status import CollectError
-from .dentries import MAX_PATH_DEPTH, Dentries
+from .dentries import Dentries
 
 # Bounds of walks over broken lists, five times what a host with 30,000 containers has.
 _MAX_SUPERBLOCKS = 1 << 20
@@ -36,6 +36,7 @@ class SuperBlock:
     :ivar lru_links: ``list.next`` of each of LRUS, or None where struct list_lru has no list.
     :ivar mounts: number of its mounts in all mount namespaces that processes can be in.
     :ivar mountpoint: bytes, path of one mount, preferably in the initial mount namespace; None without a mount.
+        Of a path that is longer than PATH_MAX the end, as memory.bounded_path() returns it.
     :ivar mount_root: address of the ``struct dentry`` that is seen at the mountpoint, or 0.
     :ivar namespaces: addresses of the ``struct mnt_namespace`` that it is mounted in.
     :ivar kernel_internal: whether it is the kernel's own and has no mount, so that no process sees it.
@@ -168,6 +169,7 @@ class _Mounts:
         self._init_ns = initial_namespace(prog)
         self._is_anonymous = {self._init_ns: False}
         self._mounts = {}
+        self._paths = {}
         self._dentries = Dentries(prog)
 
     def summarize(self, first, head):
@@ -213,24 +215,30 @@ class _Mounts:
             self._dentries.load(mount.mountpoint for address, mount in mounts if mount.parent != address)
 
     def path(self, address):
-        """Return the path of a mount in its namespace, as fs/d_path.c builds it, or None if the walk does not end."""
-        names = []
+        """Return the path of a mount in its namespace, as fs/d_path.c builds it, or None if the walk does not end.
+
+        Of a path that is longer than MAX_PATH_BYTES it is what memory.bounded_path() returns.
+        """
+        new_mounts = []
+        parent = address
+        while parent not in self._paths:
+            self._paths[parent] = None  # and so it stays in a cycle
+            new_mounts.append(parent)
+            parent = self._mount_at(parent).parent
+        for mount in reversed(new_mounts):
+            self._paths[mount] = self._path_below_parent(mount)
+        path = self._paths[address]
+        return b"/" if path == b"" else path
+
+    def _path_below_parent(self, address):
+        """Return the path of a mount, empty for the root of a namespace, once that of its parent is known."""
         mount = self._mount_at(address)
-        dentry = mount.root
-        for _ in range(MAX_PATH_DEPTH):
-            if dentry == mount.root:
-                if mount.parent == address:
-                    return b"/" + b"/".join(reversed(names))
-                dentry = mount.mountpoint
-                address = mount.parent
-                mount = self._mount_at(address)
-                continue
-            parent, name = self._dentries.parent_and_name(dentry)
-            if parent == dentry:
-                return b"/" + b"/".join(reversed(names))
-            names.append(name)
-            dentry = parent
-        return None
+        if mount.parent == address:
+            return b""
+        root = self._mount_at(mount.parent).root
+        path, top = self._dentries.path_up(mount.mountpoint, root)
+        parent_path = self._paths[mount.parent] if top == root else b""
+        return None if path is None or parent_path is None else bounded_path(parent_path + path)
 
     def moved(self, addresses):
         """Return those of many mounts that were moved or unmounted since they were first read.

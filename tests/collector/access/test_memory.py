@@ -24,10 +24,31 @@ def test_many_strings_are_what_each_of_them_is() -> None:
     }
     for address, string in strings.items():
         kernel.write(address, string + b"\0")
-    assert memory.c_strings(kernel.prog, strings) == {address: string[:256] for address, string in strings.items()}
+    assert memory.c_strings(kernel.prog, strings) == strings
     kernel.write(PAGE + 3 * 4096 - 1, b"x")
     with pytest.raises(FaultError):
         memory.c_strings(kernel.prog, strings)
+
+
+@pytest.mark.parametrize("start", [PAGE, PAGE + 4000])
+def test_a_string_without_an_end_is_cut_where_no_name_of_a_system_call_reaches(start: int) -> None:
+    """PATH_MAX: 4,096 bytes with the NUL."""
+    kernel = SyntheticKernel("")
+    kernel.write(start, 4095 * b"x" + b"\0")
+    assert memory.c_string(kernel.prog, start) == 4095 * b"x"
+    kernel.write(start, 16384 * b"x")
+    kernel.reads = 0
+    assert memory.c_strings(kernel.prog, [start]) == {start: 4096 * b"x" + b"//..."}
+    assert kernel.reads <= 4
+
+
+def test_a_path_that_is_too_long_keeps_its_end_behind_a_mark() -> None:
+    """However it was put together, it is not longer, and the mark is there once."""
+    path = b""
+    for number in range(9000):
+        path = memory.bounded_path(path + b"/%d" % number)
+    assert path == b"//..." + b"".join(b"/%d" % number for number in range(9000))[-4096:]
+    assert memory.bounded_path(4096 * b"/") == 4096 * b"/"
 
 
 def test_structs_are_read_in_bulk_from_their_first_selected_member_to_the_last() -> None:

@@ -59,6 +59,49 @@ def test_a_cycle_has_no_path() -> None:
     assert chain.dentries.path(chain.addresses[0], ADDRESS - ROOM) is None
 
 
+class MountTree:
+    """A root mount of the chain's file system, and mounts of it on the chain's first dentry, one on the other."""
+
+    def __init__(self, chain: Chain, count: int, *, is_cycle: bool = False) -> None:
+        self.addresses = [ADDRESS + 2**32 + i * ROOM for i in range(count)]
+        mount = chain.prog.type("struct mount")
+        root, mountpoint = chain.addresses[-1], chain.addresses[0]
+        self.mounts = superblocks._Mounts(chain.prog, is_singly_linked=False)
+        for i, address in enumerate(self.addresses):
+            parent = self.addresses[max(0, i - 1)] if i or not is_cycle else self.addresses[-1]
+            # Stacked on a mount: at its root.
+            members = {"mnt_parent": parent, "mnt_mountpoint": root if i > 1 else mountpoint, "mnt.mnt_root": root}
+            data = bytearray(sizeof(mount))
+            for member, value in members.items():
+                struct.pack_into("<Q", data, offsetof(mount, member), value)
+            overlay(chain.prog, address, bytes(data))
+
+    def path(self, number: int) -> bytes | None:
+        return self.mounts.path(self.addresses[number])
+
+
+@pytest.mark.parametrize("names", [1, 16, 17, 1000])
+def test_the_path_of_a_mount_is_whole_or_its_end_behind_a_mark(names: int) -> None:
+    """Directories can be nested to a longer path than PATH_MAX, 4,096 bytes, with mkdirat()."""
+    path = b"/".join([b"", *[NAME] * names])
+    tree = MountTree(Chain(names + 1), 3)
+    assert tree.path(0) == b"/"
+    assert tree.path(1) == tree.path(2) == (path if len(path) <= 4096 else b"//..." + path[-4096:])
+
+
+def test_a_mount_on_many_others_has_their_path() -> None:
+    assert MountTree(Chain(2), 300).path(-1) == b"/" + NAME
+
+
+def test_mounts_in_a_cycle_and_on_dentries_in_a_cycle_have_no_path() -> None:
+    assert MountTree(Chain(2), 3, is_cycle=True).path(-1) is None
+    assert MountTree(Chain(3, is_cycle=True), 2).path(1) == b"/" + NAME + b"/" + NAME  # the root is on the cycle
+    chain = Chain(3, is_cycle=True)
+    tree = MountTree(chain, 2)
+    tree.mounts._mounts[tree.addresses[0]] = tree.mounts._mount_at(tree.addresses[0])._replace(root=1)
+    assert tree.path(1) is None
+
+
 @pytest.mark.parametrize(("names", "has_path"), [(16, True), (17, False)])
 def test_the_path_of_a_file_is_at_most_as_long_as_the_kernel_gives(names: int, has_path: bool) -> None:
     """PATH_MAX is 4,096 bytes: 16 names of 255 bytes, each behind a slash."""

@@ -10,7 +10,7 @@ from drgn import Program, offsetof
 from pipeline.collector.access import kernel as kernels
 from pipeline.collector.access import memory
 from pipeline.collector.walk import memcg_structs, memcgs, percpu, shrinker_infos
-from tests.collector.conftest import Core
+from tests.collector.conftest import CORES, Core
 from tests.collector.made import SyntheticKernel, overlay
 
 DECLARATIONS = """
@@ -77,6 +77,20 @@ def test_an_audit_reads_each_struct_once(core: Core, monkeypatch: pytest.MonkeyP
     pointers = memcgs.Pointers(prog, *tables)
     assert [count(prog, memcg_list, pointers) for count in parts] == expected
     assert len(addresses) == len(set(addresses)) > len(memcg_list)
+
+
+def test_a_path_longer_than_path_max_is_its_end_behind_a_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cgroups can be nested to any depth; PATH_MAX is 4,096 bytes."""
+    core = next(core for core in CORES if core.name == "deb510-n1")
+    monkeypatch.setattr(memcgs, "c_strings", lambda prog, addresses: {name: b"%4000d" % name for name in addresses})
+    full_paths: dict[memcgs.Memcg, bytes] = {}
+    is_cut = set()
+    for memcg in memcgs.walk(core.kernel.prog):
+        full_paths[memcg] = full_paths[memcg.parent] + memcg.path[-4001:] if memcg.parent else b""
+        path = full_paths[memcg] or b"/"
+        assert memcg.path == (path if len(path) <= 4096 else b"//..." + path[-4096:])
+        is_cut.add(len(path) > 4096)
+    assert is_cut == {False, True}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([KMGTP])(I?))?B?", re.ASCII | re.IGNORECASE)
 
@@ -16,6 +17,14 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def printable_names(names: Sequence[str]) -> list[str]:
+    """Return names printable, and different where they differ: if need be with their own backslashes doubled."""
+    result = [printable(name) for name in names]
+    if len(set(result)) == len(set(names)):
+        return result
+    return [printable(name.replace("\\", "\\\\")) for name in names]
 
 
 def joined_lines(text: str, max_characters: int = 500, keep_end: bool = False) -> str:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.common.errors import UsageError
-from pipeline.common.text import printable, quote
+from pipeline.common.text import printable_names, quote
 from pipeline.inventory import ansible, cores, files
 from pipeline.inventory.entry import Entries, Entry
 from pipeline.inventory.selection import Selection
@@ -158,7 +158,7 @@ def _guest_names(sockets: Sequence[str], roots: Sequence[str]) -> list[str]:
     """Return the stem of each socket's path, or the path if the stem is not unique (libvirt's monitor.sock)."""
     stems = [Path(path).stem for path in sockets]
     count = Counter(stems)
-    return [printable(path if count[stem] > 1 else stem) for path, stem in zip(sockets, stems, strict=True)]
+    return printable_names([path if count[stem] > 1 else stem for path, stem in zip(sockets, stems, strict=True)])
 
 
 def _check_names(targets: Targets, locations: list[str], errors: list[str]) -> None:

@@ -20,6 +20,7 @@ from pipeline.inventory import templates
 from pipeline.inventory.connection import ALL_VARIABLES, UnusableError, Variables, connect
 from pipeline.inventory.entry import TOO_MANY_DIGITS, Entries, Entry, InventorySyntaxError
 from pipeline.inventory.selection import Selection
+from pipeline.inventory.target import text_problem
 
 LABELS_NEED_ANSIBLE = "--label names variables of Ansible's hosts; other inventories define labels themselves"
 
@@ -228,10 +229,10 @@ class _Host:
             except UnusableError as error:
                 problems.append(error.reason)
             else:
-                if value is not None and value.isprintable():
-                    result[name] = value
+                if value is not None and (problem := text_problem(value)):
+                    problems.append(f"{name} has {problem}")
                 elif value is not None:
-                    problems.append(f"{name} has unprintable characters")
+                    result[name] = value
         return result, problems
 
 

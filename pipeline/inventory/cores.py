@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import IO
 
 from pipeline.collector import foreign, formats
-from pipeline.common.text import printable
+from pipeline.common.text import printable_names
 from pipeline.inventory import packed
 
 # File names that kdump gives every core, which do not tell machines apart.
@@ -55,7 +55,7 @@ def search(directory: str) -> tuple[list[str], int, int]:
 
 
 def names(paths: Sequence[str], roots: Sequence[str]) -> list[str]:
-    """Return each path relative to the common directory of the roots, printable.
+    """Return each path relative to the common directory of the roots, printable, and different if the paths are.
 
     If one would be only `vmcore` or another of kdump's names, all start with the name of the common directory.
     """
@@ -65,7 +65,7 @@ def names(paths: Sequence[str], roots: Sequence[str]) -> list[str]:
     relative_paths = [os.path.relpath(path, base) for path in paths]
     if not _KDUMP_NAMES.isdisjoint(relative_paths):
         relative_paths = [os.path.join(os.path.basename(base), path) for path in relative_paths]
-    return [printable(path) for path in relative_paths]
+    return printable_names(relative_paths)
 
 
 def _files(directory: str) -> list[str]:

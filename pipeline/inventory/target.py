@@ -21,6 +21,8 @@ FORMS = (
 # A host name, an address or an id of a node. It is only compared, never passed to a program.
 _NODE = re.compile(r"[A-Za-z0-9_.:%-]+")
 _PRIVATE_ARGUMENTS = "ssh's options in the inventory may contain passwords and are not published: start a new run"
+MAX_TEXT_CHARACTERS = 4096
+"""Bounds each name, path and label, as PATH_MAX does; the warehouse takes 16 times as many."""
 _FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -168,13 +170,20 @@ def _text(entry: Entry, key: str, errors: list[str]) -> str | None:
     value = entry.fields.get(key)
     if value is None:
         return None
-    if isinstance(value, str) and value and value.isprintable():
-        return value
-    if isinstance(value, str) and value:
-        errors.append(f"{entry.key_location(key)}: {key} has unprintable characters: {quote(value)}")
-    else:
+    if not (isinstance(value, str) and value):
         errors.append(f"{entry.key_location(key)}: {key} must be text, not {quote(value)}")
+    elif problem := text_problem(value):
+        errors.append(f"{entry.key_location(key)}: {key} has {problem}: {quote(value)}")
+    else:
+        return value
     return None
+
+
+def text_problem(text: str) -> str | None:
+    """Return what a name, a path or a label has that it may not have, or None."""
+    if len(text) > MAX_TEXT_CHARACTERS:
+        return f"more than {MAX_TEXT_CHARACTERS:,} characters"
+    return None if text.isprintable() else "unprintable characters"
 
 
 def _source(entry: Entry, text: str) -> tuple[str, str]:
@@ -241,8 +250,8 @@ def _labels(entry: Entry, errors: list[str]) -> dict[str, str]:
     for key, label in labels.items():
         if not (key and isinstance(label, str)):
             errors.append(f"{location}: label {quote(key)} must be text, not {quote(label)}")
-        elif not (key + label).isprintable():
-            errors.append(f"{location}: label {quote(key)} has unprintable characters: {quote(label)}")
+        elif problem := text_problem(key) or text_problem(label):
+            errors.append(f"{location}: label {quote(key)} has {problem}: {quote(label)}")
     return labels
 
 

@@ -381,14 +381,15 @@ def test_hosts_that_cannot_be_used_are_planned_as_unreachable_with_the_reason_al
 
 
 def test_a_label_that_cannot_be_used_is_left_out_and_said(tmp_path):
-    racks: list[object] = [["r1"], "r\n2", {"__ansible_vault": "x"}, "r4"]
+    racks: list[object] = [["r1"], "r\n2", {"__ansible_vault": "x"}, "r4", 4097 * "r"]
     targets = load_json(tmp_path, "rack", **{f"h{number}": {"rack": rack} for number, rack in enumerate(racks, 1)})
     assert not unusable(targets)
-    assert [target.labels for target in targets] == [{}, {}, {}, {"rack": "r4"}]
+    assert [target.labels for target in targets] == [{}, {}, {}, {"rack": "r4"}, {}]
     assert [note.partition(": ")[2] for note in targets.notes] == [
         "rack must be text, not a list or a mapping: this label is left out: h1",
         "rack has unprintable characters: this label is left out: h2",
         "rack is encrypted by ansible-vault: this label is left out: h3",
+        "rack has more than 4,096 characters: this label is left out: h5",
     ]
 
 

@@ -422,6 +422,24 @@ def test_a_bare_vmcore_moves_all_names_one_folder_up_so_that_none_collide(tmp_pa
     assert names(inventory.load([str(tmp_path / "c")])) == ["c/c/vmcore", "c/vmcore"]
 
 
+def test_files_whose_names_print_alike_have_different_names(tmp_path):
+    """One has the byte 0xff, one the text of its escape: else whoever may write there stops the whole run."""
+    for name in (b"core-\xff", rb"core-\udcff", rb"core-\\udcff", b"core-1"):
+        write(Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)))
+    targets = inventory.load([str(tmp_path)])
+    assert len(set(names(targets))) == 4
+    assert all(name.isprintable() for name in names(targets))
+    assert "core-1" in names(targets)
+
+
+@pytest.mark.parametrize("fields", [{"name": "n" * 10_000_000}, {"labels": {"rack": "r" * 10_000_000}}])
+def test_a_text_that_no_table_takes_is_refused_before_anything_is_audited(fields):
+    (error,) = entry_errors({"target": "live:", **fields})
+    assert "more than 4,096 characters" in error
+    assert len(error) < 400
+    assert entry(target="live:", name="n" * 4096, labels={"r" * 4096: "v" * 4096}).name == "n" * 4096
+
+
 def test_a_hostile_file_name_becomes_a_printable_name_and_keeps_its_source(tmp_path):
     path = os.path.join(os.fsencode(tmp_path), b"a\n\x1b[31m\xff.core")
     with open(path, "wb") as file:

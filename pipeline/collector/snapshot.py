@@ -9,7 +9,7 @@ from math import ceil
 from drgn import FaultError, Object, alignof, sizeof
 
 from . import __version__, budget, identity, memcg_memory
-from .access.memory import UNREADABLE, c_string, has_member, is_running, text
+from .access.memory import UNREADABLE, c_string, escaped_text, has_member, is_running, text
 from .model import cost, estimate, target_kernels, upgrade
 from .walk import (
     charges,
@@ -316,12 +316,11 @@ def _list_lru_row(lru, findings, estimator):
 
 
 def _superblock_row(sb, owner):
-    fstype, _ = text(sb.fstype)
     s_id, s_id_raw = text(sb.s_id)
     mountpoint, mountpoint_raw = (None, None) if sb.mountpoint is None else text(sb.mountpoint)
     return {
         "address": sb.address,
-        "fstype": fstype,
+        "fstype": escaped_text(sb.fstype),
         "s_id": s_id,
         "s_id_raw": s_id_raw,
         "s_dev": sb.s_dev,
@@ -405,7 +404,7 @@ def _target_row(kernel, findings, sbs, memcg_list):
         "reads": reads,
         "read_bytes": read_bytes,
         "peak_rss_bytes": budget.peak_rss_bytes(),
-        "host": text(uts.nodename.string_())[0],
+        "host": escaped_text(uts.nodename.string_()),
         "kernel_release": text(uts.release.string_())[0],
         "kernel_version": text(uts.version.string_())[0],
         "arch": text(uts.machine.string_())[0],

@@ -283,3 +283,11 @@ def text(data):
         return data.decode(), None
     except UnicodeDecodeError:
         return data.decode(errors="backslashreplace"), data.hex()
+
+
+def escaped_text(data):
+    """Return bytes of the kernel as text from which they can be had again, for columns without one of bytes.
+
+    Backslashes and bytes that are not UTF-8 are backslash-escaped.
+    """
+    return data.replace(b"\\", b"\\\\").decode(errors="backslashreplace")

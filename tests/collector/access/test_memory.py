@@ -51,6 +51,14 @@ def test_a_path_that_is_too_long_keeps_its_end_behind_a_mark() -> None:
     assert memory.bounded_path(4096 * b"/") == 4096 * b"/"
 
 
+def test_escaped_text_differs_where_bytes_do_and_is_that_of_c() -> None:
+    strings = [b"fuse.sshfs", "né".encode(), b"\xff", rb"\xff", rb"\\xff", b"\\\xff", b"\xc3", b"\\"]
+    texts = [memory.escaped_text(string) for string in strings]
+    assert texts[:3] == ["fuse.sshfs", "né", r"\xff"]
+    decoded = [text.encode().decode("unicode_escape").encode("latin-1") for text in texts]
+    assert decoded == strings
+
+
 def test_structs_are_read_in_bulk_from_their_first_selected_member_to_the_last() -> None:
     """A struct on two pages of which the selected members' page is there only."""
     kernel = SyntheticKernel("struct item { long other[4]; long number; long *pointer; };")

@@ -34,15 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # the cleanup is done; only the exit remains
-        print("interrupted", file=sys.stderr)
+        output.message("interrupted")
         return INTERRUPTED
     except OSError as error:
         output.discard_stdout()  # else the interpreter tries again at exit to write what is buffered
         if not isinstance(error, BrokenPipeError):  # raised after the reader of stdout has gone, such as `| head`
-            print(f"lru-audit: {error.filename or 'stdout'}: {error.strerror or error}", file=sys.stderr)
+            output.message(f"lru-audit: {error.filename or 'stdout'}: {error.strerror or error}")
         return FAILED
     except AuditError as error:
-        print(f"lru-audit: {error}", file=sys.stderr)
+        output.message(f"lru-audit: {error}")
         return error.exit_code
 
 

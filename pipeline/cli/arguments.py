@@ -8,13 +8,13 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline import __version__
 from pipeline.cli import collecting, reading
 from pipeline.cli.exits import EXIT_CODES_HELP, OK
 from pipeline.collector.model import target_kernels
-from pipeline.common.text import parse_bytes
+from pipeline.common.text import parse_bytes, printable
 
 if TYPE_CHECKING:
     from pipeline.report.threshold import Threshold
@@ -24,9 +24,16 @@ _PYTHON_VERSIONS = tuple(f"3.{minor}" for minor in range(6, 15))
 _RUN_HELP = "run id, a unique prefix of one, or latest"
 
 
+class _Parser(argparse.ArgumentParser):
+    """Quotes arguments in its errors without what they could do to a terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line; `command` of its result is the function to call."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="lru-audit",
         description="Find the memory that eager list_lru allocation wastes on Linux before v5.18.",
         epilog=EXIT_CODES_HELP,

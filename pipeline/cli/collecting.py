@@ -18,6 +18,8 @@ from pipeline.cli.exits import NONE_GOOD, OK, SOME_NOT_GOOD, THRESHOLD_FIRED
 from pipeline.cli.reading import print_fired_thresholds, target_kernel
 from pipeline.collector.status import GOOD
 from pipeline.common.errors import UsageError
+from pipeline.common.output import message
+from pipeline.common.text import escape_surrogates
 
 if TYPE_CHECKING:
     from pipeline.fanout.runner import Limits
@@ -95,11 +97,11 @@ def _resume_locked(args: argparse.Namespace, run_id: str) -> int:
     else:
         manifest = warehouse.read_manifest(args.warehouse, run_id)
         if manifest.good == manifest.targets:
-            print(f"every target of {run_id} is good: nothing is left to collect", file=sys.stderr)
+            message(f"every target of {run_id} is good: nothing is left to collect")
             return OK
         staging = warehouse.Staging.revise(args.warehouse, run_id, **_new_run_fields())
         if not args.quiet:
-            print(f"{staging.directory.name} revises {run_id}", file=sys.stderr)
+            message(f"{staging.directory.name} revises {run_id}")
     if targets := _unfinished_targets(staging):
         with _resume_hint(staging), _planned(args, targets) as (plan, workers):
             _collect(args, staging, plan, workers)
@@ -180,11 +182,11 @@ def inspect(args: argparse.Namespace) -> int:
     figures = inspect.host_waste(runner.outcome(target, [runner.run(target, 1, _limits(args))]))
     is_good = figures["status"] in GOOD
     if args.json:
-        print(json.dumps(figures, indent=2))
+        print(json.dumps(escape_surrogates(figures), indent=2))
     elif is_good:
         print(inspect.text(figures), end="")
     if not is_good:
-        print(f"lru-audit: {target.name}: {figures['status']}: {figures['error']}", file=sys.stderr)
+        message(f"lru-audit: {target.name}: {figures['status']}: {figures['error']}")
     return OK if is_good else NONE_GOOD
 
 
@@ -199,9 +201,9 @@ def _targets(args: argparse.Namespace) -> Targets:
     if targets.unsearched_count:
         ignored.append(f"{targets.unsearched_count} archives that could not be searched to their end")
     if ignored and not args.quiet:
-        print(f"ignored {' and '.join(ignored)}", file=sys.stderr)
+        message(f"ignored {' and '.join(ignored)}")
     for line in (*targets.warnings, *(targets.notes if not args.quiet else ())):
-        print(line, file=sys.stderr)
+        message(line)
     targets[:] = _with_options(targets, args)
     return targets
 
@@ -359,11 +361,11 @@ def _resume_hint(staging: Staging) -> Iterator[None]:
     except (KeyboardInterrupt, ClusterError):
         run_id = staging.directory.name
         with contextlib.suppress(warehouse.WarehouseError):  # the run is not published yet
-            print(f"published {warehouse.read_manifest(staging.root, run_id).directory}", file=sys.stderr)
+            message(f"published {warehouse.read_manifest(staging.root, run_id).directory}")
             raise
         counts = f"{len(staging.finished_targets())} of {staging.run['targets']}"
-        print(f"{counts} targets were collected and are kept in {staging.directory}", file=sys.stderr)
-        print(f"resume it with: lru-audit resume {run_id}", file=sys.stderr)
+        message(f"{counts} targets were collected and are kept in {staging.directory}")
+        message(f"resume it with: lru-audit resume {run_id}")
         raise
 
 
@@ -378,8 +380,8 @@ def _publish(args: argparse.Namespace, staging: Staging) -> int:
         manifest = staging.publish(query.check)
     if not args.quiet:
         if staging.unchanged_counts:
-            print(_unchanged_note(staging), file=sys.stderr)
-        print(f"published {manifest.directory}", file=sys.stderr)
+            message(_unchanged_note(staging))
+        message(f"published {manifest.directory}")
     with warehouse.open_tables(args.warehouse) as tables:
         report = build_report(query.Session(tables), manifest.run_id)
         try:

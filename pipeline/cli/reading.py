@@ -14,6 +14,7 @@ from pipeline.cli.exits import FAILED, OK, THRESHOLD_FIRED
 from pipeline.collector.model import target_kernels
 from pipeline.common import clock
 from pipeline.common.errors import UsageError
+from pipeline.common.output import message
 from pipeline.common.text import printable
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def report(args: argparse.Namespace) -> int:
             render(report, file)
         if format_name in ("csv", "parquet", "prometheus"):  # they have no place for notes
             for note in report.clock_notes:
-                print(printable(note), file=sys.stderr)
+                message(note)
         return THRESHOLD_FIRED if print_fired_thresholds(args.fail_if, report) else OK
 
 
@@ -50,7 +51,7 @@ def print_fired_thresholds(thresholds: Sequence[Threshold], report: Report) -> b
     """Print the conditions of --fail-if that hold, and return whether any does."""
     fired_thresholds = [threshold for threshold in thresholds if threshold.fires(report)]
     for threshold in fired_thresholds:
-        print(f"lru-audit: --fail-if: {threshold.message(report)}", file=sys.stderr)
+        message(f"lru-audit: --fail-if: {threshold.message(report)}")
     return bool(fired_thresholds)
 
 
@@ -82,13 +83,13 @@ def verify(args: argparse.Namespace) -> int:
             print(printable(line), flush=True)
     with contextlib.suppress(warehouse.WarehouseError):  # a damaged manifest is one of the problems
         _print_future_notes(map(vars, warehouse.published_runs(args.warehouse)))
-    print(f"runs verified: {len(run_ids)}; problems: {problems}", file=sys.stderr)
+    message(f"runs verified: {len(run_ids)}; problems: {problems}")
     return FAILED if problems else OK
 
 
 def _print_future_notes(runs: Iterable[Mapping[str, Any]]) -> None:
     for note in clock.future_notes(runs):
-        print(printable(note), file=sys.stderr)
+        message(note)
 
 
 def expire(args: argparse.Namespace) -> int:
@@ -107,7 +108,7 @@ def expire(args: argparse.Namespace) -> int:
             removal.carry_out()
         print(listing.removal(removal.path, removal.reason, removal.size_bytes), flush=True)
     if args.dry_run:
-        print("a dry run: nothing was removed", file=sys.stderr)
+        message("a dry run: nothing was removed")
     return OK
 
 
@@ -140,7 +141,7 @@ def fetch_drgn(args: argparse.Namespace) -> int:
     from pipeline.fanout.transports import wheels
 
     args.drgn_wheels.mkdir(parents=True, exist_ok=True)
-    is_complete = wheels.fetch(args.drgn_wheels, args.python, args.arch, lambda line: print(line, file=sys.stderr))
+    is_complete = wheels.fetch(args.drgn_wheels, args.python, args.arch, message)
     for wheel in sorted(args.drgn_wheels.glob("drgn-*.whl")):
-        print(wheel)
+        print(printable(str(wheel)))
     return OK if is_complete else FAILED

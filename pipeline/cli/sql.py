@@ -10,6 +10,7 @@ import sys
 from pipeline import query, warehouse
 from pipeline.common import output
 from pipeline.common.errors import UsageError
+from pipeline.common.output import message
 from pipeline.report import rows
 
 _MAX_QUERY_BYTES = 1 << 20
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     params = _params(args.param)
     manifests = _selected_runs(args)
     if not manifests:
-        print(f"no published run in {args.warehouse}: every table is empty", file=sys.stderr)
+        message(f"no published run in {args.warehouse}: every table is empty")
     limits = query.Limits(args.timeout, args.memory or query.Limits.memory_bytes)
     # The output is opened first: a query may take minutes.
     with (

@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline.common.text import printable
+
 _FORMATS = {
     ".csv": "csv", ".html": "html", ".json": "json", ".jsonl": "jsonl", ".md": "markdown", ".parquet": "parquet",
     ".prom": "prometheus",
@@ -19,6 +21,12 @@ def format_for(path: Path | None, formats: Collection[str], default: str) -> str
     """Return the format that the suffix of a path names if it is one of `formats`, else the default."""
     name = _FORMATS.get(path.suffix, default) if path is not None else default
     return name if name in formats else default
+
+
+def message(text: str) -> None:
+    """Print lines for people to stderr, without what names in them could do to a terminal."""
+    for line in text.split("\n"):
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 def discard_stdout() -> None:

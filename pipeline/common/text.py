@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([KMGTP])(I?))?B?", re.ASCII | re.IGNORECASE)
 
@@ -25,6 +26,15 @@ def printable_names(names: Sequence[str]) -> list[str]:
     if len(set(result)) == len(set(names)):
         return result
     return [printable(name.replace("\\", "\\\\")) for name in names]
+
+
+def escape_surrogates(value: Any) -> Any:
+    """Backslash-escape surrogates, Python's form of paths that are not UTF-8, in text or in a map of text to text."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {escape_surrogates(key): escape_surrogates(text) for key, text in value.items()}
+    return value
 
 
 def joined_lines(text: str, max_characters: int = 500, keep_end: bool = False) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.collector.status import GOOD
+from pipeline.common.text import escape_surrogates
 from pipeline.warehouse import schema
 from pipeline.warehouse.errors import WarehouseError
 from pipeline.warehouse.schema import Misfit
@@ -89,15 +90,6 @@ def bad_output_record(record: Record, error_type: str, error: str) -> Record:
         if attempts.get("attempt"):
             attempts[name][-1] = value
     return {"targets": targets, "attempts": attempts}
-
-
-def escape_surrogates(value: Any) -> Any:
-    """Backslash-escape surrogates, Python's form of paths that are not UTF-8, in text or in a map of text to text."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, dict):
-        return {escape_surrogates(key): escape_surrogates(text) for key, text in value.items()}
-    return value
 
 
 def _driver_columns() -> set[str]:

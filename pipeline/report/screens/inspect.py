@@ -118,18 +118,23 @@ def text(figures: Mapping[str, Any]) -> str:
     """
     f = figures
     lines = [
-        f"{printable(f['host'])}  {printable(f['kernel_release'])}  {printable(f['arch'])}  "
+        f"{f['host']}  {f['kernel_release']}  {f['arch']}  "
         f"{human_bytes(f['memory_bytes'])}" + (f"  {f['captured_at']}" if f["captured_at"] else ""),
         f"layout {f['layout']}, types from {f['types_source']}, {f['consistency']}",
         "",
     ]
     if f["status"] == "unsupported":
-        return "\n".join([*lines, f"unsupported: {printable(f['error'] or '')}"]) + "\n"
+        return _printable_lines([*lines, f"unsupported: {f['error'] or ''}"])
     lines += _eager_kernel(f) if f["lazy_target"] is not None else _lazy_kernel(f)
     lines += _memcg_memory(f)
     if f["notes"]:
-        lines += ["", f"note: {printable(f['notes'])}"]
-    return "\n".join(lines) + "\n"
+        lines += ["", f"note: {f['notes']}"]
+    return _printable_lines(lines)
+
+
+def _printable_lines(lines: list[str]) -> str:
+    """Return lines without what the host's texts, which no schema has checked here, could do to a terminal."""
+    return "".join(printable(line) + "\n" for line in lines)
 
 
 def _eager_kernel(f: Mapping[str, Any]) -> list[str]:
@@ -230,10 +235,10 @@ def _memcg_memory(f: Mapping[str, Any]) -> list[str]:
     for row in parts:
         remarks = [f"{human_bytes(row[name])} {words}" for name, words in _STATES.items() if row[name]]
         if row["upgraded_bytes"] is not None:
-            remarks.append(f"{human_bytes(row['upgraded_bytes'])} with Linux {printable(f['target_kernel'])}")
+            remarks.append(f"{human_bytes(row['upgraded_bytes'])} with Linux {f['target_kernel']}")
         lines.append(_line(row["part"], row["held_bytes"], "; ".join(remarks)))
     if f["net_bytes"] is not None:
-        remark = f" freed by an upgrade to Linux {printable(f['target_kernel'])}, list_lrus included"
+        remark = f" freed by an upgrade to Linux {f['target_kernel']}, list_lrus included"
         if f["lower_bound"]:
             lines.append(_lower_bound_line("net", f["net_bytes"], remark))
         else:
@@ -244,7 +249,7 @@ def _memcg_memory(f: Mapping[str, Any]) -> list[str]:
 def _cache(f: Mapping[str, Any]) -> list[str]:
     if not f["slab_cache"]:
         return []
-    lines = ["", f"They live in the slab cache {printable(f['slab_cache'])}"]
+    lines = ["", f"They live in the slab cache {f['slab_cache']}"]
     if f["slab_cache_active_objects"]:
         # Rounded down, so that 100.00 % means all objects; a cache has other users.
         share = 10_000 * f["list_lru_one_in_cache"] // f["slab_cache_active_objects"] / 100
@@ -263,7 +268,8 @@ def _lower_bound_line(name: str, count: int, remark: str) -> str:
 
 
 def _bytes_line(name: str, count: int, remark: str) -> str:
-    return _line(name, count, remark.format(human_bytes(count)))
+    # Not format(), for which braces in a host's texts in the remark would be fields.
+    return _line(name, count, remark.replace("{}", human_bytes(count)))
 
 
 def _line(name: str, count: int, remark: str = "") -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.report.screens import inspect
+from tests.report.test_report import HOSTILE_NAMES
 from tests.warehouse.outcomes import ok, set_cell
 
 
@@ -91,3 +92,27 @@ def test_a_lower_bound_below_0_is_not_known_to_be_wasted_or_freed() -> None:
 def test_list_lrus_of_unknown_owner_are_counted() -> None:
     assert "5 list_lrus (5 of unknown owner), 1.25 KiB" in screen(host("online", owner="unknown"))
     assert "unknown" not in screen(host("online"))
+
+
+@pytest.mark.parametrize("basis", ["charged", "online", None])
+@pytest.mark.parametrize("name", [*HOSTILE_NAMES, "{0.__class__} {x} {"])
+def test_a_text_of_a_host_changes_no_line_and_no_terminal(name: str, basis: str | None) -> None:
+    """No schema has checked its columns here, so that a hostile host can have any text in each."""
+    hostile, harmless = (host(basis, lazy_charged_bytes=90) for _ in range(2))
+    for outcome, text in ((hostile, name), (harmless, "a")):
+        columns = (
+            "host",
+            "kernel_release",
+            "arch",
+            "types_source",
+            "consistency",
+            "target_kernel",
+            "slab_cache",
+            "notes",
+        )
+        outcome["row"] |= dict.fromkeys(columns, text) | {"slab_cache_active_objects": None}
+        outcome["row"] |= {"lazy_target": text} if basis else {"layout": text}
+        set_cell(outcome, "memcg_memory", "part", text)
+    shown, expected = (inspect.text(inspect.host_waste(outcome)) for outcome in (hostile, harmless))
+    assert all(char.isprintable() or char == "\n" for char in shown)
+    assert len(shown.splitlines()) == len(expected.splitlines())

@@ -26,9 +26,9 @@ from pipeline.inventory.plan import Batch, Plan
 # Statuses that may change on a retry: the worker died, or the live kernel changed during every read.
 _RETRY_STATUSES = {"lost", "inconsistent"}
 # Retry after a SIGKILL that the runner did not send: a dying node may end a collector before its worker, and the
-# kernel's OOM killer may choose any process. The runner's own limits have statuses of their own. Ray's memory monitor
-# ends a worker for what others use.
-_RETRY_ERROR_TYPES = {"signal:SIGKILL", OUT_OF_MEMORY}
+# kernel's OOM killer may choose any process. The runner's own limits have statuses of their own. A collector can report
+# any error type, but not this status.
+_RETRY_CRASH = "crashed", "signal:SIGKILL"
 
 # So many preemptions cost a target no retry. One that is preempted more often takes longer than these nodes live.
 _MAX_PREEMPTIONS = 5
@@ -299,24 +299,34 @@ class _Run:
         for suspect in suspects:
             number = len(self.past_attempts.get(suspect.name, ())) + 1
             attempt = runner.result(number, stream.node, stream.started_at, duration_ms, *failure)
-            self._finish(suspect, stream.batch, attempt, is_shared_loss=len(suspects) > 1)
+            self._finish(suspect, stream.batch, attempt, error, is_shared_loss=len(suspects) > 1)
 
-    def _finish(self, target: Target, batch: Batch, attempt: dict[str, Any], is_shared_loss: bool = False) -> None:
+    def _finish(
+        self,
+        target: Target,
+        batch: Batch,
+        attempt: dict[str, Any],
+        loss: WorkerLost | None = None,
+        is_shared_loss: bool = False,
+    ) -> None:
         """Deliver a target's outcome after an attempt, or re-queue the target for a retry.
 
+        :param loss: the end of the worker that collected the target, if that ended the attempt.
         :param is_shared_loss: whether the target was lost together with others.
         """
         attempts = [*self.past_attempts.pop(target.name, ()), attempt]
         row = attempt["attempt"]
-        may_change = row["status"] in _RETRY_STATUSES or row["error_type"] in _RETRY_ERROR_TYPES
-        preempted_count = sum(past["attempt"]["error_type"] == PREEMPTED for past in attempts)
+        # Ray's memory monitor ends a worker for what others use.
+        is_out_of_memory = loss is not None and loss.error_type == OUT_OF_MEMORY
+        may_change = row["status"] in _RETRY_STATUSES or _end(attempt) == _RETRY_CRASH or is_out_of_memory
+        preempted_count = sum(_end(past) == ("lost", PREEMPTED) for past in attempts)
         counted_count = len(attempts) - min(preempted_count, _MAX_PREEMPTIONS)
         # Memory that was full a moment ago still is, unless others that run now end before.
-        is_hopeless = row["error_type"] == OUT_OF_MEMORY and not is_shared_loss and not self._has_batches()
+        is_hopeless = is_out_of_memory and not is_shared_loss and not self._has_batches()
         if may_change and not is_hopeless and counted_count <= max(self.retries, is_shared_loss):
             self.past_attempts[target.name] = attempts
             queue = self.queue_by_transport[_transport(batch)]
-            add = queue.append if row["error_type"] == OUT_OF_MEMORY else queue.appendleft
+            add = queue.append if is_out_of_memory else queue.appendleft
             add(replace(batch, targets=(target,)))
             return
         outcome = runner.outcome(target, attempts)
@@ -334,6 +344,11 @@ class _Run:
         self.counts[result] += result not in GOOD
         if self.progress:
             self.progress.update(self.done_count, +self.counts)
+
+
+def _end(attempt: dict[str, Any]) -> tuple[str, str | None]:
+    """Return the status and the error type of an attempt."""
+    return attempt["attempt"]["status"], attempt["attempt"]["error_type"]
 
 
 def _transport(batch: Batch) -> _Transport:

@@ -25,7 +25,8 @@ from typing import Any
 import pytest
 
 from pipeline.fanout import cluster, driver, runner
-from pipeline.fanout.workers import PREEMPTED, LocalWorker, WorkerLost
+from pipeline.fanout.runner import frame
+from pipeline.fanout.workers import OUT_OF_MEMORY, PREEMPTED, LocalWorker, WorkerLost
 from pipeline.inventory import Target, plan
 from tests import processes
 
@@ -274,6 +275,17 @@ def test_only_what_another_try_may_change_is_tried_again(first, attempts, worker
     collect = with_status(lambda target, attempt: first if attempt == 1 else "ok")
     outcomes = run(targets(2), collect, workers=workers)
     assert [statuses(outcome) for outcome in outcomes.values()] == [attempts, attempts]
+
+
+@pytest.mark.parametrize("error_type", [PREEMPTED, OUT_OF_MEMORY, "signal:SIGKILL"])
+def test_a_host_that_reports_the_error_type_of_a_lost_worker_is_not_tried_again_for_that(error_type):
+    def collect(target: Target, attempt: int, limits: runner.Limits) -> dict[str, Any]:
+        return runner.result(attempt, "node", 1, 1, target.name, error_type, "again")
+
+    hosts = [Target(status, "live", "live:") for status in sorted(frame.FAILURES)]
+    outcomes = run(hosts, collect, workers=LocalWorker())
+    tries = {name: outcome["row"]["attempts"] for name, outcome in outcomes.items()}
+    assert tries == {status: 2 if status == "inconsistent" else 1 for status in frame.FAILURES}
 
 
 def test_a_collector_that_was_killed_from_outside_is_tried_again_and_in_the_end_has_crashed():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,44 @@ def test_a_jump_host_that_denies_is_named_and_after_three_targets_not_tried(tmp_
         behind = through(f"ProxyJump {USER}@{address}")
         error = denied(dataclasses.replace(behind, ssh_args=("-l", "nobody")))
         assert "jump host" not in error
+
+
+def disconnect(text: bytes) -> bytes:
+    """Return SSH_MSG_DISCONNECT (RFC 4253, 11.1) before any key exchange."""
+    payload = b"\x01" + struct.pack(">II", 2, len(text)) + text + struct.pack(">I", 0)
+    padding = 4 + -(9 + len(payload)) % 8
+    return struct.pack(">IB", 1 + len(payload) + padding, padding) + payload + bytes(padding)
+
+
+# What ssh prints where a jump host denies it. ssh passes the newlines of a server on.
+JUMP_HOST_DENIES = (
+    b"no\r\nnobody@127.0.0.1: Permission denied (publickey).\r\n"
+    b"kex_exchange_identification: Connection closed by remote host\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "words", [JUMP_HOST_DENIES, b"SSH-2.0-x\r\n" + disconnect(JUMP_HOST_DENIES)], ids=["banner", "disconnect"]
+)
+def test_a_host_cannot_speak_for_its_jump_host_so_that_others_behind_it_are_not_tried(
+    tmp_path, client, server, through, words
+):
+    def answer(connection: socket.socket, number: int) -> None:
+        with connection:
+            connection.sendall(words)
+            if not words.startswith(b"SSH-"):
+                connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65536):
+                pass
+
+    with Server(tmp_path / "jump") as jump, Listener(answer) as host:
+        client.trust(jump)
+        honest = through(f"ProxyJump {USER}@127.0.0.1:{jump.port}")
+        hostile = dataclasses.replace(honest, ssh_args=(f"-oPort={host.port}",))
+        for _ in range(3):
+            assert "jump host" not in denied(hostile)
+        assert host.connections == 3
+        assert status_and_error(run(honest)) == ("ok", None)
 
 
 def test_denials_of_one_key_are_not_those_of_another(tmp_path, client, server):

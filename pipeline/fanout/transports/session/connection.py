@@ -19,8 +19,9 @@ _NOT_FOUND_EXIT_CODE = 127
 _BLOCK_BYTES = 1 << 16
 
 # The prefix of a line that LogVerbose has ssh print, and the one debug message of interest.
-_VERBOSE = re.compile(rb"(debug\d: )?[\w.]+:(\w+)\(\):\d+ \([^)]*\): ")
+_VERBOSE = re.compile(rb"(debug\d: )?[\w.]+:(\w+)\(\):\d+ \([^)]*\bpid=(\d+)\): ")
 _SERVER_SAYS = re.compile(rb"banner line \d+: ")
+_SERVER_ANSWERS = re.compile(rb"banner line \d+: |Remote protocol version ")
 
 
 class Connection:
@@ -42,6 +43,7 @@ class Connection:
         self._package_form: str | None = None
         self._refusal: tuple[str, str] | None = None
         self._has_begun = False
+        self._has_answered = False
         self._is_stuck = False
         self._process: Any = subprocess.Popen(
             client.argv(header["command_line"], share),
@@ -94,10 +96,18 @@ class Connection:
     def _read_stderr(self) -> None:
         """Forward ssh's stderr and keep its tail, without the lines that are meant for this program."""
         for line in iter(lambda: self._process.stderr.readline(4096), b""):
+            self._has_answered |= self._is_answer(line)
             if not self._take_marker(line.decode(errors="replace")) and (line := _without_verbosity(line)):
                 self._stderr += line
                 del self._stderr[:-65536]
                 os.write(2, line)
+
+    def _is_answer(self, line: bytes) -> bool:
+        """Whether the host itself has answered, says the ssh of this process (from 8.5), not that of its jump host."""
+        prefix = _VERBOSE.match(line)
+        if prefix is None or int(prefix[3]) != self._process.pid:
+            return False
+        return _SERVER_ANSWERS.match(line, prefix.end()) is not None
 
     def _take_marker(self, line: str) -> bool:
         """Do what a line with a marker of transports/payload.py asks for; return whether it has one."""
@@ -163,7 +173,8 @@ class Connection:
             return
         if code == ERROR_EXIT_CODE and not self._has_shell:
             client = self._client
-            raise failures.of_ssh(stderr_text, client.proxy, client.is_through_ssh, client.connect_timeout_s)
+            proxy = None if self._has_answered else client.proxy
+            raise failures.of_ssh(stderr_text, proxy, client.is_through_ssh, client.connect_timeout_s)
         if self._refusal is not None and code == _NOT_FOUND_EXIT_CODE:
             raise failures.of_package(self._package, *self._refusal, stderr_text)
         if not self._has_shell and code == _NOT_FOUND_EXIT_CODE:

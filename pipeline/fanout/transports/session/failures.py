@@ -105,6 +105,7 @@ def is_lost(stderr_text: str) -> bool:
 def of_ssh(stderr_text: str, proxy: str | None, is_through_ssh: bool, connect_timeout_s: int) -> SessionError:
     """Return the failure that ssh's stderr stands for.
 
+    :param proxy: as of `Client`, or None if the host has answered: from then on it can put any words there.
     :param is_through_ssh: as of `Client`; of another proxy the words are unknown, but ssh's own come last.
     """
     # With LogLevel=ERROR ssh prints nothing when the connection is closed during the key exchange or the login.

@@ -17,7 +17,7 @@ from .model import target_kernels
 from .status import CollectError
 
 FRAME = "list-lru-audit snapshot 1"
-_ROWS_PER_LINE = 1000
+_ROWS_PER_LINE = 100  # the runner takes lines of up to 8 MiB, and a path may have thousands of characters
 # Bounds the audits of one running kernel, whose lists may change during a walk.
 _MAX_LIVE_WALKS = 3
 

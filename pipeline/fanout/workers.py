@@ -113,16 +113,22 @@ def collect_batch(
     targets = [(target, number) for target, number in targets if target.name not in unchanged_names]
     if concurrency == 1:
         for target, number in targets:
-            attempt = _with_json_tables(collect(target, number, limits))
+            attempt = _collect_as_json(collect, target, number, limits)
             # None if a file was exchanged meanwhile, even if it is put back later.
             digest = digests.get(target.name)
             is_current = digest is not None and digester.digests([target]).get(target.name) == digest
             yield target.name, {**attempt, "input_digest": digest if is_current else None}
         return
     with ThreadPoolExecutor(concurrency) as threads:
-        names = {threads.submit(collect, target, number, limits): target.name for target, number in targets}
+        names = {
+            threads.submit(_collect_as_json, collect, target, number, limits): target.name for target, number in targets
+        }
         for future in as_completed(names):
-            yield names[future], _with_json_tables(future.result())
+            yield names.pop(future), future.result()  # what is delivered is not kept
+
+
+def _collect_as_json(collect: Collect, target: Target, number: int, limits: runner.Limits) -> dict[str, Any]:
+    return _with_json_tables(collect(target, number, limits))
 
 
 def _with_json_tables(attempt: dict[str, Any]) -> dict[str, Any]:

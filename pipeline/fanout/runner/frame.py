@@ -6,12 +6,19 @@ a hostile machine: this module validates every value, and no frame may break the
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from typing import Any, NamedTuple
 
 # Statuses that a child may report. The runner and the driver set the others.
 FAILURES = {"unreachable", "denied", "no_drgn", "bad_core", "no_types", "mismatch", "over_budget", "inconsistent"}
+
+# Bounds a line while it is parsed, since a value of 3 bytes takes 64 there. The collector writes 100 rows a line, whose
+# longest texts are paths.
+MAX_LINE_BYTES = 8 << 20
+# Bounds the rows of a frame in memory, to some 800 MiB: 400,000 list_lrus have 11 million values.
+MAX_VALUES = 12 << 20
 
 HEADER = b"list-lru-audit snapshot 1\n"
 TABLES = ("targets", "superblocks", "list_lrus", "memcgs", "memcg_memory", "dying_memcg_pages")
@@ -56,12 +63,15 @@ def parse(output: bytes) -> Snapshot | Failure:
 
     :raises FrameError: the frame is missing or invalid.
     """
-    _, header, body = output.partition(HEADER)
-    if not header:
+    start = output.find(HEADER)
+    if start < 0:
         raise FrameError("no frame on stdout")
+    body = io.BytesIO(output)  # shares the bytes
+    body.seek(start + len(HEADER))
     tables: dict[str, dict[str, list[Any]]] = {name: {"columns": [], "rows": []} for name in TABLES}
     unsupported_reason = None
-    for number, line in enumerate(body.split(b"\n"), 1):
+    value_count = 0
+    for number, line in enumerate(iter(lambda: body.readline(MAX_LINE_BYTES + 1), b""), 1):
         record = _record(line, number)
         if "error" in record:
             return _failure(record["error"], number)
@@ -70,14 +80,15 @@ def parse(output: bytes) -> Snapshot | Failure:
         if "unsupported" in record:
             unsupported_reason = str(record["unsupported"])
         else:
-            _add_rows(tables, record, number)
+            value_count += _add_rows(tables, record, number)
+            if value_count > MAX_VALUES:
+                raise FrameError(f"the frame has more than {MAX_VALUES} values")
     raise FrameError("the frame has no end")
 
 
 def _record(line: bytes, number: int) -> dict[str, Any]:
-    if not line:
-        # Only the rest after the last newline is empty: the child died before it wrote the next line.
-        raise FrameError("the frame has no end")
+    if len(line) > MAX_LINE_BYTES:
+        raise FrameError(f"line {number} of the frame has more than {MAX_LINE_BYTES >> 20} MiB")
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -94,8 +105,8 @@ def _failure(error: Any, number: int) -> Failure:
     raise FrameError(f"line {number} of the frame has no status that a child may report")
 
 
-def _add_rows(tables: dict[str, dict[str, list[Any]]], record: dict[str, Any], number: int) -> None:
-    """Add a chunk of rows to its table."""
+def _add_rows(tables: dict[str, dict[str, list[Any]]], record: dict[str, Any], number: int) -> int:
+    """Add a chunk of rows to its table; return how many values it has, with the rows themselves."""
     match record:
         case {"table": str(name), "columns": list(columns), "rows": list(rows), **rest} if not rest:
             pass
@@ -115,6 +126,8 @@ def _add_rows(tables: dict[str, dict[str, list[Any]]], record: dict[str, Any], n
         if not all(map(_storable, row)):
             raise FrameError(f"line {number} of the frame: a value in {name} cannot be stored")
     table["rows"] += rows
+    elements = sum(len(value) for row in rows for value in row if isinstance(value, list))
+    return len(rows) * (1 + len(columns)) + elements
 
 
 def _check_columns(name: str, columns: list[Any]) -> None:

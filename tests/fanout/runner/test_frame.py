@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from pipeline.collector import __main__ as collector
 from pipeline.collector.status import GOOD, STATUSES
 from pipeline.fanout.runner import frame
+
+CORE = Path(__file__).parents[2] / "vmcores/deb510-growing/vmcore"
 
 # Statuses that only the runner and the driver set.
 NOT_THE_CHILDS = ["bad_output", "timeout", "crashed", "lost", "not_run"]
@@ -42,6 +45,34 @@ def test_chunks_of_rows_are_joined():
     assert snapshot.tables["superblocks"]["rows"] == [[2**64 - 1, "ext4"], [1, "tmpfs"], [3, None]]
     assert snapshot.tables["memcgs"] == {"columns": [], "rows": []}
     assert snapshot.unsupported_reason is None
+
+
+def test_a_line_that_would_fill_the_memory_is_refused_before_it_is_parsed():
+    line = json.dumps(TARGETS).ljust(frame.MAX_LINE_BYTES - 1)
+    assert frame.parse(frame_bytes(line, {"end": {"targets": 1}})).columns == {"host": "db1", "reads": 7}
+    assert parse_error(line + " ", {"end": {"targets": 1}}) == "line 1 of the frame has more than 8 MiB"
+
+
+@pytest.mark.parametrize(
+    ("rows", "value_count"),
+    [([], 0), ([[]] * 5, 5), ([[1], [2]], 4), ([[[]]], 2), ([[[7, 8, 9]]], 5)],
+)
+def test_values_that_would_fill_the_memory_are_refused_however_they_are_divided(monkeypatch, rows, value_count):
+    lines = [{"table": "memcgs", "columns": ["a"] * bool(rows and rows[0]), "rows": [row]} for row in rows]
+    monkeypatch.setattr(frame, "MAX_VALUES", value_count + 3)  # that of targets is a row with two values
+    lines += [TARGETS, {"end": {"targets": 1, "memcgs": len(rows)}}]
+    assert frame.parse(frame_bytes(*lines)).tables["memcgs"]["rows"] == rows
+    monkeypatch.setattr(frame, "MAX_VALUES", value_count + 2)
+    assert "more than" in parse_error(*lines)
+
+
+def test_the_lines_of_the_collector_have_room_for_long_paths(capsys):
+    collector.main([str(CORE)])
+    lines = [line for line in capsys.readouterr().out.splitlines() if '"superblocks"' in line and '"rows"' in line]
+    row_counts = [len(json.loads(line)["rows"]) for line in lines]
+    assert len(lines) > 1
+    two_paths_bytes = 2 * 6 * 4096  # PATH_MAX, of characters that JSON escapes
+    assert max(row_counts) * two_paths_bytes + max(map(len, lines)) < frame.MAX_LINE_BYTES
 
 
 @pytest.mark.parametrize("text", [b"Welcome to db1!\nLast login: today\n", b"$ ", b"\xff\x00\n", b"{\n"])

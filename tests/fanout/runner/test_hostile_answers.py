@@ -228,7 +228,7 @@ def check_warehouse(target: Target, result: dict[str, Any]) -> str:
     return str(status)
 
 
-@pytest.mark.parametrize("case", campaign.example_and_faults(range(ANSWERS // ANSWERS_PER_CASE), 3))
+@pytest.mark.parametrize("case", campaign.example_and_faults(range(ANSWERS // ANSWERS_PER_CASE), 2))
 def test_hostile_answers_end_in_time_with_what_the_frame_says_and_leave_nothing(forked, tmp_path, good_frame, case):
     chance = random.Random(case)
     mark = str(tmp_path)

@@ -71,6 +71,7 @@ def run_confined(
         "landlock": is_landlocked,
         "readable": [*files, *_runtime_files()] if is_landlocked else [],
         "listable": [str(_ROOT)],
+        "sockets": not is_on_disk,  # an object store needs the network
         "data_bytes": limits.memory_bytes + _OVERHEAD_BYTES + _OVERHEAD_BYTES_PER_THREAD * threads,
         "result_bytes": limits.result_bytes,
     }

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,10 +18,12 @@ import pytest
 
 from pipeline.fanout import runner
 from pipeline.inventory import Target
+from pipeline.query import landlock
 from tests import campaign
 from tests.fanout.transports.pythons import archive
 from tests.lab import kernels, reachable
 from tests.lab.test_live import CHANGING_COLUMNS, rows
+from tests.query import reach
 
 __all__ = ["archive"]
 pytestmark = pytest.mark.lab
@@ -30,12 +34,15 @@ PYTHONS = {"5.10": "3.9", "6.1": "3.11", "7": "3.11"}
 """Python version of each guest, by the guest's kernel."""
 GUEST_COMMANDS = ("python3 -V", "cat /proc/slabinfo", "cat /proc/self/mountinfo", "cat /sys/fs/cgroup/cgroup.stat")
 """Commands to run in each guest, for comparison with its audits."""
+LANDLOCK_ABIS = {"5.10": 0, "6.1": 2, "7": 10}
+"""Version of Landlock's ABI by kernel: 2 since v5.19, 3 since v6.2, 10 since v7.2."""
+REACH = shlex.join(("python3", "-c", *(Path(module.__file__).read_text() for module in (reach, landlock))))
 KMALLOC = "kmalloc-32"
 LIMITS = runner.Limits(timeout_s=300)
 
 
 class AuditedGuest(NamedTuple):
-    """A guest's audits by the way into it, and the outputs of GUEST_COMMANDS by command."""
+    """A guest's audits by the way into it, and the outputs of GUEST_COMMANDS and REACH by command."""
 
     series: str
     audits: dict[str, dict[str, Any]]
@@ -81,7 +88,7 @@ def audited_guest(
             root,
             Target("qmp", "qmp", str(guest.work / "audit")),
         ]
-        outputs = {command: guest.run(command) for command in GUEST_COMMANDS}
+        outputs = {command: guest.run(command) for command in (*GUEST_COMMANDS, REACH)}
         audits = {target.name: runner.run(target, 1, LIMITS) for target in targets}
         guest.run("rm /usr/bin/python3*; echo 'admin ALL=(root) NOPASSWD: ALL' > /etc/sudoers.d/admin")
         shipped = replace(root, name="shipped", ship_python=str(archive))
@@ -170,3 +177,9 @@ def test_a_guest_without_python_keeps_nothing_of_what_was_sent(audited_guest: Au
 @pytest.mark.parametrize("way", ["root", "sudo"])
 def test_a_live_audit_stays_within_its_memory(audited_guest: AuditedGuest, way: str) -> None:
     assert audited_guest.audits[way]["columns"]["peak_rss_bytes"] < 150e6
+
+
+def test_a_query_on_this_kernel_reaches_no_socket(audited_guest: AuditedGuest) -> None:
+    answers = json.loads(audited_guest.outputs[REACH])
+    assert answers.pop("abi") == LANDLOCK_ABIS[audited_guest.series]
+    assert answers == reach.expected(LANDLOCK_ABIS[audited_guest.series])

@@ -6,6 +6,7 @@ The tests run under Landlock and without it.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -21,8 +22,10 @@ from pyarrow import fs
 
 from pipeline import query, warehouse
 from pipeline.query import landlock
+from pipeline.query.answer import EXIT_QUERY_ERROR
 from pipeline.warehouse import schema
 from tests.cgroups import memory_cgroup
+from tests.query import reach
 from tests.warehouse.outcomes import STARTED_AT, failure, ok, publish, session
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +97,8 @@ def test_duckdb_reads_the_files_itself_where_landlock_keeps_it_from_others(root,
     assert ("PARQUET" in answer["explain_value"][0].as_py()) == (mode == "landlock")
 
 
-def test_tables_that_are_not_on_a_local_filesystem_are_read_through_arrow(root):
+def remote_tables(root: Path) -> dict[str, ds.UnionDataset]:
+    """The tables of a warehouse as if they were in an object store."""
     remote_filesystem = fs.SubTreeFileSystem("/", fs.LocalFileSystem())
 
     def remote_part(part: ds.FileSystemDataset) -> ds.FileSystemDataset:
@@ -103,10 +107,14 @@ def test_tables_that_are_not_on_a_local_filesystem_are_read_through_arrow(root):
             files, schema=part.schema, format=part.format, filesystem=remote_filesystem
         )
 
-    tables = {
+    return {
         name: ds.UnionDataset(table.schema, [remote_part(part) for part in table.children])
         for name, table in warehouse.tables(root).items()
     }
+
+
+def test_tables_that_are_not_on_a_local_filesystem_are_read_through_arrow(root):
+    tables = remote_tables(root)
     plan = query.run_confined(tables, "EXPLAIN SELECT sum(css_id) FROM memcgs", {}, LIMITS)
     assert "PARQUET" not in plan["explain_value"][0].as_py()
     ranking = query.run_confined(tables, "SELECT target, wasted_bytes FROM host_waste", {}, LIMITS)
@@ -244,6 +252,35 @@ with concurrent.futures.ThreadPoolExecutor(1) as other_thread:
     assert len(refusals) == 2
     assert all(re.search("(?i)permission denied|operation not permitted", refusal) for refusal in refusals)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "readable"]
+
+
+def test_the_kernel_refuses_sockets_of_other_processes():
+    """Seccomp refuses all of them, Landlock what this kernel's can."""
+    program, landlock_source = (Path(module.__file__).read_text() for module in (reach, landlock))
+    output = subprocess.check_output([sys.executable, "-c", program, landlock_source], text=True)
+    assert json.loads(output) == {"abi": landlock.abi(), **reach.expected(landlock.abi())}
+
+
+CHILD_WITH_A_SOCKET = f"""
+import os, runpy, socket, sys
+runpy.run_path({landlock.__file__!r})["confine"](int(sys.argv[1]))
+try:
+    answer = socket.socket(socket.AF_UNIX).family.name
+except OSError as error:
+    answer = error.strerror
+os.write(int(sys.argv[2]), answer.encode())
+os._exit({EXIT_QUERY_ERROR})
+"""
+
+
+def test_a_query_of_a_local_warehouse_can_create_no_socket(root, mode, monkeypatch, tmp_path):
+    """One of an object store can: it reads the tables over the network."""
+    child = tmp_path / "child.py"
+    child.write_text(CHILD_WITH_A_SOCKET)
+    monkeypatch.setattr(landlock, "__file__", str(child))
+    assert ask(root, "") == "Permission denied"
+    with pytest.raises(query.QueryError, match=r"^AF_UNIX$"):
+        query.run_confined(remote_tables(root), "", {}, LIMITS)
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> None:
         if args.print_init:
             file.write(query.init_script(tables))
         else:
-            rows.FORMATS[format_name](query.run_confined(tables, text, params, limits), file)
+            result = query.run_confined(tables, text, params, limits)
+            rows.write(result, format_name, file, limits.memory_bytes)
 
 
 def _query(args: argparse.Namespace) -> str:

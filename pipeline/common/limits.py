@@ -9,6 +9,7 @@ import os
 import re
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 
 # Memory for one target at a time: a Ray worker takes 50 MB, its collector 45 MB, or 220 MB with DWARF.
@@ -21,6 +22,20 @@ def memory_bytes() -> int:
     rlimits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS))
     limits = [*_cgroup_memory_limits(), *(rlimit for rlimit in rlimits if rlimit != resource.RLIM_INFINITY)]
     return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *limits])
+
+
+@contextmanager
+def allocations(max_bytes: int) -> Iterator[None]:
+    """Raise MemoryError in the block when this process allocates this much more than it has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    (allocated_kib,) = (words.split()[1] for words in _lines(_PROC / "status") if words.startswith("VmData:"))
+    limit = (int(allocated_kib) << 10) + max_bytes
+    others = [other for other in (soft, hard) if other != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min([limit, *others]), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def cpus() -> int:

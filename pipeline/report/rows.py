@@ -8,30 +8,49 @@ import math
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
-from typing import Any, BinaryIO, TextIO
+from typing import IO, Any, BinaryIO, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.cells import cell_len
 
 from pipeline.common.errors import AuditError
-from pipeline.common.text import joined_lines, printable
+from pipeline.common.limits import allocations
+from pipeline.common.text import human_bytes, joined_lines, printable
 from pipeline.report import escape
 
 _MAX_TABLE_ROWS = 1_000
 _MAX_CELL_CHARACTERS = 500
 _BATCH_ROWS = 4_096
+# A result has 1 GiB at most. As JSON, with the columns' names in each row, what people ask for has ten times as much.
+_MAX_CHARACTERS = 16 << 30
 
 
 class FormatError(AuditError):
     """A format cannot represent a result. The message is one line."""
 
 
+class _LimitedText:
+    """Writes at most _MAX_CHARACTERS to a file."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self._remaining = _MAX_CHARACTERS
+
+    def write(self, text: str) -> None:
+        self._remaining -= len(text)
+        if self._remaining < 0:
+            size = human_bytes(_MAX_CHARACTERS)
+            raise FormatError(f"the result as text is longer than {size}: select fewer rows or columns")
+        self._file.write(text)
+
+
 def table(result: pa.Table, file: TextIO) -> None:
     """Write aligned columns, each as wide as its widest cell. Rows and long cells are cut at a limit."""
     if result.column_names == ["explain_key", "explain_value"]:
-        for line in "\n".join(result["explain_value"].to_pylist()).splitlines():
-            file.write(printable(line) + "\n")
+        for _, plan in values(result):
+            for line in cell(plan).splitlines():
+                file.write(printable(line) + "\n")
         return
     titles = [_short(name) for name in result.column_names]
     cells = [[_short(cell(value)) for value in row] for row in values(result.slice(0, _MAX_TABLE_ROWS))]
@@ -99,6 +118,21 @@ FORMATS: dict[str, Callable[[pa.Table, Any], None]] = {
     "markdown": markdown,
     "parquet": parquet,
 }
+
+
+def write(result: pa.Table, format_name: str, file: IO[Any], memory_bytes: int) -> None:
+    """Write a result in one of FORMATS within limits of memory and length.
+
+    A small result can be a long text: JSON repeats the columns' names in each row, and an enum's value is an index.
+
+    :raises FormatError: the format cannot represent the result, or a limit is exceeded.
+    """
+    try:
+        with allocations(memory_bytes):
+            FORMATS[format_name](result, file if format_name == "parquet" else _LimitedText(file))
+    except MemoryError as error:
+        reason = f"the result's values take more than {human_bytes(memory_bytes)} of memory as {format_name}"
+        raise FormatError(f"{reason}: select fewer or shorter ones, or raise the limit with --memory") from error
 
 
 def values(result: pa.Table) -> Iterator[tuple[Any, ...]]:

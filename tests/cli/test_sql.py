@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,9 @@ import pytest
 from pipeline import cli, query
 from pipeline.cli import sql as command
 from pipeline.common.errors import UsageError
+from pipeline.report import rows
 from pipeline.report.model import build_report
+from pipeline.report.rows import FormatError
 from tests.warehouse.outcomes import STARTED_AT, failure, ok, publish, session
 
 DAY = 86_400_000_000
@@ -206,3 +209,29 @@ def test_the_time_limit_is_said_in_one_line(root):
     process = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert (process.returncode, process.stdout) == (cli.FAILED, "")
     assert process.stderr == "lru-audit: no result after 2 s; give it longer with --timeout\n"
+
+
+def test_a_small_result_whose_text_is_enormous_takes_no_more_memory_than_the_query_may(sql, tmp_path):
+    """A row has one byte, the index of a text of 200 kB; the text of all rows would have 20 GB."""
+    (tmp_path / "query.sql").write_text(f"SELECT '{'x' * 200_000}'::ENUM('{'x' * 200_000}') AS e FROM range(100000)")
+    hard_limit = resource.getrlimit(resource.RLIMIT_DATA)
+    with pytest.raises(FormatError, match=r"more than 256 MiB of memory as csv: .* --memory$"):
+        sql("-f", tmp_path / "query.sql", "--memory", "256MiB", "-o", tmp_path / "out.csv")
+    assert resource.getrlimit(resource.RLIMIT_DATA) == hard_limit
+    assert not (tmp_path / "out.csv").exists()
+
+
+@pytest.mark.parametrize("value", ["1", "NULL", "['a', NULL]", "'a\nb'"])
+def test_a_table_with_the_columns_of_explain_is_not_taken_for_a_plan_of_text(sql, value):
+    output = sql(f"SELECT 'plan' AS explain_key, {value} AS explain_value", "--format", "table").decode()
+    assert output == {"1": "1\n", "NULL": "", "['a', NULL]": '["a", null]\n', "'a\nb'": "a\nb\n"}[value]
+
+
+def test_a_small_result_whose_text_is_endless_fills_no_disk(sql, tmp_path, monkeypatch):
+    """JSON repeats a column's long name in each row."""
+    monkeypatch.setattr(rows, "_MAX_CHARACTERS", 1 << 20)
+    query_text = f'SELECT true AS "{"n" * 1000}" FROM range($rows::BIGINT)'
+    with pytest.raises(FormatError, match=r"longer than 1\.00 MiB: select fewer rows or columns$"):
+        sql(query_text, "--param", "rows=10000", "-o", tmp_path / "out.jsonl")
+    assert list(tmp_path.iterdir()) == []
+    assert len(sql(query_text, "--param", "rows=1000", "--format", "jsonl").splitlines()) == 1000

@@ -128,6 +128,11 @@ def _read_table(result: IO[bytes]) -> pa.Table:
     try:
         table = pa.ipc.open_stream(pa.py_buffer(mapping)).read_all()
         table.validate()
+        # A child that a query has taken over may write any offsets. DuckDB's own numbers and times can be larger than
+        # Arrow's: HUGEINT has 39 digits, and 24:00 is a time.
+        for column in table.columns:
+            if not (pa.types.is_primitive(column.type) or pa.types.is_decimal(column.type)):
+                column.validate(full=True)
     except pa.ArrowException as error:
         raise QueryError(f"the result cannot be read: {joined_lines(str(error))}") from error
     return table
@@ -140,7 +145,7 @@ def _failure_reason(exit_code: int, result: IO[bytes], stderr: IO[bytes], limits
         result.seek(0)
         reason = _printable(result.read(_MAX_ERROR_CHARACTERS))
         return reason + memory_hint if "Out of Memory" in reason else reason
-    stderr.seek(0)
+    stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - _MAX_ERROR_CHARACTERS))
     last_line = _printable(stderr.read().strip().rpartition(b"\n")[2])
     if any(symptom in last_line for symptom in ("MemoryError", "bad_alloc", "Out of Memory")):
         return f"the query ran out of memory{memory_hint}"

@@ -261,23 +261,65 @@ def test_the_kernel_refuses_sockets_of_other_processes():
     assert json.loads(output) == {"abi": landlock.abi(), **reach.expected(landlock.abi())}
 
 
-CHILD_WITH_A_SOCKET = f"""
-import os, runpy, socket, sys
+CONFINED = f"""
+import os, runpy, sys
 runpy.run_path({landlock.__file__!r})["confine"](int(sys.argv[1]))
+result_fd = int(sys.argv[2])
+"""
+CREATE_SOCKET = f"""
+import socket
 try:
     answer = socket.socket(socket.AF_UNIX).family.name
 except OSError as error:
     answer = error.strerror
-os.write(int(sys.argv[2]), answer.encode())
+os.write(result_fd, answer.encode())
 os._exit({EXIT_QUERY_ERROR})
+"""
+WRITE_WILD_OFFSETS = """
+import struct
+import pyarrow as pa
+offsets = pa.py_buffer(struct.pack("=iii", 0, 1 << 30, 1))
+column = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"x")])
+batch = pa.record_batch([column], ["text"])
+with os.fdopen(result_fd, "wb") as result, pa.ipc.new_stream(result, batch.schema) as stream:
+    stream.write_batch(batch)
+"""
+FLOOD_STDERR = """
+os.write(2, b"x" * (3 << 20))
+os._exit(1)
 """
 
 
-def test_a_query_of_a_local_warehouse_can_create_no_socket(root, mode, monkeypatch, tmp_path):
+@pytest.fixture
+def replace_child(monkeypatch, tmp_path):
+    """A function that makes the child run a program in the query's place, as a child under a query's control would."""
+
+    def replace(program: str) -> None:
+        (tmp_path / "child.py").write_text(CONFINED + program)
+        monkeypatch.setattr(landlock, "__file__", str(tmp_path / "child.py"))
+
+    return replace
+
+
+def test_a_result_with_offsets_outside_of_it_is_not_read(root, replace_child):
+    replace_child(WRITE_WILD_OFFSETS)
+    assert ask(root, "").startswith("the result cannot be read: ")
+
+
+def test_numbers_and_times_beyond_those_of_arrow_are_read(root):
+    answer = ask(root, "SELECT 170141183460469231731687303715884105727 AS n, CAST(TIME '24:00:00' AS VARCHAR) AS t")
+    assert [str(column[0]) for column in answer.columns] == ["170141183460469231731687303715884105727", "24:00:00"]
+    assert ask(root, "SELECT TIME '24:00:00'").num_rows == 1
+
+
+def test_an_endless_message_is_cut(root, replace_child):
+    replace_child(FLOOD_STDERR)
+    assert re.fullmatch(r"the query's process ended without a result: x{100,2000}", ask(root, ""))
+
+
+def test_a_query_of_a_local_warehouse_can_create_no_socket(root, mode, replace_child):
     """One of an object store can: it reads the tables over the network."""
-    child = tmp_path / "child.py"
-    child.write_text(CHILD_WITH_A_SOCKET)
-    monkeypatch.setattr(landlock, "__file__", str(child))
+    replace_child(CREATE_SOCKET)
     assert ask(root, "") == "Permission denied"
     with pytest.raises(query.QueryError, match=r"^AF_UNIX$"):
         query.run_confined(remote_tables(root), "", {}, LIMITS)

@@ -24,6 +24,7 @@ REMEDIES = {
     "Debian's python3": "apt-get install python3",
     "gcc": "apt-get install gcc",
     "iproute2": "apt-get install iproute2",
+    "FUSE": "run as root with /dev/fuse; apt-get install fuse3; pip install -e .[faults]",
     "Landlock": "a kernel with CONFIG_SECURITY_LANDLOCK",
     "a memory cgroup": "run as root, with the memory controller at the root of the cgroups",
     "mount namespaces": "run as root",

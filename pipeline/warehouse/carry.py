@@ -23,7 +23,7 @@ from pipeline.warehouse import schema
 from pipeline.warehouse.errors import WarehouseError, storage_errors
 from pipeline.warehouse.outcome import HOST_TABLES
 from pipeline.warehouse.parquet import sha256, sync
-from pipeline.warehouse.runs import Manifest, published_runs
+from pipeline.warehouse.runs import Manifest, path_of, published_runs
 from pipeline.warehouse.store import Folder
 
 _DIGESTS_FILE = "digests.json"
@@ -168,10 +168,12 @@ def _digests(run: Manifest) -> dict[str, str | None]:
 
     :raises WarehouseError: the table cannot be read; the message names it.
     """
-    (path,) = (file.path for file in run.files if file.table == "targets")
     columns = ["target", "status", "consistency", "input_digest"]
-    with storage_errors(run.directory.display_path_of(path)):
-        rows = pq.read_table(run.directory.file_path(path), filesystem=run.directory.filesystem, columns=columns)
+    paths = [path_of(run, file) for file in run.files if file.table == "targets"]
+    with storage_errors(run.directory.display_path):
+        rows = pa.concat_tables(
+            pq.read_table(path, filesystem=run.directory.filesystem, columns=columns) for path in paths
+        )
     return {
         target: None if status == "bad_output" else digest
         for target, status, consistency, digest in zip(*(rows[name].to_pylist() for name in columns), strict=True)

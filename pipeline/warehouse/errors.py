@@ -46,4 +46,6 @@ def cause(error: Exception) -> str:
     errno = getattr(error, "errno", None)
     if errno:
         return os.strerror(errno)
-    return joined_lines(str(error).partition(" (Request ID")[0]) or type(error).__name__
+    # str() of an OSError with a filename, but without errno, lacks the message.
+    text = str(error.args[0] if isinstance(error, OSError) and error.args else error)
+    return joined_lines(text.partition(" (Request ID")[0]) or type(error).__name__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -14,7 +13,6 @@ from pathlib import Path
 from pipeline.warehouse import locks
 from pipeline.warehouse.errors import TornError, WarehouseError, storage_errors
 from pipeline.warehouse.runs import (
-    RUN_FILE,
     Manifest,
     find_manifest,
     newest_last,
@@ -22,10 +20,11 @@ from pipeline.warehouse.runs import (
     read_inputs,
     read_run_file,
     resolve_removable_run,
+    staged_directories,
     staged_runs,
 )
 from pipeline.warehouse.staging import CARRIED_FILE, SPOOL_FILE
-from pipeline.warehouse.store import EXPIRED_SUFFIX, RUN_ID, Store, discard, local_folder, open_store
+from pipeline.warehouse.store import EXPIRED_SUFFIX, RUN_ID, Store, discard, local_folder, open_store, remove
 
 _DAY_S = 86_400.0
 # Minimum age of an upload to remove: it has no lock, and a large object is only visible once it is complete.
@@ -177,10 +176,10 @@ def _in_revision_order(runs: Sequence[Manifest]) -> list[Manifest]:
 
 
 def _carry_over_sources(store: Store) -> Iterator[str]:
-    for path in store.staging.glob(f"*/{RUN_FILE}"):
+    for path in staged_directories(store):
         with suppress(TornError):
-            if not (path.parent / CARRIED_FILE).exists():
-                yield read_run_file(path.parent)["revision_of"]
+            if not (path / CARRIED_FILE).exists():
+                yield read_run_file(path)["revision_of"]
 
 
 def _staging_leftovers(store: Store, cutoff: float | None) -> Iterator[Removal]:
@@ -213,7 +212,7 @@ def _removal_reason(store: Store, path: Path, cutoff: float | None, is_locked: b
             return None
         if not _has_outcomes(path):
             return "incomplete, cannot be resumed"
-    changed_at = max(entry.stat().st_mtime for entry in (path, *path.iterdir()))
+    changed_at = max(entry.lstat().st_mtime for entry in (path, *path.iterdir()))
     return "interrupted, and not resumed" if cutoff is not None and changed_at <= cutoff else None
 
 
@@ -230,7 +229,7 @@ def _remove_from_staging(store: Store, path: Path, cutoff: float | None) -> None
         if not _removal_reason(store, path, cutoff, is_locked):
             return
         if path.name.endswith(EXPIRED_SUFFIX):
-            shutil.rmtree(path)
+            remove(path)
         else:
             discard(path, store.staging)
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from pipeline.warehouse import files
+
 
 def try_lock(file: IO[bytes]) -> bool:
     """Lock a file until it is closed; return False if another process holds the lock."""
@@ -36,7 +38,7 @@ def are_supported(file: IO[bytes]) -> bool:
 def is_free(path: Path) -> bool:
     """Whether no process can have a file locked: the file is missing, or this process could lock it for a moment."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=files.open_own) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
         return isinstance(error, FileNotFoundError)

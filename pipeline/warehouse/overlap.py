@@ -10,12 +10,12 @@ import hashlib
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.common.text import printable
-from pipeline.warehouse import locks
+from pipeline.warehouse import files, locks
 from pipeline.warehouse.errors import WarehouseError, storage_errors
 from pipeline.warehouse.store import open_store
 
@@ -35,8 +35,8 @@ def exclusive_audit(root: str | Path, audit: str, overlap: bool = False) -> Iter
     path = store.locks / hashlib.sha256(audit.encode(errors="backslashreplace")).hexdigest()[:16]
     with storage_errors(path, "nothing was audited"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+b", buffering=0)
-    with file:
+        file = open(path, "a+b", buffering=0, opener=files.open_own)  # noqa: SIM115
+    try:
         if locks.try_lock(file):
             with storage_errors(path, "nothing was audited"):
                 file.truncate(0)
@@ -48,3 +48,6 @@ def exclusive_audit(root: str | Path, audit: str, overlap: bool = False) -> Iter
             remedy = "wait until it ends, or run both at once with --overlap"
             raise WarehouseError(f"{store}: audit {audit!a} is already running: {holder}; {remedy}")
         yield
+    finally:
+        with suppress(OSError):  # what it says of the holder is of no use any more
+            file.close()

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.warehouse.files import open_regular
 from pipeline.warehouse.schema import Table
 
 # DuckDB's own default: its scans give each thread one row group at a time.
@@ -36,7 +37,8 @@ class TableWriter:
         self._batch: dict[str, list[Any]] = {column.name: [] for column in table.columns}
         self._row_group: list[pa.Table] = [table.arrow.empty_table()]
         addresses = [column.name for column in table.columns if column.type == "uint64"]
-        self._path = path
+        # Open while the file is written: fsync(2) reports the errors of writing since its descriptor was opened.
+        self._file = open(path, "xb")  # noqa: SIM115
         self._writer = pq.ParquetWriter(
             path,
             self._schema,
@@ -64,7 +66,8 @@ class TableWriter:
         self._convert()
         self._write(only_full_groups=False)
         self._writer.close()
-        sync(self._path)
+        os.fsync(self._file.fileno())
+        self._file.close()
 
     def __enter__(self) -> TableWriter:
         return self
@@ -77,6 +80,8 @@ class TableWriter:
             return
         with suppress(OSError):  # the incomplete file stays in staging and is written again
             self._writer.close()
+        with suppress(OSError):
+            self._file.close()
 
     def _convert(self) -> None:
         """Convert the rows that were added as JSON values, so that other rows can follow them."""
@@ -102,7 +107,7 @@ class TableWriter:
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, read back from the file system, in hex."""
-    with path.open("rb") as file:
+    with open(path, "rb", opener=open_regular) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

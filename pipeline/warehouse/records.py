@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 from pipeline.warehouse import schema
 from pipeline.warehouse.errors import WarehouseError, storage_errors
 from pipeline.warehouse.outcome import Record
-from pipeline.warehouse.runs import Manifest
+from pipeline.warehouse.runs import Manifest, path_of
 
 # Rows that are converted to Python objects at a time, to bound memory.
 _BATCH_ROWS = 4_096
+_CONSEQUENCE = "its good rows were not carried over"
 
 
 def run_row(manifest: Manifest) -> dict[str, Any]:
@@ -57,10 +58,13 @@ def _rows_by_key(
     """Yield each key with consecutive rows, as cells by column; rows of one key may come in several chunks."""
     columns_by_name = schema.tables()[table].by_name
     directory = manifest.directory
-    for path in (file.path for file in manifest.files if file.table == table):
-        read_errors = storage_errors(directory.display_path_of(path), "its good rows were not carried over")
-        with read_errors, pq.ParquetFile(directory.file_path(path), filesystem=directory.filesystem) as file:
-            for batch in file.iter_batches(_BATCH_ROWS):
+    for file in (file for file in manifest.files if file.table == table):
+        display_path = directory.display_path_of(file.path)
+        read_errors = storage_errors(display_path, _CONSEQUENCE)
+        with read_errors, pq.ParquetFile(path_of(manifest, file), filesystem=directory.filesystem) as parquet:
+            if directory.sha256(file.path) != file.sha256:  # the new run would have a checksum of the damaged rows
+                raise WarehouseError(f"{display_path}: differs from its manifest; {_CONSEQUENCE}")
+            for batch in parquet.iter_batches(_BATCH_ROWS):
                 columns = {name: columns_by_name[name].cells(batch.column(name)) for name in batch.schema.names}
                 keys = columns.pop(key_column)
                 columns.pop("run_id", None)

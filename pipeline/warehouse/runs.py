@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import secrets
+import stat
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -29,10 +31,11 @@ from pyarrow import fs
 from pipeline.collector.status import GOOD
 from pipeline.common import clock
 from pipeline.common.errors import AuditError
-from pipeline.common.text import joined_lines
+from pipeline.common.text import joined_lines, quote
 from pipeline.warehouse import schema
 from pipeline.warehouse.errors import TornError, WarehouseError, cause, storage_errors
-from pipeline.warehouse.store import INPUTS, MANIFEST, Folder, Store, open_store
+from pipeline.warehouse.files import open_regular, read_json
+from pipeline.warehouse.store import INPUTS, MANIFEST, RUN_ID, Folder, Store, open_store
 
 RUN_FILE = "run.json"
 MANIFEST_VERSION = 1
@@ -40,6 +43,87 @@ MANIFEST_VERSION = 1
 _PARALLEL_READS = 16
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+# The year 9999, where the times of Python end.
+_MAX_MICROSECONDS = 253_370_764_800_000_000
+# Bytes of the options or of one target in INPUTS: those of a target are a few hundred.
+_MAX_INPUT_BYTES = 1 << 20
+# Bytes of INPUTS, unpacked: a hundred times those of 100,000 targets.
+_MAX_INPUTS_BYTES = 4 << 30
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_run_id(value: Any) -> bool:
+    return isinstance(value, str) and RUN_ID.fullmatch(value) is not None
+
+
+def _optional(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or check(value)
+
+
+def _is_time(value: Any) -> bool:
+    """Whether a value is a time with a time zone, as text."""
+    return isinstance(value, str) and datetime.fromisoformat(value).tzinfo is not None
+
+
+def _are_outcomes(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_count, value.values()))
+
+
+def _are_versions(value: Any) -> bool:
+    """Whether a value has the versions that every manifest has; `inventory` is absent in older ones."""
+    kinds = {"tool": _is_text, "schema": _is_count, "model": _optional(_is_count), "inventory": _optional(_is_text)}
+    return isinstance(value, dict) and all(check(value.get(name)) for name, check in kinds.items())
+
+
+# The fields of a manifest and of run.json, which anyone who can write to a warehouse may have changed. Run ids become
+# paths. Those that older versions did not write may be absent.
+_MANIFEST_FIELDS: Mapping[str, Callable[[Any], bool]] = {
+    "run_id": _is_run_id,
+    "audit": _is_text,
+    "started_at": _is_time,
+    "finished_at": _is_time,
+    "revision_of": _optional(_is_run_id),
+    "complete": lambda value: isinstance(value, bool),
+    "targets": _is_count,
+    "outcomes": _are_outcomes,
+    "versions": _are_versions,
+    "files": lambda value: isinstance(value, list) and all(isinstance(file, dict) for file in value),
+    "inputs_sha256": _optional(_is_text),
+    "sequence": _optional(_is_count),
+    "publication": _optional(_is_count),
+}
+_RUN_FIELDS: Mapping[str, Callable[[Any], bool]] = {
+    "run_id": _is_run_id,
+    "audit": _is_text,
+    "started_at": lambda value: type(value) is int and abs(value) < _MAX_MICROSECONDS,
+    "targets": _is_count,
+    "tool_version": _is_text,
+    "revision_of": _optional(_is_run_id),
+    "sequence": _optional(_is_count),
+    "number": _optional(_is_count),
+    "model_version": _optional(_is_count),
+    "inventory_sha256": _optional(_is_text),
+}
+
+
+def _check_fields(content: Mapping[str, Any], fields: Mapping[str, Callable[[Any], bool]], run_id: str) -> None:
+    """Check the type of each field, and that they are those of this run.
+
+    :raises ValueError: they are not.
+    """
+    if unknown := content.keys() - fields.keys():
+        raise ValueError(f"unknown field {min(unknown)!a:.60}; a newer list-lru-audit may have written it")
+    if invalid := [name for name, check in fields.items() if not check(content.get(name))]:
+        raise ValueError(f"{invalid[0]} is missing or invalid: {quote(content.get(invalid[0]))}")
+    if content["run_id"] != run_id:
+        raise ValueError(f"it belongs to run {content['run_id']!a}")
 
 
 @dataclass(frozen=True)
@@ -53,8 +137,12 @@ class File:
     sha256: str
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(rf"{re.escape(self.table)}-\d{{5}}\.parquet", self.path):
+        if not re.fullmatch(r"\w+", self.table, re.ASCII) or not re.fullmatch(
+            rf"{self.table}-\d{{5}}\.parquet", self.path
+        ):
             raise ValueError(f"invalid file {self.path!a} of table {self.table!a}")
+        if not (_is_count(self.rows) and _is_count(self.bytes) and _is_text(self.sha256)):
+            raise TypeError(f"invalid rows, bytes or sha256 of file {self.path!a}")
 
 
 @dataclass(frozen=True)
@@ -256,9 +344,15 @@ def _latest_last(places: Mapping[str, tuple[int | None, datetime]]) -> list[str]
 def staged_runs(root: str | Path) -> dict[str, dict[str, Any]]:
     """Return the content of run.json of each run in staging by run_id, except runs that are published already."""
     store = open_store(root)
-    directories = [path.parent for path in store.staging.glob(f"*/{RUN_FILE}")]
     with storage_errors(str(store)):
-        return {path.name: read_run_file(path) for path in directories if not store.is_published(path.name)}
+        directories = [path for path in staged_directories(store) if not store.is_published(path.name)]
+        return {path.name: read_run_file(path) for path in directories}
+
+
+def staged_directories(store: Store) -> list[Path]:
+    """Return the directories of staged runs; others, such as those of runs that are being removed, are left out."""
+    directories = [path.parent for path in store.staging.glob(f"*/{RUN_FILE}")]
+    return [path for path in directories if RUN_ID.fullmatch(path.name)]
 
 
 def read_run_file(directory: Path) -> dict[str, Any]:
@@ -269,7 +363,9 @@ def read_run_file(directory: Path) -> dict[str, Any]:
     """
     path = directory / RUN_FILE
     try:
-        run: dict[str, Any] = json.loads(path.read_bytes())
+        with open(path, "rb", opener=open_regular) as file:
+            run = read_json(file)
+        _check_fields(run, _RUN_FIELDS, directory.name)
     except (FileNotFoundError, ValueError) as error:
         remedy = "remove it with: lru-audit expire, and --interrupted-days if it has outcomes"
         raise TornError(f"{path}: not a staged run: {cause(error)}; {remedy}") from error
@@ -299,13 +395,26 @@ def read_options(directory: Folder) -> dict[str, Any]:
 @contextmanager
 def _open_inputs(directory: Folder) -> Iterator[Iterator[dict[str, Any]]]:
     try:
-        with directory.open(INPUTS) as stream, gzip.open(stream, "rt", encoding="ascii") as file:
-            yield map(json.loads, file)
+        with directory.open(INPUTS) as stream, gzip.open(stream) as file:
+            yield map(json.loads, _input_lines(file))
     except (FileNotFoundError, gzip.BadGzipFile, zlib.error, EOFError, ValueError) as error:
         path = directory.display_path_of(INPUTS)
         raise TornError(f"{path}: cannot be read: {cause(error)}; start a new audit with: lru-audit run") from error
     except OSError as error:
         raise WarehouseError(f"{directory.display_path_of(INPUTS)}: {cause(error)}") from error
+
+
+def _input_lines(file: gzip.GzipFile) -> Iterator[bytes]:
+    """Yield the lines of INPUTS, whose unpacked size anyone may have chosen.
+
+    :raises ValueError: a line or all of them are too large.
+    """
+    total_bytes = 0
+    while line := file.readline(_MAX_INPUT_BYTES):
+        total_bytes += len(line)
+        if not line.endswith(b"\n") or total_bytes > _MAX_INPUTS_BYTES:
+            raise ValueError("a target, or all of them, take more bytes than an inventory can have")
+        yield line
 
 
 def _match(store: Store, run: str, run_ids: Sequence[str], kind: str) -> str:
@@ -366,7 +475,7 @@ def _dataset(
 ) -> ds.FileSystemDataset:
     """Return one table over the runs of one schema version; a later version may have more tables, which are ignored."""
     files = [
-        (manifest.directory.file_path(file.path), _partition(name, manifest))
+        (path_of(manifest, file), _partition(name, manifest))
         for manifest in manifests
         for file in manifest.files
         if file.table == name
@@ -378,6 +487,24 @@ def _dataset(
         filesystem=filesystem,
         partitions=[partition for _, partition in files],
     )
+
+
+def path_of(manifest: Manifest, file: File) -> str:
+    """Return the path of a table's file.
+
+    :raises WarehouseError: in a directory, another file has been put in its place, or a link, a pipe or a device.
+    """
+    path = manifest.directory.file_path(file.path)
+    if manifest.directory.filesystem.type_name == "local":
+        with suppress(OSError):  # the error of who reads it says more
+            status = os.lstat(path)
+            if not stat.S_ISREG(status.st_mode) or status.st_size != file.bytes:
+                display_path = manifest.directory.display_path_of(file.path)
+                raise WarehouseError(
+                    f"{display_path}: not the file of {file.bytes} bytes in the manifest; restore it, or remove "
+                    f"the run with: lru-audit expire --run {manifest.run_id}"
+                )
+    return path
 
 
 def _partition(name: str, manifest: Manifest) -> pc.Expression:
@@ -427,26 +554,20 @@ def _load_manifest(directory: Folder) -> Manifest:
     path = directory.display_path_of(MANIFEST)
     try:
         with directory.open(MANIFEST) as file:
-            content = json.loads(file.read())
+            content = read_json(file)
         if content.pop("manifest_version") != MANIFEST_VERSION:
             raise ValueError("written by another version of list-lru-audit")
-        if not isinstance(content["versions"]["schema"], int):
-            raise TypeError("the schema version is not a number")
+        _check_fields(content, _MANIFEST_FIELDS, directory.name)
         content["files"] = tuple(File(**file) for file in content["files"])
+        if len({file.path for file in content["files"]}) < len(content["files"]):
+            raise ValueError("a file occurs twice")
         for name in ("started_at", "finished_at"):
             content[name] = datetime.fromisoformat(content[name])
-            if content[name].tzinfo is None:
-                raise ValueError(f"{name} has no time zone")
-        for name in ("sequence", "publication"):
-            if not isinstance(content.get(name), int | None):
-                raise TypeError(f"{name} is not a number")
         manifest = Manifest(directory=directory, **content)
-        if manifest.run_id != directory.name:
-            raise ValueError(f"it belongs to run {manifest.run_id!a}")
     except OSError as error:
         error.filename = path
         raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         reason = joined_lines(f"{type(error).__name__}: {error}")
         raise WarehouseError(f"{path}: invalid manifest: {reason}") from error
     return manifest

@@ -26,7 +26,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import groupby, islice
@@ -40,6 +40,7 @@ import pyarrow.dataset as ds
 from pipeline.collector.status import GOOD
 from pipeline.warehouse import carry, locks, schema
 from pipeline.warehouse.errors import WarehouseError, storage_errors
+from pipeline.warehouse.files import open_own
 from pipeline.warehouse.outcome import (
     bad_output_record,
     checked_record,
@@ -62,7 +63,7 @@ from pipeline.warehouse.runs import (
     read_run_file,
     start_of,
 )
-from pipeline.warehouse.store import INPUTS, MANIFEST, RUN_ID, local_folder, open_store
+from pipeline.warehouse.store import INPUTS, MANIFEST, RUN_ID, local_folder, make_directory, open_store
 
 SPOOL_FILE = "outcomes.jsonl"
 CARRIED_FILE = "carried"
@@ -107,7 +108,7 @@ class Staging:
         self.unpack_directory = str(store.unpacked.absolute())
         # The shared lock keeps expire from removing the run between the opening of its spool and its lock.
         with self._storage_errors(), locks.shared_lock(self.directory.parent):
-            self._spool = self._spool_path.open("a+b", buffering=0)
+            self._spool = open(self._spool_path, "a+b", buffering=0, opener=open_own)  # noqa: SIM115
             self._lock()
             self.run = read_run_file(self.directory)
             self._spool.truncate(_end_of_last_line(self._spool))
@@ -154,7 +155,7 @@ class Staging:
             content["number"] = next_number(root)
             if content["revision_of"] is None:
                 content["sequence"] = content["number"]
-            directory.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(directory.parent)
             run_names = set(store.run_names())
             for path in directory.parent.iterdir():
                 if path.name in run_names and store.is_published(path.name):  # its driver was killed after publishing
@@ -162,21 +163,26 @@ class Staging:
         # The shared lock keeps expire from removing the directory as a leftover before the run has its own lock.
         with storage_errors(directory, "nothing was audited"), locks.shared_lock(directory.parent):
             directory.mkdir()
-            with gzip.open(directory / INPUTS, "wt", encoding="ascii") as file:
-                for line in (options or {}, *targets):
-                    file.write(json.dumps(line) + "\n")
-            sync(directory / INPUTS)
-            if private_fields:
-                with _create_private(directory / PRIVATE_FILE) as private_file:
-                    private_file.write(json.dumps(private_fields).encode())
-                sync(directory / PRIVATE_FILE)
-            if earlier_rows:
-                carry.keep_tables(earlier_rows, directory / EARLIER_DIRECTORY)
-            new_file = directory / f"{RUN_FILE}.new"
-            new_file.write_text(json.dumps(content) + "\n", encoding="utf-8")
-            sync(new_file)
-            new_file.rename(directory / RUN_FILE)
-            sync(directory)
+            try:
+                with gzip.open(directory / INPUTS, "wt", encoding="ascii") as file:
+                    for line in (options or {}, *targets):
+                        file.write(json.dumps(line) + "\n")
+                sync(directory / INPUTS)
+                if private_fields:
+                    with _create_private(directory / PRIVATE_FILE) as private_file:
+                        private_file.write(json.dumps(private_fields).encode())
+                    sync(directory / PRIVATE_FILE)
+                if earlier_rows:
+                    carry.keep_tables(earlier_rows, directory / EARLIER_DIRECTORY)
+                new_file = directory / f"{RUN_FILE}.new"
+                new_file.write_text(json.dumps(content) + "\n", encoding="utf-8")
+                sync(new_file)
+                new_file.rename(directory / RUN_FILE)
+                sync(directory)
+                sync(directory.parent)
+            except BaseException:  # what is left would hold the space of a full disk, and could be resumed
+                shutil.rmtree(directory, ignore_errors=True)
+                raise
             return cls(root, run["run_id"])
 
     @classmethod
@@ -218,7 +224,8 @@ class Staging:
 
     def finished_targets(self) -> set[str]:
         """Return the targets that have an outcome."""
-        return set(_offsets(self._spool_path))
+        with self._storage_errors():
+            return set(_offsets(self._spool_path))
 
     def known_digests(self) -> dict[str, str]:
         """Return the digests of the cores whose rows can be carried over, by target."""
@@ -409,10 +416,10 @@ class Staging:
 
 def finished_targets(directory: Path) -> set[str]:
     """Return the targets of a staged run that have an outcome, without opening the run."""
-    try:
-        return set(_offsets(directory / SPOOL_FILE))
-    except FileNotFoundError:
-        return set()
+    path = directory / SPOOL_FILE
+    with storage_errors(path), suppress(FileNotFoundError):
+        return set(_offsets(path))
+    return set()
 
 
 def _create_private(path: Path) -> IO[bytes]:
@@ -426,7 +433,9 @@ def _offsets(spool_path: Path) -> dict[str, int]:
     offset = 0
     with spool_path.open("rb") as spool:
         for line in spool:
-            if start := _LINE_START.match(line):
+            start = _LINE_START.match(line)
+            # A power cut, or a disk that failed at fsync, leaves zeros: that target is collected again.
+            if start and b"\0" not in line:
                 offsets[json.loads(start[1])] = offset
             offset += len(line)
     return dict(sorted(offsets.items()))

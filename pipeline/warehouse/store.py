@@ -8,6 +8,7 @@ appear complete or not at all. Runs are always staged on this machine.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -15,13 +16,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from io import BufferedReader
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
 
-from pipeline.warehouse.errors import LocationError, WarehouseError
+from pipeline.warehouse import files
+from pipeline.warehouse.errors import LocationError, WarehouseError, cause
 from pipeline.warehouse.parquet import sync
 
 RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
@@ -70,9 +73,16 @@ class Folder:
         """Return the path or URI of a file for messages."""
         return f"{self.display_path}/{name}"
 
-    def open(self, name: str) -> pa.NativeFile:
+    def open(self, name: str) -> BufferedReader | pa.NativeFile:
         """Open a file for sequential reading."""
+        if self.filesystem.type_name == "local":
+            return open(self.file_path(name), "rb", opener=files.open_regular)
         return self.filesystem.open_input_stream(self.file_path(name), compression=None)
+
+    def sha256(self, name: str) -> str:
+        """Return the SHA-256 of a file in hex."""
+        with self.open(name) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def entries(self) -> list[fs.FileInfo]:
         """Return the entries of the directory, sorted by name; an empty list if it does not exist."""
@@ -151,8 +161,17 @@ class _DirectoryStore(Store):
     def commit(self, directory: Path, run_id: str) -> None:
         self._runs.mkdir(exist_ok=True)
         sync(self._runs.parent)
-        self._rename(directory, self._runs / run_id)
-        sync(self._runs)
+        published = self._runs / run_id
+        self._rename(directory, published)
+        try:
+            sync(self._runs)
+        except OSError as error:  # a power cut might undo the publication
+            try:
+                published.rename(directory)
+            except OSError:
+                problem = f"published, but a power cut might undo it ({cause(error)}, and it cannot be withdrawn)"
+                raise WarehouseError(f"{published}: {problem}; check the disk, then run: lru-audit verify") from error
+            raise
 
     def try_commit(self, directory: Path) -> None:
         runs = existing_directory(self._runs)
@@ -292,4 +311,26 @@ def discard(directory: Path, staging: Path) -> None:
     path = staging / f"{directory.name}{EXPIRED_SUFFIX}"
     directory.rename(path)
     sync(directory.parent)
-    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a directory with its content, or a link to one without it.
+
+    :raises OSError: names the directory.
+    """
+    try:
+        path.unlink() if path.is_symlink() else shutil.rmtree(path)
+    except OSError as error:
+        error.filename = str(path)  # shutil gives the name of a file within
+        raise
+
+
+def make_directory(path: Path) -> None:
+    """Create a directory and those above it that are missing, each with a durable name."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    path.mkdir(exist_ok=True)
+    sync(path.parent)

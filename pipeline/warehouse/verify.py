@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -68,7 +67,7 @@ def _inputs_problems(manifest: Manifest) -> Iterator[str]:
         return
     path = manifest.directory.display_path_of(INPUTS)
     try:
-        digest = _sha256(manifest, INPUTS)
+        digest = manifest.directory.sha256(INPUTS)
     except OSError as error:
         yield f"{path}: {cause(error)}"
         return
@@ -81,7 +80,7 @@ def _file_problems(manifest: Manifest, file: File) -> Iterator[str]:
     path, display_path = directory.file_path(file.path), directory.display_path_of(file.path)
     try:
         size = directory.filesystem.get_file_info(path).size
-        digest = _sha256(manifest, file.path)
+        digest = directory.sha256(file.path)
         comparisons = [("bytes", size, file.bytes), ("sha256", digest, file.sha256)]
         with pq.ParquetFile(path, filesystem=directory.filesystem) as parquet:
             comparisons.append(("rows", parquet.metadata.num_rows, file.rows))
@@ -93,8 +92,3 @@ def _file_problems(manifest: Manifest, file: File) -> Iterator[str]:
     for name, actual, expected in comparisons:
         if actual != expected:
             yield f"{display_path}: {name} is {actual}, but the manifest has {expected}"
-
-
-def _sha256(manifest: Manifest, name: str) -> str:
-    with manifest.directory.open(name) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

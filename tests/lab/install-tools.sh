@@ -7,7 +7,7 @@ for tool in qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-a
     qemu-system-ppc64:qemu-system-ppc qemu-system-s390x:qemu-system-misc crash:crash mke2fs:e2fsprogs \
     cpio:cpio xz:xz-utils dpkg-deb:dpkg debootstrap:debootstrap mkfs.xfs:xfsprogs kexec:kexec-tools \
     makedumpfile:makedumpfile ssh:openssh-client chromium:chromium /usr/sbin/sshd:openssh-server sudo:sudo \
-    valgrind:valgrind ip:iproute2; do
+    valgrind:valgrind ip:iproute2 fusermount3:fuse3; do
     command -v "${tool%%:*}" >/dev/null || missing="$missing ${tool#*:}"
 done
 dpkg -s busybox-static >/dev/null 2>&1 || missing="$missing busybox-static"

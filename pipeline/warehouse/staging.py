@@ -201,7 +201,10 @@ class Staging:
         options, targets = read_inputs(local_folder(self.directory))
         path = self.directory / PRIVATE_FILE
         with self._storage_errors():
-            private_fields = json.loads(path.read_bytes()) if path.exists() else {}
+            private_fields = {}
+            if path.exists():
+                with _open_own(path) as file:
+                    private_fields = json.load(file)
         return options, [target | private_fields.get(target["name"], {}) for target in targets]
 
     def options(self) -> dict[str, Any]:
@@ -220,7 +223,8 @@ class Staging:
                 sync(new_file)
                 new_file.rename(path)
                 sync(self.directory)
-            return path.read_bytes()
+            with _open_own(path) as key_file:
+                return key_file.read(KEY_BYTES)
 
     def finished_targets(self) -> set[str]:
         """Return the targets that have an outcome."""
@@ -335,7 +339,7 @@ class Staging:
         offsets = _offsets(self._spool_path)
         first_violations = {target: (check, reason) for target, check, reason in reversed(list(violations))}
         for target, (check, reason) in first_violations.items():
-            with self._spool_path.open("rb") as spool:
+            with _open_own(self._spool_path) as spool:
                 spooled = _read_outcome(spool, offsets[target])
             record = checked_record(spooled.entry, spooled.tables)
             self._append(target, bad_output_record(record, f"check:{check}", reason))
@@ -349,7 +353,7 @@ class Staging:
                 name: stack.enter_context(TableWriter(self._run_directory / f"{name}-00000.parquet", table))
                 for name, table in tables.items()
             }
-            spool = stack.enter_context(self._spool_path.open("rb"))
+            spool = stack.enter_context(_open_own(self._spool_path))
             writer_thread = stack.enter_context(ThreadPoolExecutor(1))
             pending_write: Future[None] | None = None
             for rows_by_table in self._rows(spool):
@@ -427,11 +431,15 @@ def _create_private(path: Path) -> IO[bytes]:
     return open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
+def _open_own(path: Path) -> IO[bytes]:
+    return open(path, "rb", opener=open_own)
+
+
 def _offsets(spool_path: Path) -> dict[str, int]:
     """Return the offset of the last spool line of each target, sorted by target."""
     offsets = {}
     offset = 0
-    with spool_path.open("rb") as spool:
+    with _open_own(spool_path) as spool:
         for line in spool:
             start = _LINE_START.match(line)
             # A power cut, or a disk that failed at fsync, leaves zeros: that target is collected again.

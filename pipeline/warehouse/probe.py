@@ -48,7 +48,8 @@ def probe(root: str | Path) -> None:
             _log.warning("%s: this file system has no locks: do not run one audit twice at a time", parent)
         with _errors(store.root.display_path_of("runs")):
             store.try_commit(directory)
-        _remove_remains(store, directory)
+        with _errors(str(store)):
+            _remove_remains(store, directory)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 

@@ -1,7 +1,7 @@
 """On a disk that fails at any operation, a run is published whole and durable or not at all, and nothing else is lost.
 
 A campaign on a FUSE file system: each operation of each scenario fails in turn, once or from then on, with each error
-that it can have. Then the disk is healed, and the work finished. TEST_FULL=1 tries all of some 5,000 faults.
+that it can have. Then the disk is healed, and the work finished. TEST_FULL=1 tries all of some 2,200 faults.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pytest
 
 from pipeline import warehouse
 from pipeline.common.errors import AuditError
+from pipeline.warehouse.errors import storage_errors
 from tests import campaign
 from tests.warehouse import faulty_disk
 from tests.warehouse.outcomes import failure, ok, run, skip_checks
@@ -73,11 +74,14 @@ def expire(root: Path) -> None:
 
 
 def read(root: Path) -> None:
-    assert [row["state"] for row in warehouse.overview(root)] == ["published", "published", "unfinished"]
+    *states, staged_state = [row["state"] for row in warehouse.overview(root)]
+    assert states == ["published", "published"]
+    assert staged_state in ("unfinished", "running")  # a lock that cannot be tried counts as held
     for run_id in (OLD, NEW):
         for line in warehouse.problems(root, run_id, skip_checks):
             raise AuditError(line)
-    assert figures(root) == {OLD: 2, NEW: 1}
+    with storage_errors(root):  # Arrow's own
+        assert figures(root) == {OLD: 2, NEW: 1}
 
 
 def figures(root: Path) -> dict[str, int]:

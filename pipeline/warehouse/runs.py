@@ -397,7 +397,7 @@ def _open_inputs(directory: Folder) -> Iterator[Iterator[dict[str, Any]]]:
     try:
         with directory.open(INPUTS) as stream, gzip.open(stream) as file:
             yield map(json.loads, _input_lines(file))
-    except (FileNotFoundError, gzip.BadGzipFile, zlib.error, EOFError, ValueError) as error:
+    except (FileNotFoundError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, RecursionError) as error:
         path = directory.display_path_of(INPUTS)
         raise TornError(f"{path}: cannot be read: {cause(error)}; start a new audit with: lru-audit run") from error
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import re
@@ -11,7 +12,9 @@ import pytest
 
 from pipeline import warehouse
 from pipeline.report.model import build_report
-from pipeline.warehouse import expiry
+from pipeline.warehouse import expiry, runs
+from pipeline.warehouse.errors import TornError
+from pipeline.warehouse.store import local_folder
 from tests import campaign
 from tests.warehouse.outcomes import STARTED_AT, failure, publish, run, session, skip_checks
 
@@ -230,6 +233,26 @@ def test_a_manifest_that_cannot_be_read_is_one_line_that_names_it(root, kind):
         warehouse.tables(root)
     assert str(error.value).startswith(f"{path}: invalid manifest: ")
     assert "\n" not in str(error.value)
+
+
+NESTED = "[" * 100_000
+
+
+def test_a_manifest_that_is_nested_too_deep_is_one_line_that_names_it(root):
+    path = root / "runs" / OLD / "manifest.json"
+    path.write_text(NESTED)
+    with pytest.raises(warehouse.WarehouseError, match="invalid manifest: RecursionError: ") as error:
+        warehouse.tables(root)
+    assert "\n" not in str(error.value)
+
+
+def test_files_of_a_staged_run_that_are_nested_too_deep_are_damaged(tmp_path):
+    (tmp_path / "run.json").write_text(NESTED)
+    with gzip.open(tmp_path / "inputs.jsonl.gz", "wt") as file:
+        file.write(NESTED)
+    for read, directory in ((runs.read_run_file, tmp_path), (runs.read_inputs, local_folder(tmp_path))):
+        with pytest.raises(TornError, match=str(tmp_path)):
+            read(directory)
 
 
 def test_a_run_without_a_manifest_is_one_line_that_names_it(root):

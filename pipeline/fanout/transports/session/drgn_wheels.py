@@ -44,7 +44,7 @@ def load(directory: str, python: str, suffix: str, arch: str, libc: str) -> byte
                 candidates.append((_release(match[1]), name))
         if candidates and max(candidates)[0] >= _release(OLDEST_DRGN):
             return _wheel_contents(os.path.join(directory, max(candidates)[1]))
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, NotImplementedError, struct.error, zipfile.BadZipFile) as error:  # of a damaged file
         text = f"the host has no drgn, and no wheel can be read from {directory}: {error}"
         raise SessionError("no_drgn", type(error).__name__, text) from error
     raise SessionError(
@@ -78,11 +78,14 @@ def _wheel_contents(path: str) -> bytes:
     import zipfile
 
     members, data = [], []
+    size_bytes = os.path.getsize(path)
     with zipfile.ZipFile(path) as wheel, open(path, "rb") as file:
         for entry in wheel.infolist():
             if entry.filename.endswith(".py") or ".so" in entry.filename:
                 file.seek(entry.header_offset + _ZIP_LENGTHS_OFFSET)
                 file.seek(sum(struct.unpack("<2H", file.read(4))), os.SEEK_CUR)
+                if file.tell() + entry.compress_size > size_bytes:
+                    raise zipfile.BadZipFile(f"{entry.filename} is cut off")
                 data.append(file.read(entry.compress_size))
                 members.append((entry.filename, entry.compress_size, entry.compress_type == zipfile.ZIP_DEFLATED))
     return repr(members).encode() + b"\n" + b"".join(data)

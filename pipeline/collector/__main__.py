@@ -107,7 +107,7 @@ def _take_snapshot(args):
         # Of drgn, for page tables of a kind that it does not read: ppc64 with the hash MMU.
         message = "drgn cannot translate this kernel's addresses: %s" % e
         raise CollectError("bad_core", message, "NotImplementedError") from e
-    except (LookupError, AttributeError, ValueError) as e:
+    except (LookupError, AttributeError, ValueError, RecursionError) as e:
         # This kernel lacks a type, member or symbol that the collector relies on, or its types are damaged.
         raise CollectError("no_types", str(e), type(e).__name__) from e
 

@@ -7,14 +7,16 @@ import time
 from collections.abc import Callable, Iterable
 
 import pytest
-from drgn import FaultError, Object, Program, offsetof
+from drgn import FaultError, Object, Program, TypeKind, offsetof
 from drgn.helpers.linux.slab import find_slab_cache
 
+from pipeline.collector import __main__ as collector
 from pipeline.collector import snapshot
 from pipeline.collector.access import kernel
 from pipeline.collector.access.btf import Btf, BtfError
 from pipeline.collector.status import CollectError
 from pipeline.collector.walk import list_lrus, superblocks
+from pipeline.fanout.runner import frame
 from tests.collector.conftest import CORES, Core
 from tests.collector.made import overlay, word
 
@@ -400,6 +402,21 @@ def test_a_damaged_btf_is_refused(damage: Callable[[bytes], bytes]) -> None:
     start, stop = prog.symbol("__start_BTF").address, prog.symbol("__stop_BTF").address
     with pytest.raises(BtfError):
         Btf(prog, damage(prog.read(start, stop - start)))
+
+
+def test_a_struct_that_contains_itself_is_damaged(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """drgn raises RecursionError where it looks for a member of such a struct."""
+    struct_type = struct.pack("<6I", 1, 4 << 24 | 1, 8, 0, 1, 0)
+    blob = struct.pack("<HBB5I", 0xEB9F, 1, 0, 24, 0, 24, 24, 6) + struct_type + b"\0page\0"
+    prog = EAGER.kernel.prog
+    struct_page = Btf(prog, blob).find_type(prog, {TypeKind.STRUCT}, "page", None)
+    monkeypatch.setattr(snapshot, "take", lambda *_: struct_page.has_member("flags"))
+    assert collector.main([str(EAGER.path)]) == 1
+    failure = frame.parse(capsys.readouterr().out.encode())
+    assert isinstance(failure, frame.Failure)
+    assert (failure.status, failure.error_type) == ("no_types", "RecursionError")
 
 
 class _OldTypes:

@@ -152,7 +152,13 @@ class Btf:
 
     def _type(self, type_id):
         if type_id not in self._types:
-            self._types[type_id] = self._build_type(type_id)
+            try:
+                self._types[type_id] = self._build_type(type_id)
+            except BtfError:
+                raise
+            # RecursionError: a type that refers to itself. TypeError: of drgn, for a type of the wrong kind.
+            except (IndexError, OverflowError, RecursionError, TypeError, ValueError) as e:
+                raise BtfError("type %d of BTF is damaged: %s" % (type_id, e)) from e
         return self._types[type_id]
 
     def _build_type(self, type_id):

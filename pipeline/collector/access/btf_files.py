@@ -20,6 +20,11 @@ _SYMBOLS = (
     # ("btf: expose BTF info through sysfs") (in v5.4).
     ("_binary__btf_vmlinux_bin_start", "_binary__btf_vmlinux_bin_end"),
 )
+# What reading a damaged file raises. MemoryError: xz's header asks for up to 4 GiB.
+_FILE_ERRORS = (
+    *(OSError, KeyError, EOFError, ValueError, RecursionError, MemoryError),
+    *(tarfile.TarError, lzma.LZMAError),
+)
 # Limit of a kernel's BTF: distributions' have 3 to 10 MB.
 _MAX_BTF_BYTES = 64 << 20
 
@@ -57,7 +62,7 @@ def read_from_dir(prog, source, btf_dir):
         try:
             blob = _read_file(path, build.release)
             differences = build_check.type_differences(prog, _types_only(prog.platform, blob))
-        except (OSError, KeyError, EOFError, RecursionError, tarfile.TarError, lzma.LZMAError, ValueError) as e:
+        except _FILE_ERRORS as e:
             misfits.append(CollectError("no_types", "%s: %s" % (path, e), type(e).__name__))
             continue
         if differences:

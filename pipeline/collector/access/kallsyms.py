@@ -34,6 +34,8 @@ _DIGITS = re.compile(b"".join(b"%d\0" % digit for digit in range(10)))
 # Limit of the token table and its index: 256 tokens of at most KSYM_NAME_LEN bytes (1 KB in practice) and 512 bytes.
 _MAX_TOKEN_BYTES = 64 << 10
 _MAX_SYMBOLS = 1 << 22
+# Limit of the compressed names, with the tables between them and the tokens: distributions' kernels have 1 to 3 MB.
+_MAX_NAME_BYTES = 64 << 20
 
 # A global variable that every kernel has.
 _VARIABLE = "init_uts_ns"
@@ -76,14 +78,14 @@ def _load_own_symbols(prog):
                 return index
     try:
         return _read_kallsyms(prog)
-    except (IndexError, ValueError, struct.error) as e:
+    except (LookupError, ValueError, struct.error) as e:
         message = "the kernel's symbol table cannot be decoded: %s" % e
         raise CollectError("no_types", message, type(e).__name__) from e
 
 
 def vmcoreinfo_symbols(prog):
     """Return the address of each symbol in VMCOREINFO, by its name."""
-    symbols = re.findall(rb"^SYMBOL\((\w+)\)=([0-9a-f]+)$", prog["VMCOREINFO"].string_(), re.MULTILINE)
+    symbols = re.findall(rb"^SYMBOL\((\w+)\)=([0-9a-f]{1,16})$", prog["VMCOREINFO"].string_(), re.MULTILINE)
     return {name.decode(): int(address, 16) for name, address in symbols}
 
 
@@ -167,7 +169,7 @@ def _is_text_in_memory(prog, text_address):
         return False
     try:
         return any(prog.read(physical, _PAGE_BYTES, True))
-    except FaultError:
+    except (FaultError, OverflowError):  # OverflowError: not an address
         return False
 
 
@@ -212,10 +214,16 @@ def _read_names(prog, tables, count, endian):
     """Return the SymbolNames of the kernel."""
     start = tables["names"]
     # The token table lies after the names in every order of the tables.
-    data = prog.read(start, tables["token_table"] - start)
-    token_bytes = prog.read(tables["token_table"], tables["token_index"] - tables["token_table"])
+    data = _read_between(prog, start, tables["token_table"], _MAX_NAME_BYTES)
+    token_bytes = _read_between(prog, tables["token_table"], tables["token_index"], _MAX_TOKEN_BYTES)
     token_index = struct.unpack(endian + "256H", prog.read(tables["token_index"], 512))
     return SymbolNames(data, count, [token_bytes[offset : token_bytes.index(0, offset)] for offset in token_index])
+
+
+def _read_between(prog, start, end, max_bytes):
+    if not 0 < end - start <= max_bytes:
+        raise ValueError("a table of %d bytes" % (end - start))
+    return prog.read(start, end - start)
 
 
 def _read_addresses(prog, tables, count, endian, names, stext):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import resource
+import struct
 import tarfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from drgn import Program, Symbol, sizeof
+from drgn import Program, Symbol, TypeKind, sizeof
 
 from pipeline.collector.access import btf_files, kallsyms, kernel
+from pipeline.collector.access.btf import Btf, BtfError
 from pipeline.collector.status import CollectError
 from tests.collector.conftest import CORES, Core
 
@@ -111,6 +115,40 @@ def test_a_damaged_file_is_passed_over(tmp_path: Path, data: bytes) -> None:
     assert error_info.value.status == "no_types"
     write(damaged.parents[1] / "z" / f"{RELEASE}.btf", btf_of(CORE))
     assert open_core(tmp_path).types_source == "btf-dir"
+
+
+@pytest.mark.usefixtures("without_btf")
+def test_a_file_that_asks_for_more_memory_than_there_is_is_passed_over(tmp_path: Path) -> None:
+    """xz's header has the size of the dictionary (the .xz file format, 5.3.1): here 4 GiB, as of another file."""
+    file = tmp_path / f"{RELEASE}.btf.tar.xz"
+    with tarfile.open(file, "w:xz", preset=0) as archive:
+        archive.addfile(tarfile.TarInfo(f"{RELEASE}.btf"))
+    content = bytearray(file.read_bytes())
+    assert content[12:16] == b"\x02\0\x21\x01", "a block of LZMA2"
+    content[16] = 40
+    content[20:24] = zlib.crc32(content[12:20]).to_bytes(4, "little")
+    file.write_bytes(content)
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, limits[1]))
+    try:
+        with pytest.raises(CollectError, match=str(file)) as error_info:
+            open_core(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
+    assert (error_info.value.status, error_info.value.error_type) == ("no_types", "MemoryError")
+
+
+def typedefs(*targets: int) -> bytes:
+    """A BTF of typedefs of these types (Documentation/bpf/btf.rst)."""
+    types = b"".join(struct.pack("<3I", 1, 8 << 24, target) for target in targets)
+    return struct.pack("<HBB5I", 0xEB9F, 1, 0, 24, 0, len(types), len(types), 5) + types + b"\0u64\0"
+
+
+@pytest.mark.parametrize("targets", [(1,), (2, 1), (7,), range(2, 5000)], ids=["itself", "a cycle", "none", "a chain"])
+def test_a_type_that_leads_nowhere_is_damaged(targets: Sequence[int]) -> None:
+    types = Btf(Program(CORE.kernel.prog.platform), typedefs(*targets))
+    with pytest.raises(BtfError, match=r"type \d+ of BTF is damaged"):
+        types.find_type(None, {TypeKind.TYPEDEF}, "u64", None)
 
 
 @pytest.mark.usefixtures("without_btf")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from drgn import FaultError
 
-from pipeline.collector.access import kallsyms, kernel
+from pipeline.collector.access import kallsyms, kernel, utsname
 from pipeline.collector.status import CollectError
 from tests.collector.conftest import CORES
+from tests.fuzz.kernels import Kernel, kernel_seeds
 
 # Address of the kernel's text on x86_64, ppc64le and s390x, and their byte order.
 TEXTS = {"x86_64": (0xFFFFFFFF81000000, "<"), "ppc64le": (0xC000000000000000, "<"), "s390x": (0x100000, ">")}
@@ -75,6 +78,44 @@ def test_tables_are_found_in_the_order_in_which_old_kernels_have_them(
     assert struct.unpack_from(f"{order}I", image, num_syms)[0] == count
     assert num_syms - offsets["num_syms"] in (0, 4)
     assert tables == {name: offset for name, offset in offsets.items() if name not in ("text", "markers", "num_syms")}
+
+
+class TestAddressesThatCannotBe:
+    """VMCOREINFO is the dump's, and may have any numbers."""
+
+    @pytest.fixture
+    def kernel(self) -> Callable[[bytes, bytes], Kernel]:
+        """Return a kernel whose VMCOREINFO has another number on one line."""
+        text, _, memory = next(kernel_seeds()).partition(b"\0")
+        assert kallsyms._load_own_symbols(Kernel(memory, text))(None, "_stext", None, True)
+
+        def with_number(name: bytes, number: bytes) -> Kernel:
+            changed, count = re.subn(rb"(?m)^(\w+\(%s\)=).*" % name, rb"\g<1>" + number, text)
+            assert count == 1
+            return Kernel(memory, changed)
+
+        return with_number
+
+    @pytest.mark.parametrize("number", [b"ffffffff80000000", b"ffffffffffffffff", b"0", b"f" * 17, b"ffffffffc1000010"])
+    @pytest.mark.parametrize("name", [b"kallsyms_token_table", b"kallsyms_token_index", b"kallsyms_names"])
+    def test_of_a_table_are_refused(self, kernel, name: bytes, number: bytes) -> None:
+        with pytest.raises((CollectError, FaultError)) as error_info:
+            kallsyms._load_own_symbols(kernel(name, number))
+        assert getattr(error_info.value, "status", "no_types") == "no_types"
+
+    def test_a_table_that_is_missing_is_named(self, kernel) -> None:
+        with pytest.raises(CollectError, match="cannot be decoded: 'num_syms'") as error_info:
+            kallsyms._load_own_symbols(kernel(b"kallsyms_num_syms", b""))
+        assert error_info.value.status == "no_types"
+
+    def test_a_name_of_the_kernel_cannot_be_read_beyond_64_bits(self, kernel) -> None:
+        assert utsname.read(kernel(b"init_uts_ns", b"ffffffff81000008")) is not None
+        assert utsname.read(kernel(b"init_uts_ns", b"fffffffff81000008")) is None
+
+    @pytest.mark.parametrize("number", [b"-99999999999999999999", b"0xfffffffffffffffffffff"])
+    def test_of_the_text_leave_it_missing(self, kernel, number: bytes) -> None:
+        with_text_elsewhere = kernel(b"phys_base", number)
+        assert not kallsyms._is_text_in_memory(with_text_elsewhere, 0xFFFFFFFF81000000)
 
 
 SYSTEM_MAP = "System.map-5.10.0-32-cloud-arm64"

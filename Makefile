@@ -11,7 +11,7 @@ TOOLS := .venv/tools/installed
 # One more than CPUs, for tests that wait: for a guest, a host, a timeout.
 WORKERS = -n $$(($$(nproc) + 1)) --maxprocesses 8
 
-.PHONY: audit test test-faults test-oldest-duckdb lint lab lab-test bench dist lock advisories clean
+.PHONY: audit test test-faults fuzz test-oldest-duckdb lint lab lab-test bench dist lock advisories clean
 
 audit: $(INSTALLED)
 	$(BIN)/lru-audit run tests/vmcores --audit bundled --warehouse warehouse
@@ -22,6 +22,12 @@ test: $(TESTING) lint
 # A random part of what is about time, chance and repetition; TEST_FULL=1 runs all of it, TEST_SEED=N the same part again.
 test-faults: $(FAULTS)
 	$(BIN)/python -m pytest -v $(WORKERS) --dist worksteal -m "faults and not lab"
+
+# Fuzz every parser with 100,000 cases in all, and print which lines of them the kept inputs reach.
+fuzz: $(FAULTS)
+	$(BIN)/python -m tests.fuzz parsers --corpus .cache/fuzz $(if $(TEST_SEED),--seed $(TEST_SEED))
+	$(BIN)/coverage run --data-file .cache/fuzz/coverage --source pipeline -m tests.fuzz parsers --replay .cache/fuzz
+	$(BIN)/coverage report --data-file .cache/fuzz/coverage --skip-empty
 
 # The tests that use DuckDB, with the oldest supported version.
 test-oldest-duckdb: $(TESTING)

@@ -20,6 +20,7 @@ REMEDIES = {
     **{f"Python {version}": f"pyenv install {version}" for version in ("3.6", "3.7", "3.8", "3.11")},
     **{shell: f"apt-get install {shell}" for shell in ("fish", "tcsh", "zsh")},
     **dict.fromkeys(("datafusion", "pandas", "polars"), "pip install -e .[readers]"),
+    "atheris": "pip install -e .[faults]",
     "busybox": "apt-get install busybox",
     "Debian's python3": "apt-get install python3",
     "gcc": "apt-get install gcc",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,9 @@ from pipeline.collector.status import GOOD
 from pipeline.common.errors import UsageError
 from pipeline.common.output import message
 from pipeline.common.text import escape_surrogates
+
+# An expiry of a long history removes runs for seconds, and a report takes a tenth of one.
+_EXPIRY_RETRIES = 20
 
 if TYPE_CHECKING:
     from pipeline.fanout.runner import Limits
@@ -371,10 +375,7 @@ def _resume_hint(staging: Staging) -> Iterator[None]:
 
 def _publish(args: argparse.Namespace, staging: Staging) -> int:
     """Publish a run whose targets all have an outcome, print its report, and return the exit code."""
-    from pipeline import query, warehouse
-    from pipeline.common import output
-    from pipeline.report import render
-    from pipeline.report.model import build_report
+    from pipeline import query
 
     with _resume_hint(staging):
         manifest = staging.publish(query.check)
@@ -382,18 +383,39 @@ def _publish(args: argparse.Namespace, staging: Staging) -> int:
         if staging.unchanged_counts:
             message(_unchanged_note(staging))
         message(f"published {manifest.directory}")
-    with warehouse.open_tables(args.warehouse) as tables:
-        report = build_report(query.Session(tables), manifest.run_id)
-        try:
-            render.text(report, sys.stdout)
-            sys.stdout.flush()
-        except BrokenPipeError:  # the run is published even if the reader of stdout has gone
-            output.discard_stdout()
-        if print_fired_thresholds(args.fail_if, report):
-            return THRESHOLD_FIRED
+    if _print_report(args, manifest.run_id):
+        return THRESHOLD_FIRED
     if manifest.good == manifest.targets:
         return OK
     return SOME_NOT_GOOD if manifest.good else NONE_GOOD
+
+
+def _print_report(args: argparse.Namespace, run_id: str) -> bool:
+    """Print the report of a published run, and return whether a condition of --fail-if holds.
+
+    Older runs may expire meanwhile. This is no failure of the command, whose run is published: the report starts again.
+    """
+    from pipeline import query, warehouse
+    from pipeline.common import output
+    from pipeline.report import render
+    from pipeline.report.model import build_report
+
+    retries = _EXPIRY_RETRIES
+    while True:
+        try:
+            with warehouse.open_tables(args.warehouse) as tables:
+                report = build_report(query.Session(tables), run_id)
+                render.text(report, io.StringIO())  # reads every figure, so that nothing is printed twice
+                try:
+                    render.text(report, sys.stdout)
+                    sys.stdout.flush()
+                except BrokenPipeError:  # the run is published even if the reader of stdout has gone
+                    output.discard_stdout()
+                return print_fired_thresholds(args.fail_if, report)
+        except warehouse.ExpiredError:
+            if not retries:
+                raise
+            retries -= 1
 
 
 def _unchanged_note(staging: Staging) -> str:

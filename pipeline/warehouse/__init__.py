@@ -3,7 +3,7 @@
 A warehouse is named by a path or a URI; `store.open_store` lists the accepted forms.
 """
 
-from pipeline.warehouse.errors import WarehouseError
+from pipeline.warehouse.errors import ExpiredError, WarehouseError
 from pipeline.warehouse.expiry import Removal, RetentionRules, removal_of, removals
 from pipeline.warehouse.overlap import exclusive_audit
 from pipeline.warehouse.overview import overview
@@ -25,6 +25,7 @@ from pipeline.warehouse.staging import Staging
 from pipeline.warehouse.verify import problems
 
 __all__ = [
+    "ExpiredError",
     "Manifest",
     "Removal",
     "RetentionRules",

@@ -21,6 +21,10 @@ class TornError(WarehouseError):
     """A file that a run needs to be resumed is missing or incomplete; reading it again does not help."""
 
 
+class ExpiredError(WarehouseError):
+    """A run was expired while it was read; reading the runs that are left helps."""
+
+
 class LocationError(WarehouseError):
     """The given path or URI cannot hold a warehouse."""
 

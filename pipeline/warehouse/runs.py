@@ -33,7 +33,7 @@ from pipeline.common import clock
 from pipeline.common.errors import AuditError
 from pipeline.common.text import joined_lines, quote
 from pipeline.warehouse import schema
-from pipeline.warehouse.errors import TornError, WarehouseError, cause, storage_errors
+from pipeline.warehouse.errors import ExpiredError, TornError, WarehouseError, cause, storage_errors
 from pipeline.warehouse.files import open_regular, read_json
 from pipeline.warehouse.store import INPUTS, MANIFEST, RUN_ID, Folder, Store, open_store
 
@@ -446,9 +446,7 @@ def open_tables(root: str | Path, manifests: Sequence[Manifest] | None = None) -
     except AuditError as error:
         store = open_store(root)
         if expired_ids := [run.run_id for run in manifests if not store.is_published(run.run_id)]:
-            raise WarehouseError(
-                f"{store}: run {expired_ids[0]} was expired meanwhile: run the command again"
-            ) from error
+            raise ExpiredError(f"{store}: run {expired_ids[0]} was expired meanwhile: run the command again") from error
         raise
 
 

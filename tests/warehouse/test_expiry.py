@@ -21,6 +21,7 @@ from pipeline.warehouse.store import local_folder
 from tests.warehouse.outcomes import STARTED_AT, directory_of, failure, ok, publish, run, session
 
 ROOT = Path(__file__).parents[2]
+VMCORES = ROOT / "tests" / "vmcores"
 DAY_US = 86_400_000_000
 
 
@@ -484,28 +485,41 @@ def test_killed_at_any_step_of_expire_runs_are_whole_or_absent_and_the_next_one_
     assert run_counts.count(1) > 8, "a kill at each file"
 
 
+# Runs a command during whose first query all runs expire but the last.
+EXPIRE_FIRST = """
+    import subprocess
+    from pipeline import cli
+    runs = sys.modules["pipeline.warehouse.runs"]
+
+    def expire_first(manifests, datasets=runs.datasets):
+        command = [sys.executable, "-m", "pipeline", "expire", "--keep-last", "1", "-w", sys.argv[1]]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return datasets(manifests)
+
+    runs.datasets = expire_first
+    sys.exit(cli.main([*sys.argv[2:], "-w", sys.argv[1]]))
+    """
+
+
 @pytest.mark.parametrize("command", [["sql", "SELECT count(*) FROM list_lrus"], ["report"]], ids=["sql", "report"])
 def test_a_query_during_which_a_run_is_expired_ends_in_one_line(tmp_path, command):
     """expire runs in a separate process, after the query has listed the runs and before it reads them."""
     for day, run_id in enumerate(("20251101T000000Z-aaaaaaaa", "20251102T000000Z-bbbbbbbb")):
         publish(tmp_path, ok("a"), run_id=run_id, started_at=STARTED_AT + day * DAY_US)
-    script = """
-        import subprocess
-        from pipeline import cli
-        runs = sys.modules["pipeline.warehouse.runs"]
-
-        def expire_first(manifests, datasets=runs.datasets):
-            command = [sys.executable, "-m", "pipeline", "expire", "--keep-last", "1", "-w", sys.argv[1]]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            return datasets(manifests)
-
-        runs.datasets = expire_first
-        sys.exit(cli.main([*sys.argv[2:], "-w", sys.argv[1]]))
-        """
-    process = start_child(script, tmp_path, *command)
+    process = start_child(EXPIRE_FIRST, tmp_path, *command)
     out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (cli.FAILED, ""), err
     assert err == f"lru-audit: {tmp_path}: run 20251101T000000Z-aaaaaaaa was expired meanwhile: run the command again\n"
+
+
+def test_a_run_during_whose_report_another_expires_ends_as_its_targets_did(tmp_path):
+    for day, run_id in enumerate(("20251101T000000Z-aaaaaaaa", "20251102T000000Z-bbbbbbbb")):
+        publish(tmp_path, ok("a"), run_id=run_id, started_at=STARTED_AT + day * DAY_US)
+    process = start_child(EXPIRE_FIRST, tmp_path, "run", VMCORES / "deb510-n1" / "vmcore", "--quiet")
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (cli.OK, "")
+    (manifest,) = warehouse.published_runs(tmp_path)
+    assert out.count(f"Run {manifest.run_id} of audit adhoc\n") == 1
 
 
 @pytest.mark.faults

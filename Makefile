@@ -11,7 +11,7 @@ TOOLS := .venv/tools/installed
 # One more than CPUs, for tests that wait: for a guest, a host, a timeout.
 WORKERS = -n $$(($$(nproc) + 1)) --maxprocesses 8
 
-.PHONY: audit test test-faults fuzz test-oldest-duckdb lint lab lab-test bench dist lock advisories clean
+.PHONY: audit test test-faults fuzz test-oldest-duckdb lint lab lab-test bench soak dist lock advisories clean
 
 audit: $(INSTALLED)
 	$(BIN)/lru-audit run tests/vmcores --audit bundled --warehouse warehouse
@@ -54,6 +54,11 @@ lab-test: $(BROWSER)
 # BEFORE=REVISION also as it was in that revision.
 bench: $(TESTING)
 	$(BIN)/python -m tests.bench --full --json bench.json $(if $(BEFORE),--before $(BEFORE))
+
+# Audit in a loop with faults, readers and expiry beside it, for an hour: MINUTES=N for another time, SEED=N to repeat one.
+# Needs root, and makes namespaces of its own.
+soak: $(TESTING)
+	$(BIN)/python -m tests.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 # The wheel and the sdist of the last commit, the same bytes wherever they are built.
 dist: $(INSTALLED)

@@ -26,7 +26,7 @@ from tests.soak.targets import BYTES_COLUMNS, Figures, Kind
 _OTHER_FILES = {"inputs.jsonl.gz", "manifest.json"}
 _HOST_TABLES = ("superblocks", "list_lrus", "memcgs", "memcg_memory", "dying_memcg_pages")
 # A child dies with its parent, and Ray's processes follow their raylet; a busy machine lets them wait.
-_EXIT_S = 30.0
+_EXIT_S = 60.0
 
 
 def manifests(warehouse: Path) -> dict[str, dict[str, Any]]:

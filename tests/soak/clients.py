@@ -7,6 +7,7 @@ Each works from a line on stdin, a seed, to the next one, and then prints what i
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -95,7 +96,7 @@ def read(warehouse: Path) -> Callable[[random.Random, Seen], None]:
                     content = json.loads(process.stdout)
                     statuses = [[row["status"], row["targets"]] for row in content["coverage"]]
                     seen["reports"].append([content["run"]["run_id"], content["run"]["targets"], statuses])
-            time.sleep(chance.uniform(0, 0.5))
+            time.sleep(chance.uniform(0, 1))
 
     return work
 
@@ -109,7 +110,7 @@ def keep(warehouse: Path) -> Callable[[random.Random, Seen], None]:
             _expire(seen, warehouse, chance.randint(1, KEPT_RUNS))
             if chance.random() < 0.3:
                 _run(seen, "verify", "-w", warehouse)
-            time.sleep(chance.uniform(0, 1))
+            time.sleep(chance.uniform(0, 2))
         _expire(seen, warehouse, KEPT_RUNS)
         _run(seen, "verify", "-w", warehouse)
 
@@ -151,8 +152,10 @@ class Driver:
 
 def staged_runs(warehouse: Path, audit: str) -> list[str]:
     """Return the ids of the runs of an audit that are in staging and not published."""
-    paths = sorted(warehouse.glob("staging/*/run.json"))
-    audits = {path.parent.name: json.loads(path.read_bytes())["audit"] for path in paths}
+    audits = {}
+    for path in sorted(warehouse.glob("staging/*/run.json")):
+        with contextlib.suppress(FileNotFoundError):  # published meanwhile
+            audits[path.parent.name] = json.loads(path.read_bytes())["audit"]
     published = checks.manifests(warehouse)
     return [run_id for run_id, name in audits.items() if name == audit and run_id not in published]
 

@@ -40,6 +40,7 @@ _SCRIPTS = {
     "noise": "head -c 200000 /dev/urandom",
     "endless": "exec yes",
     "torn": "head -c 3000 {output}",
+    "contradicts": "cat {output}.contradicting",
     "lies": 'sed \'s/^{{"table":"superblocks".*/&\\n&/\' {output}',
     "boasts": 'sed \'/"memcgs"/s/"rows":\\[\\[[0-9]*/"rows":[[9007199254740993/\' {output}',
 }
@@ -120,12 +121,15 @@ class Fleet:
         command = [sys.executable, "-m", "pipeline.collector", VMCORES / core / "vmcore"]
         with output.open("wb") as file:
             subprocess.run(command, cwd=ROOT, stdout=file, check=True)
-        _, _, frame = output.read_bytes().partition(b"list-lru-audit snapshot 1\n")
-        *tables, _ = map(json.loads, frame.splitlines())
+        _, header, frame = output.read_bytes().partition(b"list-lru-audit snapshot 1\n")
+        *tables, end = map(json.loads, frame.splitlines())
         rows = {table["table"]: len(table["rows"]) for table in tables}
         (lists,) = (table for table in tables if table["table"] == "list_lrus")
         indices = [lists["columns"].index(column) for column in BYTES_COLUMNS]
         self.figures[core] = Figures(sum(row[index] or 0 for row in lists["rows"] for index in indices), rows)
+        lists["rows"][0][lists["columns"].index("list_lru_one_objects")] += 1
+        lines = "".join(f"{json.dumps(record)}\n" for record in (*tables, end))
+        output.with_name(f"{output.name}.contradicting").write_text(f"{header.decode()}{lines}")
 
     def _script(self, name: str, text: str) -> str:
         path = self.bin / name

@@ -77,13 +77,19 @@ def restrict(readable: Iterable[str], listable: Iterable[str]) -> None:
 
 
 def _allow(ruleset_fd: int, path: str, rights: int) -> None:
+    """Add a rule for a path.
+
+    A file of procfs stays open: when the kernel is short of memory it forgets one that is not, and the next access
+    finds a new inode, for which there is no rule.
+    """
     path_fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         if not os.path.isdir(path):
             rights &= _READ_FILE
         _system_call(_ADD_RULE, ruleset_fd, _RULE_PATH_BENEATH, struct.pack("=Qi", rights, path_fd), 0)
     finally:
-        os.close(path_fd)
+        if not path.startswith("/proc/"):
+            os.close(path_fd)
 
 
 def deny_sockets() -> None:

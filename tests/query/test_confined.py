@@ -325,6 +325,27 @@ def test_a_query_of_a_local_warehouse_can_create_no_socket(root, mode, replace_c
         query.run_confined(remote_tables(root), "", {}, LIMITS)
 
 
+@NEEDS_LANDLOCK
+@pytest.mark.faults
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_file_of_procfs_can_be_read_after_the_kernel_has_dropped_its_caches():
+    """DuckDB reads it during a query. The kernel drops its caches as it does when it is short of memory."""
+    code = """
+import sys
+from pipeline.query import landlock
+landlock.restrict(["/proc/self/cgroup"], [])
+print(flush=True)
+sys.stdin.readline()
+open("/proc/self/cgroup").close()
+"""
+    pipe = subprocess.PIPE
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    child.stdout.readline()
+    Path("/proc/sys/vm/drop_caches").write_text("2")
+    _, stderr = child.communicate("\n", timeout=60)
+    assert child.returncode == 0, stderr
+
+
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_query_ends_with_the_command_that_asked(root, signal_number):
     command = [sys.executable, "-m", "pipeline", "sql", "-w", str(root), "SELECT sleep_ms(1000000000)"]

@@ -170,7 +170,7 @@ class Fleet:
             "torn": [("bad_output", "FrameError")],
             "lies": [("bad_output", "FrameError")],
             "boasts": [("bad_output", "schema")],
-            "contradicts": [("bad_output", None)],
+            "contradicts": [("bad_output", "check:object_bytes")],
         }
         for name, text in _SCRIPTS.items():
             script = self._script(name, text.format(output=self.folder / "deb510-n1.out"))

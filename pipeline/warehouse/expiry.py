@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -255,4 +256,10 @@ def _remove_upload(store: Store, name: str, cutoff: float | None) -> None:
 
 
 def _size_bytes(directory: Path) -> int:
-    return sum(path.lstat().st_size for path in directory.rglob("*") if path.is_file())
+    """Return the size of the files in a directory; those that another process removes meanwhile do not count."""
+    size_bytes = 0
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            with suppress(FileNotFoundError):
+                size_bytes += Path(parent, name).lstat().st_size
+    return size_bytes

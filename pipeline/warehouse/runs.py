@@ -344,9 +344,19 @@ def _latest_last(places: Mapping[str, tuple[int | None, datetime]]) -> list[str]
 def staged_runs(root: str | Path) -> dict[str, dict[str, Any]]:
     """Return the content of run.json of each run in staging by run_id, except runs that are published already."""
     store = open_store(root)
+    runs = {}
     with storage_errors(str(store)):
-        directories = [path for path in staged_directories(store) if not store.is_published(path.name)]
-        return {path.name: read_run_file(path) for path in directories}
+        for directory in staged_directories(store):
+            try:
+                run = read_run_file(directory)
+            except TornError:
+                if (directory / RUN_FILE).exists():
+                    raise
+                continue  # its driver has published it meanwhile, or expire has removed it
+            # Its driver removes it from staging after it has published it.
+            if not store.is_published(directory.name):
+                runs[directory.name] = run
+    return runs
 
 
 def staged_directories(store: Store) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -510,6 +511,23 @@ def test_a_query_during_which_a_run_is_expired_ends_in_one_line(tmp_path, comman
     out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (cli.FAILED, ""), err
     assert err == f"lru-audit: {tmp_path}: run 20251101T000000Z-aaaaaaaa was expired meanwhile: run the command again\n"
+
+
+def test_a_driver_that_removes_its_published_run_from_staging_meanwhile_does_not_disturb(tmp_path, monkeypatch):
+    staged = tmp_path / "staging" / publish(tmp_path, ok("a")).name
+    staged.mkdir()
+    (staged / "outcomes.jsonl").touch()
+    lstat = Path.lstat
+
+    def remove_first(path: Path) -> os.stat_result:
+        shutil.rmtree(staged, ignore_errors=True)
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", remove_first)
+    for removal in warehouse.removals(tmp_path, RetentionRules()):
+        removal.carry_out()
+    assert not staged.exists()
+    assert len(warehouse.published_runs(tmp_path)) == 1
 
 
 def test_a_run_during_whose_report_another_expires_ends_as_its_targets_did(tmp_path):

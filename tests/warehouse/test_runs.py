@@ -128,6 +128,19 @@ def test_the_latest_to_resume_was_begun_last(tmp_path):
     assert warehouse.resolve_resumable_run(tmp_path, "latest") == NEWEST
 
 
+def test_a_run_that_its_driver_publishes_while_it_is_looked_at_is_not_staged(tmp_path, monkeypatch):
+    staging = warehouse.Staging.create(tmp_path, run(targets=1))
+    staging.append(failure("a"))
+    read_run_file = runs.read_run_file
+
+    def publish_first(directory):
+        staging.publish(skip_checks)
+        return read_run_file(directory)
+
+    monkeypatch.setattr(runs, "read_run_file", publish_first)
+    assert warehouse.staged_runs(tmp_path) == {}
+
+
 def test_a_manifest_that_cannot_be_read_does_not_keep_a_run_from_being_made(tmp_path):
     publish(tmp_path, failure("a"), run_id=OLD)
     (publish(tmp_path, failure("a"), run_id=NEW) / "manifest.json").write_text("{")

@@ -22,12 +22,12 @@ __all__ = ["FAILED", "INTERRUPTED", "NONE_GOOD", "OK", "SOME_NOT_GOOD", "THRESHO
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code. Only exceptions that are bugs of this program propagate."""
     _open_standard_streams()
-    args = parser().parse_args(argv)
     # SIGTERM, sent by systemd, cron and timeout, and the SIGHUP of a closed terminal interrupt a run like Ctrl-C.
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
     try:
+        args = parser().parse_args(argv)
         exit_code: int = args.command(args)
         sys.stdout.flush()
         return exit_code

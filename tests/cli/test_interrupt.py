@@ -298,3 +298,14 @@ def test_an_interrupt_of_a_run_that_is_published_says_so(
     assert cli.main(["run", core, "-w", str(tmp_path), "--quiet"]) == cli.INTERRUPTED
     (run,) = (tmp_path / "runs").iterdir()
     assert capsys.readouterr().err.splitlines() == [f"published {run}", "interrupted"]
+
+
+def test_an_interrupt_while_arguments_are_parsed_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "parser", interrupt)
+    assert cli.main(["runs"]) == cli.INTERRUPTED
+    assert capsys.readouterr().err == "interrupted\n"

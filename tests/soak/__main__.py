@@ -255,7 +255,7 @@ class Soak:
         yield "| measurement | figure |"
         yield "|---|---|"
         yield f"| seed, time | {self.seed}, {seconds / 60:.0f} min |"
-        yield f"| steps, of which with a fault | {steps}, {sum(self.faults.values())} |"
+        yield f"| steps, faults | {steps}, {sum(self.faults.values())} |"
         yield f"| runs published and checked | {self.counts['runs']} |"
         yield f"| targets, each with one final row | {self.counts['targets']:,} |"
         yield f"| ends | {_listed(self.ends)} |"

@@ -41,4 +41,4 @@ def test_runs_with_faults_are_whole_and_leave_nothing() -> None:
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     print(process.stdout)
     assert process.returncode == 0, process.stdout + process.stderr
-    assert f"| steps, of which with a fault | {STEPS}, " in process.stdout
+    assert f"| steps, faults | {STEPS}, " in process.stdout

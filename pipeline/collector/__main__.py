@@ -110,6 +110,24 @@ def _take_snapshot(args):
     except (LookupError, AttributeError, ValueError, RecursionError) as e:
         # This kernel lacks a type, member or symbol that the collector relies on, or its types are damaged.
         raise CollectError("no_types", str(e), type(e).__name__) from e
+    except (CollectError, MemoryError):
+        raise
+    except Exception as e:
+        # For example drgn's own exceptions, whose classes differ between its versions.
+        message = "memory is damaged: %s: %s (%s)" % (type(e).__name__, e, _innermost_line(e))
+        raise CollectError("bad_core", message, type(e).__name__) from e
+
+
+def _innermost_line(error):
+    """Return the line of the collector in which an exception was raised, or which called what raised it."""
+    place = "?"
+    traceback = error.__traceback__
+    while traceback:
+        module = traceback.tb_frame.f_globals["__name__"]
+        if module.startswith(__package__):
+            place = "%s, line %d" % (module, traceback.tb_lineno)
+        traceback = traceback.tb_next
+    return place
 
 
 def _import_helpers():

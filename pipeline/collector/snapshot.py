@@ -18,6 +18,7 @@ from .walk import (
     layouts,
     list_lrus,
     memcgs,
+    memmap,
     slab,
     superblocks,
     totals,
@@ -29,6 +30,7 @@ from .walk.nodes import nodes_in_state, nr_node_ids
 _MICROSECONDS = 1000000
 # Range of a plausible struct timekeeper.xtime_sec: the years 2000 to 2200.
 _PLAUSIBLE_SECONDS = (946684800, 7258118400)
+_MAX_UPTIME_S = 946684800  # 30 years
 
 # Objects of the slab cache of list_lru_ones that other users have without a note. Kernels of the lab have up to 10,500;
 # a doubling that goes unnoticed half way leaves 50 % of what is counted unexplained.
@@ -393,9 +395,11 @@ def _target_row(kernel, findings, sbs, memcg_list):
     uts = prog["init_uts_ns"].name.read_()
     captured_s, uptime_s, booted_us = _clock(prog)
     page_bytes = prog["PAGE_SIZE"].value_()
-    memory_bytes = _totalram_pages(prog) * page_bytes
+    memory_bytes = memmap.total_pages(prog) * page_bytes
+    active_objects = cache_bytes = None
+    if findings.object_cache:
+        active_objects, cache_bytes = slab.cache_usage(findings.object_cache, memory_bytes)
     online_memcgs = [memcg for memcg in memcg_list if memcg.online and memcg.parent]
-    active_objects, cache_bytes = slab.cache_usage(findings.object_cache) if findings.object_cache else (None, None)
     cached_objects = sum(lru.list_lru_one_objects for lru in findings.list_lrus) if findings.object_cache else None
     reads, read_bytes = budget.reads()
     return {
@@ -481,14 +485,6 @@ def _list_lru_notes(findings):
         yield "list_lrus that an unmount was freeing, counted as empty: %d" % findings.destroyed_lrus
 
 
-def _totalram_pages(prog):
-    try:
-        return prog["_totalram_pages"].counter.value_()
-    except LookupError:
-        # Before commit ca79b0c211af ("mm: convert totalram_pages and totalhigh_pages variables to atomic") (in v5.0).
-        return prog["totalram_pages"].value_()
-
-
 def _clock(prog):
     """Return the kernel's time and its uptime in seconds, and its time of boot in microseconds, or three times None.
 
@@ -509,9 +505,11 @@ def _clock(prog):
     low, high = _PLAUSIBLE_SECONDS
     if not low < epoch_s < high:
         return None, None, None
-    uptime_s = max(0, epoch_s + monotonic_s + offs_boot_ns // 10**9)
+    uptime_s = epoch_s + monotonic_s + offs_boot_ns // 10**9
+    if not (abs(uptime_s) < _MAX_UPTIME_S and 0 <= monotonic_ns < 10**9):
+        return None, None, None
     booted_us = -(monotonic_s * 10**9 + monotonic_ns + offs_boot_ns) // 1000
-    return epoch_s, uptime_s, min(booted_us, epoch_s * _MICROSECONDS)
+    return epoch_s, max(0, uptime_s), min(booted_us, epoch_s * _MICROSECONDS)
 
 
 def _core_id(kernel, captured_s, uptime_s):

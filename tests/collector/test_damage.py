@@ -74,8 +74,26 @@ def a_memcg_with_an_id_that_cannot_be(prog: Program) -> None:
     overlay(prog, kmemcg_id, struct.pack("<i", 2**31 - 1))
 
 
-def no_nodes(prog: Program) -> None:
-    overlay(prog, prog["nr_node_ids"].address_, bytes(4))
+def memcg_member(path: str, value: int) -> Callable[[Program], None]:
+    """Set a member of four bytes of the first memcg."""
+
+    def damage(prog: Program) -> None:
+        overlay(prog, first_memcg(prog) + offsetof(prog.type("struct mem_cgroup"), path), struct.pack("<i", value))
+
+    return damage
+
+
+def nodes(count: int) -> Callable[[Program], None]:
+    return lambda prog: overlay(prog, prog["nr_node_ids"].address_, struct.pack("<I", count))
+
+
+def a_directory_of_another_memcg(prog: Program) -> None:
+    memcg = Object(prog, "struct mem_cgroup *", first_memcg(prog))
+    word(prog, memcg.css.cgroup.kn.address_of_().value_(), prog["root_mem_cgroup"].css.cgroup.kn.value_())
+
+
+def more_memory_than_the_nodes_have(prog: Program) -> None:
+    word(prog, prog["_totalram_pages"].address_, 1 << 62)
 
 
 def a_blank_page_of_slab_caches(prog: Program) -> None:
@@ -104,11 +122,59 @@ def a_filesystem_without_a_name(prog: Program) -> None:
         cache_ids(2**31 - 1),
         cache_ids(100),
         a_memcg_with_an_id_that_cannot_be,
-        no_nodes,
+        memcg_member("id.id", -(2**31)),
+        memcg_member("css.id", 0),
+        memcg_member("kmemcg_id", -2),
+        nodes(0),
+        nodes(2**30),
+        a_directory_of_another_memcg,
+        more_memory_than_the_nodes_have,
     ],
 )
 def test_damage_to_an_eager_kernel_gives_no_numbers(damage: Callable[[Program], None]) -> None:
     assert_no_numbers(EAGER, damage)
+
+
+def columns_after(damage: Callable[[Program], None]) -> dict[str, object]:
+    """Audit a damaged eager kernel and return the row of targets."""
+    opened_kernel = kernel.open_kernel(str(EAGER.path))
+    damage(opened_kernel.prog)
+    return target_row(snapshot.take(opened_kernel))
+
+
+@pytest.mark.parametrize("member", ["wall_to_monotonic.tv_sec", "wall_to_monotonic.tv_nsec", "offs_boot", "xtime_sec"])
+@pytest.mark.parametrize("value", [-1 << 63, 0x5A5A5A5A5A5A5A5A])
+def test_a_clock_that_cannot_be_gives_no_times(member: str, value: int) -> None:
+    def damage(prog: Program) -> None:
+        timekeeper = snapshot._timekeeper(prog)
+        word(prog, timekeeper.address_ + offsetof(timekeeper.type_, member), value)
+
+    target = columns_after(damage)
+    assert (target["captured_at"], target["booted_at"], target["uptime_s"]) == (None, None, None)
+
+
+def test_more_slabs_than_memory_has_room_for_are_not_counted() -> None:
+    def damage(prog: Program) -> None:
+        cache = find_slab_cache(prog, EAGER.target["slab_cache"])
+        overlay(prog, cache.oo.address_of_().value_(), b"\xff" * 4)
+
+    target = columns_after(damage)
+    assert target["slab_cache_bytes"] is None
+
+
+def test_the_items_of_a_memcg_without_an_id_are_looked_for_on_no_list() -> None:
+    """An online memcg to which objects are charged."""
+    assert columns_after(memcg_member("kmemcg_id", -1))["layout"] == "array_rcu"
+
+
+@pytest.mark.parametrize("member", ["d_inode", "d_sb"])
+def test_a_filesystem_with_a_broken_root_has_no_charged_objects(member: str) -> None:
+    def damage(prog: Program) -> None:
+        root = [sb.root for sb in superblocks.walk(prog) if sb.fstype == b"tmpfs"][-1]
+        word(prog, root + offsetof(prog.type("struct dentry"), member), 0)
+
+    notes = columns_after(damage)["notes"]
+    assert "charged objects are not counted: the root of the superblock" in str(notes)
 
 
 # Changes during a walk. The walk calls superblocks.root_by_superblock() before it reads the arrays again. So the tests

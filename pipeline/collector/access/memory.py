@@ -141,6 +141,24 @@ def read(prog, address, size):
     return prog.read(address, size)
 
 
+def read_word(prog, address):
+    """Return the 64-bit word of kernel memory at an address.
+
+    :raises FaultError: as for read().
+    """
+    return int.from_bytes(read(prog, address, 8), byte_order(prog))
+
+
+def check_range(low, value, high, name):
+    """Return a value that the kernel bounds.
+
+    :raises CollectError: ``bad_core``: it is out of its bounds.
+    """
+    if not low <= value <= high:
+        raise CollectError("bad_core", "%s is %d, not between %d and %d" % (name, value, low, high))
+    return value
+
+
 def walk_list(prog, members, first, head, offset, max_structs, decoded_structs=None):
     """Yield the address and the decoded members of each struct on a kernel list.
 

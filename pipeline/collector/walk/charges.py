@@ -180,13 +180,18 @@ class _Scan:
         :raises CollectError: ``bad_core``: the roots of two filesystems disagree on a cache's objects.
         """
         dentry_type = self.prog.type("struct dentry")
-        d_inode = Members(self.prog, dentry_type, d_inode="d_inode")
+        dentry_members = Members(self.prog, dentry_type, d_inode="d_inode", d_sb="d_sb")
         d_sb, i_sb = offsetof(dentry_type, "d_sb"), offsetof(self.prog.type("struct inode"), "i_sb")
         child_caches = memcg_caches.owners(self.prog)
         # Address of a root cache -> the fields lru and sb_offset of its _SlabCache.
         layouts = {self.prog["radix_tree_node_cachep"].value_(): (None, None)}
-        roots = {sb.fstype: sb.root for sb in sbs if sb.root}.values()
-        inodes = {dentry: fields.d_inode for dentry, fields in d_inode.read_each(self.prog, roots).items()}
+        roots = {sb.fstype: sb for sb in sbs if sb.root}.values()
+        dentries = dentry_members.read_each(self.prog, [sb.root for sb in roots])
+        for sb in roots:
+            root = dentries[sb.root]
+            if not is_running(self.prog) and not (root.d_inode and root.d_sb == sb.address):
+                raise CollectError("bad_core", "the root of the superblock at 0x%x is broken" % sb.address)
+        inodes = {dentry: fields.d_inode for dentry, fields in dentries.items()}
         # An object outside slabs is part of the kernel image and not charged.
         slots = find_slots(self.prog, {*inodes, *inodes.values()})
         for dentry, inode in inodes.items():

@@ -2,7 +2,7 @@
 
 from drgn import FaultError, Object, offsetof
 
-from ..access.memory import Members, text, walk_list
+from ..access.memory import Members, read_word, text, walk_list
 from ..status import CollectError
 from . import superblocks
 
@@ -75,7 +75,7 @@ class _PointerCache:
 
     def read(self, address):
         if address not in self._pointers:
-            self._pointers[address] = self._prog.read_word(address + self._offset)
+            self._pointers[address] = read_word(self._prog, address + self._offset)
         return self._pointers[address]
 
 

@@ -13,7 +13,7 @@ from operator import itemgetter
 
 from drgn import FaultError, offsetof, sizeof
 
-from ..access.memory import MAX_PATH_BYTES, Members, WordFinder, has_member, read, read_each
+from ..access.memory import MAX_PATH_BYTES, Members, WordFinder, has_member, read, read_each, read_word
 from .dentries import Dentries
 from .memmap import compound_order_location
 
@@ -173,7 +173,7 @@ class DyingMemcgPages:
         if word < len(page_words):
             value = page_words[word]
         else:
-            value = self._prog.read_word(self._prog["vmemmap"].value_() + (first * self._step + word) * _WORD_BYTES)
+            value = read_word(self._prog, self._prog["vmemmap"].value_() + (first * self._step + word) * _WORD_BYTES)
         order = value >> self._order_shift & 0xFF
         return 1 << order if order <= _MAX_ORDER and not (first + i) % (1 << order) else 0
 

@@ -14,13 +14,12 @@ from ..access.memory import Members, has_member, is_running, read_each
 from ..status import CollectError
 from . import layouts, owners, superblocks
 from .nodes import nodes_in_state, nr_node_ids
-from .pointer_arrays import PointerArrays, check_range
+from .pointer_arrays import PointerArrays
 from .slab import allocation
 from .xarrays import Xarrays
 
 # Objects queued before they are read together; bounds the memory that they take to about 100 MB.
 _MAX_QUEUED_OBJECTS = 1 << 18
-_MAX_NUMNODES = 1 << 10
 
 
 class ListLru:
@@ -174,7 +173,7 @@ class _Walk:
         self.findings = findings
         self.holder_paths = dict(holder_members, node="node")
         self.holder_bytes = sizeof(layouts.holder_type(prog))
-        self.nr_node_ids = check_range(1, nr_node_ids(prog), _MAX_NUMNODES, "nr_node_ids")
+        self.nr_node_ids = nr_node_ids(prog)
         node_type = prog.type("struct list_lru_node")
         self.node_bytes = sizeof(node_type)
         paths = dict(node_members, root_items="lru.nr_items")
@@ -363,7 +362,8 @@ class _PerNode(_Walk):
         :param arrays_with_items: pairs (_State, addresses of the pointer arrays of the nodes that count items).
         """
         for state, arrays in arrays_with_items:
-            ids = sorted(memcg.cache_id for memcg in self.likely_memcgs.get(state.lru.address, ()))
+            likely_memcgs = self.likely_memcgs.get(state.lru.address, ())
+            ids = sorted(memcg.cache_id for memcg in likely_memcgs if memcg.cache_id is not None)
             for array in arrays:
                 self.queue_objects(state.lru, self.arrays.entries(array, ids))
         self.count_items()

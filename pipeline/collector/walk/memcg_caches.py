@@ -9,11 +9,10 @@ from collections import Counter, namedtuple
 
 from drgn import Object, sizeof
 
-from ..access.memory import Members, has_member
+from ..access.memory import Members, check_range, has_member
 from ..status import CollectError
 from . import slab, slub, totals
 from .held import Held
-from .pointer_arrays import check_range
 
 _PARAMS = "memcg_params."
 _POINTER_BYTES = 8

@@ -9,6 +9,7 @@ from ..access.memory import (
     Members,
     bounded_path,
     c_strings,
+    check_range,
     has_member,
     is_running,
     read_each,
@@ -18,6 +19,9 @@ from ..access.memory import (
 from ..status import CollectError
 from .nodes import nr_node_ids
 
+# kmemcg_id and id.id are ids of 16 bits; css.id is one of an IDR.
+MEM_CGROUP_ID_MAX = 65535
+_INT_MAX = (1 << 31) - 1
 # Bounds the walk over a broken tree.
 _MAX_MEMCGS = 1 << 20
 _POINTER_BYTES = 8
@@ -50,8 +54,11 @@ class Memcg:
 
     def __init__(self, address, fields, path, dir_rev, parent):
         self.address = address
-        self.css_id = fields.css_id
+        self.css_id = check_range(1, fields.css_id, _INT_MAX, "css.id of the memcg at 0x%x" % address)
         self.memcg_id = getattr(fields, "memcg_id", None)
+        if self.memcg_id is not None:
+            check_range(0, self.memcg_id, MEM_CGROUP_ID_MAX, "id.id of the memcg at 0x%x" % address)
+        check_range(-1, fields.cache_id, MEM_CGROUP_ID_MAX, "kmemcg_id of the memcg at 0x%x" % address)
         self.online = bool(fields.flags & _CSS_ONLINE) and not _is_reparented(fields, parent)
         self.cache_id = fields.cache_id if self.online and fields.cache_id >= 0 else None
         self.cgroup = fields.cgroup
@@ -116,16 +123,21 @@ def walk(prog):
     children_offset = css_offset + css_type.member("children").offset
     sibling_offset = css_offset + css_type.member("sibling").offset
     cgroup = Members(prog, "struct cgroup", kn="kn")
-    kernfs_member_paths = {"name": "name"}
+    # Renamed by commit 633488947ef6 ("kernfs: Use RCU to access kernfs_node::parent.") (in v6.15).
+    parent_member = next(name for name in ("__parent", "parent") if has_member(prog.type("struct kernfs_node"), name))
+    kernfs_member_paths = {"name": "name", "parent": parent_member}
     # Since commit 895adbec302e ("kernfs: add a revision to identify directory node changes") (in v5.15).
     if has_member(prog.type("struct kernfs_node"), "dir.rev"):
         kernfs_member_paths["dir_rev"] = "dir.rev"
     kernfs_node = Members(prog, "struct kernfs_node", **kernfs_member_paths)
 
+    nodes = {}
+
     def read_directories(cgroups):
-        nodes = {address: fields.kn for address, fields in cgroup.read_each(prog, cgroups).items()}
-        directories = kernfs_node.read_each(prog, nodes.values())
-        return {address: directories[node] for address, node in nodes.items()}
+        read_nodes = {address: fields.kn for address, fields in cgroup.read_each(prog, cgroups).items()}
+        nodes.update(read_nodes)
+        directories = kernfs_node.read_each(prog, read_nodes.values())
+        return {address: directories[node] for address, node in read_nodes.items()}
 
     root_address = prog["root_mem_cgroup"].value_()
     root_fields = members.read(prog, root_address)
@@ -151,6 +163,9 @@ def walk(prog):
             children = _unreleased(children, members.read_each(prog, children))
         for address, fields in children.items():
             directory = directories[fields.cgroup]
+            # A removed directory keeps its parent.
+            if directory.parent not in (0, nodes[parent.cgroup]) or not names[directory.name]:
+                raise CollectError("bad_core", "the directory of the memcg at 0x%x is broken" % address)
             path = bounded_path((b"" if parent.parent is None else parent.path) + b"/" + names[directory.name])
             memcgs.append(Memcg(address, fields, path, getattr(directory, "dir_rev", None), parent))
             first_children.append(fields.first_child)

@@ -6,7 +6,7 @@ from collections import namedtuple
 from drgn import FaultError, offsetof, sizeof
 from drgn.helpers.linux.mm import page_to_virt, pfn_to_page
 
-from ..access.memory import WordFinder, byte_order, has_member, words
+from ..access.memory import WordFinder, byte_order, check_range, has_member, words
 from ..status import CollectError
 from .nodes import nodes_in_state
 
@@ -235,17 +235,37 @@ def require_slub(prog):
     offsetof(prog.type("struct kmem_cache"), "oo")
 
 
+def total_pages(prog):
+    """Return the pages of memory that the kernel manages, ``totalram_pages()``.
+
+    :raises CollectError: ``bad_core``: the nodes that are online do not have so many.
+    """
+    try:
+        pages = prog["_totalram_pages"].counter.value_()
+    except LookupError:
+        # Before commit ca79b0c211af ("mm: convert totalram_pages and totalhigh_pages variables to atomic") (in v5.0).
+        pages = prog["totalram_pages"].value_()
+    present_pages = sum(node.node_present_pages.value_() for node in _nodes(prog))
+    return check_range(1, pages, present_pages, "the kernel's number of pages, of those of its nodes,")
+
+
+def _nodes(prog):
+    """Return the ``struct pglist_data`` of each node that is online."""
+    try:
+        return [prog["node_data"][nid] for nid in nodes_in_state(prog, "N_ONLINE")]
+    except LookupError:  # Without CONFIG_NUMA.
+        return [prog["contig_page_data"]]
+
+
 def pfn_spans(prog):
     """Return ranges of page frame numbers that contain all memory: pairs (start, end), ascending and disjoint.
 
     Nodes can be interleaved and have holes.
     """
-    try:
-        nodes = [prog["node_data"][nid] for nid in nodes_in_state(prog, "N_ONLINE")]
-    except LookupError:  # Without CONFIG_NUMA.
-        nodes = [prog["contig_page_data"]]
     spans = []
-    for start, pages in sorted((node.node_start_pfn.value_(), node.node_spanned_pages.value_()) for node in nodes):
+    for start, pages in sorted(
+        (node.node_start_pfn.value_(), node.node_spanned_pages.value_()) for node in _nodes(prog)
+    ):
         if start + pages > _MAX_PAGES:
             raise CollectError("bad_core", "a NUMA node spans %d pages from page frame %d" % (pages, start))
         if spans and start <= spans[-1][1]:

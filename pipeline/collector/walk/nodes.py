@@ -2,11 +2,18 @@
 
 from drgn.helpers.linux.nodemask import for_each_node_mask
 
+from ..access.memory import check_range
+
+_MAX_NUMNODES = 1 << 10
+
 
 def nr_node_ids(prog):
-    """Return ``nr_node_ids``, one more than the highest possible node."""
+    """Return ``nr_node_ids``, one more than the highest possible node.
+
+    :raises CollectError: ``bad_core``: the kernel cannot have so many.
+    """
     try:
-        return prog["nr_node_ids"].value_()
+        return check_range(1, prog["nr_node_ids"].value_(), _MAX_NUMNODES, "nr_node_ids")
     except LookupError:  # A macro without CONFIG_NUMA.
         return 1
 

@@ -10,12 +10,11 @@ from contextlib import suppress
 
 from drgn import TypeKind, offsetof, sizeof
 
-from ..access.memory import Members, has_member, is_running, member_type, read, walk_list, words
+from ..access.memory import Members, check_range, has_member, is_running, member_type, read, walk_list, words
 from ..status import CollectError
 from .held import Held
 from .memcgs import Pointers
 from .nodes import nr_node_ids
-from .pointer_arrays import check_range
 
 # Bounds pcpu_nr_slots: one for each power of two of an int, and four for other chunks.
 _MAX_SLOTS = 64

@@ -9,27 +9,17 @@ allocation fails, the new objects are freed again. The longer arrays stay, with 
 from drgn import FaultError, sizeof
 from drgn.helpers.linux.mm import in_direct_map
 
-from ..access.memory import Members, has_member, read, read_each, words
+from ..access.memory import Members, check_range, has_member, read, read_each, words
 from ..model.cost import next_cache_ids
 from ..status import CollectError
 from . import slab
+from .memcgs import MEM_CGROUP_ID_MAX
 
 _ZERO_SIZE_PTR = 16
 _POINTER_BYTES = 8
-_MEM_CGROUP_ID_MAX = 65535
 # Last objects of an array that are looked at. Some of the freed objects at the end of an array are in use again, but
 # hardly this many in a row as empty list_lru_ones.
 _LAST_OBJECTS = 16
-
-
-def check_range(low, value, high, name):
-    """Return a value that the kernel bounds.
-
-    :raises CollectError: ``bad_core``: it is out of its bounds.
-    """
-    if not low <= value <= high:
-        raise CollectError("bad_core", "%s is %d, not between %d and %d" % (name, value, low, high))
-    return value
 
 
 class PointerArrays:
@@ -43,7 +33,7 @@ class PointerArrays:
 
     def __init__(self, prog, memcgs):
         self.prog = prog
-        self.cache_ids = check_range(0, self._read_cache_ids(), _MEM_CGROUP_ID_MAX, "memcg_nr_cache_ids")
+        self.cache_ids = check_range(0, self._read_cache_ids(), MEM_CGROUP_ID_MAX, "memcg_nr_cache_ids")
         self.online_ids = sorted(memcg.cache_id for memcg in memcgs if memcg.cache_id is not None)
         if self.online_ids:
             check_range(0, self.online_ids[-1], self.cache_ids - 1, "the highest kmemcg_id")

@@ -9,11 +9,10 @@ from collections import namedtuple
 
 from drgn import sizeof
 
-from ..access.memory import Members, has_member, read_each, words
+from ..access.memory import Members, check_range, has_member, read_each, words
 from ..status import CollectError
 from . import memcgs, slab
 from .held import Held
-from .pointer_arrays import check_range
 
 _WORD_BYTES = 8
 # The ids of a word of the bitmap, and of a struct shrinker_info_unit: SHRINKER_UNIT_BITS.

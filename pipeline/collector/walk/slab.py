@@ -4,7 +4,7 @@ import re
 import struct
 from collections import namedtuple
 
-from drgn import FaultError, Object, offsetof, sizeof
+from drgn import Object, offsetof, sizeof
 from drgn.helpers import ValidationError
 from drgn.helpers.linux.mm import (
     compound_head,
@@ -17,7 +17,16 @@ from drgn.helpers.linux.mm import (
 )
 from drgn.helpers.linux.slab import slab_object_info
 
-from ..access.memory import Members, c_strings, has_member, is_running, read_each, struct_prefix, walk_list
+from ..access.memory import (
+    UNREADABLE,
+    Members,
+    c_strings,
+    has_member,
+    is_running,
+    read_each,
+    struct_prefix,
+    walk_list,
+)
 from ..status import CollectError
 from .memmap import compound_order_location, slab_test, slab_type
 from .nodes import nodes_in_state
@@ -390,10 +399,13 @@ def count_slabs(prog, addresses):
     return {address: sum(counts[node].slabs for node in row) for address, row in nodes.items()}
 
 
-def cache_usage(cache):
+def cache_usage(cache, memory_bytes):
     """Return the active objects and the bytes of a slab cache, or None and None where drgn cannot count them.
 
-    drgn has slab_cache_usage() since 0.1.0. It needs the counters of CONFIG_SLUB_DEBUG.
+    drgn has slab_cache_usage() since 0.1.0. It needs the counters of CONFIG_SLUB_DEBUG; damaged ones can count more
+    slabs than memory has room for.
+
+    :param memory_bytes: of the machine.
     """
     try:
         from drgn.helpers.linux.slab import slab_cache_order, slab_cache_usage
@@ -402,9 +414,11 @@ def cache_usage(cache):
     prog = cache.prog_
     try:
         usage = slab_cache_usage(_CacheWithoutHoles(cache))
-    except (AttributeError, LookupError, ValueError, FaultError, ValidationError):
+    except (*UNREADABLE, ValidationError):
         return None, None
-    return usage.active_objs, usage.num_slabs * (prog["PAGE_SIZE"].value_() << slab_cache_order(cache))
+    cache_bytes = usage.num_slabs * (prog["PAGE_SIZE"].value_() << slab_cache_order(cache))
+    counts = (usage.active_objs, usage.active_objs * cache.size.value_()), (cache_bytes, cache_bytes)
+    return tuple(count if count_bytes <= memory_bytes else None for count, count_bytes in counts)
 
 
 class _CacheWithoutHoles:

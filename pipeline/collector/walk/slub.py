@@ -12,11 +12,10 @@ from drgn import Object, offsetof, sizeof
 from drgn.helpers.linux.cpumask import for_each_online_cpu
 from drgn.helpers.linux.percpu import per_cpu_ptr
 
-from ..access.memory import Members, byte_order, has_member, is_running, read_each, struct_prefix, words
+from ..access.memory import Members, byte_order, check_range, has_member, is_running, read_each, struct_prefix, words
 from ..status import CollectError
 from .memmap import bits
 from .nodes import nr_node_ids
-from .pointer_arrays import check_range
 
 _POINTER_BYTES = 8
 _ADDRESS_MASK = (1 << 64) - 1

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 from drgn import FaultError
 
-from ..access.memory import Members, bounded_path, c_string, has_member, is_running, walk_list
+from ..access.memory import Members, bounded_path, c_string, has_member, is_running, read_word, walk_list
 from ..status import CollectError
 from .dentries import Dentries
 
@@ -99,7 +99,7 @@ def walk(prog):
     for address, fields in walk_list(prog, members, first, head, 0, _MAX_SUPERBLOCKS):
         fstype = fstypes.get(fields.s_type)
         if fstype is None:
-            fstype = fstypes[fields.s_type] = c_string(prog, prog.read_word(fields.s_type))
+            fstype = fstypes[fields.s_type] = c_string(prog, read_word(prog, fields.s_type))
             if not fstype:
                 raise CollectError("bad_core", "the filesystem type of the superblock at 0x%x has no name" % address)
         if fields.s_subtype:

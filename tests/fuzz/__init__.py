@@ -1,1 +1,1 @@
-"""Hostile bytes for parsers and cores: campaigns with a seed, which count their cases."""
+"""Campaigns with a seed: damaged cores, and hostile bytes for every parser."""

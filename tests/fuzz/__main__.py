@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-CAMPAIGNS = ("parsers",)
+CAMPAIGNS = ("cores", "parsers")
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in CAMPAIGNS:

@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[1]
 
 # The extras of each lock file, and the lock files that are installed with it.
 EXTRAS = {"run": [], "test": ["test"], "faults": ["faults", "readers"], "browser": ["browser"]}
+# A release without an sdist, against which anyone could compare its wheel, is passed over.
+EXCLUDED = ["certifi!=2026.10.19.post1", "certifi!=2026.10.18"]
 BASES = {"run": [], "test": ["run"], "faults": ["run", "test"], "browser": ["run", "test"]}
 
 
@@ -53,7 +55,7 @@ def compile_lock(name: str) -> None:
         command += ["--constraint", str(lock_path(base))]
         for distribution in {distribution for distribution, _, marker in pins(base) if not marker}:
             command += ["--no-emit-package", distribution]
-    text = "\n".join(requirements(name))
+    text = "\n".join([*requirements(name), *(EXCLUDED if name == "run" else ())])
     subprocess.run([*command, "--output-file", str(lock_path(name)), "-"], input=text, text=True, cwd=ROOT, check=True)
 
 

@@ -8,6 +8,7 @@
     ├── ClientError          1  ssh cannot run on this machine                               (fanout.transports.ssh)
     ├── WarehouseError       1  a run cannot be stored or read                               (warehouse.errors)
     │   ├── TornError        1  a file of a run is missing or incomplete
+    │   ├── ExpiredError     1  a run was expired while it was read
     │   └── LocationError    2  a path or URI that cannot hold a warehouse
     ├── QueryError           1  a query cannot be answered                                   (query.session)
     ├── CheckError           1  rows of a run contradict one another, whatever the target    (query.checks)

@@ -347,6 +347,8 @@ def staged_runs(root: str | Path) -> dict[str, dict[str, Any]]:
     runs = {}
     with storage_errors(str(store)):
         for directory in staged_directories(store):
+            if store.is_published(directory.name):
+                continue
             try:
                 run = read_run_file(directory)
             except TornError:
@@ -500,17 +502,16 @@ def _dataset(
 def path_of(manifest: Manifest, file: File) -> str:
     """Return the path of a table's file.
 
-    :raises WarehouseError: in a directory, another file has been put in its place, or a link, a pipe or a device.
+    :raises WarehouseError: in a directory, a link, a pipe or a device has been put in its place.
     """
     path = manifest.directory.file_path(file.path)
     if manifest.directory.filesystem.type_name == "local":
         with suppress(OSError):  # the error of who reads it says more
-            status = os.lstat(path)
-            if not stat.S_ISREG(status.st_mode) or status.st_size != file.bytes:
+            if not stat.S_ISREG(os.lstat(path).st_mode):
                 display_path = manifest.directory.display_path_of(file.path)
                 raise WarehouseError(
-                    f"{display_path}: not the file of {file.bytes} bytes in the manifest; restore it, or remove "
-                    f"the run with: lru-audit expire --run {manifest.run_id}"
+                    f"{display_path}: not a file; restore it, or remove the run with: "
+                    f"lru-audit expire --run {manifest.run_id}"
                 )
     return path
 

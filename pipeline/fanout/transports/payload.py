@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import shlex
 import zlib
 from pathlib import Path
@@ -23,6 +24,7 @@ _INTERPRETERS = ("python3", "/usr/libexec/platform-python")  # the second is RHE
 _COMPLETENESS_TEST = "import sys,json;sys.exit(sys.version_info<(3,6))"
 DRGN_BYTES = 40 << 20
 """Room that drgn needs on a host besides a package, as in remote.py."""
+_COMMENT_LINE = re.compile(r"^ *#.*$", re.MULTILINE)
 _UNPACK_TIMEOUT_S = 600  # to receive a package; over a network that is cut without a word, head would wait for ever
 _COLLECTOR = Path(__file__).parents[2] / "collector"
 _BOOTSTRAP = "remote.py"
@@ -63,8 +65,13 @@ def bootstrap() -> bytes:
 def sources() -> bytes:
     """Return the collector's source files as a compressed Python literal, a dict of path to text."""
     paths = sorted(path for path in _COLLECTOR.rglob("*.py") if path.name != _BOOTSTRAP)
-    files = {str(path.relative_to(_COLLECTOR.parents[1])): path.read_text("utf-8") for path in paths}
+    files = {str(path.relative_to(_COLLECTOR.parents[1])): _without_comments(path.read_text("utf-8")) for path in paths}
     return pack({"pipeline/__init__.py": "", **files})
+
+
+def _without_comments(source: str) -> str:
+    """Empty the lines that are comments: a fifth of what would be sent. No string of the collector has such a line."""
+    return _COMMENT_LINE.sub("", source)
 
 
 def pack(files: dict[str, str]) -> bytes:

@@ -20,7 +20,7 @@ import time
 import traceback
 from pathlib import Path
 
-from tests.fuzz.target import Target
+from tests.fuzz.target import Target, scratch
 
 _CASE_TIMEOUT_S = 10
 _MEMORY_BYTES = 512 << 20
@@ -56,6 +56,7 @@ def fuzz(corpus: Path, names: list[str], seed: int, cases: int) -> int:
 
     with atheris.instrument_imports(include=["pipeline"]):
         chosen = targets(names)
+    scratch()
     weights = sum(target.weight for target in chosen.values())
     faults = total = 0
     for name, target in chosen.items():

@@ -38,8 +38,11 @@ class Target(NamedTuple):
 
 
 @functools.cache
-def scratch(process_id: int) -> Path:
-    """Return an empty directory, in memory where possible, that is removed when the process ends."""
+def scratch() -> Path:
+    """Return an empty directory, in memory where possible, that is removed when the process ends.
+
+    A process that forks calls this first: libFuzzer ends its process without removing anything.
+    """
     shm = "/dev/shm"
     directory = Path(tempfile.mkdtemp(prefix="lru-fuzz.", dir=shm if os.access(shm, os.W_OK) else None))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
@@ -48,6 +51,6 @@ def scratch(process_id: int) -> Path:
 
 def file_with(data: bytes, name: str = "input") -> str:
     """Return the path of a file with this content, which the next call with the same name replaces."""
-    path = scratch(os.getpid()) / name
+    path = scratch() / name
     path.write_bytes(data)
     return str(path)

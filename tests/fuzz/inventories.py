@@ -169,7 +169,7 @@ def parse_packed(data: bytes) -> None:
         for _, stream in packed.dumps(file, 1 << 20, 100):
             assert formats.is_dump(stream.peek(formats.HEAD_BYTES))
     cores._identity(file_with(data, "vmcore.1"))
-    directory = scratch(os.getpid()) / "unpacked"
+    directory = scratch() / "unpacked"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     with mock.patch.object(unpack, "_MAX_CORE_BYTES", 1 << 28):

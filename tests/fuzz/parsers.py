@@ -14,6 +14,7 @@ import argparse
 import os
 import re
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -38,8 +39,12 @@ def main(arguments: list[str]) -> int:
     args = parser.parse_args(arguments)
     if args.replay is not None:
         return replay(args.replay, args.targets)
-    with tempfile.TemporaryDirectory() as directory:
+    directory, owner = tempfile.mkdtemp(), os.getpid()
+    try:
         return fuzz(args.corpus or Path(directory), args.targets, args.seed, args.cases)
+    finally:
+        if os.getpid() == owner:  # a fault ends the child's Python in order
+            shutil.rmtree(directory)
 
 
 def targets(names: list[str]) -> dict[str, Target]:

@@ -6,7 +6,6 @@ import contextlib
 import gzip
 import io
 import json
-import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,7 +67,7 @@ def frame_seeds() -> Iterator[bytes]:
 
 def parse_manifest(data: bytes) -> None:
     """Read the manifest of a run, and take its fields as readers do."""
-    directory = scratch(os.getpid()) / MANIFEST_RUN
+    directory = scratch() / MANIFEST_RUN
     directory.mkdir(exist_ok=True)
     (directory / "manifest.json").write_bytes(data)
     manifest = runs._load_manifest(local_folder(directory))
@@ -78,7 +77,7 @@ def parse_manifest(data: bytes) -> None:
 
 def parse_staged(data: bytes) -> None:
     """Read run.json and inputs.jsonl.gz of a run in staging."""
-    directory = scratch(os.getpid()) / "staged"
+    directory = scratch() / "staged"
     directory.mkdir(exist_ok=True)
     (directory / "run.json").write_bytes(data)
     for content in (data, gzip.compress(data, 1)):
@@ -117,7 +116,7 @@ def parse_stderr(data: bytes) -> None:
     for reason in reasons:
         assert child.error_line(str(reason)).isprintable()
     if (words_of_host := drgn_wheels.asking_host(data)) is not None:
-        drgn_wheels.load(str(scratch(os.getpid())), *words_of_host)
+        drgn_wheels.load(str(scratch()), *words_of_host)
 
 
 def stderr_seeds() -> Iterator[bytes]:
@@ -132,7 +131,7 @@ def stderr_seeds() -> Iterator[bytes]:
 
 def parse_wheel(data: bytes) -> None:
     """Read a wheel of drgn as it is sent to a host, and an ELF file of --ship-python."""
-    directory = scratch(os.getpid()) / "wheels"
+    directory = scratch() / "wheels"
     directory.mkdir(exist_ok=True)
     file_with(data, f"wheels/{WHEEL}")
     with contextlib.suppress(standalone.StandaloneError):

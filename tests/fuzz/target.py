@@ -45,7 +45,8 @@ def scratch() -> Path:
     """
     shm = "/dev/shm"
     directory = Path(tempfile.mkdtemp(prefix="lru-fuzz.", dir=shm if os.access(shm, os.W_OK) else None))
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    owner = os.getpid()
+    atexit.register(lambda: shutil.rmtree(directory, ignore_errors=True) if os.getpid() == owner else None)
     return directory
 
 

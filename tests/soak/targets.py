@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,11 +124,15 @@ class Fleet:
             subprocess.run(command, cwd=ROOT, stdout=file, check=True)
         _, header, frame = output.read_bytes().partition(b"list-lru-audit snapshot 1\n")
         *tables, end = map(json.loads, frame.splitlines())
-        rows = {table["table"]: len(table["rows"]) for table in tables}
-        (lists,) = (table for table in tables if table["table"] == "list_lrus")
-        indices = [lists["columns"].index(column) for column in BYTES_COLUMNS]
-        self.figures[core] = Figures(sum(row[index] or 0 for row in lists["rows"] for index in indices), rows)
-        lists["rows"][0][lists["columns"].index("list_lru_one_objects")] += 1
+        rows: Counter[str] = Counter()
+        for table in tables:
+            rows[table["table"]] += len(table["rows"])
+        lists = [table for table in tables if table["table"] == "list_lrus"]
+        columns = lists[0]["columns"]
+        indices = [columns.index(column) for column in BYTES_COLUMNS]
+        list_lru_bytes = sum(row[index] or 0 for table in lists for row in table["rows"] for index in indices)
+        self.figures[core] = Figures(list_lru_bytes, rows)
+        lists[0]["rows"][0][columns.index("list_lru_one_objects")] += 1
         lines = "".join(f"{json.dumps(record)}\n" for record in (*tables, end))
         output.with_name(f"{output.name}.contradicting").write_text(f"{header.decode()}{lines}")
 

@@ -96,6 +96,11 @@ def text(value: Object) -> str:
     return str(value.string_().decode(errors="backslashreplace"))
 
 
+def reversible_text(value: Object) -> str:
+    """The text of a column that has none for bytes beside it: a backslash is escaped too."""
+    return str(value.string_().replace(b"\\", b"\\\\").decode(errors="backslashreplace"))
+
+
 def target_columns(
     prog: Program,
     superblocks: list[Object],
@@ -112,7 +117,7 @@ def target_columns(
         return int(prog["vm_node_stat"][items[item].value].counter) * page_bytes
 
     return {
-        "host": lambda: text(name.nodename),
+        "host": lambda: reversible_text(name.nodename),
         "kernel_release": lambda: text(name.release),
         "kernel_version": lambda: text(name.version),
         "arch": lambda: text(name.machine),
@@ -143,7 +148,7 @@ def superblock_columns(sb: Object) -> dict[str, Callable[[], Any]]:
 
     return {
         "address": lambda: sb.value_(),
-        "fstype": lambda: text(sb.s_type.name),
+        "fstype": lambda: reversible_text(sb.s_type.name),
         "s_id": lambda: text(sb.s_id),
         "s_dev": lambda: sb.s_dev.value_(),
         "s_flags": lambda: sb.s_flags.value_(),

@@ -32,6 +32,7 @@ def test_a_slope_is_within_its_error() -> None:
 
 
 @pytest.mark.faults
+@pytest.mark.skipif(not campaign.IS_FULL, reason="takes minutes: TEST_FULL=1 runs it")
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 @pytest.mark.skipif(shutil.which("ip") is None, reason="needs iproute2")
 def test_runs_with_faults_are_whole_and_leave_nothing() -> None:

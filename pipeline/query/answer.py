@@ -50,14 +50,19 @@ def main(result_fd: int) -> None:
             os._exit(EXIT_QUERY_ERROR)  # a normal exit would flush the rest of the result over the message
 
 
-def _answer(request: Request, result: BinaryIO) -> None:
-    session = Session(
+def session_of(request: Request) -> Session:
+    """Return the session that answers a request."""
+    return Session(
         request.tables,
         is_confined=True,
         is_landlocked=request.is_landlocked,
         memory_bytes=request.memory_bytes,
         threads=request.threads,
     )
+
+
+def _answer(request: Request, result: BinaryIO) -> None:
+    session = session_of(request)
     with session.stream(request.query, request.params) as reader, _write_errors(request.result_bytes):
         with pa.ipc.new_stream(result, reader.schema) as stream:
             for batch in reader:

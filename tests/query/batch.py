@@ -30,15 +30,9 @@ def main() -> None:
     runpy.run_path(str(LANDLOCK))["confine"](parent_pid)
     request = pickle.load(sys.stdin.buffer)
 
-    from pipeline.query.session import Session
+    from pipeline.query.answer import session_of
 
-    session = Session(
-        request.tables,
-        is_confined=True,
-        is_landlocked=request.is_landlocked,
-        memory_bytes=request.memory_bytes,
-        threads=request.threads,
-    )
+    session = session_of(request)
     for statement in json.loads(request.query):
         write(result_fd, statement)
         faulthandler.dump_traceback_later(TIMEOUT_S, exit=True)

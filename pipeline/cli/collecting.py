@@ -393,7 +393,7 @@ def _publish(args: argparse.Namespace, staging: Staging) -> int:
 def _print_report(args: argparse.Namespace, run_id: str) -> bool:
     """Print the report of a published run, and return whether a condition of --fail-if holds.
 
-    Older runs may expire meanwhile. This is no failure of the command, whose run is published: the report starts again.
+    If an older run expires meanwhile, the report starts again: the command has published its own run and does not fail.
     """
     from pipeline import query, warehouse
     from pipeline.common import output

@@ -423,7 +423,7 @@ def test_a_bare_vmcore_moves_all_names_one_folder_up_so_that_none_collide(tmp_pa
 
 
 def test_files_whose_names_print_alike_have_different_names(tmp_path):
-    """One has the byte 0xff, one the text of its escape: else whoever may write there stops the whole run."""
+    """One name has the byte 0xff, the other the text of its escape. With one name for both the run would be refused."""
     for name in (b"core-\xff", rb"core-\udcff", rb"core-\\udcff", b"core-1"):
         write(Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)))
     targets = inventory.load([str(tmp_path)])

@@ -54,11 +54,11 @@ class Memcg:
 
     def __init__(self, address, fields, path, dir_rev, parent):
         self.address = address
-        self.css_id = check_range(1, fields.css_id, _INT_MAX, "css.id of the memcg at 0x%x" % address)
+        self.css_id = check_range(1, fields.css_id, _INT_MAX, "css.id of a memcg")
         self.memcg_id = getattr(fields, "memcg_id", None)
         if self.memcg_id is not None:
-            check_range(0, self.memcg_id, MEM_CGROUP_ID_MAX, "id.id of the memcg at 0x%x" % address)
-        check_range(-1, fields.cache_id, MEM_CGROUP_ID_MAX, "kmemcg_id of the memcg at 0x%x" % address)
+            check_range(0, self.memcg_id, MEM_CGROUP_ID_MAX, "id.id of a memcg")
+        check_range(-1, fields.cache_id, MEM_CGROUP_ID_MAX, "kmemcg_id of a memcg")
         self.online = bool(fields.flags & _CSS_ONLINE) and not _is_reparented(fields, parent)
         self.cache_id = fields.cache_id if self.online and fields.cache_id >= 0 else None
         self.cgroup = fields.cgroup
